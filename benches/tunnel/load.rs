@@ -1,0 +1,186 @@
+//! The load: a server and a client, each its own process with one thread, so that what is measured
+//! is what lies between them.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::task::JoinSet;
+
+/// Bytes of a request, and of its answer.
+const MESSAGE_LEN: usize = 100;
+const BULK_CHUNK_LEN: usize = 128 * 1024;
+/// First byte of a connection.
+const KEEP: u8 = b'k';
+const ONCE: u8 = b'o';
+const SINK: u8 = b's';
+
+/// What to measure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub(crate) enum Kind {
+    /// Requests over connections that stay open.
+    Requests { connections: usize },
+    /// A connection for each request.
+    Connections { workers: usize },
+    /// As many bytes as go, one way.
+    Bulk { streams: usize },
+}
+
+/// What was measured.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Outcome {
+    /// Requests, connections or bytes.
+    pub(crate) count: u64,
+    pub(crate) seconds: f64,
+    pub p50_us: f64,
+    pub p99_us: f64,
+    pub(crate) errors: u64,
+}
+
+/// Answers on a port of its own choice, which it prints.
+pub(crate) async fn serve() -> io::Result<()> {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    println!("{}", listener.local_addr()?);
+    let mut tasks = JoinSet::new();
+    loop {
+        let (stream, _) = listener.accept().await?;
+        tasks.spawn(answer(stream));
+        while tasks.try_join_next().is_some() {}
+    }
+}
+
+async fn answer(mut stream: TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let mut message = [0; MESSAGE_LEN];
+    loop {
+        stream.read_exact(&mut message).await?;
+        match message[0] {
+            SINK => return sink(stream).await,
+            ONCE => return stream.write_all(&message).await, // and it closes first
+            _ => stream.write_all(&message).await?,
+        }
+    }
+}
+
+/// Takes everything and says how much that was.
+async fn sink(mut stream: TcpStream) -> io::Result<()> {
+    let mut buffer = vec![0; BULK_CHUNK_LEN];
+    let mut len = 0_u64;
+    loop {
+        match stream.read(&mut buffer).await? {
+            0 => break,
+            count => len += count as u64,
+        }
+    }
+    stream.write_all(&len.to_be_bytes()).await
+}
+
+/// Loads `target` for `time`.
+pub(crate) async fn load(kind: Kind, target: SocketAddr, time: Duration) -> io::Result<Outcome> {
+    let start = Instant::now();
+    let end = start + time;
+    let mut tasks = JoinSet::new();
+    let count = match kind {
+        Kind::Requests { connections: count }
+        | Kind::Connections { workers: count }
+        | Kind::Bulk { streams: count } => count,
+    };
+    for index in 0..count {
+        match kind {
+            Kind::Requests { .. } => tasks.spawn(requests(target, end)),
+            Kind::Connections { .. } => tasks.spawn(connections(target, index, end)),
+            Kind::Bulk { .. } => tasks.spawn(bulk(target, end)),
+        };
+    }
+    let mut latencies = Vec::new();
+    let mut outcome = Outcome::default();
+    while let Some(joined) = tasks.join_next().await {
+        let part = joined.map_err(io::Error::other)??;
+        outcome.count += part.count;
+        outcome.errors += part.errors;
+        latencies.extend(part.latencies);
+    }
+    outcome.seconds = start.elapsed().as_secs_f64();
+    latencies.sort_unstable();
+    outcome.p50_us = percentile(&latencies, 0.50);
+    outcome.p99_us = percentile(&latencies, 0.99);
+    Ok(outcome)
+}
+
+#[derive(Default)]
+struct Part {
+    count: u64,
+    errors: u64,
+    /// In nanoseconds.
+    latencies: Vec<u32>,
+}
+
+impl Part {
+    fn note(&mut self, begun: Instant) {
+        self.count += 1;
+        self.latencies.push(u32::try_from(begun.elapsed().as_nanos()).unwrap_or(u32::MAX));
+    }
+}
+
+async fn requests(target: SocketAddr, end: Instant) -> io::Result<Part> {
+    let mut stream = TcpStream::connect(target).await?;
+    stream.set_nodelay(true)?;
+    let mut message = [KEEP; MESSAGE_LEN];
+    let mut part = Part::default();
+    while Instant::now() < end {
+        let begun = Instant::now();
+        stream.write_all(&message).await?;
+        stream.read_exact(&mut message).await?;
+        part.note(begun);
+    }
+    Ok(part)
+}
+
+async fn connections(target: SocketAddr, index: usize, end: Instant) -> io::Result<Part> {
+    // Many source addresses: one alone runs out of ports in a second.
+    let source = IpAddr::V4(Ipv4Addr::new(127, 0, 1, 1 + (index % 200) as u8));
+    let mut part = Part::default();
+    while Instant::now() < end {
+        let begun = Instant::now();
+        match once(target, source).await {
+            Ok(()) => part.note(begun),
+            Err(_) => part.errors += 1,
+        }
+    }
+    Ok(part)
+}
+
+async fn once(target: SocketAddr, source: IpAddr) -> io::Result<()> {
+    let socket = TcpSocket::new_v4()?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(SocketAddr::new(source, 0))?;
+    let mut stream = socket.connect(target).await?;
+    stream.set_nodelay(true)?;
+    let mut message = [ONCE; MESSAGE_LEN];
+    stream.write_all(&message).await?;
+    stream.read_exact(&mut message).await?;
+    match stream.read(&mut message).await? {
+        0 => Ok(()),
+        _ => Err(io::ErrorKind::InvalidData.into()),
+    }
+}
+
+async fn bulk(target: SocketAddr, end: Instant) -> io::Result<Part> {
+    let mut stream = TcpStream::connect(target).await?;
+    let chunk = vec![SINK; BULK_CHUNK_LEN];
+    stream.write_all(&chunk[..MESSAGE_LEN]).await?;
+    while Instant::now() < end {
+        stream.write_all(&chunk).await?;
+    }
+    stream.shutdown().await?;
+    let count = stream.read_u64().await?;
+    Ok(Part { count, ..Part::default() })
+}
+
+fn percentile(sorted: &[u32], share: f64) -> f64 {
+    let index = (sorted.len() as f64 * share) as usize;
+    sorted.get(index.min(sorted.len().saturating_sub(1))).map_or(0.0, |ns| f64::from(*ns) / 1_000.0)
+}

@@ -1,0 +1,100 @@
+//! Two and three members: too few to listen to, enough to be a mesh.
+
+use std::time::Duration;
+
+use murmesh::model::MemberState;
+
+use crate::figures::{Times, with_seeds};
+use crate::world::World;
+
+const TICK: Duration = Duration::from_millis(20);
+const LIMIT: Duration = Duration::from_secs(60);
+
+#[test]
+fn lone_member_takes_part_at_once() {
+    let mut world = World::new(1, 1);
+    world.start(0);
+    assert!(world.nodes[0].mesh.as_ref().is_some_and(murmesh::mesh::Mesh::is_settled));
+    world.run_for(Duration::from_secs(10));
+    assert_eq!(world.bytes_sent(), 0, "there is nobody to talk to");
+}
+
+#[test]
+fn two_and_three_members_find_each_other_and_see_death_and_return() {
+    let name = "two_and_three_members_find_each_other_and_see_death_and_return";
+    for count in [2, 3] {
+        let runs = with_seeds(name, |seed| {
+            let mut world = World::new(seed, count);
+            world.start(0);
+            (1..count).for_each(|node| {
+                world.nodes[node].seeds = vec![world.nodes[0].address];
+                world.start(node);
+            });
+            let whole = world.time_until(TICK, LIMIT, World::is_whole).expect("they meet");
+            world.run_for(Duration::from_secs(10));
+            world.crash(count - 1);
+            let is_down = |world: &World| {
+                world.running().all(|at| world.state(at, count - 1) == Some(MemberState::Down))
+            };
+            let down = world.time_until(TICK, LIMIT, is_down).expect("its death is seen");
+            world.run_for(Duration::from_secs(20));
+            world.start(count - 1);
+            let back = world.time_until(TICK, LIMIT, World::is_whole).expect("it is back");
+            assert_eq!(world.false_deaths(), 0);
+            [whole, down, back]
+        });
+        let times = |index: usize| runs.iter().map(move |run| run[index]).collect::<Times>();
+        println!(
+            "{name}: {count} members: whole {}; death seen {}; back {}",
+            times(0),
+            times(1),
+            times(2)
+        );
+        assert!(times(0).max() < Duration::from_secs(2), "{}", times(0));
+        assert!(times(1).max() < Duration::from_secs(12), "{}", times(1));
+        assert!(times(2).max() < Duration::from_secs(5), "{}", times(2));
+    }
+}
+
+#[test]
+fn two_members_meet_again_after_a_cut() {
+    let name = "two_members_meet_again_after_a_cut";
+    let healed: Times = with_seeds(name, |seed| {
+        let mut world = World::whole(seed, 2);
+        world.network.groups[0] = 1;
+        world.run_for(Duration::from_secs(60));
+        assert_eq!(world.state(0, 1), Some(MemberState::Down));
+        world.network.groups[0] = 0;
+        world.time_until(TICK, Duration::from_secs(200), World::is_whole).expect("they meet again")
+    })
+    .into_iter()
+    .collect();
+    println!("{name}: after {healed}");
+    // Each dials the other with pauses that have grown to about 40 s by then.
+    assert!(healed.max() < Duration::from_secs(60), "{healed}");
+}
+
+#[test]
+fn one_of_four_cut_off_is_suspected_by_nobody_and_suspects_nobody_after_the_heal() {
+    let name = "one_of_four_cut_off_is_suspected_by_nobody_and_suspects_nobody_after_the_heal";
+    for seconds in [2, 10, 30] {
+        let healed: Times = with_seeds(name, |seed| {
+            let mut world = World::whole(seed, 4);
+            world.network.groups[3] = 1;
+            world.run_for(Duration::from_secs(seconds));
+            world.network.groups[3] = 0;
+            let are_alive = |world: &World| {
+                let sees = |at| (0..4).all(|of| world.state(at, of) == Some(MemberState::Alive));
+                (0..4).all(sees)
+            };
+            world.time_until(TICK, LIMIT, are_alive).unwrap_or_else(|| {
+                let seen = |at| (0..4).map(|of| world.state(at, of)).collect::<Vec<_>>();
+                panic!("{seconds} s: {:#?}", (0..4).map(seen).collect::<Vec<_>>())
+            })
+        })
+        .into_iter()
+        .collect();
+        println!("{name}: {seconds} s: after {healed}");
+        assert!(healed.max() < Duration::from_secs(15), "{seconds} s: {healed}");
+    }
+}

@@ -1,0 +1,271 @@
+//! Does what the local API asks, one command at a time, and keeps on disk what must survive.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use tokio::sync::{Mutex, mpsc, watch};
+use tracing::{info, warn};
+
+use super::local::{LocalError, LocalServices};
+use crate::api::{
+    Control, ControlError, ExposeSpec, InviteMade, Local, UpstreamSelector, UpstreamSpec,
+};
+use crate::config::RuntimeFile;
+use crate::model::{InstanceId, MemberId, Target};
+use crate::proxy::{EntryOptions, Proxy};
+use crate::telemetry::{EventKind, EventLog};
+use crate::tls::store::DataDir;
+use crate::transport::enrolment::{DeskError, InviteOptions, InviteView, IssuerDesk};
+use crate::transport::gossip::GossipHandle;
+
+/// Local entries that one agent may open.
+const UPSTREAMS_MAX: usize = 256;
+
+/// The desk behind the API's commands.
+pub(super) struct Controller {
+    pub(super) dir: DataDir,
+    pub(super) services: LocalServices,
+    pub(super) upstreams: Vec<UpstreamSpec>,
+    /// Where SOCKS5 listens, if it does.
+    pub(super) socks: Option<Target>,
+    /// What the CLI added; files own the rest.
+    pub(super) runtime: RuntimeFile,
+    pub(super) view: Arc<ArcSwap<Local>>,
+    pub(super) proxy: Proxy,
+    pub(super) gossip: GossipHandle,
+    pub(super) desk: Option<Arc<Mutex<IssuerDesk>>>,
+    /// Where newcomers knock.
+    pub(super) advertise: SocketAddr,
+    pub(super) events: EventLog,
+    /// Set once somebody asked this member to leave for good.
+    pub(super) leaving: watch::Sender<bool>,
+}
+
+impl Controller {
+    /// Answers commands until nobody can ask any more.
+    pub(super) async fn run(mut self, mut commands: mpsc::Receiver<Control>) {
+        while let Some(command) = commands.recv().await {
+            self.answer(command).await;
+        }
+    }
+
+    async fn answer(&mut self, command: Control) {
+        // An asker that is gone does not need its answer: what it asked for is done all the same.
+        match command {
+            Control::Expose { spec, reply } => drop(reply.send(self.expose_and_keep(spec).await)),
+            Control::Unexpose { id, reply } => drop(reply.send(self.unexpose(&id).await)),
+            Control::Upstream { spec, reply } => {
+                drop(reply.send(self.open_and_keep(spec).await));
+            }
+            Control::CloseUpstreams { which, reply } => {
+                drop(reply.send(self.close_upstreams(&which).await));
+            }
+            Control::Leave { reply } => {
+                self.leaving.send_replace(true);
+                drop(reply.send(Ok(())));
+            }
+            Control::Invite { options, reply } => drop(reply.send(self.invite(options).await)),
+            Control::Invites { reply } => drop(reply.send(self.invites().await)),
+            Control::RevokeInvite { id, reply } => drop(reply.send(self.revoke_invite(id).await)),
+        }
+    }
+
+    /// Offers an instance; a restart forgets it.
+    pub(super) async fn expose(&mut self, spec: ExposeSpec) -> Result<(), ControlError> {
+        if self.listeners().any(|listen| reaches(&spec.to, listen)) {
+            return Err(ControlError::Conflict(format!(
+                "{} is an entry of this agent: what it serves would lead back to itself",
+                spec.to
+            )));
+        }
+        info!(instance = %spec.id, service = %spec.service, to = %spec.to, "exposed");
+        self.services.expose(spec).map_err(local_error)?;
+        self.publish().await;
+        Ok(())
+    }
+
+    async fn expose_and_keep(&mut self, spec: ExposeSpec) -> Result<(), ControlError> {
+        self.expose(spec.clone()).await?;
+        self.runtime.expose.retain(|kept| kept.id != spec.id);
+        self.runtime.expose.push(spec);
+        self.keep()
+    }
+
+    async fn unexpose(&mut self, id: &InstanceId) -> Result<(), ControlError> {
+        self.services.unexpose(id).map_err(local_error)?;
+        self.publish().await;
+        self.runtime.expose.retain(|kept| kept.id != *id);
+        self.keep()
+    }
+
+    /// Opens a local entry; a restart forgets it.
+    pub(super) async fn open(&mut self, spec: UpstreamSpec) -> Result<UpstreamSpec, ControlError> {
+        if let Some(open) = self.upstreams.iter().find(|open| open.listen == spec.listen) {
+            return match open.service == spec.service {
+                true => Ok(spec),
+                false => Err(ControlError::Conflict(format!(
+                    "{} is already the upstream of service '{}'; close it first \
+                     (murmesh upstream {} {} --off)",
+                    spec.listen, open.service, open.service, open.listen
+                ))),
+            };
+        }
+        if self.upstreams.len() >= UPSTREAMS_MAX {
+            let text = format!("{UPSTREAMS_MAX} upstreams are open, as many as one agent may");
+            return Err(ControlError::Conflict(text));
+        }
+        if let Some(own) = self.services.iter().find(|own| reaches(&own.to, &spec.listen)) {
+            return Err(ControlError::Conflict(format!(
+                "{} is where this machine's instance '{}' listens: the entry would lead to itself",
+                spec.listen, own.id
+            )));
+        }
+        let UpstreamSpec { service, listen } = spec;
+        let opened =
+            self.proxy.open_upstream(service.clone(), listen, EntryOptions::default()).await;
+        let listen = opened.map_err(|error| ControlError::Invalid(error.to_string()))?;
+        info!(%service, %listen, "upstream open");
+        self.events.record(EventKind::EntryOpened, &service, format!("listens on {listen}"));
+        let spec = UpstreamSpec { service, listen };
+        self.upstreams.push(spec.clone());
+        self.show();
+        Ok(spec)
+    }
+
+    async fn open_and_keep(&mut self, spec: UpstreamSpec) -> Result<UpstreamSpec, ControlError> {
+        let spec = self.open(spec).await?;
+        if !self.runtime.upstream.contains(&spec) {
+            self.runtime.upstream.push(spec.clone());
+        }
+        self.keep()?;
+        Ok(spec)
+    }
+
+    async fn close_upstreams(
+        &mut self,
+        which: &UpstreamSelector,
+    ) -> Result<Vec<UpstreamSpec>, ControlError> {
+        let (closed, kept): (Vec<_>, Vec<_>) =
+            self.upstreams.drain(..).partition(|spec| which.selects(spec));
+        self.upstreams = kept;
+        if closed.is_empty() {
+            let name = match which {
+                UpstreamSelector::Service(service) => service.to_string(),
+                UpstreamSelector::Listen(listen) => listen.to_string(),
+            };
+            return Err(ControlError::NotFound { what: "upstream", name });
+        }
+        for spec in &closed {
+            if let Err(error) = self.proxy.close_entry(spec.listen.clone()).await {
+                warn!(listen = %spec.listen, %error, "entry was gone already");
+            }
+        }
+        self.show();
+        self.runtime.upstream.retain(|spec| !which.selects(spec));
+        self.keep()?;
+        Ok(closed)
+    }
+
+    /// Where this agent's own entries listen.
+    fn listeners(&self) -> impl Iterator<Item = &Target> {
+        self.upstreams.iter().map(|spec| &spec.listen).chain(&self.socks)
+    }
+
+    /// The data plane first, so that whoever hears of an instance finds it.
+    async fn publish(&self) {
+        self.proxy.set_local(self.services.targets());
+        self.gossip.set_instances(self.services.records()).await;
+        self.show();
+    }
+
+    fn show(&self) {
+        let exposed = self.services.iter().cloned().collect();
+        self.view.store(Arc::new(Local { exposed, upstreams: self.upstreams.clone() }));
+    }
+
+    fn keep(&self) -> Result<(), ControlError> {
+        self.runtime.save(&self.dir).map_err(|error| {
+            warn!(%error, "what the command line added will not survive a restart");
+            ControlError::Failed(format!("it works now but will not survive a restart: {error}"))
+        })
+    }
+
+    async fn invite(&self, options: InviteOptions) -> Result<InviteMade, ControlError> {
+        let expires_at = crate::runtime::clock::unix_seconds() + options.ttl.as_secs();
+        let mut desk = self.desk()?.lock().await;
+        let token = desk.invite(options, vec![self.advertise]).await.map_err(desk_error)?;
+        let id = token.key().map_err(|error| ControlError::Failed(error.to_string()))?;
+        let id = crate::model::Signer::public_key(&id).member_id();
+        Ok(InviteMade { id, token: token.to_string(), expires_at })
+    }
+
+    async fn invites(&self) -> Result<Vec<InviteView>, ControlError> {
+        self.desk()?.lock().await.invites().await.map_err(desk_error)
+    }
+
+    async fn revoke_invite(&self, id: MemberId) -> Result<(), ControlError> {
+        self.desk()?.lock().await.revoke_invite(id).await.map_err(desk_error)
+    }
+
+    fn desk(&self) -> Result<&Mutex<IssuerDesk>, ControlError> {
+        self.desk.as_deref().ok_or(ControlError::NotIssuer)
+    }
+}
+
+/// Whether connecting to `target` on this machine reaches what listens at `listen`.
+fn reaches(target: &Target, listen: &Target) -> bool {
+    match (target, listen) {
+        (Target::Tcp(target), Target::Tcp(listen)) => {
+            let is_here = target.ip().is_loopback() || target.ip().is_unspecified();
+            let is_same = target.ip() == listen.ip() || (is_here && listen.ip().is_unspecified());
+            target.port() == listen.port() && is_same
+        }
+        (target, listen) => target == listen,
+    }
+}
+
+fn local_error(error: LocalError) -> ControlError {
+    match error {
+        LocalError::Unknown(id) => {
+            ControlError::NotFound { what: "instance", name: id.to_string() }
+        }
+        LocalError::NotAllowed { .. } => ControlError::NotPermitted(error.to_string()),
+        LocalError::TooMany | LocalError::TooLong { .. } => {
+            ControlError::Conflict(error.to_string())
+        }
+        other => ControlError::Invalid(other.to_string()),
+    }
+}
+
+fn desk_error(error: DeskError) -> ControlError {
+    match error {
+        DeskError::NoInvite(id) => ControlError::NotFound { what: "invite", name: id.to_string() },
+        DeskError::Stopping => ControlError::Stopping,
+        DeskError::TooManyInvites => ControlError::Conflict(error.to_string()),
+        other => ControlError::Failed(other.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_instance_behind_an_own_entry_is_seen_as_the_loop_it_is() {
+        let reaches = |target: &str, listen: &str| {
+            super::reaches(&target.parse::<Target>().unwrap(), &listen.parse().unwrap())
+        };
+        assert!(reaches("127.0.0.1:5432", "127.0.0.1:5432"));
+        assert!(reaches("127.0.0.1:5432", "0.0.0.0:5432"));
+        assert!(reaches("unix:/run/db.sock", "unix:/run/db.sock"));
+        for (target, listen) in [
+            ("127.0.0.1:5432", "127.0.0.1:5433"),
+            ("10.0.0.9:5432", "127.0.0.1:5432"),
+            ("unix:/run/db.sock", "unix:/run/other.sock"),
+            ("127.0.0.1:5432", "unix:/run/db.sock"),
+        ] {
+            assert!(!reaches(target, listen), "{target} {listen}");
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! Joining a mesh with a token: the newcomer's side, run once before its first start.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use crate::model::{MemberId, MemberName, MeshId, Signer};
+use crate::tls::store::{DataDir, StoreError};
+use crate::tls::{NodeCredentials, TlsError, Token};
+use crate::transport::enrolment::{KnockError, knock};
+
+/// What `join` was asked for.
+#[derive(Clone, Debug)]
+pub struct JoinOptions {
+    /// Where the new identity goes.
+    pub data_dir: PathBuf,
+    /// As handed out by `invite`.
+    pub token: String,
+    /// The name wanted.
+    pub name: MemberName,
+    /// Issuers to ask before those of the token.
+    pub seeds: Vec<SocketAddr>,
+}
+
+/// What `join` did.
+#[derive(Clone, Debug)]
+pub struct JoinReport {
+    /// The mesh joined.
+    pub mesh: MeshId,
+    /// Who this machine is now.
+    pub member: MemberId,
+    /// What people call it.
+    pub name: MemberName,
+    /// Members to dial first, for the node's settings.
+    pub seeds: Vec<SocketAddr>,
+    /// True when there was an identity of this mesh already and nothing changed.
+    pub was_there: bool,
+}
+
+/// Joining failed. What was in the data directory still is.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum JoinError {
+    #[error(transparent)]
+    Token(#[from] TlsError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Knock(#[from] KnockError),
+}
+
+/// Joins the mesh of a token. Repeated for the same mesh: unchanged. For another: refused.
+pub async fn join(options: JoinOptions) -> Result<JoinReport, JoinError> {
+    let token: Token = options.token.parse()?;
+    let dir = DataDir::new(options.data_dir);
+    if dir.has_identity() {
+        let credentials = dir.credentials()?;
+        if *credentials.mesh() != token.mesh {
+            return Err(JoinError::Store(StoreError::OtherMesh {
+                path: dir.path().to_owned(),
+                found: credentials.mesh().short(),
+                wanted: token.mesh.short(),
+            }));
+        }
+        return Ok(report(&credentials, token.issuers.clone(), true));
+    }
+    dir.create()?;
+    let node = dir.node_key()?;
+    let mut issuers = options.seeds;
+    issuers.extend(
+        token
+            .issuers
+            .iter()
+            .filter(|issuer| !issuers.contains(issuer))
+            .copied()
+            .collect::<Vec<_>>(),
+    );
+    let welcome = knock(&token, &issuers, &node, &options.name).await?;
+    let mut seeds: Vec<_> = welcome.contacts.iter().map(|(_, address)| *address).collect();
+    seeds.extend(issuers);
+    seeds.sort_unstable();
+    seeds.dedup();
+    dir.store_identity(&welcome.genesis, &welcome.entries, &welcome.chain)?;
+    let credentials = dir.credentials()?;
+    debug_assert_eq!(credentials.public_key(), node.public_key());
+    Ok(report(&credentials, seeds, false))
+}
+
+fn report(credentials: &NodeCredentials, seeds: Vec<SocketAddr>, was_there: bool) -> JoinReport {
+    JoinReport {
+        mesh: *credentials.mesh(),
+        member: credentials.member_id(),
+        name: credentials.name().clone(),
+        seeds,
+        was_there,
+    }
+}

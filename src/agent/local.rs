@@ -1,0 +1,160 @@
+//! What this member serves: the instances behind it, as declared here and as told to the mesh.
+
+use std::collections::BTreeMap;
+
+use crate::api::ExposeSpec;
+use crate::model::{
+    InstanceId, InstanceRecord, InstanceState, PAYLOAD_LEN_MAX, Protocol, ServiceName,
+};
+use crate::proxy::LocalInstance;
+use crate::wire;
+
+/// Instances that one member may expose .
+const INSTANCES_MAX: usize = 256;
+/// What all instances may take in this member's record, in bytes; the rest of it is short.
+const RECORD_LEN_MAX: usize = PAYLOAD_LEN_MAX - 1_024;
+const TAGS_MAX: usize = 16;
+const TAG_LEN_MAX: usize = 64;
+
+/// A declaration that cannot be taken. Nothing changed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum LocalError {
+    #[error("{INSTANCES_MAX} instances are exposed here already, as many as one member may")]
+    TooMany,
+    #[error("all instances with their tags take {len} bytes, at most {RECORD_LEN_MAX} are allowed")]
+    TooLong { len: usize },
+    #[error("no instance {0} is exposed here")]
+    Unknown(InstanceId),
+    #[error("tag '{0}' is not 1 to {TAG_LEN_MAX} printable characters without commas")]
+    Tag(String),
+    #[error("{0} tags, at most {TAGS_MAX} are allowed")]
+    TooManyTags(usize),
+    #[error("this member was enrolled for {allowed}, not for '{service}'")]
+    NotAllowed { service: ServiceName, allowed: String },
+    #[error("protocol {0} is not available yet, only tcp is")]
+    Protocol(Protocol),
+}
+
+/// The instances of this member.
+#[derive(Debug, Default)]
+pub struct LocalServices {
+    /// At most [`INSTANCES_MAX`].
+    instances: BTreeMap<InstanceId, ExposeSpec>,
+    /// What the enrolment allows; all when absent.
+    allowed: Option<Vec<ServiceName>>,
+}
+
+impl LocalServices {
+    /// None yet; only `allowed` may be exposed.
+    pub fn new(allowed: Option<Vec<ServiceName>>) -> Self {
+        Self { instances: BTreeMap::new(), allowed }
+    }
+
+    /// Takes an instance. One with the same id is replaced.
+    pub fn expose(&mut self, instance: ExposeSpec) -> Result<(), LocalError> {
+        if instance.protocol != Protocol::Tcp {
+            return Err(LocalError::Protocol(instance.protocol));
+        }
+        check_tags(&instance.tags)?;
+        let allowed = self.allowed.as_ref().filter(|allowed| !allowed.contains(&instance.service));
+        if let Some(allowed) = allowed {
+            let allowed: Vec<_> = allowed.iter().map(ServiceName::as_str).collect();
+            let allowed = allowed.join(", ");
+            return Err(LocalError::NotAllowed { service: instance.service, allowed });
+        }
+        if !self.instances.contains_key(&instance.id) && self.instances.len() >= INSTANCES_MAX {
+            return Err(LocalError::TooMany);
+        }
+        let id = instance.id.clone();
+        let previous = self.instances.insert(id.clone(), instance);
+        let len = wire::encode(&self.records()).map_or(usize::MAX, |bytes| bytes.len());
+        if len > RECORD_LEN_MAX {
+            match previous {
+                Some(previous) => drop(self.instances.insert(id, previous)),
+                None => drop(self.instances.remove(&id)),
+            }
+            return Err(LocalError::TooLong { len });
+        }
+        Ok(())
+    }
+
+    /// Takes an instance out.
+    pub fn unexpose(&mut self, id: &InstanceId) -> Result<ExposeSpec, LocalError> {
+        self.instances.remove(id).ok_or_else(|| LocalError::Unknown(id.clone()))
+    }
+
+    /// All of them, by id.
+    pub fn iter(&self) -> impl Iterator<Item = &ExposeSpec> {
+        self.instances.values()
+    }
+
+    /// As told to the mesh.
+    pub fn records(&self) -> Vec<InstanceRecord> {
+        let record = |instance: &ExposeSpec| InstanceRecord {
+            id: instance.id.clone(),
+            service: instance.service.clone(),
+            protocol: instance.protocol,
+            port: instance.port,
+            tags: instance.tags.clone(),
+            weight: instance.weight,
+            state: InstanceState::Ready,
+        };
+        self.instances.values().map(record).collect()
+    }
+
+    /// As told to the data plane.
+    pub fn targets(&self) -> Vec<LocalInstance> {
+        let target = |instance: &ExposeSpec| LocalInstance {
+            id: instance.id.clone(),
+            service: instance.service.clone(),
+            target: instance.to.clone(),
+            is_draining: false,
+        };
+        self.instances.values().map(target).collect()
+    }
+}
+
+fn check_tags(tags: &[String]) -> Result<(), LocalError> {
+    if tags.len() > TAGS_MAX {
+        return Err(LocalError::TooManyTags(tags.len()));
+    }
+    let is_good = |tag: &String| {
+        (1..=TAG_LEN_MAX).contains(&tag.len())
+            && tag.chars().all(|c| c.is_ascii_graphic() && c != ',')
+    };
+    match tags.iter().find(|tag| !is_good(tag)) {
+        Some(tag) => Err(LocalError::Tag(tag.chars().take(TAG_LEN_MAX).collect())),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(service: &str, to: &str) -> ExposeSpec {
+        ExposeSpec::new(service.parse().unwrap(), to.parse().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn the_same_id_again_replaces_and_the_bound_holds() {
+        let mut local = LocalServices::default();
+        local.expose(spec("web", "127.0.0.1:80")).unwrap();
+        local.expose(spec("web", "127.0.0.1:81")).unwrap();
+        assert_eq!(local.records().len(), 1);
+        assert_eq!(local.records()[0].port, 81);
+        for number in 1..INSTANCES_MAX {
+            local.expose(spec(&format!("web-{number}"), "127.0.0.1:80")).unwrap();
+        }
+        assert_eq!(local.expose(spec("one-more", "127.0.0.1:80")), Err(LocalError::TooMany));
+    }
+
+    #[test]
+    fn a_member_exposes_only_what_it_was_enrolled_for() {
+        let mut local = LocalServices::new(Some(vec!["db".parse().unwrap()]));
+        local.expose(spec("db", "127.0.0.1:5432")).unwrap();
+        let refused = local.expose(spec("web", "127.0.0.1:80")).unwrap_err();
+        assert_eq!(refused.to_string(), "this member was enrolled for db, not for 'web'");
+    }
+}

@@ -1,0 +1,483 @@
+//! One agent: wiring and life cycle.
+//!
+//! Three threads, each with a runtime of its own, so that control work never waits behind bytes:
+//! `data` owns the UDP port and moves traffic, `gossip` drives the pure node, and the caller's
+//! runtime carries the local API, the enrolment door, the disk and this module.
+//!
+//! Stopping goes in stages: announce draining, stop taking work, let what is open end, announce the
+//! restart (or the leave), say goodbye on the gossip plane, close the port, await every task.
+
+mod control;
+mod disk;
+mod join;
+mod local;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use tokio::net::TcpListener;
+use tokio::sync::{Mutex, mpsc, watch};
+use tracing::{info, warn};
+
+use crate::api::control::{CONTROL_QUEUE_LEN_MAX, Reply};
+use crate::api::{
+    self, ApiState, ApiToken, Control, ControlError, InFlight, Local, Readiness, UpstreamSpec,
+};
+use crate::config::{RuntimeFile, Seed, Setting, Settings};
+use crate::mesh::{Mesh, MeshConfig, Snapshot};
+use crate::model::{Entry, MemberPhase, Target};
+use crate::proxy::{self, Proxy};
+use crate::runtime::clock::Clock;
+use crate::runtime::{Shutdown, Stage, TaskGroup, Thread, ThreadError, entropy, limits};
+use crate::telemetry::{EventKind, EventLog, Metrics};
+use crate::tls::NodeCredentials;
+use crate::tls::store::{DataDir, DataDirLock, StoreError};
+use crate::transport::Limits;
+use crate::transport::enrolment::{self, IssuerDesk};
+use crate::transport::gossip::{Durable, Gossip, GossipHandle, gossip_channel};
+
+use control::Controller;
+
+pub use join::{JoinError, JoinOptions, JoinReport, join};
+pub use local::{LocalError, LocalServices};
+
+/// Reports of the data plane that wait for the gossip driver; more are dropped, the next will say
+/// the same.
+const EVIDENCE_LEN: usize = 1_024;
+/// How often names of seeds are resolved again: a seed may move.
+const RESOLVE_INTERVAL: Duration = Duration::from_secs(30);
+/// The file that tells the command line where the API really listens.
+const API_ADDRESS: &str = api::ADDRESS_FILE;
+
+/// An agent could not start. Everything it had begun is undone.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum StartError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Proxy(#[from] proxy::StartError),
+    #[error(transparent)]
+    Thread(#[from] ThreadError),
+    #[error(transparent)]
+    Entropy(#[from] entropy::EntropyError),
+    #[error(transparent)]
+    Tls(#[from] crate::tls::TlsError),
+    #[error(transparent)]
+    Desk(#[from] enrolment::DeskError),
+    #[error("cannot begin as a member: {0}")]
+    Mesh(#[from] crate::mesh::Error),
+    #[error("listen.api: cannot listen on {address}: {error}")]
+    Api { address: SocketAddr, error: std::io::Error },
+    #[error("{what} ({origin}): {error}")]
+    Entry { what: String, origin: String, error: ControlError },
+    #[error(
+        "the mesh port {0} is bound on every address and this machine has no default route; \
+         say where others reach it with --advertise ip:port"
+    )]
+    NoAdvertise(SocketAddr),
+}
+
+/// How a stop went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stopped {
+    /// Everything that was open ended by itself.
+    Drained,
+    /// Something was still open at the deadline, and was cut.
+    Cut,
+}
+
+/// A running agent.
+pub struct Agent {
+    credentials: NodeCredentials,
+    snapshot: Arc<ArcSwap<Snapshot>>,
+    proxy: Proxy,
+    gossip: GossipHandle,
+    events: EventLog,
+    metrics: Metrics,
+    shutdown: Shutdown,
+    control: mpsc::Sender<Control>,
+    leaving: watch::Receiver<bool>,
+    readiness: watch::Receiver<Readiness>,
+    dir: DataDir,
+    durable: watch::Receiver<Durable>,
+    mesh_address: SocketAddr,
+    api_address: SocketAddr,
+    tasks: TaskGroup,
+    gossip_thread: Thread,
+    data_thread: Thread,
+    _lock: DataDirLock,
+}
+
+impl Agent {
+    /// Starts an agent with the identity in its data directory. Returns when it is bound, gossiping
+    /// and answering on its API; [`Agent::ready`] tells when the data plane can serve.
+    pub async fn start(settings: Settings) -> Result<Self, StartError> {
+        let dir = settings.data_dir.value.clone();
+        let credentials = dir.credentials()?;
+        let lock = dir.lock()?;
+        let open_files = limits::raise_open_files();
+        info!(member = %credentials.name(), id = %credentials.member_id(), open_files, "starting");
+        let (shutdown, metrics, clock) = (Shutdown::default(), Metrics::new(), Clock::new());
+        let events = EventLog::new(credentials.name().as_str());
+        metrics.cert_expiry_leaf.set(credentials.expires_at() as f64);
+        metrics.cert_expiry_root.set(credentials.root_expires_at()? as f64);
+        let tasks = TaskGroup::new(shutdown.clone());
+        let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
+
+        // The API's port first: the cheapest thing that can be wrong.
+        let api_listener = listen_api(&settings.api).await?;
+        let api_address = api_listener
+            .local_addr()
+            .map_err(|error| StartError::Api { address: settings.api.value, error })?;
+
+        let (evidence, evidence_queue) = mpsc::channel(EVIDENCE_LEN);
+        let data = Proxy::start(proxy::Settings {
+            listen: settings.mesh.value,
+            credentials: credentials.clone(),
+            limits: Limits { reset_secret: dir.reset_secret()? },
+            snapshot: snapshot.clone(),
+            evidence,
+            events: events.clone(),
+            metrics: metrics.clone(),
+            clock,
+            shutdown: shutdown.clone(),
+        })
+        .await?;
+        let mesh_address = data.endpoint.local_address();
+        let advertise = advertised(settings.advertise.value, mesh_address)?;
+
+        let mesh = Mesh::new(
+            clock.now(),
+            MeshConfig {
+                mesh: *credentials.mesh(),
+                root: credentials.genesis().root,
+                name: credentials.name().clone(),
+                address: advertise,
+                zone: settings.zone.value.clone(),
+                agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+                epoch: dir.claim_epochs()?,
+                profile: settings.profile.value,
+                seeds: literal(&settings.seeds.value),
+                remembered: disk::remembered(&dir)?,
+            },
+            Box::new(credentials.signer()?),
+            entropy::seed()?,
+            starting_entries(&credentials, &dir)?,
+        )?;
+        let (gossip, commands) = gossip_channel();
+        let (settled, settled_reader) = watch::channel(false);
+        let (durable, durable_reader) = watch::channel(Durable::default());
+        let gossip_tasks = TaskGroup::new(shutdown.clone());
+        let driver = Gossip {
+            mesh,
+            clock,
+            endpoint: data.endpoint.clone(),
+            incoming: data.gossip,
+            commands,
+            evidence: evidence_queue,
+            snapshot: snapshot.clone(),
+            durable,
+            settled,
+            events: events.clone(),
+            metrics: metrics.clone(),
+            tasks: gossip_tasks,
+        };
+        let gossip_thread = Thread::start("gossip", shutdown.clone(), move || driver.run())?;
+        let persist = disk::persist(dir.clone(), durable_reader.clone(), gossip.clone());
+        tasks.spawn("persist", persist);
+        tasks.spawn("resolve-seeds", resolve_again(settings.seeds.value.clone(), gossip.clone()));
+
+        let desk = match dir.authority()? {
+            None => None,
+            Some(authority) => Some(Arc::new(Mutex::new(IssuerDesk::open(
+                authority,
+                credentials.clone(),
+                dir.clone(),
+                gossip.clone(),
+                metrics.clone(),
+                events.clone(),
+            )?))),
+        };
+        let door = enrolment::serve(
+            data.endpoint,
+            data.enrolment,
+            desk.clone(),
+            snapshot.clone(),
+            metrics.clone(),
+            tasks.clone(),
+        );
+        tasks.spawn("enrolment-door", door);
+
+        let (leave, leaving) = watch::channel(false);
+        let local = Arc::new(ArcSwap::from_pointee(Local::default()));
+        let mut controller = Controller {
+            dir: dir.clone(),
+            services: LocalServices::new(credentials.enrolled().services.clone()),
+            upstreams: Vec::new(),
+            socks: settings.socks.value.map(Target::Tcp),
+            runtime: RuntimeFile::load(&dir)?,
+            view: local.clone(),
+            proxy: data.proxy.clone(),
+            gossip: gossip.clone(),
+            desk,
+            advertise,
+            events: events.clone(),
+            leaving: leave,
+        };
+        open_settings(&mut controller, &settings, &data.proxy).await?;
+        let (control, control_queue) = mpsc::channel(CONTROL_QUEUE_LEN_MAX);
+        tasks.spawn("control", controller.run(control_queue));
+
+        let (ready, readiness) = watch::channel(Readiness::NotReady("the agent is starting"));
+        tasks.spawn("readiness", watch_readiness(ready, settled_reader, shutdown.clone()));
+        let in_flight = data.proxy.in_flight().clone();
+        let state = ApiState {
+            me: credentials.member_id(),
+            name: credentials.name().clone(),
+            mesh: *credentials.mesh(),
+            snapshot: snapshot.clone(),
+            local,
+            in_flight: InFlight::new(move |endpoint| {
+                in_flight.of(&endpoint.member, &endpoint.instance).into()
+            }),
+            readiness: readiness.clone(),
+            control: control.clone(),
+            events: events.clone(),
+            metrics: metrics.clone(),
+            forget_after: settings.forget_after.value,
+            settings: settings.dump().into(),
+            clock,
+            token: ApiToken::new(&dir.api_token()?),
+        };
+        dir.write(API_ADDRESS, api_address.to_string().as_bytes())?;
+        tasks.spawn("api", api::serve(api_listener, state, tasks.clone()));
+
+        events.record(EventKind::AgentStarted, credentials.name(), format!("mesh {mesh_address}"));
+        Ok(Self {
+            credentials,
+            snapshot,
+            proxy: data.proxy,
+            gossip,
+            events,
+            metrics,
+            shutdown,
+            control,
+            leaving,
+            readiness,
+            dir,
+            durable: durable_reader,
+            mesh_address,
+            api_address,
+            tasks,
+            gossip_thread,
+            data_thread: data.thread,
+            _lock: lock,
+        })
+    }
+
+    /// Who this is.
+    pub fn credentials(&self) -> &NodeCredentials {
+        &self.credentials
+    }
+
+    /// The address of the mesh port, with the port that was really bound.
+    pub fn mesh_address(&self) -> SocketAddr {
+        self.mesh_address
+    }
+
+    /// The address of the local API, with the port that was really bound.
+    pub fn api_address(&self) -> SocketAddr {
+        self.api_address
+    }
+
+    /// The mesh as seen from here.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.snapshot.load_full()
+    }
+
+    /// Asks the agent what the local API would ask it.
+    pub async fn ask<T>(&self, make: impl FnOnce(Reply<T>) -> Control) -> Result<T, ControlError> {
+        Control::ask(&self.control, make).await
+    }
+
+    /// What is counted.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// Returns once the data plane can serve. Cancel safe.
+    pub async fn ready(&self) {
+        let mut readiness = self.readiness.clone();
+        let _ = readiness.wait_for(|ready| *ready == Readiness::Ready).await; // or it stops
+    }
+
+    /// Returns when the agent is to stop, and how: `Left` when somebody asked it to leave for good,
+    /// `Restarting` when a part of it failed. Cancel safe.
+    pub async fn stopping(&self) -> MemberPhase {
+        let mut leaving = self.leaving.clone();
+        tokio::select! {
+            biased;
+            true = async { leaving.wait_for(|leaving| *leaving).await.is_ok() } => {
+                MemberPhase::Left
+            }
+            () = self.shutdown.reached(Stage::Draining) => MemberPhase::Restarting,
+        }
+    }
+
+    /// Stops the agent: announces it, lets what is open end for at most `drain`, then says why it
+    /// goes (`phase`: restarting or left) and awaits every task.
+    pub async fn stop(self, phase: MemberPhase, drain: Duration) -> Stopped {
+        let Self { credentials, gossip, proxy, shutdown, events, tasks, .. } = &self;
+        shutdown.advance(Stage::Draining);
+        let reason = format!("open connections have {drain:?}");
+        events.record(EventKind::AgentDraining, credentials.name(), reason);
+        gossip.set_phase(MemberPhase::Draining).await;
+        let is_drained = proxy.drain(drain).await;
+        match phase {
+            MemberPhase::Left => gossip.leave().await,
+            phase => gossip.set_phase(phase).await,
+        }
+        gossip.stop().await;
+        shutdown.advance(Stage::Closing);
+        proxy.close().await;
+        tasks.stop().await;
+        disk::persist_once(&self.dir, &self.durable);
+        for thread in [self.gossip_thread, self.data_thread] {
+            if let Err(error) = thread.join().await {
+                warn!(%error, "a thread did not end in order");
+            }
+        }
+        if is_drained { Stopped::Drained } else { Stopped::Cut }
+    }
+}
+
+/// Listens where the settings say; a default that is taken gives way to any free port.
+async fn listen_api(setting: &Setting<SocketAddr>) -> Result<TcpListener, StartError> {
+    let address = setting.value;
+    match TcpListener::bind(address).await {
+        Ok(listener) => Ok(listener),
+        Err(error) if !setting.is_asked() => {
+            warn!(%address, %error, "the API's default address is taken, any free port will do");
+            let any = SocketAddr::new(address.ip(), 0);
+            TcpListener::bind(any).await.map_err(|error| StartError::Api { address: any, error })
+        }
+        Err(error) => Err(StartError::Api { address, error }),
+    }
+}
+
+/// Where others reach us: as told, or where we are bound when that is one address.
+fn advertised(told: Option<SocketAddr>, bound: SocketAddr) -> Result<SocketAddr, StartError> {
+    match told {
+        Some(address) if address.port() == 0 => Ok(SocketAddr::new(address.ip(), bound.port())),
+        Some(address) => Ok(address),
+        None if bound.ip().is_unspecified() => Err(StartError::NoAdvertise(bound)),
+        None => Ok(bound),
+    }
+}
+
+/// What was known when the agent last ran, and what it owns even if that file was lost or is behind:
+/// its enrolment and, on issuers, its invites.
+fn starting_entries(
+    credentials: &NodeCredentials,
+    dir: &DataDir,
+) -> Result<Vec<Entry>, StartError> {
+    let mut entries = dir.entries()?;
+    entries.push(credentials.enrolment().clone());
+    entries.extend(enrolment::stored_invites(dir)?);
+    Ok(entries)
+}
+
+/// Opens all that flags and files say, then what the command line added in an earlier run.
+async fn open_settings(
+    controller: &mut Controller,
+    settings: &Settings,
+    proxy: &Proxy,
+) -> Result<(), StartError> {
+    let failed = |what: String, origin: &dyn ToString| {
+        let origin = origin.to_string();
+        move |error| StartError::Entry { what, origin, error }
+    };
+    for Setting { value, origin } in &settings.exposes {
+        let what = format!("expose {}", value.id);
+        controller.expose(value.clone()).await.map_err(failed(what, origin))?;
+    }
+    for Setting { value, origin } in &settings.upstreams {
+        let what = format!("upstream {} {}", value.service, value.listen);
+        controller.open(value.clone()).await.map_err(failed(what, origin))?;
+    }
+    if let Some(address) = settings.socks.value {
+        let opened = proxy.open_socks(Target::Tcp(address)).await;
+        let opened = opened.map_err(|error| ControlError::Invalid(error.to_string()));
+        opened.map_err(failed("listen.socks".into(), &settings.socks.origin))?;
+    }
+    let is_in_files = |id| settings.exposes.iter().any(|expose| expose.value.id == id);
+    for spec in controller.runtime.expose.clone() {
+        if is_in_files(spec.id.clone()) {
+            continue;
+        }
+        let id = spec.id.clone();
+        if let Err(error) = controller.expose(spec).await {
+            warn!(instance = %id, %error, "cannot expose again what was exposed before");
+        }
+    }
+    for spec in controller.runtime.upstream.clone() {
+        if let Err(error) = controller.open(spec.clone()).await {
+            let UpstreamSpec { service, listen } = spec;
+            warn!(%service, %listen, %error, "cannot open again what was open before");
+        }
+    }
+    Ok(())
+}
+
+/// Seeds that need no resolver: the start waits for none.
+fn literal(seeds: &[Seed]) -> Vec<SocketAddr> {
+    let address = |seed: &Seed| Some(SocketAddr::new(seed.host().parse().ok()?, seed.port()));
+    seeds.iter().filter_map(address).collect()
+}
+
+/// Resolves seeds. One that has no address now is tried again later.
+async fn resolve(seeds: &[Seed]) -> Vec<SocketAddr> {
+    let mut found = Vec::new();
+    for seed in seeds {
+        match tokio::net::lookup_host((seed.host(), seed.port())).await {
+            Ok(addresses) => found.extend(addresses),
+            Err(error) => warn!(%seed, %error, "seed has no address now"),
+        }
+    }
+    found
+}
+
+/// Resolves seeds that are names, now and again and again: a seed may move.
+async fn resolve_again(seeds: Vec<Seed>, gossip: GossipHandle) {
+    let is_name = |seed: &Seed| seed.host().parse::<std::net::IpAddr>().is_err();
+    let names: Vec<Seed> = seeds.into_iter().filter(is_name).collect();
+    while !names.is_empty() {
+        for address in resolve(&names).await {
+            gossip.add_seed(address).await;
+        }
+        tokio::time::sleep(RESOLVE_INTERVAL).await;
+    }
+}
+
+/// Ready once this member takes part, and until it drains.
+async fn watch_readiness(
+    ready: watch::Sender<Readiness>,
+    mut settled: watch::Receiver<bool>,
+    shutdown: Shutdown,
+) {
+    ready.send_replace(Readiness::NotReady("this member has not heard from its mesh yet"));
+    tokio::select! {
+        biased;
+        () = shutdown.reached(Stage::Draining) => {}
+        true = async { settled.wait_for(|settled| *settled).await.is_ok() } => {
+            ready.send_replace(Readiness::Ready);
+            shutdown.reached(Stage::Draining).await;
+        }
+    }
+    ready.send_replace(Readiness::NotReady("the agent is draining"));
+    // The API may ask until it is stopped, too.
+    ready.closed().await;
+}

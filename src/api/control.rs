@@ -1,0 +1,286 @@
+//! What the local API asks of its agent: commands with a reply, in one bounded queue.
+//!
+//! Listings never come this way: they read the snapshots of [`ApiState`](super::ApiState). The agent
+//! owns the receiver and answers every command, also while it drains.
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::model::{InstanceId, MemberId, NameError, Protocol, ServiceName, Target, Weight};
+use crate::transport::enrolment::{InviteOptions, InviteView};
+
+/// How many commands may wait. People and deploy scripts write them one at a time; a queue that is
+/// full means that the agent is stuck, and waiting longer would not help.
+pub const CONTROL_QUEUE_LEN_MAX: usize = 64;
+
+/// Most tags of one instance: they travel in its member's record.
+pub const TAGS_MAX: usize = 16;
+
+/// Highest weight: a hundred times the usual one.
+pub const WEIGHT_MAX: u16 = 10_000;
+
+/// Where one answer goes. Dropping it unsent tells the asker that the agent stops.
+pub type Reply<T> = oneshot::Sender<Result<T, ControlError>>;
+
+/// What the agent is asked to do.
+#[derive(Debug)]
+pub enum Control {
+    /// Offer an instance to the mesh. The same id again replaces it. Survives restarts.
+    Expose {
+        /// What to offer.
+        spec: ExposeSpec,
+        /// Answered once the record is published, not once everybody has it.
+        reply: Reply<()>,
+    },
+    /// Take an instance back: no new streams; those it has go on.
+    Unexpose {
+        /// Which.
+        id: InstanceId,
+        /// [`ControlError::NotFound`] when nothing has that id.
+        reply: Reply<()>,
+    },
+    /// Open a local entry to a service, which need not exist yet. Survives restarts.
+    Upstream {
+        /// Which service, and where to listen.
+        spec: UpstreamSpec,
+        /// Answered once it listens, with the address it got (port 0 asks for any).
+        reply: Reply<UpstreamSpec>,
+    },
+    /// Close local entries: new connections are refused, open ones go on.
+    CloseUpstreams {
+        /// Which.
+        which: UpstreamSelector,
+        /// Those closed; [`ControlError::NotFound`] when there was none.
+        reply: Reply<Vec<UpstreamSpec>>,
+    },
+    /// Say goodbye for good and stop.
+    Leave {
+        /// Answered when the goodbye is on its way; the agent then drains and ends.
+        reply: Reply<()>,
+    },
+    /// Make an invite.
+    Invite {
+        /// Its limits.
+        options: InviteOptions,
+        /// The token; [`ControlError::NotIssuer`] on a member that may not.
+        reply: Reply<InviteMade>,
+    },
+    /// The invites that this member made.
+    Invites {
+        /// Open, used up and expired ones.
+        reply: Reply<Vec<InviteView>>,
+    },
+    /// Take an invite back; who joined with it stays.
+    RevokeInvite {
+        /// Which.
+        id: MemberId,
+        /// [`ControlError::NotFound`] when none has that id.
+        reply: Reply<()>,
+    },
+}
+
+impl Control {
+    /// Sends the command that `make` builds around a reply channel and waits for the answer.
+    ///
+    /// Cancel safe: the agent does what was sent, the answer is lost.
+    pub async fn ask<T>(
+        queue: &mpsc::Sender<Self>,
+        make: impl FnOnce(Reply<T>) -> Self,
+    ) -> Result<T, ControlError> {
+        let (reply, answer) = oneshot::channel();
+        queue.try_send(make(reply)).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => ControlError::Busy,
+            mpsc::error::TrySendError::Closed(_) => ControlError::Stopping,
+        })?;
+        answer.await.unwrap_or(Err(ControlError::Stopping))
+    }
+}
+
+/// An instance to offer: an `[[expose]]` of a file, `murmesh expose`, or the body of
+/// `POST /v1/mesh/expose`. Unknown fields are let pass, because a later version's runtime file is
+/// read with this, too; what people write is checked where it comes in.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExposeSpec {
+    /// The service it belongs to.
+    #[serde(rename = "name")]
+    pub service: ServiceName,
+    /// Unique on this machine; the service's name unless set.
+    pub id: InstanceId,
+    /// Where it listens.
+    pub to: Target,
+    /// The natural port of the service; that of `to` unless set, 0 when a unix socket has none.
+    pub port: u16,
+    /// What it speaks. Only [`Protocol::Tcp`] gets past [`check`](Self::check) in this version.
+    #[serde(default)]
+    pub protocol: Protocol,
+    /// Free words, for instance `v2`: at most [`TAGS_MAX`].
+    #[serde(default)]
+    pub tags: Vec<String>,
+    /// Its share; 100 unless set, 0 takes no new work.
+    #[serde(default)]
+    pub weight: Weight,
+}
+
+impl ExposeSpec {
+    /// An instance of `service` at `to`, everything else by default.
+    pub fn new(service: ServiceName, to: Target) -> Result<Self, NameError> {
+        Ok(Self {
+            id: InstanceId::try_new(service.as_str())?,
+            service,
+            port: to.port().unwrap_or(0),
+            to,
+            protocol: Protocol::Tcp,
+            tags: Vec::new(),
+            weight: Weight::default(),
+        })
+    }
+
+    /// Refuses what this version cannot do and what does not fit a record.
+    pub fn check(self) -> Result<Self, SpecError> {
+        if self.protocol != Protocol::Tcp {
+            return Err(SpecError::Protocol(self.protocol));
+        }
+        if self.tags.len() > TAGS_MAX {
+            return Err(SpecError::Tags(self.tags.len()));
+        }
+        if self.weight.0 > WEIGHT_MAX {
+            return Err(SpecError::Weight(self.weight.0));
+        }
+        for tag in &self.tags {
+            check_tag(tag)?;
+        }
+        Ok(self)
+    }
+}
+
+/// Tags have the form of names: they become labels of DNS names.
+pub fn check_tag(tag: &str) -> Result<(), SpecError> {
+    InstanceId::try_new(tag).map(drop).map_err(SpecError::Tag)
+}
+
+/// A local entry to a service: an `[[upstream]]` of a file, `murmesh upstream`, or the body of
+/// `POST /v1/mesh/upstream`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UpstreamSpec {
+    /// Where connections go.
+    pub service: ServiceName,
+    /// Where this machine's applications connect.
+    pub listen: Target,
+}
+
+impl UpstreamSpec {
+    /// Refuses an entry that other machines could reach.
+    pub fn check(self) -> Result<Self, SpecError> {
+        match &self.listen {
+            Target::Tcp(address) if !address.ip().is_loopback() => {
+                Err(SpecError::Public(self.listen.clone()))
+            }
+            _ => Ok(self),
+        }
+    }
+}
+
+/// An instance or entry that this version cannot offer. Fault: whoever wrote it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum SpecError {
+    #[error("protocol '{0}' is not available yet in this version, use 'tcp'")]
+    Protocol(Protocol),
+    #[error("{0} tags are too many, at most {TAGS_MAX} are allowed")]
+    Tags(usize),
+    #[error("tag: {0}")]
+    Tag(NameError),
+    #[error("weight {0} is over {WEIGHT_MAX}")]
+    Weight(u16),
+    #[error("'{0}' is no loopback address; an entry for other machines is not available yet")]
+    Public(Target),
+}
+
+/// Which local entries are meant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum UpstreamSelector {
+    /// All of a service.
+    Service(ServiceName),
+    /// The one that listens there.
+    Listen(Target),
+}
+
+impl UpstreamSelector {
+    /// Whether `spec` is meant.
+    pub fn selects(&self, spec: &UpstreamSpec) -> bool {
+        match self {
+            Self::Service(service) => spec.service == *service,
+            Self::Listen(listen) => spec.listen == *listen,
+        }
+    }
+}
+
+/// A new invite.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InviteMade {
+    /// To list or revoke it by.
+    pub id: MemberId,
+    /// What the newcomer needs. A secret.
+    pub token: String,
+    /// Unix seconds.
+    pub expires_at: u64,
+}
+
+/// The agent did not do what it was asked. Nothing changed, unless said otherwise.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ControlError {
+    /// Fault: whoever asked.
+    #[error("there is no {what} '{name}' on this machine")]
+    NotFound {
+        /// `instance`, `upstream`, `invite`.
+        what: &'static str,
+        /// As asked.
+        name: String,
+    },
+    /// Fault: whoever asked. For instance an id or an address that a file has already taken.
+    #[error("{0}")]
+    Conflict(String),
+    /// Fault: whoever asked, or this machine: an address in use, a directory that cannot be written.
+    #[error("{0}")]
+    Invalid(String),
+    /// Fault: whoever asked. Its enrolment does not let this member do it.
+    #[error("{0}")]
+    NotPermitted(String),
+    /// Only issuers can; ask one.
+    #[error("this member is no issuer; run this where 'murmesh init' was run")]
+    NotIssuer,
+    /// The agent answers nothing any more. A retry after its restart is safe.
+    #[error("the agent is stopping")]
+    Stopping,
+    /// Too many commands wait already. A retry is safe.
+    #[error("the agent is busy with {CONTROL_QUEUE_LEN_MAX} other commands")]
+    Busy,
+    /// Fault: this machine. The text says what failed.
+    #[error("{0}")]
+    Failed(String),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn expose_takes_its_defaults_from_the_service() {
+        let spec = ExposeSpec::new("web".parse().unwrap(), "127.0.0.1:8080".parse().unwrap());
+        let spec = spec.unwrap();
+        assert_eq!((spec.id.as_str(), spec.port, spec.weight), ("web", 8080, Weight(100)));
+        let text = serde_json::to_string(&spec).unwrap();
+        assert_eq!(serde_json::from_str::<ExposeSpec>(&text).unwrap(), spec);
+    }
+
+    #[tokio::test]
+    async fn full_queue_and_stopped_agent_are_told_apart() {
+        let (queue, commands) = mpsc::channel(1);
+        queue.try_send(Control::Leave { reply: oneshot::channel().0 }).unwrap();
+        let leave = |reply| Control::Leave { reply };
+        assert_eq!(Control::ask(&queue, leave).await, Err(ControlError::Busy));
+        drop(commands);
+        assert_eq!(Control::ask(&queue, leave).await, Err(ControlError::Stopping));
+    }
+}

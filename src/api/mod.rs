@@ -1,0 +1,19 @@
+//! The local HTTP API: what this machine's people and programs ask of the agent.
+//!
+//! Reads come from snapshots and disturb nobody; changes go to the agent through [`control`]. Every
+//! request passes one door first (`door.rs`), every refusal is a problem (RFC 9457) and is counted.
+
+pub mod control;
+mod door;
+mod events;
+mod problem;
+mod routes;
+mod server;
+mod state;
+pub mod views;
+
+pub use control::{Control, ControlError, ExposeSpec, InviteMade, UpstreamSelector, UpstreamSpec};
+pub use problem::Problem;
+pub use routes::{ExposeRequest, InviteRequest, routes};
+pub use server::{ADDRESS_FILE, serve};
+pub use state::{ApiState, ApiToken, InFlight, Local, Readiness, SettingView};

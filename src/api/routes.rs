@@ -1,0 +1,368 @@
+//! The routes, as one table: what is served is what it says.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Path, Query, Request, State};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{MethodFilter, MethodRouter, Router, on};
+use bytes::Bytes;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
+use hyper::{Method, StatusCode, Uri};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tokio::time::timeout;
+
+use super::control::{Control, ExposeSpec, UpstreamSelector, UpstreamSpec};
+use super::events::{EventsQuery, events};
+use super::problem::Refusal;
+use super::{ApiState, Readiness, views};
+use crate::model::{InstanceId, MemberId, MemberName, Protocol, ServiceName, Target, Weight};
+use crate::runtime::clock;
+use crate::telemetry::EndpointLabels;
+use crate::transport::enrolment::InviteOptions;
+
+/// Longest body, in bytes: the largest command is a few hundred.
+const BODY_LEN_MAX: usize = 64 * 1024;
+/// Longest time for a body to arrive: it comes from this machine.
+const BODY_TIME_MAX: Duration = Duration::from_secs(10);
+
+type Answer = Result<Response, Refusal>;
+type Route = (Method, &'static str, MethodRouter<ApiState>);
+
+fn table() -> Vec<Route> {
+    vec![
+        (Method::GET, "/live", on(MethodFilter::GET, live)),
+        (Method::GET, "/ready", on(MethodFilter::GET, ready)),
+        (Method::GET, "/metrics", on(MethodFilter::GET, metrics)),
+        (Method::GET, "/v1/agent/self", on(MethodFilter::GET, agent_self)),
+        (Method::GET, "/v1/agent/members", on(MethodFilter::GET, agent_members)),
+        (Method::GET, "/v1/agent/services", on(MethodFilter::GET, agent_services)),
+        (Method::PUT, "/v1/agent/leave", on(MethodFilter::PUT, leave)),
+        (Method::GET, "/v1/mesh/members", on(MethodFilter::GET, members)),
+        (Method::GET, "/v1/mesh/services", on(MethodFilter::GET, services)),
+        (Method::GET, "/v1/mesh/endpoints/{svc}", on(MethodFilter::GET, endpoints)),
+        (Method::GET, "/v1/mesh/events", on(MethodFilter::GET, list_events)),
+        (Method::GET, "/v1/mesh/config", on(MethodFilter::GET, config)),
+        (Method::GET, "/v1/mesh/expose", on(MethodFilter::GET, exposed)),
+        (Method::POST, "/v1/mesh/expose", on(MethodFilter::POST, expose)),
+        (Method::DELETE, "/v1/mesh/expose/{id}", on(MethodFilter::DELETE, unexpose)),
+        (Method::GET, "/v1/mesh/upstream", on(MethodFilter::GET, upstreams)),
+        (Method::POST, "/v1/mesh/upstream", on(MethodFilter::POST, upstream)),
+        (Method::DELETE, "/v1/mesh/upstream", on(MethodFilter::DELETE, close_upstream)),
+        (Method::GET, "/v1/mesh/invites", on(MethodFilter::GET, invites)),
+        (Method::POST, "/v1/mesh/invites", on(MethodFilter::POST, invite)),
+        (Method::DELETE, "/v1/mesh/invites/{id}", on(MethodFilter::DELETE, revoke_invite)),
+    ]
+}
+
+/// Routes of later versions: `*` stands for the rest.
+const LATER: &[&str] = &[
+    "/",
+    "/openapi.json",
+    "/v1/agent/service/*",
+    "/v1/agent/check/*",
+    "/v1/agent/join/*",
+    "/v1/agent/force-leave/*",
+    "/v1/agent/reload",
+    "/v1/catalog/*",
+    "/v1/health/*",
+    "/v1/mesh/breakers",
+    "/v1/mesh/edges",
+    "/v1/mesh/stat",
+    "/v1/mesh/net",
+    "/v1/mesh/policy",
+    "/v1/mesh/routes",
+    "/v1/mesh/certs",
+    "/v1/mesh/check",
+    "/v1/mesh/explain",
+    "/v1/mesh/tap",
+    "/v1/mesh/fault",
+    "/v1/mesh/drain",
+];
+
+/// Method and path of every route served.
+pub fn routes() -> Vec<(Method, &'static str)> {
+    table().into_iter().map(|(method, path, _)| (method, path)).collect()
+}
+
+/// The router of all routes; every other path and method has its own answer.
+pub(super) fn router(state: ApiState) -> Router {
+    let all =
+        table().into_iter().fold(Router::new(), |all, (_, path, route)| all.route(path, route));
+    all.fallback(not_found).method_not_allowed_fallback(wrong_method).with_state(state)
+}
+
+async fn not_found(uri: Uri) -> Refusal {
+    let path = uri.path();
+    let is_later = |pattern: &&str| match pattern.strip_suffix('*') {
+        Some(prefix) => path.starts_with(prefix),
+        None => path == *pattern,
+    };
+    let shown: String = path.chars().take(120).collect();
+    let (word, title, detail) = match LATER.iter().any(is_later) {
+        true => ("not_yet", "Not available yet", format!("{shown} comes with a later version")),
+        false => (
+            "no_route",
+            "No such route",
+            format!("there is no {shown}; try /v1/mesh/members, /v1/mesh/services or /metrics"),
+        ),
+    };
+    Refusal::new(StatusCode::NOT_FOUND, word, title, detail)
+}
+
+async fn wrong_method(method: Method, uri: Uri) -> Refusal {
+    let detail = format!("{} does not take {method}", uri.path());
+    Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "method", "Not this way", detail)
+}
+
+async fn live() -> Json<Value> {
+    Json(json!({ "live": true }))
+}
+
+async fn ready(State(state): State<ApiState>) -> Answer {
+    let readiness = state.readiness.borrow().clone();
+    match readiness {
+        Readiness::Ready => Ok(Json(json!({ "ready": true })).into_response()),
+        Readiness::NotReady(reason) => {
+            let status = StatusCode::SERVICE_UNAVAILABLE;
+            Err(Refusal::new(status, "not_ready", "Not ready", reason))
+        }
+    }
+}
+
+async fn metrics(State(state): State<ApiState>) -> Answer {
+    let snapshot = state.snapshot.load();
+    let mut members: BTreeMap<&'static str, i64> =
+        ["alive", "suspect", "restarting", "down", "left"].map(|word| (word, 0)).into();
+    for view in snapshot.members.values() {
+        *members.entry(view.state.as_str()).or_default() += 1;
+    }
+    state.metrics.set_members(members);
+    let mut endpoints: BTreeMap<(&str, &'static str), i64> = BTreeMap::new();
+    for view in snapshot.services.values() {
+        for endpoint in &view.endpoints {
+            *endpoints.entry((view.name.as_str(), endpoint.state.as_str())).or_default() += 1;
+        }
+    }
+    state.metrics.set_endpoints(endpoints.into_iter().map(|((service, state), count)| {
+        (EndpointLabels { service: service.to_owned(), state }, count)
+    }));
+    let text = state.metrics.encode().map_err(|_| {
+        let status = StatusCode::INTERNAL_SERVER_ERROR;
+        Refusal::new(status, "failed", "The agent failed", "the metrics could not be written")
+    })?;
+    let mut response = Response::new(text.into());
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    Ok(response)
+}
+
+async fn agent_self(State(state): State<ApiState>) -> Json<Value> {
+    Json(views::agent_self(&state))
+}
+
+async fn agent_members(State(state): State<ApiState>) -> Json<Value> {
+    Json(views::agent_members(&state))
+}
+
+async fn agent_services(State(state): State<ApiState>) -> Json<Value> {
+    Json(views::agent_services(&state))
+}
+
+async fn leave(State(state): State<ApiState>) -> Answer {
+    Control::ask(&state.control, |reply| Control::Leave { reply }).await?;
+    Ok(Json(json!({ "left": true })).into_response())
+}
+
+async fn members(State(state): State<ApiState>) -> Json<Vec<views::Member>> {
+    Json(views::members(&state))
+}
+
+async fn services(State(state): State<ApiState>) -> Json<Vec<views::Service>> {
+    Json(views::services(&state))
+}
+
+async fn endpoints(State(state): State<ApiState>, Path(service): Path<String>) -> Answer {
+    let service = named::<ServiceName>(&service)?;
+    Ok(Json(views::endpoints(&state, &service)).into_response())
+}
+
+async fn list_events(
+    State(state): State<ApiState>,
+    query: Result<Query<EventsQuery>, QueryRejection>,
+    headers: HeaderMap,
+) -> Answer {
+    let Query(query) = query.map_err(|error| Refusal::malformed(error.body_text()))?;
+    events(&state, &query, &headers)
+}
+
+async fn config(State(state): State<ApiState>) -> Response {
+    Json(&*state.settings).into_response()
+}
+
+async fn exposed(State(state): State<ApiState>) -> Response {
+    Json(&state.local.load().exposed).into_response()
+}
+
+/// The body of `POST /v1/mesh/expose`: what is absent has its default.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct ExposeRequest {
+    pub name: ServiceName,
+    pub to: Target,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<InstanceId>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protocol: Option<Protocol>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tags: Vec<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight: Option<Weight>,
+}
+
+async fn expose(State(state): State<ApiState>, request: Request) -> Answer {
+    let asked: ExposeRequest = body(request).await?;
+    let malformed = |error: &dyn std::fmt::Display| Refusal::malformed(error.to_string());
+    let mut spec = ExposeSpec::new(asked.name, asked.to).map_err(|error| malformed(&error))?;
+    spec.id = asked.id.unwrap_or(spec.id);
+    spec.port = asked.port.unwrap_or(spec.port);
+    spec.protocol = asked.protocol.unwrap_or_default();
+    spec.tags = asked.tags;
+    spec.weight = asked.weight.unwrap_or_default();
+    let spec = spec.check().map_err(|error| malformed(&error))?;
+    let accepted = spec.clone();
+    Control::ask(&state.control, |reply| Control::Expose { spec, reply }).await?;
+    Ok((StatusCode::CREATED, Json(accepted)).into_response())
+}
+
+async fn unexpose(State(state): State<ApiState>, Path(id): Path<String>) -> Answer {
+    let id = named::<InstanceId>(&id)?;
+    Control::ask(&state.control, |reply| Control::Unexpose { id, reply }).await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+async fn upstreams(State(state): State<ApiState>) -> Response {
+    Json(&state.local.load().upstreams).into_response()
+}
+
+async fn upstream(State(state): State<ApiState>, request: Request) -> Answer {
+    let asked: UpstreamSpec = body(request).await?;
+    let spec = asked.check().map_err(|error| Refusal::malformed(error.to_string()))?;
+    let opened = Control::ask(&state.control, |reply| Control::Upstream { spec, reply }).await?;
+    Ok((StatusCode::CREATED, Json(opened)).into_response())
+}
+
+/// Which entries `DELETE /v1/mesh/upstream` closes: exactly one of the two.
+#[derive(Clone, Debug, Deserialize)]
+struct UpstreamQuery {
+    service: Option<String>,
+    listen: Option<String>,
+}
+
+async fn close_upstream(
+    State(state): State<ApiState>,
+    query: Result<Query<UpstreamQuery>, QueryRejection>,
+) -> Answer {
+    let Query(query) = query.map_err(|error| Refusal::malformed(error.body_text()))?;
+    let which = match (query.service, query.listen) {
+        (Some(service), None) => UpstreamSelector::Service(named(&service)?),
+        (None, Some(listen)) => UpstreamSelector::Listen(named(&listen)?),
+        _ => return Err(Refusal::malformed("say either ?service=NAME or ?listen=ADDRESS")),
+    };
+    let closed =
+        Control::ask(&state.control, |reply| Control::CloseUpstreams { which, reply }).await?;
+    Ok(Json(closed).into_response())
+}
+
+/// The body of `POST /v1/mesh/invites`: what is absent has its default.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct InviteRequest {
+    /// `1h` unless set; at most 30 days.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl: Option<String>,
+    /// 1 unless set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uses: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<MemberName>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub services: Option<Vec<ServiceName>>,
+}
+
+/// A token that lies around for longer is a key that somebody finds.
+const INVITE_TTL_MAX: Duration = Duration::from_secs(30 * 24 * 3_600);
+
+async fn invite(State(state): State<ApiState>, request: Request) -> Answer {
+    let asked: InviteRequest = body(request).await?;
+    let ttl = asked.ttl.as_deref().map_or(Ok(Duration::from_secs(3_600)), duration)?;
+    if ttl.is_zero() || ttl > INVITE_TTL_MAX {
+        return Err(Refusal::malformed("an invite holds for 1s to 30days"));
+    }
+    let uses = asked.uses.unwrap_or(1);
+    if !(1..=1_000).contains(&uses) {
+        return Err(Refusal::malformed("an invite has 1 to 1000 uses"));
+    }
+    let options = InviteOptions { ttl, uses, name: asked.name, services: asked.services };
+    let made = Control::ask(&state.control, |reply| Control::Invite { options, reply }).await?;
+    let body = json!({
+        "id": made.id.to_string(),
+        "token": made.token,
+        "expires_at": made.expires_at,
+    });
+    Ok((StatusCode::CREATED, Json(body)).into_response())
+}
+
+async fn invites(State(state): State<ApiState>) -> Answer {
+    let made = Control::ask(&state.control, |reply| Control::Invites { reply }).await?;
+    let now = clock::unix_seconds();
+    let rows: Vec<_> = made.iter().map(|view| views::invite(view, now)).collect();
+    Ok(Json(rows).into_response())
+}
+
+async fn revoke_invite(State(state): State<ApiState>, Path(id): Path<String>) -> Answer {
+    let id = named::<MemberId>(&id)?;
+    Control::ask(&state.control, |reply| Control::RevokeInvite { id, reply }).await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+fn named<T: std::str::FromStr<Err: ToString>>(text: &str) -> Result<T, Refusal> {
+    text.parse().map_err(|error: T::Err| Refusal::malformed(error.to_string()))
+}
+
+fn duration(text: &str) -> Result<Duration, Refusal> {
+    humantime::parse_duration(text).map_err(|_| {
+        let shown: String = text.chars().take(40).collect();
+        Refusal::malformed(format!("'{shown}' is no duration with a unit, for instance 30s"))
+    })
+}
+
+async fn body<T: DeserializeOwned>(request: Request) -> Result<T, Refusal> {
+    let bytes = whole_body(request).await?;
+    serde_json::from_slice(&bytes).map_err(|error| Refusal::malformed(error.to_string()))
+}
+
+async fn whole_body(request: Request) -> Result<Bytes, Refusal> {
+    let limited = Limited::new(request.into_body(), BODY_LEN_MAX).collect();
+    let collected = timeout(BODY_TIME_MAX, limited).await.map_err(|_| {
+        let detail = format!("the body did not arrive within {BODY_TIME_MAX:?}");
+        Refusal::new(StatusCode::REQUEST_TIMEOUT, "body_time", "Too slow", detail)
+    })?;
+    match collected {
+        Ok(body) => Ok(body.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => {
+            let detail = format!("the body is over {BODY_LEN_MAX} bytes");
+            Err(Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "body_len", "Too long", detail))
+        }
+        Err(_) => Err(Refusal::malformed("the body broke off")),
+    }
+}

@@ -1,0 +1,147 @@
+//! What the API's handlers see of the agent.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, watch};
+
+use super::control::{Control, ExposeSpec, UpstreamSpec};
+use crate::mesh::{Endpoint, Snapshot};
+use crate::model::{MemberId, MemberName, MeshId};
+use crate::runtime::clock::Clock;
+use crate::telemetry::{EventLog, Metrics};
+
+/// What the API's handlers see of the agent. Cheap to clone; made once by the agent.
+#[derive(Clone)]
+pub struct ApiState {
+    /// This member.
+    pub me: MemberId,
+    /// What people call it.
+    pub name: MemberName,
+    /// Its mesh.
+    pub mesh: MeshId,
+    /// The mesh as seen from here; the agent stores a new one on every change.
+    pub snapshot: Arc<ArcSwap<Snapshot>>,
+    /// What this machine offers and opens; the agent stores a new one on every change.
+    pub local: Arc<ArcSwap<Local>>,
+    /// How many streams of this agent each endpoint has now.
+    pub in_flight: InFlight,
+    /// Whether the data plane can serve.
+    pub readiness: watch::Receiver<Readiness>,
+    /// To the agent.
+    pub control: mpsc::Sender<Control>,
+    /// What happened.
+    pub events: EventLog,
+    /// Counters.
+    pub metrics: Metrics,
+    /// How long a member that is gone stays in listings.
+    pub forget_after: Duration,
+    /// Effective settings and where each came from.
+    pub settings: Arc<[SettingView]>,
+    /// The agent's clock, on which snapshots are dated. It started with the agent.
+    pub clock: Clock,
+    /// Opens what changes anything or tells secrets.
+    pub token: ApiToken,
+}
+
+/// What this machine offers and opens.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Local {
+    /// Its instances, ordered by id.
+    pub exposed: Vec<ExposeSpec>,
+    /// Its entries, with the addresses they really listen on.
+    pub upstreams: Vec<UpstreamSpec>,
+}
+
+/// Whether the data plane can serve.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Readiness {
+    /// It can.
+    Ready,
+    /// Not yet or no more, for this reason.
+    NotReady(&'static str),
+}
+
+/// One effective setting, as `config dump` shows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SettingView {
+    /// For instance `listen.mesh`.
+    pub key: String,
+    /// What holds.
+    pub value: serde_json::Value,
+    /// `default`, `file:line`, `env NAME`, `flag --name` or `data_dir`.
+    pub origin: String,
+}
+
+/// Asks how many streams of this agent an endpoint has now.
+#[derive(Clone)]
+pub struct InFlight(Arc<dyn Fn(&Endpoint) -> u64 + Send + Sync>);
+
+impl InFlight {
+    /// Asks `count`, which must not block.
+    pub fn new(count: impl Fn(&Endpoint) -> u64 + Send + Sync + 'static) -> Self {
+        Self(Arc::new(count))
+    }
+
+    /// How many streams `endpoint` has now.
+    pub fn of(&self, endpoint: &Endpoint) -> u64 {
+        (self.0)(endpoint)
+    }
+}
+
+/// The token of `<data_dir>/api.token`. Never printed.
+#[derive(Clone)]
+pub struct ApiToken(Arc<str>);
+
+impl ApiToken {
+    /// The token with this text.
+    pub fn new(text: &str) -> Self {
+        Self(text.into())
+    }
+
+    /// Whether `presented` is it. Takes the same time wherever the two differ: what is compared are
+    /// digests.
+    pub fn is(&self, presented: &[u8]) -> bool {
+        use ring::digest::{SHA256, digest};
+        let (mine, theirs) = (digest(&SHA256, self.0.as_bytes()), digest(&SHA256, presented));
+        let differences = mine.as_ref().iter().zip(theirs.as_ref());
+        differences.fold(0, |sum, (a, b)| sum | (a ^ b)) == 0 && !self.0.is_empty()
+    }
+}
+
+impl fmt::Debug for ApiState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ApiState({} of {:?})", self.name, self.mesh)
+    }
+}
+
+impl fmt::Debug for InFlight {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("InFlight")
+    }
+}
+
+impl fmt::Debug for ApiToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ApiToken")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_whole_token_opens() {
+        let token = ApiToken::new("0123456789abcdef");
+        assert!(token.is(b"0123456789abcdef"));
+        for wrong in ["", "0123456789abcde", "0123456789abcdef0", "x"] {
+            assert!(!token.is(wrong.as_bytes()), "{wrong}");
+        }
+        assert!(!ApiToken::new("").is(b""), "an empty token opens nothing");
+        assert_eq!(format!("{token:?}"), "ApiToken");
+    }
+}

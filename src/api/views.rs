@@ -1,0 +1,265 @@
+//! The JSON of listings. Fields may be added, never renamed.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::{ApiState, Readiness};
+use crate::mesh::{Endpoint, EndpointState, MemberView, ServiceView};
+use crate::model::{MemberPhase, MemberState, Moment, ServiceName};
+use crate::transport::enrolment::InviteView;
+
+/// One member, this one included.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct Member {
+    pub name: String,
+    pub id: String,
+    pub address: String,
+    pub zone: String,
+    pub state: String,
+    pub revoked: bool,
+    pub draining: bool,
+    pub epoch: u64,
+    pub version: u64,
+    pub services: Vec<String>,
+    pub age_ms: u64,
+    /// Whether it is the member that answers.
+    pub me: bool,
+}
+
+/// One service of the mesh.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct Service {
+    pub name: String,
+    pub protocol: String,
+    pub instances: usize,
+    pub ready: usize,
+}
+
+/// One instance of a service.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct EndpointRow {
+    pub service: String,
+    pub instance: String,
+    pub node: String,
+    pub address: String,
+    pub state: String,
+    /// Why it is in that state; empty while ready.
+    pub reason: String,
+    pub weight: u16,
+    pub tags: Vec<String>,
+    pub inflight: u64,
+    /// Not measured yet in this version.
+    pub latency_ms: Option<f64>,
+    pub age_ms: u64,
+}
+
+/// One invite that this member made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct InviteRow {
+    pub id: String,
+    /// `open`, `used`, `expired` or `revoked`.
+    pub state: String,
+    pub uses: u32,
+    pub redeemed: usize,
+    /// Unix seconds.
+    pub expires_at: u64,
+    pub name: Option<String>,
+    pub services: Option<Vec<String>>,
+}
+
+fn age_ms(now: Moment, then: Moment) -> u64 {
+    u64::try_from(now.since(then).as_millis()).unwrap_or(u64::MAX)
+}
+
+fn names(services: &[ServiceName]) -> Vec<String> {
+    services.iter().map(ToString::to_string).collect()
+}
+
+/// `/v1/mesh/members`, by name.
+pub(super) fn members(state: &ApiState) -> Vec<Member> {
+    let now = state.clock.now();
+    let snapshot = state.snapshot.load();
+    let shown = snapshot.members.values().filter(|view| is_shown(state, view, now));
+    let mut rows: Vec<_> = shown.map(|view| member(state, view, now)).collect();
+    rows.sort_by(|a, b| (&a.name, &a.id).cmp(&(&b.name, &b.id)));
+    rows
+}
+
+/// A member that is gone for long is hidden from listings, and only from those: its records and the
+/// attempts to reach it stay.
+fn is_shown(state: &ApiState, view: &MemberView, now: Moment) -> bool {
+    let is_gone = matches!(view.state, MemberState::Down | MemberState::Left);
+    !is_gone || now.since(view.changed_at) <= state.forget_after
+}
+
+fn member(state: &ApiState, view: &MemberView, now: Moment) -> Member {
+    Member {
+        name: view.name.to_string(),
+        id: view.id.to_string(),
+        address: view.address.to_string(),
+        zone: view.zone.clone(),
+        state: view.state.to_string(),
+        revoked: view.is_revoked,
+        draining: view.phase == MemberPhase::Draining,
+        epoch: view.epoch.0,
+        version: view.version,
+        services: names(&view.services),
+        age_ms: age_ms(now, view.changed_at),
+        me: view.id == state.me,
+    }
+}
+
+/// `/v1/mesh/services`, by name.
+pub(super) fn services(state: &ApiState) -> Vec<Service> {
+    state.snapshot.load().services.values().map(|view| service(view)).collect()
+}
+
+fn service(view: &ServiceView) -> Service {
+    let is_ready = |endpoint: &&Endpoint| endpoint.state == EndpointState::Ready;
+    Service {
+        name: view.name.to_string(),
+        protocol: view.protocol.to_string(),
+        instances: view.endpoints.len(),
+        ready: view.endpoints.iter().filter(is_ready).count(),
+    }
+}
+
+/// `/v1/mesh/endpoints/{svc}`; empty for a service that nobody offers.
+pub(super) fn endpoints(state: &ApiState, service: &ServiceName) -> Vec<EndpointRow> {
+    let now = state.clock.now();
+    let snapshot = state.snapshot.load();
+    let Some(view) = snapshot.services.get(service) else { return Vec::new() };
+    let row = |endpoint: &Endpoint| EndpointRow {
+        service: service.to_string(),
+        instance: endpoint.instance.to_string(),
+        node: endpoint.member_name.to_string(),
+        address: endpoint.address.to_string(),
+        state: endpoint.state.as_str().to_owned(),
+        reason: reason(endpoint.state).to_owned(),
+        weight: endpoint.weight.0,
+        tags: endpoint.tags.clone(),
+        inflight: state.in_flight.of(endpoint),
+        latency_ms: None,
+        age_ms: age_ms(now, endpoint.changed_at),
+    };
+    view.endpoints.iter().map(row).collect()
+}
+
+fn reason(state: EndpointState) -> &'static str {
+    match state {
+        EndpointState::Ready => "",
+        EndpointState::Doubtful => "its node is down by hearsay; used as the last resort",
+        EndpointState::Draining => "it finishes what it has",
+        EndpointState::Failing => "its own agent's checks fail",
+        EndpointState::Maint => "taken out by its operator",
+        EndpointState::Down => "its node is down, restarting or gone",
+    }
+}
+
+/// One row of `/v1/mesh/invites`.
+pub(super) fn invite(view: &InviteView, now_secs: u64) -> InviteRow {
+    let invite = &view.invite;
+    let is_used = u32::try_from(view.redeemed).is_ok_and(|redeemed| redeemed >= invite.uses);
+    let state = match (invite.uses, is_used) {
+        (0, _) => "revoked",
+        (_, true) => "used",
+        _ if invite.expires_at <= now_secs => "expired",
+        _ => "open",
+    };
+    InviteRow {
+        id: view.id.to_string(),
+        state: state.to_owned(),
+        uses: invite.uses,
+        redeemed: view.redeemed,
+        expires_at: invite.expires_at,
+        name: invite.name.as_ref().map(ToString::to_string),
+        services: invite.services.as_deref().map(names),
+    }
+}
+
+/// The region of a zone, which existing clients know as the datacenter: `eu1` of `eu1/a`.
+fn region(zone: &str) -> &str {
+    match zone.split('/').next() {
+        None | Some("") => "default",
+        Some(region) => region,
+    }
+}
+
+/// `/v1/agent/self`: the shape of existing clients, and beside it `Mesh`, which is ours.
+pub(super) fn agent_self(state: &ApiState) -> Value {
+    let snapshot = state.snapshot.load();
+    let me = snapshot.members.get(&state.me);
+    let zone = me.map_or("", |view| view.zone.as_str());
+    let readiness = state.readiness.borrow().clone();
+    let (is_ready, reason) = match readiness {
+        Readiness::Ready => (true, ""),
+        Readiness::NotReady(reason) => (false, reason),
+    };
+    json!({
+        "Config": {
+            "Datacenter": region(zone),
+            "NodeName": state.name,
+            "NodeID": state.me.to_string(),
+            "Server": false,
+            "Version": env!("CARGO_PKG_VERSION"),
+        },
+        "Member": me.map(|view| consul_member(view)),
+        "Mesh": {
+            "id": state.mesh.to_string(),
+            "member": state.me.to_string(),
+            "name": state.name,
+            "zone": zone,
+            "address": me.map(|view| view.address.to_string()),
+            "version": env!("CARGO_PKG_VERSION"),
+            "ready": is_ready,
+            "reason": reason,
+            "certificate_expires_at": state.metrics.cert_expiry_leaf.get() as u64,
+            "uptime_ms": age_ms(state.clock.now(), Moment::START),
+        },
+    })
+}
+
+/// `/v1/agent/members`: the shape of existing clients.
+pub(super) fn agent_members(state: &ApiState) -> Value {
+    let (now, snapshot) = (state.clock.now(), state.snapshot.load());
+    let shown = snapshot.members.values().filter(|view| is_shown(state, view, now));
+    shown.map(|view| consul_member(view)).collect()
+}
+
+fn consul_member(view: &MemberView) -> Value {
+    let status = match view.state {
+        MemberState::Alive | MemberState::Suspect => 1,
+        MemberState::Restarting => 2,
+        MemberState::Left => 3,
+        MemberState::Down => 4,
+    };
+    json!({
+        "Name": view.name,
+        "Addr": view.address.ip().to_string(),
+        "Port": view.address.port(),
+        "Tags": { "id": view.id.to_string(), "dc": region(&view.zone), "role": "node" },
+        "Status": status,
+    })
+}
+
+/// `/v1/agent/services`: what this machine offers, by id, in the shape of existing clients.
+pub(super) fn agent_services(state: &ApiState) -> Value {
+    let local = state.local.load();
+    let rows = local.exposed.iter().map(|spec| {
+        let row = json!({
+            "ID": spec.id,
+            "Service": spec.service,
+            "Tags": spec.tags,
+            "Meta": { "protocol": spec.protocol, "to": spec.to },
+            "Address": "",
+            "Port": spec.port,
+            "Weights": { "Passing": spec.weight, "Warning": spec.weight },
+        });
+        (spec.id.to_string(), row)
+    });
+    Value::Object(rows.collect())
+}

@@ -1,0 +1,395 @@
+//! Who offers what: signed, single-writer entries, replicated to every member. No registry.
+//!
+//! An entry certifies itself: its owner is the hash of the key that signed it, and only a higher
+//! version by the same owner replaces it. Whether an entry may be *applied* follows from other
+//! entries (an enrolment needs its issuer, a record its enrolment), so that an entry whose ground is
+//! not here yet waits in a bounded store. What cannot be read is kept and relayed, not applied.
+//!
+//! Invariants, which tests name:
+//! - no record of a member that this member did not sign;
+//! - the version of an entry never goes back;
+//! - the same entries arriving in any order leave the same catalogue;
+//! - every store is under its bound, whatever arrives.
+
+mod admission;
+mod quota;
+mod verify;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use crate::model::{
+    Digest, Enrolment, Entry, EntryHash, EntryKey, EntryKind, EntryVersion, Epoch, Issuer,
+    ItemHash, MemberId, MemberName, MemberRecord, MeshId, PublicKey,
+};
+use crate::wire;
+
+use quota::Quotas;
+
+pub use admission::{Content, INSTANCES_MAX};
+pub use verify::{Signatures, Verify};
+
+/// Entries that wait for their ground (an issuer, an enrolment). Beyond, the first by key is
+/// dropped and comes again by repair.
+const PENDING_MAX: usize = 1024;
+
+/// The newest entry of each key that this node has accepted.
+pub struct Catalogue {
+    mesh: MeshId,
+    root: PublicKey,
+    verifier: Box<dyn Verify>,
+    /// Bounded by [`Quotas`].
+    entries: BTreeMap<EntryKey, Stored>,
+    quotas: Quotas,
+    digest: Digest,
+    /// Signed well, without ground yet. At most [`PENDING_MAX`].
+    pending: BTreeMap<EntryKey, Entry>,
+    /// Who enrolled whom. Bounded by the enrolments.
+    issuers_of: BTreeMap<MemberId, BTreeSet<MemberId>>,
+    /// Who is enrolled under a name. Bounded by the enrolments.
+    names: BTreeMap<MemberName, BTreeSet<MemberId>>,
+    events: VecDeque<CatalogueEvent>,
+}
+
+struct Stored {
+    entry: Entry,
+    content: Content,
+}
+
+/// What became of an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is the newest of its key now.
+    Accepted,
+    /// This one or a newer is here already.
+    Known,
+    /// It waits for its ground.
+    Pending,
+    /// It is not what it claims. Fault: whoever sent it.
+    Refused(&'static str),
+}
+
+/// What happened, in order.
+#[derive(Clone, Debug, PartialEq)]
+pub enum CatalogueEvent {
+    /// An entry was accepted; it replaced `previous`.
+    Accepted {
+        /// The entry.
+        entry: Entry,
+        /// What it carries.
+        content: Content,
+        /// What was there before.
+        previous: Option<Content>,
+    },
+    /// An entry is kept and relayed, but its payload cannot be read or breaks a rule of its kind.
+    Quarantined {
+        /// Its place.
+        key: EntryKey,
+        /// Of its payload.
+        hash: EntryHash,
+    },
+    /// One owner signed two payloads with one number.
+    Equivocation(EntryKey),
+    /// Two members are enrolled under one name.
+    NameConflict {
+        /// The name.
+        name: MemberName,
+        /// Both.
+        members: [MemberId; 2],
+    },
+    /// The store of waiting entries was full; this one was dropped.
+    PendingDropped(EntryKey),
+}
+
+impl Catalogue {
+    /// An empty catalogue of `mesh`, whose issuers `root` signs.
+    pub fn new(mesh: MeshId, root: PublicKey, verifier: Box<dyn Verify>) -> Self {
+        Self {
+            mesh,
+            root,
+            verifier,
+            entries: BTreeMap::new(),
+            quotas: Quotas::default(),
+            digest: Digest::default(),
+            pending: BTreeMap::new(),
+            issuers_of: BTreeMap::new(),
+            names: BTreeMap::new(),
+            events: VecDeque::new(),
+        }
+    }
+
+    /// Takes an entry from anywhere. Its signature is verified once: what is known is recognised
+    /// before, what is accepted or waits is never verified again.
+    pub fn handle_entry(&mut self, entry: Entry) -> Verdict {
+        let key = entry.key();
+        if self
+            .version(&key)
+            .or_else(|| self.pending.get(&key).map(Entry::version))
+            .is_some_and(|known| known >= entry.version())
+        {
+            return Verdict::Known;
+        }
+        if !self.verifier.verify(&self.mesh, &entry) {
+            return Verdict::Refused("signature");
+        }
+        self.apply(entry)
+    }
+
+    /// The newest entry of a key.
+    pub fn entry(&self, key: &EntryKey) -> Option<&Entry> {
+        self.entries.get(key).map(|stored| &stored.entry)
+    }
+
+    /// All entries, ordered by key.
+    pub fn entries(&self) -> impl Iterator<Item = &Entry> {
+        self.entries.values().map(|stored| &stored.entry)
+    }
+
+    /// The version of a key's newest entry.
+    pub fn version(&self, key: &EntryKey) -> Option<EntryVersion> {
+        self.entries.get(key).map(|stored| stored.entry.version())
+    }
+
+    /// A member's own record, and its version.
+    pub fn record(&self, member: MemberId) -> Option<(&Arc<MemberRecord>, EntryVersion)> {
+        match self.entries.get(&record_key(member))? {
+            Stored { content: Content::Record(record), entry } => Some((record, entry.version())),
+            _ => None,
+        }
+    }
+
+    /// All readable records, ordered by member.
+    pub fn records(&self) -> impl Iterator<Item = (MemberId, &Arc<MemberRecord>, EntryVersion)> {
+        self.entries.range(of_kind(EntryKind::RECORD)).filter_map(|(key, stored)| {
+            match &stored.content {
+                Content::Record(record) => Some((key.owner, record, stored.entry.version())),
+                _ => None,
+            }
+        })
+    }
+
+    /// The newest enrolment of a member by an issuer that is still active.
+    pub fn enrolment(&self, member: MemberId) -> Option<&Arc<Enrolment>> {
+        self.enrolments(member).max_by_key(|enrolment| (enrolment.issued_at, enrolment.serial))
+    }
+
+    /// The entries that let others accept a member's record: issuers first, the record last.
+    pub fn credentials(&self, member: MemberId) -> Vec<&Entry> {
+        let issuers = self.issuers_of.get(&member).into_iter().flatten();
+        let issuer = issuers.clone().map(|issuer| self.issuer_key(*issuer));
+        let enrolment = issuers.map(|issuer| EntryKey {
+            kind: EntryKind::ENROLMENT,
+            owner: *issuer,
+            subject: *member.as_bytes(),
+        });
+        let keys = issuer.chain(enrolment).chain([record_key(member)]);
+        keys.filter_map(|key| self.entry(&key)).collect()
+    }
+
+    /// The summary of all entries here.
+    pub fn digest(&self) -> &Digest {
+        &self.digest
+    }
+
+    /// Keys and versions of the entries in some buckets of [`Catalogue::digest`].
+    pub fn versions_in(&self, buckets: &[u8]) -> Vec<(EntryKey, EntryVersion)> {
+        self.entries
+            .iter()
+            .filter(|(key, _)| buckets.contains(&bucket_of(key)))
+            .map(|(key, stored)| (*key, stored.entry.version()))
+            .collect()
+    }
+
+    /// What to send to, and to ask of, a member that has `theirs` in `buckets`.
+    pub fn difference(
+        &self,
+        buckets: &[u8],
+        theirs: &[(EntryKey, EntryVersion)],
+    ) -> Difference<'_> {
+        let theirs: BTreeMap<_, _> = theirs.iter().copied().collect();
+        let ours = self.entries.iter().filter(|(key, _)| buckets.contains(&bucket_of(key)));
+        let mut newer: Vec<&Entry> = ours
+            .map(|(_, stored)| &stored.entry)
+            .filter(|entry| {
+                theirs.get(&entry.key()).is_none_or(|version| *version < entry.version())
+            })
+            .collect();
+        newer.sort_by_key(|entry| order_of(entry.key().kind));
+        let older = theirs
+            .iter()
+            .filter(|(key, version)| self.version(key).is_none_or(|ours| ours < **version))
+            .map(|(key, _)| *key)
+            .collect();
+        Difference { newer, older }
+    }
+
+    /// The next thing that happened.
+    pub fn poll_event(&mut self) -> Option<CatalogueEvent> {
+        self.events.pop_front()
+    }
+
+    fn apply(&mut self, entry: Entry) -> Verdict {
+        let mut verdict = None;
+        let mut queue = VecDeque::from([entry]);
+        while let Some(entry) = queue.pop_front() {
+            let key = entry.key();
+            let is_old = self.version(&key).is_some_and(|known| known >= entry.version());
+            let one = match self.admit(&entry) {
+                _ if is_old => Verdict::Known, // it waited while a newer one came
+                Ok(content) => self.store(entry, content),
+                Err(admission::Refusal::NoGround) => self.postpone(entry),
+                Err(admission::Refusal::NoRight(reason)) => Verdict::Refused(reason),
+            };
+            if one == Verdict::Accepted {
+                queue.extend(self.take_unblocked(&key));
+            }
+            verdict.get_or_insert(one);
+        }
+        verdict.unwrap_or(Verdict::Known)
+    }
+
+    fn store(&mut self, entry: Entry, content: Content) -> Verdict {
+        let key = entry.key();
+        let previous = self.entries.get(&key);
+        if !self.quotas.admits(&entry, previous.map(|stored| &stored.entry)) {
+            return Verdict::Refused("quota");
+        }
+        self.quotas.replace(&entry, previous.map(|stored| &stored.entry));
+        if let Some(stored) = previous {
+            self.digest.remove(bucket_of(&key), item_hash(&stored.entry));
+            let (old, new) = (stored.entry.version(), entry.version());
+            if (old.epoch, old.version) == (new.epoch, new.version) {
+                self.events.push_back(CatalogueEvent::Equivocation(key));
+            }
+        }
+        self.digest.add(bucket_of(&key), item_hash(&entry));
+        if content == Content::Unreadable {
+            let hash = entry.version().hash;
+            self.events.push_back(CatalogueEvent::Quarantined { key, hash });
+        }
+        if let Content::Enrolment(enrolment) = &content {
+            self.index(key.owner, &enrolment.clone());
+        }
+        let stored = Stored { entry: entry.clone(), content: content.clone() };
+        let previous = self.entries.insert(key, stored).map(|stored| stored.content);
+        self.events.push_back(CatalogueEvent::Accepted { entry, content, previous });
+        Verdict::Accepted
+    }
+
+    fn index(&mut self, issuer: MemberId, enrolment: &Enrolment) {
+        let member = enrolment.key.member_id();
+        self.issuers_of.entry(member).or_default().insert(issuer);
+        let holders = self.names.entry(enrolment.name.clone()).or_default();
+        if let Some(other) = holders.iter().copied().find(|other| *other != member)
+            && !holders.contains(&member)
+        {
+            let name = enrolment.name.clone();
+            let members = [other, member];
+            self.events.push_back(CatalogueEvent::NameConflict { name, members });
+        }
+        holders.insert(member);
+    }
+
+    fn postpone(&mut self, entry: Entry) -> Verdict {
+        self.pending.insert(entry.key(), entry);
+        if self.pending.len() > PENDING_MAX
+            && let Some((key, _)) = self.pending.pop_first()
+        {
+            self.events.push_back(CatalogueEvent::PendingDropped(key));
+        }
+        Verdict::Pending
+    }
+
+    /// Waiting entries for which the entry of `key` may be the missing ground.
+    fn take_unblocked(&mut self, key: &EntryKey) -> Vec<Entry> {
+        let owner = match key.kind {
+            EntryKind::ISSUER | EntryKind::ENROLMENT => MemberId::from_bytes(key.subject),
+            _ => return Vec::new(),
+        };
+        let is_unblocked = |waiting: &EntryKey| waiting.owner == owner;
+        let keys: Vec<_> = self.pending.keys().copied().filter(is_unblocked).collect();
+        keys.iter().filter_map(|key| self.pending.remove(key)).collect()
+    }
+
+    fn enrolments(&self, member: MemberId) -> impl Iterator<Item = &Arc<Enrolment>> {
+        let issuers = self.issuers_of.get(&member).into_iter().flatten();
+        issuers.filter(|issuer| self.issuer(**issuer).is_some()).filter_map(move |issuer| {
+            let subject = *member.as_bytes();
+            let key = EntryKey { kind: EntryKind::ENROLMENT, owner: *issuer, subject };
+            match &self.entries.get(&key)?.content {
+                Content::Enrolment(enrolment) => Some(enrolment),
+                _ => None,
+            }
+        })
+    }
+
+    /// The issuer whose key hashes to `id`, if it is one and active.
+    fn issuer(&self, id: MemberId) -> Option<&Issuer> {
+        match &self.entries.get(&self.issuer_key(id))?.content {
+            Content::Issuer(issuer) if issuer.is_active => Some(issuer),
+            _ => None,
+        }
+    }
+
+    fn issuer_key(&self, id: MemberId) -> EntryKey {
+        let subject = *id.as_bytes();
+        EntryKey { kind: EntryKind::ISSUER, owner: self.root.member_id(), subject }
+    }
+}
+
+/// What two members need of each other.
+#[derive(Debug, Default)]
+pub struct Difference<'a> {
+    /// Newer here: send them. Issuers come first, then enrolments, so that nothing has to wait.
+    pub newer: Vec<&'a Entry>,
+    /// Newer there: ask for them.
+    pub older: Vec<EntryKey>,
+}
+
+/// The place of a member's own record.
+pub const fn record_key(member: MemberId) -> EntryKey {
+    EntryKey { kind: EntryKind::RECORD, owner: member, subject: [0; 16] }
+}
+
+fn of_kind(kind: EntryKind) -> std::ops::RangeInclusive<EntryKey> {
+    let at = |byte| EntryKey { kind, owner: MemberId::from_bytes([byte; 16]), subject: [byte; 16] };
+    at(0)..=at(u8::MAX)
+}
+
+fn bucket_of(key: &EntryKey) -> u8 {
+    let [owner, ..] = *key.owner.as_bytes();
+    let [subject, ..] = key.subject;
+    Digest::bucket_of(owner ^ subject)
+}
+
+fn item_hash(entry: &Entry) -> ItemHash {
+    let (key, version) = (entry.key(), entry.version());
+    let Epoch(epoch) = version.epoch;
+    ItemHash::of(
+        &[
+            &key.kind.0.to_be_bytes()[..],
+            key.owner.as_bytes(),
+            &key.subject,
+            &epoch.to_be_bytes(),
+            &version.version.to_be_bytes(),
+            &version.hash.0,
+        ]
+        .concat(),
+    )
+}
+
+/// Grounds before what stands on them.
+const fn order_of(kind: EntryKind) -> u8 {
+    match kind {
+        EntryKind::ISSUER => 0,
+        EntryKind::ENROLMENT => 1,
+        _ => 2,
+    }
+}
+
+fn decode<T: wire::Payload>(entry: &Entry) -> Option<Arc<T>> {
+    wire::decode_payload(&entry.payload()).ok().map(Arc::new)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,268 @@
+//! Rights, order and bounds of entries.
+
+use super::*;
+use crate::model::entry_tests::TestKey;
+use crate::model::{
+    InstanceId, InstanceRecord, InstanceState, MemberPhase, Protocol, Signer, Weight,
+};
+
+const MESH: MeshId = MeshId([7; 32]);
+const ROOT: u8 = 200;
+const ISSUER: u8 = 201;
+
+fn id(key: u8) -> MemberId {
+    TestKey::new(key).public_key().member_id()
+}
+
+fn catalogue() -> Catalogue {
+    Catalogue::new(MESH, TestKey::new(ROOT).public_key(), Box::new(Signatures))
+}
+
+fn sign(key: u8, kind: EntryKind, subject: [u8; 16], version: u64, payload: &[u8]) -> Entry {
+    Entry::sign(&MESH, &TestKey::new(key), kind, subject, Epoch(1), version, payload).unwrap()
+}
+
+fn issuer_by(signer: u8, is_active: bool, version: u64) -> Entry {
+    let key = TestKey::new(ISSUER).public_key();
+    let body = Issuer { key, member: id(ISSUER), certificate: Vec::new(), is_active };
+    let payload = wire::encode_payload(&body).unwrap();
+    sign(signer, EntryKind::ISSUER, *key.member_id().as_bytes(), version, &payload)
+}
+
+fn issuer() -> Entry {
+    issuer_by(ROOT, true, 1)
+}
+
+fn enrolment(member: u8, name: &str, services: Option<&[&str]>) -> Entry {
+    let body = Enrolment {
+        key: TestKey::new(member).public_key(),
+        name: name.parse().unwrap(),
+        serial: 1,
+        services: services.map(|names| names.iter().map(|name| name.parse().unwrap()).collect()),
+        issued_at: 1,
+        invite: None,
+    };
+    let payload = wire::encode_payload(&body).unwrap();
+    sign(ISSUER, EntryKind::ENROLMENT, *id(member).as_bytes(), 1, &payload)
+}
+
+fn body(name: &str, service: &str) -> MemberRecord {
+    MemberRecord {
+        name: name.parse().unwrap(),
+        address: "10.0.0.1:7370".parse().unwrap(),
+        zone: String::new(),
+        phase: MemberPhase::Running,
+        instances: vec![instance("one", service)],
+        agent_version: String::new(),
+    }
+}
+
+fn instance(id: &str, service: &str) -> InstanceRecord {
+    InstanceRecord {
+        id: id.parse().unwrap(),
+        service: service.parse().unwrap(),
+        protocol: Protocol::Tcp,
+        port: 80,
+        tags: Vec::new(),
+        weight: Weight::default(),
+        state: InstanceState::Ready,
+    }
+}
+
+fn record_with(member: u8, body: &MemberRecord, version: u64) -> Entry {
+    sign(member, EntryKind::RECORD, [0; 16], version, &wire::encode_payload(body).unwrap())
+}
+
+fn record(member: u8, name: &str, version: u64) -> Entry {
+    record_with(member, &body(name, "web"), version)
+}
+
+fn events(catalogue: &mut Catalogue) -> Vec<CatalogueEvent> {
+    std::iter::from_fn(|| catalogue.poll_event()).collect()
+}
+
+#[test]
+fn record_is_applied_once_its_grounds_are_here_in_any_order() {
+    // All six orders lead to the same catalogue; whatever comes too early waits.
+    let entries = [issuer(), enrolment(1, "a", None), record(1, "a", 1)];
+    let mut digests = Vec::new();
+    for order in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
+        let mut catalogue = catalogue();
+        for index in order {
+            let verdict = catalogue.handle_entry(entries[index].clone());
+            assert!(matches!(verdict, Verdict::Accepted | Verdict::Pending), "{order:?}");
+        }
+        assert_eq!(catalogue.record(id(1)).unwrap().0.name.as_str(), "a", "{order:?}");
+        digests.push(catalogue.digest().clone());
+    }
+    assert!(digests.iter().all(|digest| *digest == digests[0]));
+}
+
+#[test]
+fn nobody_speaks_for_another() {
+    let mut catalogue = catalogue();
+    assert_eq!(catalogue.handle_entry(issuer_by(1, true, 1)), Verdict::Refused("not_root"));
+    catalogue.handle_entry(issuer());
+    catalogue.handle_entry(enrolment(1, "a", None));
+    // Signed by member 1 and filed under its own hash: an entry cannot name another owner at all.
+    let payload = wire::encode_payload(&body("a", "web")).unwrap();
+    let astray = sign(1, EntryKind::RECORD, [9; 16], 1, &payload);
+    assert_eq!(catalogue.handle_entry(astray), Verdict::Refused("subject"));
+    let by_member = sign(1, EntryKind::ENROLMENT, *id(2).as_bytes(), 1, b"");
+    assert_eq!(catalogue.handle_entry(by_member), Verdict::Pending, "no issuer, no right");
+    let mut forged = record(1, "a", 1).bytes().to_vec();
+    *forged.last_mut().unwrap() ^= 1;
+    let forged = Entry::decode(forged.into()).unwrap();
+    assert_eq!(catalogue.handle_entry(forged), Verdict::Refused("signature"));
+    let elsewhere = MeshId([8; 32]);
+    let key = TestKey::new(1);
+    let foreign = Entry::sign(&elsewhere, &key, EntryKind::RECORD, [0; 16], Epoch(1), 1, &payload);
+    assert_eq!(catalogue.handle_entry(foreign.unwrap()), Verdict::Refused("signature"));
+    assert!(catalogue.record(id(1)).is_none());
+}
+
+#[test]
+fn version_never_goes_back_and_a_tie_goes_to_the_higher_hash() {
+    let mut catalogue = catalogue();
+    catalogue.handle_entry(issuer());
+    catalogue.handle_entry(enrolment(1, "a", None));
+    assert_eq!(catalogue.handle_entry(record(1, "a", 5)), Verdict::Accepted);
+    assert_eq!(catalogue.handle_entry(record(1, "a", 4)), Verdict::Known);
+    assert_eq!(catalogue.handle_entry(record(1, "a", 5)), Verdict::Known);
+    let mut pair = [record(1, "a", 6), record_with(1, &body("a", "db"), 6)];
+    pair.sort_by_key(Entry::version);
+    let [lower, higher] = pair;
+    assert_eq!(catalogue.handle_entry(lower.clone()), Verdict::Accepted);
+    events(&mut catalogue);
+    assert_eq!(catalogue.handle_entry(higher.clone()), Verdict::Accepted);
+    assert!(events(&mut catalogue).contains(&CatalogueEvent::Equivocation(record_key(id(1)))));
+    assert_eq!(catalogue.handle_entry(lower), Verdict::Known);
+    assert_eq!(catalogue.entry(&record_key(id(1))), Some(&higher));
+}
+
+#[test]
+fn older_entry_that_waited_does_not_replace_a_newer_one() {
+    let mut catalogue = catalogue();
+    catalogue.handle_entry(issuer());
+    // Waits: its name is not the enrolled one. Then the newer, rightful record comes, then a
+    // wider enrolment wakes whatever waits.
+    catalogue.handle_entry(enrolment(1, "a", Some(&["db"])));
+    assert_eq!(catalogue.handle_entry(record(1, "a", 1)), Verdict::Pending);
+    let newer = record_with(1, &body("a", "db"), 2);
+    assert_eq!(catalogue.handle_entry(newer.clone()), Verdict::Accepted);
+    let wider = Enrolment {
+        key: TestKey::new(1).public_key(),
+        name: "a".parse().unwrap(),
+        serial: 2,
+        services: None,
+        issued_at: 2,
+        invite: None,
+    };
+    let payload = wire::encode_payload(&wider).unwrap();
+    let wider = sign(ISSUER, EntryKind::ENROLMENT, *id(1).as_bytes(), 2, &payload);
+    assert_eq!(catalogue.handle_entry(wider), Verdict::Accepted);
+    assert_eq!(catalogue.entry(&record_key(id(1))), Some(&newer));
+}
+
+#[test]
+fn record_keeps_to_its_enrolled_name_and_services() {
+    let mut catalogue = catalogue();
+    catalogue.handle_entry(issuer());
+    catalogue.handle_entry(enrolment(1, "a", Some(&["web"])));
+    assert_eq!(catalogue.handle_entry(record(1, "b", 1)), Verdict::Pending, "another name");
+    let db = record_with(1, &body("a", "db"), 2);
+    assert_eq!(catalogue.handle_entry(db), Verdict::Pending, "a service it may not offer");
+    assert_eq!(catalogue.handle_entry(record(1, "a", 3)), Verdict::Accepted);
+}
+
+#[test]
+fn unreadable_payload_is_kept_and_relayed_but_not_applied() {
+    let mut catalogue = catalogue();
+    catalogue.handle_entry(issuer());
+    catalogue.handle_entry(enrolment(1, "a", None));
+    let junk = sign(1, EntryKind::RECORD, [0; 16], 1, b"\xff\xff\xff");
+    assert_eq!(catalogue.handle_entry(junk.clone()), Verdict::Accepted);
+    let hash = junk.version().hash;
+    let quarantined = CatalogueEvent::Quarantined { key: junk.key(), hash };
+    assert!(events(&mut catalogue).contains(&quarantined));
+    assert!(catalogue.record(id(1)).is_none());
+    assert_eq!(catalogue.entry(&junk.key()), Some(&junk), "others may be able to read it");
+    let mut crowded = body("a", "web");
+    let name = |number: usize| format!("i{number}").parse::<InstanceId>().unwrap();
+    crowded.instances = (0..=INSTANCES_MAX)
+        .map(|number| InstanceRecord { id: name(number), ..instance("x", "web") })
+        .collect();
+    catalogue.handle_entry(record_with(1, &crowded, 2));
+    assert!(catalogue.record(id(1)).is_none(), "257 instances are not believed");
+}
+
+#[test]
+fn unknown_kind_is_relayed_within_its_owners_quota() {
+    let mut catalogue = catalogue();
+    catalogue.handle_entry(issuer());
+    catalogue.handle_entry(enrolment(1, "a", None));
+    let novelty =
+        |number: u8, len: usize| sign(1, EntryKind(999), [number; 16], 1, &vec![number; len]);
+    assert_eq!(catalogue.handle_entry(novelty(0, 10)), Verdict::Accepted);
+    let stranger = sign(2, EntryKind(999), [0; 16], 1, b"x");
+    assert_eq!(catalogue.handle_entry(stranger), Verdict::Pending, "who is that?");
+    for number in 1..16 {
+        assert_eq!(catalogue.handle_entry(novelty(number, 10)), Verdict::Accepted);
+    }
+    assert_eq!(catalogue.handle_entry(novelty(16, 10)), Verdict::Refused("quota"), "17th");
+    let big = sign(1, EntryKind(1000), [0; 16], 1, &vec![0; 60 * 1024]);
+    assert_eq!(catalogue.handle_entry(big), Verdict::Accepted);
+    let bigger = sign(1, EntryKind(1000), [1; 16], 1, &vec![0; 60 * 1024]);
+    assert_eq!(catalogue.handle_entry(bigger), Verdict::Refused("quota"), "over 64 KiB");
+}
+
+#[test]
+fn waiting_entries_are_bounded() {
+    let mut catalogue = catalogue();
+    for number in 0..=PENDING_MAX as u64 {
+        let subject = [number.to_be_bytes(), [0; 8]].concat().try_into().unwrap();
+        catalogue.handle_entry(sign(1, EntryKind(999), subject, 1, b"x"));
+    }
+    assert_eq!(catalogue.pending.len(), PENDING_MAX);
+    assert!(matches!(events(&mut catalogue)[..], [CatalogueEvent::PendingDropped(_)]));
+}
+
+#[test]
+fn two_members_of_one_name_are_reported() {
+    let mut catalogue = catalogue();
+    catalogue.handle_entry(issuer());
+    catalogue.handle_entry(enrolment(1, "a", None));
+    catalogue.handle_entry(enrolment(2, "a", None));
+    let name = "a".parse().unwrap();
+    let conflict = CatalogueEvent::NameConflict { name, members: [id(1), id(2)] };
+    assert!(events(&mut catalogue).contains(&conflict));
+}
+
+#[test]
+fn revoked_issuer_vouches_for_nobody() {
+    let mut catalogue = catalogue();
+    catalogue.handle_entry(issuer());
+    catalogue.handle_entry(enrolment(1, "a", None));
+    assert!(catalogue.enrolment(id(1)).is_some());
+    catalogue.handle_entry(issuer_by(ROOT, false, 2));
+    assert!(catalogue.enrolment(id(1)).is_none());
+    assert_eq!(catalogue.handle_entry(record(1, "a", 1)), Verdict::Pending);
+}
+
+#[test]
+fn repair_moves_differences_only_and_grounds_first() {
+    let (mut ours, mut theirs) = (catalogue(), catalogue());
+    let common = [issuer(), enrolment(1, "a", None), record(1, "a", 1)];
+    for entry in common {
+        ours.handle_entry(entry.clone());
+        theirs.handle_entry(entry);
+    }
+    assert!(ours.digest().differing(theirs.digest().sums()).is_empty());
+    ours.handle_entry(record(2, "b", 1));
+    ours.handle_entry(enrolment(2, "b", None));
+    theirs.handle_entry(record(1, "a", 2));
+    let buckets = ours.digest().differing(theirs.digest().sums());
+    let difference = ours.difference(&buckets, &theirs.versions_in(&buckets));
+    assert_eq!(difference.newer, [&enrolment(2, "b", None), &record(2, "b", 1)]);
+    assert_eq!(difference.older, [record_key(id(1))]);
+}

@@ -1,0 +1,296 @@
+//! `init`, `invite`, `join`: how a mesh begins and grows.
+
+use std::io::Read;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use hyper::Method;
+use serde::Deserialize;
+
+use super::Global;
+use super::client::{Client, data_dir, encoded};
+use super::duration;
+use super::exit::{Exit, Failure, Outcome};
+use super::output::{Drawing, Grid, Listing, age, cell, line, note, or_dash, show, state};
+use crate::agent::{self, JoinOptions};
+use crate::api::InviteRequest;
+use crate::api::views::InviteRow;
+use crate::config::{MESH_PORT, NodeFile, Seed, default_advertise, hostname};
+use crate::model::{MemberId, MemberName, ServiceName, Unlisted};
+use crate::runtime::clock;
+use crate::tls::store::{self, DataDir, InitOptions, StoreError};
+
+/// Longest token read from standard input: one is about 300 bytes.
+const TOKEN_LEN_MAX: u64 = 4_096;
+
+/// Arguments of `init`.
+#[derive(Debug, Args)]
+pub(super) struct InitArgs {
+    /// What people call this machine [default: the hostname]
+    #[arg(long)]
+    name: Option<MemberName>,
+    /// Where other machines reach it [default: the default route's address]
+    #[arg(long, value_name = "IP:PORT")]
+    advertise: Option<SocketAddr>,
+    /// Where the mesh port is bound [default: 0.0.0.0:7370]
+    #[arg(long, value_name = "ADDR")]
+    mesh: Option<SocketAddr>,
+    /// How long certificates live; nothing renews them yet
+    #[arg(long, value_name = "TIME", default_value = "7d", value_parser = duration)]
+    cert_ttl: Duration,
+}
+
+/// Arguments of `join`.
+#[derive(Debug, Args)]
+pub(super) struct JoinArgs {
+    /// From 'murmesh invite'; '-' reads it from standard input
+    #[arg(env = "MURMESH_JOIN_TOKEN", hide_env_values = true)]
+    token: String,
+    /// What people call this machine [default: the hostname]
+    #[arg(long)]
+    name: Option<MemberName>,
+    /// Where other machines reach it [default: the default route's address]
+    #[arg(long, value_name = "IP:PORT")]
+    advertise: Option<SocketAddr>,
+    /// Where the mesh port is bound [default: 0.0.0.0:7370]
+    #[arg(long, value_name = "ADDR")]
+    mesh: Option<SocketAddr>,
+    /// One more member to ask first; may be repeated
+    #[arg(long = "seed", value_name = "HOST:PORT")]
+    seeds: Vec<Seed>,
+}
+
+/// Arguments of `invite`.
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub(super) struct InviteArgs {
+    #[command(subcommand)]
+    verb: Option<InviteVerb>,
+    /// How long the token holds
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = duration)]
+    ttl: Duration,
+    /// How many machines may join with it
+    #[arg(long, default_value_t = 1)]
+    uses: u32,
+    /// The only services that whoever joins may offer [default: all]
+    #[arg(long, value_delimiter = ',', value_name = "web,db")]
+    services: Option<Vec<ServiceName>>,
+    /// The only name that it lets in
+    #[arg(long, value_name = "NAME")]
+    node: Option<MemberName>,
+}
+
+#[derive(Debug, Subcommand)]
+enum InviteVerb {
+    /// List the invites made here
+    List {
+        #[command(flatten)]
+        listing: Listing,
+    },
+    /// Take an invite back; who joined with it stays
+    Revoke {
+        /// Which; see 'murmesh invite list'
+        id: MemberId,
+    },
+}
+
+fn open_dir(global: &Global) -> Result<DataDir, Failure> {
+    let path = data_dir(global).ok_or_else(|| {
+        Failure::usage("no data directory is known").hint("--data-dir DIR or MURMESH_DATA_DIR")
+    })?;
+    Ok(DataDir::new(path))
+}
+
+/// What the data directory says, as an exit code.
+pub(super) fn store_failure(error: StoreError) -> Failure {
+    let exit = match &error {
+        StoreError::Io { error, .. } if error.kind() == std::io::ErrorKind::PermissionDenied => {
+            Exit::NotPermitted
+        }
+        StoreError::NotPrivate { .. } => Exit::NotPermitted,
+        _ => Exit::Failed,
+    };
+    let failure = Failure::new(exit, &error);
+    match exit {
+        Exit::NotPermitted => failure.hint("another user, or another place with --data-dir"),
+        _ => failure,
+    }
+}
+
+/// Founds a mesh.
+pub(super) async fn init(global: &Global, args: InitArgs) -> Outcome {
+    let dir = open_dir(global)?;
+    let options = InitOptions {
+        name: args.name.clone().unwrap_or_else(hostname),
+        unlisted: Unlisted::Allow,
+        cert_ttl: args.cert_ttl,
+    };
+    let report = store::init(&dir, &options).map_err(store_failure)?;
+    if report.was_there {
+        line(format_args!(
+            "unchanged: {} is member {} of mesh {}",
+            dir.path().display(),
+            report.name,
+            report.mesh.short()
+        ));
+        return Ok(Exit::Ok);
+    }
+    let node = NodeFile { advertise: args.advertise, mesh: args.mesh, seeds: Vec::new() };
+    node.save(&dir).map_err(store_failure)?;
+    line(format_args!("mesh        {}", report.mesh));
+    line(format_args!(
+        "name        {}{}",
+        report.name,
+        origin(args.name.is_some(), "the hostname")
+    ));
+    line(advertise_line(args.advertise, args.mesh));
+    line(format_args!("root key    {}   <- move it offline", report.root_key.display()));
+    line(format_args!("operator    {}", report.operator_key.display()));
+    note("next: murmesh agent, then in another terminal: murmesh invite");
+    Ok(Exit::Ok)
+}
+
+fn origin(is_asked: bool, default: &str) -> String {
+    if is_asked { String::new() } else { format!("   ({default})") }
+}
+
+fn advertise_line(asked: Option<SocketAddr>, mesh: Option<SocketAddr>) -> String {
+    let mesh = mesh.unwrap_or((Ipv4Addr::UNSPECIFIED, MESH_PORT).into());
+    match (asked, default_advertise(mesh)) {
+        (Some(address), _) => format!("advertises  {address}"),
+        (None, Some(address)) if mesh.ip().is_unspecified() => {
+            format!("advertises  {address}   (the default route's; --advertise for another)")
+        }
+        (None, Some(address)) => format!("advertises  {address}"),
+        (None, None) => {
+            "advertises  nothing: there is no default route, say --advertise".to_owned()
+        }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+struct Made {
+    token: String,
+}
+
+/// Prints a token; or lists or takes back invites.
+pub(super) async fn invite(global: &Global, args: InviteArgs) -> Outcome {
+    let client = &Client::new(global)?;
+    match args.verb {
+        Some(InviteVerb::List { listing }) => {
+            show(listing, || async move {
+                let rows: Vec<InviteRow> = client.get_secret("/v1/mesh/invites").await?;
+                let hint = "no invites were made here\n  try: murmesh invite";
+                Drawing::of(&rows, listing, invite_table, hint)
+            })
+            .await
+        }
+        Some(InviteVerb::Revoke { id }) => {
+            client.remove(&format!("/v1/mesh/invites/{}", encoded(&id.to_string()))).await?;
+            line(format_args!("invite {id} lets nobody in any more"));
+            Ok(Exit::Ok)
+        }
+        None => {
+            let request = InviteRequest {
+                ttl: Some(humantime::format_duration(args.ttl).to_string()),
+                uses: Some(args.uses),
+                name: args.node,
+                services: args.services,
+            };
+            let made: Made = client.change(Method::POST, "/v1/mesh/invites", &request).await?;
+            line(&made.token);
+            let uses = super::output::count(args.uses as usize, "machine");
+            note(format_args!("lets {uses} join within {}: murmesh join TOKEN", age(args.ttl)));
+            Ok(Exit::Ok)
+        }
+    }
+}
+
+fn invite_table(rows: &[InviteRow]) -> String {
+    let mut grid = Grid::new(["ID", "STATE", "USED", "ENDS IN", "NODE", "SERVICES"]);
+    let now = clock::unix_seconds();
+    for row in rows {
+        let ends = match row.state.as_str() {
+            "open" => age(Duration::from_secs(row.expires_at.saturating_sub(now))),
+            _ => "-".to_owned(),
+        };
+        let services = row.services.as_ref().map_or("all".to_owned(), |list| list.join(","));
+        grid.row([
+            cell(&row.id),
+            state(&row.state),
+            cell(format!("{}/{}", row.redeemed, row.uses)),
+            cell(ends),
+            cell(or_dash(row.name.as_deref().unwrap_or_default())),
+            cell(services),
+        ]);
+    }
+    grid.finish(&[])
+}
+
+/// Joins a mesh.
+pub(super) async fn join(global: &Global, args: JoinArgs) -> Outcome {
+    let dir = open_dir(global)?;
+    let name = args.name.clone().unwrap_or_else(hostname);
+    let mut seeds = Vec::new();
+    for seed in &args.seeds {
+        let resolved = tokio::net::lookup_host((seed.host(), seed.port())).await;
+        seeds.extend(resolved.map_err(|error| Failure::failed(format!("--seed {seed}: {error}")))?);
+    }
+    let options = JoinOptions {
+        data_dir: dir.path().to_owned(),
+        token: token(args.token)?,
+        name: name.clone(),
+        seeds,
+    };
+    let report = agent::join(options).await.map_err(join_failure)?;
+    if report.was_there {
+        line(format_args!(
+            "unchanged: {} is member {} of mesh {}",
+            dir.path().display(),
+            report.name,
+            report.mesh.short()
+        ));
+        return Ok(Exit::Ok);
+    }
+    let mut kept: Vec<String> = args.seeds.iter().map(Seed::to_string).collect();
+    for seed in report.seeds.iter().map(SocketAddr::to_string) {
+        if !kept.contains(&seed) {
+            kept.push(seed);
+        }
+    }
+    let node = NodeFile { advertise: args.advertise, mesh: args.mesh, seeds: kept };
+    node.save(&dir).map_err(store_failure)?;
+    line(format_args!("mesh        {}", report.mesh));
+    line(format_args!(
+        "name        {}{}",
+        report.name,
+        origin(args.name.is_some(), "the hostname")
+    ));
+    line(format_args!("member      {}", report.member));
+    line(advertise_line(args.advertise, args.mesh));
+    note("next: murmesh agent");
+    Ok(Exit::Ok)
+}
+
+fn join_failure(error: agent::JoinError) -> Failure {
+    match error {
+        agent::JoinError::Store(error) => store_failure(error),
+        agent::JoinError::Token(error) => {
+            Failure::usage(error).hint("murmesh invite, on a machine that runs 'murmesh agent'")
+        }
+        agent::JoinError::Knock(error) => Failure::failed(error),
+    }
+}
+
+fn token(argument: String) -> Result<String, Failure> {
+    if argument != "-" {
+        return Ok(argument);
+    }
+    let mut text = String::new();
+    std::io::stdin()
+        .take(TOKEN_LEN_MAX)
+        .read_to_string(&mut text)
+        .map_err(|error| Failure::failed(format!("cannot read the token: {error}")))?;
+    Ok(text)
+}

@@ -1,0 +1,229 @@
+//! The command line: one file per verb family. Talks to a running agent through its API only.
+
+mod client;
+mod demo;
+mod exit;
+mod found;
+mod later;
+mod look;
+mod offer;
+mod output;
+mod run;
+mod settings;
+mod shell;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::parser::ValueSource;
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use exit::{Exit, Failure, Outcome};
+use output::{Listing, note};
+
+const EXAMPLES: &str = "\
+A first mesh, on machine 1:
+  murmesh init
+  murmesh agent                        # in another terminal, or as a service
+  murmesh invite                       # prints a token
+
+On machine 2:
+  murmesh join TOKEN
+  murmesh agent
+  murmesh expose web 127.0.0.1:8080    # in another terminal
+
+Back on machine 1:
+  murmesh upstream web 127.0.0.1:9000
+  curl http://127.0.0.1:9000
+
+Or everything on this machine, to look at: murmesh demo
+
+Exit codes: 0 done, 1 a warning or \"no\", 2 failed, 3 timed out, 64 usage, 69 no agent,
+77 not permitted.";
+
+/// A service mesh with nothing in the middle.
+#[derive(Debug, Parser)]
+#[command(name = "murmesh", version, about, after_help = EXAMPLES, arg_required_else_help = true)]
+#[command(subcommand_required = true, disable_help_subcommand = true, max_term_width = 100)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+/// What every command takes.
+#[derive(Debug, Args)]
+pub(crate) struct Global {
+    /// Keys, certificates and state [default: /var/lib/murmesh as root, else the XDG data home]
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        env = "MURMESH_DATA_DIR",
+        hide_env_values = true
+    )]
+    pub(crate) data_dir: Option<PathBuf>,
+    /// The local API [default: where the agent of the data directory says, else 127.0.0.1:7371]
+    #[arg(long, global = true, value_name = "ADDR", env = "MURMESH_API", hide_env_values = true)]
+    pub(crate) api: Option<String>,
+    #[arg(skip)]
+    pub(crate) data_dir_is_env: bool,
+    #[arg(skip)]
+    pub(crate) api_is_env: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// See a whole mesh on this machine: three agents, traffic, a crash
+    Demo(demo::DemoArgs),
+    /// Found a mesh, with this machine as its first member
+    Init(found::InitArgs),
+    /// Print a token with which another machine can join
+    Invite(found::InviteArgs),
+    /// Join a mesh with a token
+    Join(found::JoinArgs),
+    /// Run this machine's agent
+    Agent(run::AgentArgs),
+    /// Offer a local instance of a service to the mesh
+    Expose(offer::ExposeArgs),
+    /// Take an instance back
+    Unexpose(offer::UnexposeArgs),
+    /// Open a local entry to a service of the mesh
+    Upstream(offer::UpstreamArgs),
+    /// Show this machine and its mesh on one screen
+    Status(Listing),
+    /// List the members of the mesh
+    Members(Listing),
+    /// List the services of the mesh
+    Services(Listing),
+    /// List the instances of a service
+    Endpoints(look::EndpointsArgs),
+    /// Tell what happened
+    Events(look::EventsArgs),
+    /// Leave the mesh for good
+    Leave,
+    /// Check a configuration file
+    Validate(settings::ValidateArgs),
+    /// Show effective settings
+    #[command(subcommand)]
+    Config(settings::ConfigVerb),
+    /// Print a completion script for a shell
+    Completions(shell::CompletionsArgs),
+    /// Print the manual as a man page
+    Man(shell::ManArgs),
+}
+
+/// Runs the command line `arguments`, of which the first is the program's name.
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let outcome = match parse(arguments) {
+        Ok(Some(cli)) => start(cli),
+        Ok(None) => Ok(Exit::Ok),
+        Err(failure) => Err(failure),
+    };
+    match outcome {
+        Ok(exit) => exit.into(),
+        Err(failure) => {
+            note(&failure);
+            failure.exit.into()
+        }
+    }
+}
+
+/// `None` when help or version was all that was asked for.
+fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Option<Cli>, Failure> {
+    let parsed = Cli::command().try_get_matches_from(arguments).and_then(|matches| {
+        let mut cli = Cli::from_arg_matches(&matches)?;
+        let is_env = |name| matches.value_source(name) == Some(ValueSource::EnvVariable);
+        cli.global.data_dir_is_env = is_env("data_dir");
+        cli.global.api_is_env = is_env("api");
+        Ok(cli)
+    });
+    match parsed {
+        Ok(cli) => Ok(Some(cli)),
+        Err(error) if !error.use_stderr() => {
+            let _ = error.print(); // a reader that is gone wants no help
+            Ok(None)
+        }
+        Err(error) => Err(later::not_yet(&error).unwrap_or_else(|| {
+            let text = error.render().to_string();
+            Failure::usage(text.trim_start_matches("error: ").trim_end())
+        })),
+    }
+}
+
+/// A time on the command line.
+fn duration(text: &str) -> Result<Duration, String> {
+    let time = humantime::parse_duration(text)
+        .map_err(|_| "expected a duration with a unit, for instance 30m or 7d".to_owned())?;
+    match time.is_zero() {
+        true => Err("expected more than nothing".to_owned()),
+        false => Ok(time),
+    }
+}
+
+fn start(cli: Cli) -> Outcome {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| Failure::failed(format!("cannot start: {error}")))?;
+    let outcome = runtime.block_on(answer(cli));
+    // A name that is still being resolved must not hold up the end.
+    runtime.shutdown_background();
+    outcome
+}
+
+async fn answer(cli: Cli) -> Outcome {
+    let global = &cli.global;
+    match cli.verb {
+        Verb::Demo(args) => demo::run(args).await,
+        Verb::Init(args) => found::init(global, args).await,
+        Verb::Invite(args) => found::invite(global, args).await,
+        Verb::Join(args) => found::join(global, args).await,
+        Verb::Agent(args) => run::agent(global, args).await,
+        Verb::Expose(args) => offer::expose(global, args).await,
+        Verb::Unexpose(args) => offer::unexpose(global, args).await,
+        Verb::Upstream(args) => offer::upstream(global, args).await,
+        Verb::Status(listing) => look::status(global, listing).await,
+        Verb::Members(listing) => look::members(global, listing).await,
+        Verb::Services(listing) => look::services(global, listing).await,
+        Verb::Endpoints(args) => look::endpoints(global, args).await,
+        Verb::Events(args) => look::events(global, args).await,
+        Verb::Leave => offer::leave(global).await,
+        Verb::Validate(args) => settings::validate(&args),
+        Verb::Config(verb) => settings::config(global, verb).await,
+        Verb::Completions(args) => shell::completions(Cli::command(), &args),
+        Verb::Man(args) => shell::man(Cli::command(), &args),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn verbs_and_flags_of_later_versions_say_so() {
+        let refused = |words: &str| {
+            let words = words.split(' ').map(OsString::from);
+            let failure = parse(words).unwrap_err();
+            assert_eq!(failure.exit, Exit::Usage);
+            failure.to_string()
+        };
+        for words in [
+            "murmesh breakers",
+            "murmesh init --deny",
+            "murmesh agent --dns 127.0.0.1:53",
+            "murmesh expose a 1 --allow b",
+            "murmesh invite --issuer",
+        ] {
+            assert!(refused(words).contains("not available yet"), "{words}: {}", refused(words));
+        }
+        assert!(!refused("murmesh memers").contains("not available yet"));
+        assert!(refused("murmesh memers").contains("members"), "a suggestion stays");
+    }
+}

@@ -1,0 +1,180 @@
+//! `expose`, `unexpose`, `upstream`, `leave`: what this machine gives to the mesh and takes from it.
+
+use clap::Args;
+use hyper::Method;
+use serde_json::{Value, json};
+
+use super::Global;
+use super::client::{Client, encoded};
+use super::exit::{Exit, Failure, Outcome};
+use super::output::{Drawing, Grid, Listing, cell, line, note, or_dash, show};
+use crate::api::views::Service;
+use crate::api::{ExposeRequest, ExposeSpec, UpstreamSpec};
+use crate::model::{InstanceId, Protocol, ServiceName, Target, Weight};
+
+/// Arguments of `expose`.
+#[derive(Debug, Args)]
+pub(super) struct ExposeArgs {
+    /// The service it belongs to; without any argument: list what this machine offers
+    #[arg(requires = "to")]
+    name: Option<ServiceName>,
+    /// Where it listens: 127.0.0.1:8080, a port, or unix:/run/app.sock
+    #[arg(value_name = "ADDR")]
+    to: Option<Target>,
+    /// Unique on this machine [default: the service's name]
+    #[arg(long)]
+    id: Option<InstanceId>,
+    /// The service's natural port [default: that of ADDR]
+    #[arg(long)]
+    port: Option<u16>,
+    /// What it speaks; only tcp in this version
+    #[arg(long, value_name = "tcp")]
+    protocol: Option<Protocol>,
+    /// A free word, for instance v2; may be repeated
+    #[arg(long = "tag", value_name = "TAG")]
+    tags: Vec<String>,
+    /// Its share of the traffic [default: 100]
+    #[arg(long)]
+    weight: Option<u16>,
+    #[command(flatten)]
+    listing: Listing,
+}
+
+/// Arguments of `unexpose`.
+#[derive(Debug, Args)]
+pub(super) struct UnexposeArgs {
+    /// Which instance; see 'murmesh expose'
+    id: InstanceId,
+}
+
+/// Arguments of `upstream`.
+#[derive(Debug, Args)]
+pub(super) struct UpstreamArgs {
+    /// Which service; it need not exist yet. Without any argument: list the open ones
+    service: Option<ServiceName>,
+    /// Where to listen: 127.0.0.1:5432, a port (0 for any), or unix:/run/db.sock
+    #[arg(value_name = "ADDR")]
+    listen: Option<Target>,
+    /// Close it again
+    #[arg(long, requires = "service")]
+    off: bool,
+    #[command(flatten)]
+    listing: Listing,
+}
+
+/// Offers an instance, or lists those offered.
+pub(super) async fn expose(global: &Global, args: ExposeArgs) -> Outcome {
+    let client = &Client::new(global)?;
+    let (Some(name), Some(to)) = (args.name, args.to) else {
+        return list_exposed(client, args.listing).await;
+    };
+    let request = ExposeRequest {
+        name,
+        to,
+        id: args.id,
+        port: args.port,
+        protocol: args.protocol,
+        tags: args.tags,
+        weight: args.weight.map(Weight),
+    };
+    let spec: ExposeSpec = client.change(Method::POST, "/v1/mesh/expose", &request).await?;
+    line(format_args!("{} is offered as service {} (instance {})", spec.to, spec.service, spec.id));
+    if let Target::Tcp(address) = &spec.to
+        && tokio::net::TcpStream::connect(address).await.is_err()
+    {
+        note(format_args!("nothing listens at {address} yet; callers are refused until it does"));
+    }
+    Ok(Exit::Ok)
+}
+
+async fn list_exposed(client: &Client, listing: Listing) -> Outcome {
+    show(listing, || async move {
+        let rows: Vec<ExposeSpec> = client.get("/v1/mesh/expose").await?;
+        let hint = "this machine offers nothing yet\n  try: murmesh expose web 127.0.0.1:8080";
+        Drawing::of(&rows, listing, exposed_table, hint)
+    })
+    .await
+}
+
+fn exposed_table(rows: &[ExposeSpec]) -> String {
+    let mut grid = Grid::new(["ID", "SERVICE", "TO", "PORT", "PROTOCOL", "WEIGHT", "TAGS"]);
+    for spec in rows {
+        grid.row([
+            cell(&spec.id),
+            cell(&spec.service),
+            cell(&spec.to),
+            cell(spec.port),
+            cell(spec.protocol),
+            cell(spec.weight.0),
+            cell(or_dash(&spec.tags.join(","))),
+        ]);
+    }
+    grid.finish(&[3, 5])
+}
+
+/// Takes an instance back.
+pub(super) async fn unexpose(global: &Global, args: UnexposeArgs) -> Outcome {
+    let client = Client::new(global)?;
+    client.remove(&format!("/v1/mesh/expose/{}", encoded(args.id.as_str()))).await?;
+    line(format_args!("{} is no longer offered", args.id));
+    Ok(Exit::Ok)
+}
+
+/// Opens or closes a local entry, or lists the open ones.
+pub(super) async fn upstream(global: &Global, args: UpstreamArgs) -> Outcome {
+    let client = &Client::new(global)?;
+    let Some(service) = args.service else {
+        return list_upstreams(client, args.listing).await;
+    };
+    if args.off {
+        let query = match &args.listen {
+            Some(listen) => format!("listen={}", encoded(&listen.to_string())),
+            None => format!("service={}", encoded(service.as_str())),
+        };
+        let path = format!("/v1/mesh/upstream?{query}");
+        let closed: Vec<UpstreamSpec> = client.change(Method::DELETE, &path, &json!({})).await?;
+        for spec in closed {
+            line(format_args!("{} is closed", spec.listen));
+        }
+        return Ok(Exit::Ok);
+    }
+    let Some(listen) = args.listen else {
+        let message = format!("where shall '{service}' listen?");
+        return Err(
+            Failure::usage(message).hint(format!("murmesh upstream {service} 127.0.0.1:5432"))
+        );
+    };
+    let spec = UpstreamSpec { service, listen };
+    let spec: UpstreamSpec = client.change(Method::POST, "/v1/mesh/upstream", &spec).await?;
+    line(format_args!("{} is at {}", spec.service, spec.listen));
+    let services: Vec<Service> = client.get("/v1/mesh/services").await?;
+    if !services.iter().any(|row| row.name == spec.service.as_str() && row.ready > 0) {
+        note(format_args!("nobody offers '{}' yet; callers are refused until then", spec.service));
+    }
+    Ok(Exit::Ok)
+}
+
+async fn list_upstreams(client: &Client, listing: Listing) -> Outcome {
+    show(listing, || async move {
+        let rows: Vec<UpstreamSpec> = client.get("/v1/mesh/upstream").await?;
+        let hint = "no upstream is open\n  try: murmesh upstream db 127.0.0.1:5432";
+        Drawing::of(&rows, listing, upstream_table, hint)
+    })
+    .await
+}
+
+fn upstream_table(rows: &[UpstreamSpec]) -> String {
+    let mut grid = Grid::new(["SERVICE", "LISTEN"]);
+    for spec in rows {
+        grid.row([cell(&spec.service), cell(&spec.listen)]);
+    }
+    grid.finish(&[])
+}
+
+/// Says goodbye for good.
+pub(super) async fn leave(global: &Global) -> Outcome {
+    let client = Client::new(global)?;
+    let _: Value = client.change(Method::PUT, "/v1/agent/leave", &json!({})).await?;
+    line("this machine leaves its mesh; the agent drains and ends");
+    Ok(Exit::Ok)
+}

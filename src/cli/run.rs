@@ -1,0 +1,144 @@
+//! `agent`: runs until it is told to stop.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::Args;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::{info, warn};
+
+use super::Global;
+use super::demo::end_with_parent;
+use super::exit::{Exit, Failure, Outcome};
+use super::found::store_failure;
+use super::output::{line, note};
+use crate::agent::{Agent, StartError, Stopped};
+use crate::api::{ADDRESS_FILE, ExposeSpec, UpstreamSpec};
+use crate::config::{DRAIN_DEADLINE, Origin, Overrides, Seed, Setting, Settings, load};
+use crate::model::MemberPhase;
+use crate::telemetry;
+
+/// Arguments of `agent`.
+#[derive(Debug, Args)]
+pub(super) struct AgentArgs {
+    /// The configuration file; none is needed
+    #[arg(short, long, value_name = "FILE", env = "MURMESH_CONFIG")]
+    pub(super) config: Option<PathBuf>,
+    /// Where the mesh port is bound
+    #[arg(long, value_name = "ADDR")]
+    mesh: Option<SocketAddr>,
+    /// A member to ask first; may be repeated
+    #[arg(long = "seed", value_name = "HOST:PORT")]
+    seeds: Vec<Seed>,
+    /// Offer an instance: web=127.0.0.1:8080; may be repeated
+    #[arg(long = "expose", value_name = "NAME=ADDR", value_parser = expose)]
+    exposes: Vec<ExposeSpec>,
+    /// Open a local entry: db=127.0.0.1:5432; may be repeated
+    #[arg(long = "upstream", value_name = "NAME=LISTEN", value_parser = upstream)]
+    upstreams: Vec<UpstreamSpec>,
+    /// Offer SOCKS5 to this machine's applications
+    #[arg(long, value_name = "ADDR")]
+    socks: Option<String>,
+}
+
+fn expose(text: &str) -> Result<ExposeSpec, String> {
+    let (name, to) = text.split_once('=').ok_or("expected NAME=ADDR, for instance web=8080")?;
+    let name = name.parse().map_err(|error: crate::model::NameError| error.to_string())?;
+    let to = to.parse().map_err(|error: crate::model::TargetError| error.to_string())?;
+    ExposeSpec::new(name, to).map_err(|error| error.to_string())
+}
+
+fn upstream(text: &str) -> Result<UpstreamSpec, String> {
+    let (service, listen) =
+        text.split_once('=').ok_or("expected NAME=LISTEN, for instance db=127.0.0.1:5432")?;
+    let service = service.parse().map_err(|error: crate::model::NameError| error.to_string())?;
+    let listen = listen.parse().map_err(|error: crate::model::TargetError| error.to_string())?;
+    UpstreamSpec { service, listen }.check().map_err(|error| error.to_string())
+}
+
+/// What flags and environment say.
+pub(super) fn overrides(global: &Global, args: &AgentArgs) -> Overrides {
+    let origin =
+        |is_env: bool, env, flag| if is_env { Origin::Env(env) } else { Origin::Flag(flag) };
+    Overrides {
+        config: args.config.clone(),
+        data_dir: global.data_dir.clone().map(|path| {
+            Setting::new(path, origin(global.data_dir_is_env, "MURMESH_DATA_DIR", "--data-dir"))
+        }),
+        mesh: args.mesh,
+        api: global
+            .api
+            .clone()
+            .map(|api| Setting::new(api, origin(global.api_is_env, "MURMESH_API", "--api"))),
+        socks: args.socks.clone(),
+        seeds: args.seeds.clone(),
+        exposes: args.exposes.clone(),
+        upstreams: args.upstreams.clone(),
+    }
+}
+
+/// Runs an agent. The exit code says whether the drain completed.
+pub(super) async fn agent(global: &Global, args: AgentArgs) -> Outcome {
+    end_with_parent();
+    let settings = load(&overrides(global, &args)).map_err(Failure::failed)?;
+    telemetry::init_logging(&settings.log.value, settings.log_format.value)
+        .map_err(Failure::failed)?;
+    let failed = |error| Failure::failed(format!("cannot watch for signals: {error}"));
+    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    let dir = settings.data_dir.value.clone();
+    let start = start_line(&settings);
+    let agent = Agent::start(settings).await.map_err(start_failure)?;
+    line(format_args!(
+        "murmesh {} runs as {} of mesh {}: mesh {} (udp), api http://{}{start}",
+        env!("CARGO_PKG_VERSION"),
+        agent.credentials().name(),
+        agent.credentials().mesh().short(),
+        agent.mesh_address(),
+        agent.api_address(),
+    ));
+    let phase = tokio::select! {
+        biased;
+        _ = terminate.recv() => Some(MemberPhase::Restarting),
+        _ = interrupt.recv() => Some(MemberPhase::Restarting),
+        phase = agent.stopping() => match phase {
+            MemberPhase::Left => Some(MemberPhase::Left),
+            _ => None, // a part of it failed
+        },
+    };
+    info!(deadline = ?DRAIN_DEADLINE, "stopping: open connections may end");
+    note("stopping; once more stops at once");
+    let is_failed = phase.is_none();
+    let stopped = tokio::select! {
+        biased;
+        stopped = agent.stop(phase.unwrap_or(MemberPhase::Restarting), DRAIN_DEADLINE) => Some(stopped),
+        _ = terminate.recv() => None,
+        _ = interrupt.recv() => None,
+    };
+    if let Err(error) = std::fs::remove_file(dir.file(ADDRESS_FILE)) {
+        warn!(%error, "the API's address file stays behind");
+    }
+    match (is_failed, stopped) {
+        (true, _) => Err(Failure::failed("a part of the agent failed; its log says which")),
+        (_, Some(Stopped::Drained)) => Ok(Exit::Ok),
+        (_, Some(Stopped::Cut)) => {
+            note("connections that were still open at the deadline were cut");
+            Ok(Exit::Warning)
+        }
+        (_, None) => {
+            note("stopped at once; open connections were cut");
+            Ok(Exit::Warning)
+        }
+    }
+}
+
+fn start_line(settings: &Settings) -> String {
+    settings.socks.value.map_or(String::new(), |socks| format!(", socks5h://{socks}"))
+}
+
+fn start_failure(error: StartError) -> Failure {
+    match error {
+        StartError::Store(error) => store_failure(error),
+        error => Failure::failed(error),
+    }
+}

@@ -1,0 +1,319 @@
+//! From what the user wrote to settings that cannot be invalid.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::runtime::NodeFile;
+use super::settings::{DOMAIN, below_home};
+use super::{
+    ConfigError, Fault, Origin, Seed, Setting, Settings, default_advertise, default_data_dir, file,
+};
+use crate::api::{ExposeSpec, UpstreamSpec};
+use crate::model::{MemberName, Protocol, Target};
+use crate::tls::store::DataDir;
+
+/// What flags and environment say, over every file. Values are checked by [`load`].
+#[derive(Clone, Debug, Default)]
+pub struct Overrides {
+    /// The one file to read (`-c`, `MURMESH_CONFIG`); it must exist.
+    pub config: Option<PathBuf>,
+    /// Instead of `node.data_dir`.
+    pub data_dir: Option<Setting<PathBuf>>,
+    /// Instead of `listen.mesh`.
+    pub mesh: Option<SocketAddr>,
+    /// Instead of `listen.api`.
+    pub api: Option<Setting<String>>,
+    /// Instead of `listen.socks`.
+    pub socks: Option<String>,
+    /// Instead of `join.seeds`, if any.
+    pub seeds: Vec<Seed>,
+    /// Beside those of files.
+    pub exposes: Vec<ExposeSpec>,
+    /// Beside those of files.
+    pub upstreams: Vec<UpstreamSpec>,
+}
+
+/// Reads files, flags and the data directory's node file into settings: all faults at once.
+pub fn load(overrides: &Overrides) -> Result<Settings, ConfigError> {
+    let files = match &overrides.config {
+        Some(path) => with_neighbours(path)?,
+        None => match default_config().filter(|path| path.exists()) {
+            Some(path) => with_neighbours(&path)?,
+            None => Vec::new(),
+        },
+    };
+    let mut contents = Vec::new();
+    for path in files {
+        let text = fs::read_to_string(&path).map_err(|e| ConfigError::unreadable(&path, e))?;
+        contents.push((path, text));
+    }
+    load_texts(contents, overrides)
+}
+
+/// Checks one file by itself, without flags, environment or data directory.
+pub fn validate(path: &Path) -> Result<Settings, ConfigError> {
+    let text = fs::read_to_string(path).map_err(|error| ConfigError::unreadable(path, error))?;
+    let mut settings = Settings::defaults(DataDir::new(""));
+    let mut faults = Vec::new();
+    file::read(path.to_owned(), &text, &mut settings, &mut faults);
+    together(&settings, &mut faults);
+    match faults.is_empty() {
+        true => Ok(settings),
+        false => Err(ConfigError::Faults(faults)),
+    }
+}
+
+/// As [`load`], from texts. The paths name places only.
+pub fn load_texts(
+    files: Vec<(PathBuf, String)>,
+    overrides: &Overrides,
+) -> Result<Settings, ConfigError> {
+    let mut settings = Settings::defaults(DataDir::new(""));
+    let mut faults = Vec::new();
+    for (path, text) in files {
+        file::read(path, &text, &mut settings, &mut faults);
+    }
+    apply(overrides, &mut settings, &mut faults);
+    if settings.data_dir.value.path().as_os_str().is_empty() {
+        let path = default_data_dir().ok_or(ConfigError::NoDataDir)?;
+        settings.data_dir.value = DataDir::new(path);
+    }
+    fill_from_data_dir(&mut settings, &mut faults)?;
+    if settings.advertise.value.is_none() {
+        // not kept by `init` or `join`: a machine may get another address
+        settings.advertise.value = default_advertise(settings.mesh.value);
+    }
+    together(&settings, &mut faults);
+    match faults.is_empty() {
+        true => Ok(settings),
+        false => Err(ConfigError::Faults(faults)),
+    }
+}
+
+/// The file that is read when nobody names one.
+pub fn default_config() -> Option<PathBuf> {
+    let directory = match rustix::process::geteuid().is_root() {
+        true => Some(PathBuf::from("/etc/murmesh")),
+        false => below_home("XDG_CONFIG_HOME", ".config"),
+    };
+    directory.map(|directory| directory.join("murmesh.toml"))
+}
+
+/// The file, then `conf.d/*.toml` beside it by name: of two that set a key the later wins.
+fn with_neighbours(path: &Path) -> Result<Vec<PathBuf>, ConfigError> {
+    let directory = path.parent().unwrap_or(Path::new(".")).join("conf.d");
+    let mut neighbours = Vec::new();
+    match fs::read_dir(&directory) {
+        Ok(entries) => {
+            for entry in entries {
+                let entry = entry.map_err(|e| ConfigError::unreadable(&directory, e))?;
+                neighbours.push(entry.path());
+            }
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(ConfigError::unreadable(&directory, error)),
+    }
+    neighbours.retain(|path| path.extension().is_some_and(|extension| extension == "toml"));
+    neighbours.sort();
+    neighbours.insert(0, path.to_owned());
+    Ok(neighbours)
+}
+
+fn apply(overrides: &Overrides, settings: &mut Settings, faults: &mut Vec<Fault>) {
+    if let Some(path) = &overrides.data_dir {
+        settings.data_dir = Setting::new(DataDir::new(&path.value), path.origin.clone());
+    }
+    if let Some(mesh) = overrides.mesh {
+        settings.mesh = Setting::new(mesh, Origin::Flag("--mesh"));
+    }
+    if let Some(api) = &overrides.api {
+        match loopback(&api.value) {
+            Ok(address) => settings.api = Setting::new(address, api.origin.clone()),
+            Err(message) => faults.push(flag_fault(&api.origin, &api.value, message)),
+        }
+    }
+    if let Some(socks) = &overrides.socks {
+        let origin = Origin::Flag("--socks");
+        match loopback(socks) {
+            Ok(address) => settings.socks = Setting::new(Some(address), origin),
+            Err(message) => faults.push(flag_fault(&origin, socks, message)),
+        }
+    }
+    if !overrides.seeds.is_empty() {
+        settings.seeds = Setting::new(overrides.seeds.clone(), Origin::Flag("--seed"));
+    }
+    for spec in &overrides.exposes {
+        settings.exposes.push(Setting::new(spec.clone(), Origin::Flag("--expose")));
+    }
+    for spec in &overrides.upstreams {
+        settings.upstreams.push(Setting::new(spec.clone(), Origin::Flag("--upstream")));
+    }
+}
+
+fn flag_fault(origin: &Origin, value: &str, message: String) -> Fault {
+    let (place, value) = (origin.to_string(), Some(value.to_owned()));
+    Fault { place, key: String::new(), value, message }
+}
+
+/// What `init` or `join` were told holds where nothing else was said.
+fn fill_from_data_dir(settings: &mut Settings, faults: &mut Vec<Fault>) -> Result<(), ConfigError> {
+    let dir = settings.data_dir.value.clone();
+    let node = NodeFile::load(&dir).map_err(|error| ConfigError::Unreadable {
+        path: dir.file("node.toml"),
+        error: error.to_string(),
+    })?;
+    fn fill<T>(setting: &mut Setting<T>, value: Option<T>) {
+        if let (false, Some(value)) = (setting.is_asked(), value) {
+            *setting = Setting::new(value, Origin::DataDir);
+        }
+    }
+    fill(&mut settings.mesh, node.mesh);
+    fill(&mut settings.advertise, node.advertise.map(Some));
+    let seeds: Vec<Seed> = node.seeds.iter().filter_map(|seed| seed.parse().ok()).collect();
+    fill(&mut settings.seeds, (!seeds.is_empty()).then_some(seeds));
+    let enrolled = enrolled_name(&dir);
+    match (&settings.name.value, enrolled) {
+        (Some(asked), Some(enrolled)) if *asked != enrolled => faults.push(Fault {
+            place: settings.name.origin.to_string(),
+            key: "node.name".to_owned(),
+            value: Some(format!("\"{asked}\"")),
+            message: format!(
+                "this node is enrolled as '{enrolled}'; a name changes only by joining again \
+                 with another --data-dir"
+            ),
+        }),
+        (_, Some(enrolled)) => fill(&mut settings.name, Some(Some(enrolled))),
+        (_, None) => {}
+    }
+    Ok(())
+}
+
+/// As whom this directory is enrolled, if it is. A damaged one is told when the agent starts.
+fn enrolled_name(dir: &DataDir) -> Option<MemberName> {
+    dir.credentials().ok().map(|credentials| credentials.name().clone())
+}
+
+/// What no single value shows: two that want the same.
+fn together(settings: &Settings, faults: &mut Vec<Fault>) {
+    let mut ids = BTreeMap::new();
+    for expose in &settings.exposes {
+        let id = expose.value.id.as_str();
+        if let Some(first) = ids.insert(id, &expose.origin) {
+            let message = format!("is taken by {first}; give one of them another id");
+            faults.push(taken(&expose.origin, "expose.id", id, message));
+        }
+    }
+    let mut listens: BTreeMap<Target, &Origin> = BTreeMap::new();
+    if settings.api.is_asked() && settings.api.value.port() != 0 {
+        listens.insert(Target::Tcp(settings.api.value), &settings.api.origin);
+    }
+    if let Some(socks) = settings.socks.value.filter(|socks| socks.port() != 0)
+        && let Some(first) = listens.insert(Target::Tcp(socks), &settings.socks.origin)
+    {
+        let message = format!("is taken by {first}");
+        faults.push(taken(&settings.socks.origin, "listen.socks", &socks.to_string(), message));
+    }
+    for upstream in &settings.upstreams {
+        let listen = &upstream.value.listen;
+        if listen.port() == Some(0) {
+            continue; // any free port
+        }
+        if let Some(first) = listens.insert(listen.clone(), &upstream.origin) {
+            let message = format!("is taken by {first}");
+            faults.push(taken(&upstream.origin, "upstream.listen", &listen.to_string(), message));
+        }
+    }
+}
+
+fn taken(origin: &Origin, key: &str, value: &str, message: String) -> Fault {
+    let value = Some(format!("\"{value}\""));
+    Fault { place: origin.to_string(), key: key.to_owned(), value, message }
+}
+
+/// `eu1/a`: region and, after a slash, zone.
+pub(super) fn zone(text: &str) -> Result<String, String> {
+    let is_word = |c: char| c.is_ascii_alphanumeric() || "-_./".contains(c);
+    match text.len() <= 64 && text.chars().all(is_word) {
+        true => Ok(text.to_owned()),
+        false => Err("expected at most 64 letters, digits and -_./, for instance eu1/a".to_owned()),
+    }
+}
+
+/// The one domain of this version.
+pub(super) fn domain(text: &str) -> Result<String, String> {
+    match text == DOMAIN {
+        true => Ok(text.to_owned()),
+        false => Err(format!("another domain than \"{DOMAIN}\" is not available yet")),
+    }
+}
+
+/// An address of this machine.
+pub(super) fn mesh_listen(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| "expected ip:port, for instance 0.0.0.0:7370".to_owned())
+}
+
+/// An address that only this machine reaches.
+pub(super) fn loopback(text: &str) -> Result<SocketAddr, String> {
+    let address = text.parse::<SocketAddr>().ok().filter(|address| address.ip().is_loopback());
+    address.ok_or_else(|| "expected a loopback address, for instance 127.0.0.1:7371".to_owned())
+}
+
+/// An address that others can dial.
+pub(super) fn advertise(text: &str) -> Result<SocketAddr, String> {
+    let is_dialable = |address: &SocketAddr| {
+        let is_group = match address.ip() {
+            IpAddr::V4(ip) => ip.is_multicast() || ip.is_broadcast(),
+            IpAddr::V6(ip) => ip.is_multicast(),
+        };
+        !address.ip().is_unspecified() && address.port() != 0 && !is_group
+    };
+    text.parse().ok().filter(is_dialable).ok_or_else(|| {
+        "expected ip:port as others reach it, for instance 10.0.0.1:7370 (names are not available \
+         yet)"
+            .to_owned()
+    })
+}
+
+/// A local entry: only this machine's applications reach it.
+pub(super) fn entry(text: &str) -> Result<Target, String> {
+    let target: Target = text.parse().map_err(|_| {
+        "expected a port, a loopback address (127.0.0.1:5432) or unix:/path".to_owned()
+    })?;
+    match &target {
+        Target::Tcp(address) if !address.ip().is_loopback() => Err(
+            "expected a loopback address; an entry for other machines (public) is not available \
+             yet"
+            .to_owned(),
+        ),
+        _ => Ok(target),
+    }
+}
+
+/// The one protocol of this version.
+pub(super) fn protocol(text: &str) -> Result<Protocol, String> {
+    match text.parse() {
+        Ok(Protocol::Tcp) => Ok(Protocol::Tcp),
+        Ok(other) => Err(format!("'{other}' is not available yet in this version, use \"tcp\"")),
+        Err(_) => Err("expected \"tcp\"".to_owned()),
+    }
+}
+
+/// A time with a unit.
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
+    let has_unit = text.chars().any(char::is_alphabetic);
+    let parsed = humantime::parse_duration(text).ok().filter(|_| has_unit);
+    parsed.ok_or_else(|| {
+        "expected a duration with a unit, for instance \"30s\" or \"72h\"".to_owned()
+    })
+}
+
+/// A log level or filter.
+pub(super) fn log_filter(text: &str) -> Result<String, String> {
+    match tracing_subscriber::EnvFilter::try_new(text) {
+        Ok(_) if !text.is_empty() => Ok(text.to_owned()),
+        _ => Err("expected a level (info) or levels per module (warn,murmesh=debug)".to_owned()),
+    }
+}

@@ -1,0 +1,349 @@
+//! Reads one TOML file into settings. Every value is read even after a fault, so that all faults are
+//! told at once.
+
+use std::ops::Range;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::keys::{self, Standing};
+use super::{Fault, Origin, Seed, Setting, Settings, check};
+use crate::api::control::{TAGS_MAX, WEIGHT_MAX, check_tag};
+use crate::api::{ExposeSpec, UpstreamSpec};
+use crate::membership::Profile;
+use crate::model::{InstanceId, MemberName, ServiceName, Target, Weight};
+use crate::telemetry::LogFormat;
+use crate::tls::store::DataDir;
+
+/// A value is quoted in a fault up to this many characters.
+const QUOTE_LEN_MAX: usize = 48;
+
+type Value<'i> = Spanned<DeValue<'i>>;
+
+/// Reads `text`, the content of `path`, over `settings`.
+pub(super) fn read(path: PathBuf, text: &str, settings: &mut Settings, faults: &mut Vec<Fault>) {
+    let (document, errors) = DeTable::parse_recoverable(text);
+    let mut reader = Reader { path: Arc::new(path), text, faults };
+    for error in errors {
+        let message = error.message().to_owned();
+        reader.fault(error.span().unwrap_or_default(), "", None, message);
+    }
+    for (name, value) in document.get_ref() {
+        let key: &str = name.get_ref();
+        match keys::section(key) {
+            Ok(section) if section.is_list => match value.get_ref() {
+                DeValue::Array(items) => {
+                    for (index, item) in items.iter().enumerate() {
+                        reader.section(section, &format!("{key}[{index}]"), item, settings);
+                    }
+                }
+                _ => reader.refuse(value, key, format!("expected a list: [[{key}]]")),
+            },
+            Ok(section) => reader.section(section, key, value, settings),
+            Err(standing) => reader.refuse_key(name.span(), key, key, &standing, "section"),
+        }
+    }
+}
+
+struct Reader<'a> {
+    path: Arc<PathBuf>,
+    text: &'a str,
+    faults: &'a mut Vec<Fault>,
+}
+
+impl Reader<'_> {
+    fn section(
+        &mut self,
+        section: &keys::Section,
+        at: &str,
+        value: &Value<'_>,
+        settings: &mut Settings,
+    ) {
+        let DeValue::Table(table) = value.get_ref() else {
+            return self.refuse(value, at, format!("expected a section: [{}]", section.name));
+        };
+        for (name, _) in table {
+            let standing = section.standing(name.get_ref());
+            if standing != Standing::Read {
+                self.refuse_key(
+                    name.span(),
+                    &format!("{at}.{}", name.get_ref()),
+                    name.get_ref(),
+                    &standing,
+                    "key",
+                );
+            }
+        }
+        match section.name {
+            "node" => self.node(table, settings),
+            "listen" => self.listen(table, settings),
+            "join" => self.join(table, settings),
+            "expose" => self.expose(table, at, value.span(), settings),
+            "upstream" => self.upstream(table, at, value.span(), settings),
+            _ => self.telemetry(table, settings),
+        }
+    }
+
+    fn node(&mut self, table: &DeTable<'_>, settings: &mut Settings) {
+        self.set(table, "node", "name", &mut settings.name, |text: &str| {
+            parse::<MemberName>(text).map(Some)
+        });
+        self.set(table, "node", "zone", &mut settings.zone, check::zone);
+        self.set(table, "node", "domain", &mut settings.domain, check::domain);
+        self.set(table, "node", "data_dir", &mut settings.data_dir, |text: &str| match text {
+            "" => Err("expected a path".to_owned()),
+            path => Ok(DataDir::new(path)),
+        });
+    }
+
+    fn listen(&mut self, table: &DeTable<'_>, settings: &mut Settings) {
+        self.set(table, "listen", "mesh", &mut settings.mesh, check::mesh_listen);
+        self.set(table, "listen", "api", &mut settings.api, check::loopback);
+        self.set(table, "listen", "socks", &mut settings.socks, |text: &str| {
+            check::loopback(text).map(Some)
+        });
+        self.set(table, "listen", "advertise", &mut settings.advertise, |text: &str| {
+            check::advertise(text).map(Some)
+        });
+    }
+
+    fn join(&mut self, table: &DeTable<'_>, settings: &mut Settings) {
+        self.set(table, "join", "profile", &mut settings.profile, |text: &str| match text {
+            "local" => Ok(Profile::Local),
+            "lan" => Ok(Profile::Lan),
+            "wan" => Ok(Profile::Wan),
+            _ => Err("expected local, lan or wan".to_owned()),
+        });
+        if let Some(time) = self.duration(table, "join", "forget_after") {
+            settings.forget_after = time;
+        }
+        let Some(value) = table.get("seeds") else { return };
+        let seeds = self.list(value, "join.seeds", parse::<Seed>);
+        settings.seeds = Setting::new(seeds, self.origin(value.span()));
+    }
+
+    fn telemetry(&mut self, table: &DeTable<'_>, settings: &mut Settings) {
+        self.set(table, "telemetry", "log", &mut settings.log, check::log_filter);
+        self.set(
+            table,
+            "telemetry",
+            "log_format",
+            &mut settings.log_format,
+            |text: &str| match text {
+                "text" => Ok(LogFormat::Text),
+                "json" => Ok(LogFormat::Json),
+                _ => Err("expected text or json".to_owned()),
+            },
+        );
+    }
+
+    fn expose(
+        &mut self,
+        table: &DeTable<'_>,
+        at: &str,
+        span: Range<usize>,
+        settings: &mut Settings,
+    ) {
+        let service = self.required::<ServiceName>(table, at, "name", &span);
+        let to = self.required::<Target>(table, at, "to", &span);
+        let id = self.text(table, at, "id", parse::<InstanceId>);
+        self.text(table, at, "protocol", check::protocol);
+        let port = self.number(table, at, "port", 1, u16::MAX);
+        let weight = self.number(table, at, "weight", 0, WEIGHT_MAX);
+        let tags = table.get("tags").map(|value| {
+            let tags = self.list(value, &format!("{at}.tags"), |text| {
+                check_tag(text).map(|()| text.to_owned()).map_err(|error| error.to_string())
+            });
+            if tags.len() > TAGS_MAX {
+                self.refuse(value, &format!("{at}.tags"), format!("expected at most {TAGS_MAX}"));
+            }
+            tags
+        });
+        let (Some(service), Some(to)) = (service, to) else { return };
+        let Ok(mut spec) = ExposeSpec::new(service, to) else { return };
+        spec.id = id.unwrap_or(spec.id);
+        spec.port = port.unwrap_or(spec.port);
+        spec.weight = weight.map_or(spec.weight, Weight);
+        spec.tags = tags.unwrap_or_default();
+        settings.exposes.push(Setting::new(spec, self.origin(span)));
+    }
+
+    fn upstream(
+        &mut self,
+        table: &DeTable<'_>,
+        at: &str,
+        span: Range<usize>,
+        settings: &mut Settings,
+    ) {
+        let service = self.required::<ServiceName>(table, at, "service", &span);
+        let Some(value) = table.get("listen") else {
+            return self.missing(at, "listen", &span);
+        };
+        let listen = self.parsed(value, &format!("{at}.listen"), check::entry);
+        let (Some(service), Some(listen)) = (service, listen) else { return };
+        let spec = UpstreamSpec { service, listen };
+        settings.upstreams.push(Setting::new(spec, self.origin(span)));
+    }
+
+    /// Reads a text into a setting, where it is there.
+    fn set<T>(
+        &mut self,
+        table: &DeTable<'_>,
+        at: &str,
+        key: &str,
+        setting: &mut Setting<T>,
+        parse: impl FnOnce(&str) -> Result<T, String>,
+    ) {
+        let Some(value) = table.get(key) else { return };
+        if let Some(parsed) = self.parsed(value, &format!("{at}.{key}"), parse) {
+            *setting = Setting::new(parsed, self.origin(value.span()));
+        }
+    }
+
+    fn text<T>(
+        &mut self,
+        table: &DeTable<'_>,
+        at: &str,
+        key: &str,
+        parse: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Option<T> {
+        let value = table.get(key)?;
+        self.parsed(value, &format!("{at}.{key}"), parse)
+    }
+
+    fn required<T: FromStr<Err: ToString>>(
+        &mut self,
+        table: &DeTable<'_>,
+        at: &str,
+        key: &str,
+        span: &Range<usize>,
+    ) -> Option<T> {
+        if !table.contains_key(key) {
+            self.missing(at, key, span);
+        }
+        self.text(table, at, key, parse::<T>)
+    }
+
+    fn parsed<T>(
+        &mut self,
+        value: &Value<'_>,
+        at: &str,
+        parse: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Option<T> {
+        let read = match value.get_ref() {
+            DeValue::String(text) => parse(text),
+            other => Err(format!("expected a text in quotes, found {}", kind(other))),
+        };
+        read.map_err(|message| self.refuse(value, at, message)).ok()
+    }
+
+    fn number(
+        &mut self,
+        table: &DeTable<'_>,
+        at: &str,
+        key: &str,
+        min: u16,
+        max: u16,
+    ) -> Option<u16> {
+        let value = table.get(key)?;
+        let read = value.get_ref().as_integer().filter(|number| number.radix() == 10);
+        let read = read.and_then(|number| number.as_str().parse().ok());
+        let read = read.filter(|number| (min..=max).contains(number));
+        if read.is_none() {
+            let message = format!("expected a whole number from {min} to {max}");
+            self.refuse(value, &format!("{at}.{key}"), message);
+        }
+        read
+    }
+
+    fn duration(&mut self, table: &DeTable<'_>, at: &str, key: &str) -> Option<Setting<Duration>> {
+        let value = table.get(key)?;
+        let at = format!("{at}.{key}");
+        let time = match value.get_ref() {
+            DeValue::Integer(number) => {
+                let message =
+                    format!("a duration needs a unit, for instance \"{}s\"", number.as_str());
+                self.refuse(value, &at, message);
+                None
+            }
+            _ => self.parsed(value, &at, check::duration),
+        };
+        time.map(|time| Setting::new(time, self.origin(value.span())))
+    }
+
+    fn list<T>(
+        &mut self,
+        value: &Value<'_>,
+        at: &str,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Vec<T> {
+        let DeValue::Array(items) = value.get_ref() else {
+            self.refuse(value, at, "expected a list: [\"…\", \"…\"]".to_owned());
+            return Vec::new();
+        };
+        let numbered = items.iter().enumerate();
+        numbered.filter_map(|(i, item)| self.parsed(item, &format!("{at}[{i}]"), &parse)).collect()
+    }
+
+    fn missing(&mut self, at: &str, key: &str, span: &Range<usize>) {
+        self.fault(span.clone(), &format!("{at}.{key}"), None, "is missing".to_owned());
+    }
+
+    fn refuse(&mut self, value: &Value<'_>, at: &str, message: String) {
+        let written = self.text.get(value.span()).unwrap_or_default();
+        let line = written.lines().next().unwrap_or_default();
+        let quoted = match line.char_indices().nth(QUOTE_LEN_MAX) {
+            Some((end, _)) => format!("{}…", &line[..end]),
+            None => line.to_owned(),
+        };
+        self.fault(value.span(), at, Some(quoted), message);
+    }
+
+    fn refuse_key(
+        &mut self,
+        span: Range<usize>,
+        at: &str,
+        name: &str,
+        standing: &Standing,
+        what: &str,
+    ) {
+        let message = match standing {
+            Standing::Read => return,
+            Standing::Later => format!("'{name}' is not available yet in this version"),
+            Standing::Unknown(Some(near)) => format!("unknown {what}, did you mean '{near}'?"),
+            Standing::Unknown(None) => format!("unknown {what}"),
+        };
+        self.fault(span, at, None, message);
+    }
+
+    fn fault(&mut self, span: Range<usize>, key: &str, value: Option<String>, message: String) {
+        let place = self.origin(span).to_string();
+        self.faults.push(Fault { place, key: key.to_owned(), value, message });
+    }
+
+    fn origin(&self, span: Range<usize>) -> Origin {
+        let before = self.text.get(..span.start).unwrap_or(self.text);
+        let line = before.bytes().filter(|byte| *byte == b'\n').count() + 1;
+        Origin::File { path: Arc::clone(&self.path), line }
+    }
+}
+
+fn parse<T: FromStr<Err: ToString>>(text: &str) -> Result<T, String> {
+    text.parse().map_err(|error: T::Err| error.to_string())
+}
+
+fn kind(value: &DeValue<'_>) -> &'static str {
+    match value {
+        DeValue::String(_) => "a text",
+        DeValue::Integer(_) => "a number",
+        DeValue::Float(_) => "a fraction",
+        DeValue::Boolean(_) => "a truth value",
+        DeValue::Datetime(_) => "a date",
+        DeValue::Array(_) => "a list",
+        DeValue::Table(_) => "a table",
+    }
+}

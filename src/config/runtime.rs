@@ -1,0 +1,109 @@
+//! The two files that murmesh writes for itself into the data directory: `node.toml` (what `init` and
+//! `join` were told) and `runtime.toml` (what the CLI exposed and opened). Replaced whole, by rename.
+
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::api::{ExposeSpec, UpstreamSpec};
+use crate::tls::store::{DataDir, StoreError};
+
+const NODE: &str = "node.toml";
+const RUNTIME: &str = "runtime.toml";
+
+/// What `init` and `join` were told, so that `agent` needs no file.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeFile {
+    /// Where others reach this member; the default route's address when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub advertise: Option<SocketAddr>,
+    /// Where the UDP socket is bound.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mesh: Option<SocketAddr>,
+    /// Whom to ask first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub seeds: Vec<String>,
+}
+
+/// What the CLI exposed and opened. Files win over it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RuntimeFile {
+    /// Instances by `murmesh expose`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub expose: Vec<ExposeSpec>,
+    /// Entries by `murmesh upstream`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub upstream: Vec<UpstreamSpec>,
+}
+
+impl NodeFile {
+    /// What is there; empty when there is no file.
+    pub fn load(dir: &DataDir) -> Result<Self, StoreError> {
+        load(dir, NODE)
+    }
+
+    /// Replaces what is there.
+    pub fn save(&self, dir: &DataDir) -> Result<(), StoreError> {
+        save(
+            dir,
+            NODE,
+            "Written by 'murmesh init' or 'murmesh join'. A configuration file wins.",
+            self,
+        )
+    }
+}
+
+impl RuntimeFile {
+    /// What is there; empty when there is no file.
+    pub fn load(dir: &DataDir) -> Result<Self, StoreError> {
+        load(dir, RUNTIME)
+    }
+
+    /// Replaces what is there.
+    pub fn save(&self, dir: &DataDir) -> Result<(), StoreError> {
+        save(dir, RUNTIME, "Written by 'murmesh expose' and 'murmesh upstream'; files win.", self)
+    }
+}
+
+fn load<T: Default + for<'de> Deserialize<'de>>(
+    dir: &DataDir,
+    name: &str,
+) -> Result<T, StoreError> {
+    let Some(bytes) = dir.read(name)? else { return Ok(T::default()) };
+    toml::from_str(&String::from_utf8_lossy(&bytes))
+        .map_err(|error| StoreError::Damaged { path: dir.file(name), what: error.to_string() })
+}
+
+fn save(
+    dir: &DataDir,
+    name: &str,
+    comment: &str,
+    content: &impl Serialize,
+) -> Result<(), StoreError> {
+    let text = toml::to_string(content)
+        .map_err(|error| StoreError::Damaged { path: dir.file(name), what: error.to_string() })?;
+    dir.write(name, format!("# {comment}\n{text}").as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_cli_exposed_survives_a_restart_and_damage_is_named() {
+        let temporary = tempfile::tempdir().unwrap();
+        let dir = DataDir::new(temporary.path());
+        assert_eq!(RuntimeFile::load(&dir).unwrap(), RuntimeFile::default());
+        let to = "unix:/run/web.sock".parse().unwrap();
+        let expose = ExposeSpec::new("web".parse().unwrap(), to).unwrap();
+        let listen = "127.0.0.1:5432".parse().unwrap();
+        let upstream = UpstreamSpec { service: "db".parse().unwrap(), listen };
+        let file = RuntimeFile { expose: vec![expose], upstream: vec![upstream] };
+        file.save(&dir).unwrap();
+        assert_eq!(RuntimeFile::load(&dir).unwrap(), file);
+
+        dir.write(RUNTIME, b"[[expose]]\nname = 3").unwrap();
+        let error = RuntimeFile::load(&dir).unwrap_err().to_string();
+        assert!(error.contains("runtime.toml is damaged"), "{error}");
+    }
+}

@@ -1,0 +1,250 @@
+//! Packets in and out: what foca may see, and how its packets travel.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use foca::Message;
+
+use super::codec::{Packet, header_of};
+use super::{
+    Belief, Carrier, Identity, MemberUpdate, Membership, MembershipEvent, Outgoing, Standing,
+};
+use crate::model::{MemberId, Moment};
+
+/// Updates and packets that wait for a record. Beyond, the first by member is dropped; gossip and
+/// repair bring it again.
+const WAITING_MAX: usize = 4096;
+
+/// An incarnation that no honest member reaches in one run: it counts refuted suspicions.
+const INCARNATION_ABSURD: u16 = 1 << 15;
+
+/// foca's ping in flight.
+pub(super) struct Probe {
+    pub(super) target: Identity,
+    pub(super) number: u8,
+    pub(super) packet: Bytes,
+    pub(super) is_answered: bool,
+    /// Whether its target was suspected already: then silence says nothing about this node.
+    pub(super) was_suspect: bool,
+}
+
+/// What is not believed until a record comes.
+#[derive(Default)]
+pub(super) struct Waiting {
+    /// At most [`WAITING_MAX`].
+    updates: BTreeMap<MemberId, MemberUpdate>,
+    /// The last packet of each sender whose own run is unknown. At most [`WAITING_MAX`].
+    packets: BTreeMap<MemberId, (Identity, Carrier, Bytes)>,
+}
+
+impl Membership {
+    /// A packet has come from `from`, who proved it. Returns the rumours it carried, or a fixed word
+    /// for why it was dropped. `standing` says what the record here says of an identity.
+    pub fn handle_packet(
+        &mut self,
+        now: Moment,
+        from: MemberId,
+        over: Carrier,
+        data: &[u8],
+        standing: &dyn Fn(&Identity) -> Standing,
+    ) -> Result<Vec<Bytes>, &'static str> {
+        let mut packet = Packet::decode(data).map_err(|_| "malformed")?;
+        let src = packet.header.src;
+        if src.id != from || from == self.identity().id {
+            return Err("source");
+        }
+        if packet.header.dst.id != self.identity().id {
+            return Err("destination");
+        }
+        self.note_heard(now, from);
+        match standing(&src) {
+            Standing::Current => {}
+            Standing::Refuted => return Err("stale_source"),
+            Standing::Unknown => {
+                self.hold(from, src, over, data);
+                return Ok(Vec::new());
+            }
+        }
+        if packet.third_party().is_some_and(|third| standing(&third) != Standing::Current) {
+            return Err("third_party");
+        }
+        let is_turn = packet.header.message == Message::TurnUndead;
+        if is_turn && !(packet.header.dst == self.identity() && self.may_renew_for(now, from)) {
+            return Ok(Vec::new());
+        }
+        packet.updates = self.believable(now, from, &packet.updates, standing);
+        self.note_ack(&packet);
+        let bytes = packet.encode_without_items().map_err(|_| "malformed")?;
+        let is_refused = self.foca.handle_data(&bytes, &mut self.runtime).is_err();
+        self.absorb(now, Some((from, over)));
+        let is_settled = self
+            .seen
+            .get(&from)
+            .is_some_and(|seen| seen.identity == src && seen.belief == Belief::Alive);
+        if !packet.updates.is_empty() || !is_settled {
+            let about = packet.updates.iter().map(|update| update.identity.id);
+            let members: Vec<_> = about.chain([from]).collect();
+            self.look_again(now, &members);
+        }
+        if is_refused { Err("detector") } else { Ok(packet.items) }
+    }
+
+    /// The record of this run of a member is here: what waited for it may be believed. Returns the
+    /// rumours of a packet that waited.
+    pub fn handle_record(
+        &mut self,
+        now: Moment,
+        identity: Identity,
+        standing: &dyn Fn(&Identity) -> Standing,
+    ) -> Vec<Bytes> {
+        let id = identity.id;
+        if let Some(update) = self.waiting.updates.get(&id).copied()
+            && standing(&update.identity) != Standing::Unknown
+        {
+            self.waiting.updates.remove(&id);
+            if update.identity == identity {
+                self.apply(now, [update.into()], true);
+            }
+        }
+        match self.waiting.packets.get(&id) {
+            Some((src, ..)) if standing(src) == Standing::Unknown => Vec::new(),
+            Some(_) => {
+                let held = self.waiting.packets.remove(&id);
+                held.and_then(|(_, over, data)| {
+                    self.handle_packet(now, id, over, &data, standing).ok()
+                })
+                .unwrap_or_default()
+            }
+            None => Vec::new(),
+        }
+    }
+
+    /// The updates of a packet that foca may see.
+    pub(super) fn believable(
+        &mut self,
+        now: Moment,
+        from: MemberId,
+        updates: &[MemberUpdate],
+        standing: &dyn Fn(&Identity) -> Standing,
+    ) -> Vec<MemberUpdate> {
+        let mut believed = Vec::with_capacity(updates.len());
+        for update in updates {
+            let is_believable = match update.identity {
+                _ if update.incarnation >= INCARNATION_ABSURD => false,
+                identity if identity.id == self.identity().id => self.believes_of_self(now, update),
+                _ if !self.is_news(update) => false,
+                identity => match standing(&identity) {
+                    Standing::Current => true,
+                    Standing::Refuted => false,
+                    Standing::Unknown => {
+                        self.wait_for_record(from, *update);
+                        false
+                    }
+                },
+            };
+            if is_believable {
+                believed.push(*update);
+            }
+        }
+        believed
+    }
+
+    /// Whether foca would learn something: most of what is gossiped is known, and each look through
+    /// its list costs.
+    fn is_news(&self, update: &MemberUpdate) -> bool {
+        let Some(seen) = self.seen.get(&update.identity.id) else { return true };
+        match update.identity == seen.identity {
+            true if seen.belief == Belief::Down => false, // for this run that is the last word
+            true if update.belief == Belief::Down => true,
+            true => (update.incarnation, update.belief) > (seen.incarnation, seen.belief),
+            false => update.identity.epoch > seen.identity.epoch,
+        }
+    }
+
+    /// Of itself a member knows better: it hears only that this very run is suspected, under an
+    /// incarnation that it has used, or convicted, when it may renew.
+    fn believes_of_self(&mut self, now: Moment, update: &MemberUpdate) -> bool {
+        if update.identity != self.identity() {
+            return false;
+        }
+        match update.belief {
+            Belief::Alive => false,
+            Belief::Suspect => {
+                if update.incarnation == self.incarnation {
+                    self.health.handle_missed();
+                }
+                update.incarnation <= self.incarnation
+            }
+            Belief::Down => self.may_renew(now),
+        }
+    }
+
+    fn wait_for_record(&mut self, from: MemberId, update: MemberUpdate) {
+        let member = update.identity.id;
+        let waiting = self.waiting.updates.entry(member).or_insert(update);
+        let rank =
+            |update: &MemberUpdate| (update.identity.epoch, update.belief, update.incarnation);
+        if rank(&update) > rank(waiting) {
+            *waiting = update;
+        }
+        if self.waiting.updates.len() > WAITING_MAX {
+            self.waiting.updates.pop_first();
+        }
+        self.events.push_back(MembershipEvent::RecordWanted { member, from });
+    }
+
+    fn hold(&mut self, from: MemberId, src: Identity, over: Carrier, data: &[u8]) {
+        self.waiting.packets.insert(from, (src, over, Bytes::copy_from_slice(data)));
+        if self.waiting.packets.len() > WAITING_MAX {
+            self.waiting.packets.pop_first();
+        }
+        self.events.push_back(MembershipEvent::Stranger(src));
+    }
+
+    fn note_ack(&mut self, packet: &Packet) {
+        let Some(probe) = &mut self.probe else { return };
+        let is_answer = match packet.header.message {
+            Message::Ack(number) => packet.header.src == probe.target && number == probe.number,
+            Message::ForwardedAck { origin, probe_number } => {
+                origin == probe.target && probe_number == probe.number
+            }
+            _ => false,
+        };
+        probe.is_answered |= is_answer;
+    }
+
+    /// Hands out one of foca's packets, and remembers its pings.
+    pub(super) fn send(
+        &mut self,
+        to: Identity,
+        packet: Bytes,
+        answering: Option<(MemberId, Carrier)>,
+    ) {
+        let Some(header) = header_of(&packet) else { return };
+        self.incarnation = header.src_incarnation;
+        let over = match (&header.message, answering) {
+            (Message::Ack(_), Some((peer, over))) if peer == to.id => over,
+            _ => Carrier::Datagram,
+        };
+        if let Message::Ping(number) = header.message {
+            let was_suspect =
+                self.seen.get(&to.id).is_some_and(|seen| seen.belief == Belief::Suspect);
+            let packet = packet.clone();
+            self.probe =
+                Some(Probe { target: to, number, packet, is_answered: false, was_suspect });
+        }
+        self.outgoing.push_back(Outgoing { to, over, packet });
+    }
+
+    /// Sends an unanswered ping again over a stream, beside the helpers that foca asks: a lost
+    /// datagram is no dead member.
+    pub(super) fn repeat_ping(&mut self, target: &Identity) {
+        if let Some(probe) = &self.probe
+            && probe.target == *target
+            && !probe.is_answered
+        {
+            let packet = probe.packet.clone();
+            self.outgoing.push_back(Outgoing { to: *target, over: Carrier::Stream, packet });
+        }
+    }
+}

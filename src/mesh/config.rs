@@ -1,0 +1,34 @@
+//! What a node needs to know to begin.
+
+use std::net::SocketAddr;
+
+use crate::membership::Profile;
+use crate::model::{Epoch, MemberId, MemberName, MeshId, PublicKey};
+
+/// How many epochs above [`MeshConfig::epoch`] a run may use without asking the disk again.
+pub const EPOCH_RESERVE: u64 = 1024;
+
+/// What a node needs to know to begin.
+#[derive(Clone, Debug)]
+pub struct MeshConfig {
+    /// Which mesh.
+    pub mesh: MeshId,
+    /// The root key: signs issuers.
+    pub root: PublicKey,
+    /// This member's name, as in its enrolment.
+    pub name: MemberName,
+    /// Where others reach this member.
+    pub address: SocketAddr,
+    /// For instance `eu1/a`; may be empty.
+    pub zone: String,
+    /// Of the agent, for instance `0.1.0`.
+    pub agent_version: String,
+    /// Above that of every earlier run, and durable; so are the next [`EPOCH_RESERVE`].
+    pub epoch: Epoch,
+    /// How fast to detect and at what cost.
+    pub profile: Profile,
+    /// Addresses where a member may answer. This node's own is ignored.
+    pub seeds: Vec<SocketAddr>,
+    /// Members of an earlier run ([`Mesh::remembered`](super::Mesh::remembered)).
+    pub remembered: Vec<(MemberId, SocketAddr)>,
+}

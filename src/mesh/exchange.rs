@@ -1,0 +1,365 @@
+//! Who says what to whom over streams: greetings, repair, and answers to both.
+//!
+//! Repair compares first and moves differences only:
+//!
+//! ```text
+//! A -> B  Roots     16 bytes, every 5 s to one random member; silence means "the same"
+//! B -> A  Sums      64 numbers per list that differs
+//! A -> B  Listing   what A holds in the buckets that differ
+//! B -> A  Entries, States, Want      what A lacks, and what B lacks
+//! ```
+//!
+//! Every message is answered by what it says alone: nobody keeps a conversation.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use super::message::{Hello, Listing, Message, Roots, Sums, Want};
+use super::relay::standing_of;
+use super::{Channel, Destination, Evidence, Mesh, MeshEvent, Transmit};
+use crate::catalogue::{Verdict, record_key};
+use crate::membership::{Belief, Carrier, Contact, Identity, MemberUpdate, Standing};
+use crate::model::{Entry, EntryKey, MemberId, MemberPhase, Moment};
+
+/// Time between two repairs with a random member, before jitter.
+const REPAIR_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Repairs begun at once with members that have come back, and how soon the next ones follow.
+const REPAIRS_MAX: usize = 8;
+const REPAIR_PAUSE: Duration = Duration::from_millis(500);
+
+/// Members waiting for a repair after they came back; beyond, the periodic repair must do.
+const RETURNED_MAX: usize = 256;
+
+/// How long to wait for something asked for before asking somebody else.
+const ASK_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Things asked for that may be outstanding; beyond, repair must do.
+const ASKED_MAX: usize = 8192;
+
+/// Things that one message may ask for.
+const WANT_MAX: usize = 1024;
+/// Entry bytes that one request brings at most; repair brings the rest.
+const ANSWER_LEN_MAX: usize = 1024 * 1024;
+
+/// Addresses remembered of members without a record.
+pub(super) const ADDRESSES_MAX: usize = 4096;
+
+/// What this node has asked for and whom it will repair with.
+#[derive(Default)]
+pub(super) struct Exchange {
+    repair_at: Moment,
+    /// At most [`RETURNED_MAX`].
+    returned: VecDeque<MemberId>,
+    /// When something was asked for. At most [`ASKED_MAX`].
+    asked: BTreeMap<Asked, Moment>,
+    /// What to ask of whom at the end of this turn; bounded as `asked`.
+    wants: BTreeMap<MemberId, BTreeSet<Asked>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Asked {
+    Member(MemberId),
+    Entry(EntryKey),
+}
+
+impl Exchange {
+    pub(super) fn begin(&mut self, now: Moment) {
+        self.repair_at = now + REPAIR_PAUSE;
+    }
+
+    pub(super) fn next_deadline(&self) -> Option<Moment> {
+        Some(self.repair_at)
+    }
+
+    pub(super) fn forget_asked(&mut self, now: Moment) {
+        self.asked.retain(|_, at| now.since(*at) < ASK_PATIENCE);
+    }
+
+    fn ask(&mut self, now: Moment, thing: Asked, from: MemberId) {
+        let is_asked = self.asked.get(&thing).is_some_and(|at| now.since(*at) < ASK_PATIENCE);
+        if !is_asked && self.asked.len() < ASKED_MAX {
+            self.asked.insert(thing, now);
+            self.wants.entry(from).or_default().insert(thing);
+        }
+    }
+}
+
+impl Mesh {
+    pub(super) fn handle_decoded(&mut self, now: Moment, from: MemberId, message: Message) {
+        self.note_evidence(now, from, Evidence::Answered);
+        match message {
+            Message::Hello(hello, entries) => self.handle_hello(now, from, &hello, entries),
+            Message::Packet(packet) => self.handle_packet(now, from, Carrier::Stream, &packet),
+            Message::Roots(roots) => self.handle_roots(from, roots),
+            Message::Sums(sums) => self.handle_sums(from, &sums),
+            Message::Listing(listing) => self.handle_listing(now, from, &listing),
+            Message::States(states) => self.handle_states(now, from, &states),
+            Message::Want(want) => self.handle_want(from, &want),
+            Message::Entries(entries) => self.accept(now, from, entries),
+            Message::Convicted(identity) if self.is_settled && !self.has_left => {
+                self.membership.handle_convicted(now, from, identity);
+            }
+            Message::Convicted(_) => {} // no run that takes part
+        }
+    }
+
+    /// Dials whoever is due.
+    pub(super) fn say_hello(&mut self, now: Moment) {
+        for contact in self.membership.take_contacts(now) {
+            let to = match contact {
+                _ if self.has_left => None,
+                Contact::Seed(address) => self.unoccupied_seed(address),
+                Contact::Member(id) if self.has_said_goodbye(id) => None,
+                Contact::Member(id) => self.destination(id),
+            };
+            match to {
+                Some(to) => {
+                    let hello = self.hello(false, None);
+                    self.send_to(to, &hello);
+                }
+                None => self.membership.remove_contact(contact),
+            }
+        }
+    }
+
+    /// Begins repair with a member that is there again, soon and not with too many at once. In a big
+    /// mesh some do, not all: about [`REPAIRS_MAX`] greet each member that returns.
+    pub(super) fn greet(&mut self, member: MemberId) {
+        let others = self.membership.active().count() as u64;
+        let is_chosen = self.membership.random(others) < REPAIRS_MAX as u64;
+        if is_chosen && self.exchange.returned.len() < RETURNED_MAX {
+            self.exchange.returned.push_back(member);
+        }
+    }
+
+    pub(super) fn continue_repair(&mut self, now: Moment) {
+        if !self.is_settled || self.has_left || now < self.exchange.repair_at {
+            return;
+        }
+        let count = self.exchange.returned.len().min(REPAIRS_MAX);
+        let mut peers: BTreeSet<MemberId> = self.exchange.returned.drain(..count).collect();
+        peers.extend(self.membership.choose_active().map(|there| there.id));
+        for peer in peers {
+            let roots = Message::Roots(self.roots());
+            self.send_message(peer, &roots);
+        }
+        let pause = match self.exchange.returned.is_empty() {
+            true => {
+                let jitter = self.membership.random(REPAIR_INTERVAL.as_millis() as u64 / 2);
+                REPAIR_INTERVAL * 3 / 4 + Duration::from_millis(jitter)
+            }
+            false => REPAIR_PAUSE,
+        };
+        self.exchange.repair_at = now + pause;
+    }
+
+    pub(super) fn want_record(&mut self, now: Moment, member: MemberId, from: MemberId) {
+        self.exchange.ask(now, Asked::Member(member), from);
+    }
+
+    pub(super) fn want_entry(&mut self, key: EntryKey, from: MemberId) {
+        let thing = match key == record_key(key.owner) {
+            true => Asked::Member(key.owner), // with what is needed to accept it
+            false => Asked::Entry(key),
+        };
+        self.exchange.ask(self.now, thing, from);
+    }
+
+    pub(super) fn ask_for_wants(&mut self) {
+        for (from, things) in std::mem::take(&mut self.exchange.wants) {
+            let mut want = Want::default();
+            for thing in things {
+                match thing {
+                    Asked::Member(id) => want.members.push(id),
+                    Asked::Entry(key) => want.keys.push(key),
+                }
+            }
+            self.send_message(from, &Message::Want(want));
+        }
+    }
+
+    pub(super) fn note_address(&mut self, member: MemberId, address: SocketAddr) {
+        let has_room = self.addresses.len() < ADDRESSES_MAX;
+        if has_room || self.addresses.contains_key(&member) {
+            self.addresses.insert(member, address);
+        }
+    }
+
+    pub(super) fn send_message(&mut self, to: MemberId, message: &Message) {
+        match self.destination(to) {
+            Some(to) => self.send_to(to, message),
+            None => self.drop_from(to, "no_address"),
+        }
+    }
+
+    pub(super) fn send_to(&mut self, to: Destination, message: &Message) {
+        match message.encode() {
+            Some(data) => {
+                self.transmits.push_back(Transmit { to, channel: Channel::Message, data });
+            }
+            None => self.drop_from(self.id, "message_too_long"),
+        }
+    }
+
+    /// Where a member is dialled: at the address it has signed, or, before its record is here, at
+    /// the one it was last met at. Its certificate proves who answers.
+    fn destination(&self, id: MemberId) -> Option<Destination> {
+        let signed = self.catalogue.record(id).map(|(record, _)| record.address);
+        let address = signed.or_else(|| self.addresses.get(&id).copied())?;
+        (id != self.id).then_some(Destination::Member { id, address })
+    }
+
+    /// A seed, unless whoever was found there is known to be alive.
+    fn unoccupied_seed(&self, address: SocketAddr) -> Option<Destination> {
+        let occupant = self.seeds.get(&address).copied().flatten();
+        let belief = occupant.and_then(|occupant| self.membership.belief(occupant));
+        let is_there = belief.is_some_and(|update| update.belief != Belief::Down);
+        (!is_there).then_some(Destination::Seed(address))
+    }
+
+    fn has_said_goodbye(&self, id: MemberId) -> bool {
+        self.catalogue.record(id).is_some_and(|(record, _)| record.phase == MemberPhase::Left)
+    }
+
+    fn hello(&mut self, is_answer: bool, to: Option<MemberId>) -> Message {
+        let mut entries: Vec<Entry> =
+            self.catalogue.credentials(self.id).into_iter().cloned().collect();
+        let theirs = to.and_then(|to| self.catalogue.entry(&record_key(to)));
+        entries.extend(theirs.cloned()); // so that it reads its own record back
+        let hello = Hello {
+            identity: self.membership.identity(),
+            is_settled: self.is_settled,
+            is_answer,
+            roots: self.roots(),
+        };
+        Message::Hello(hello, entries)
+    }
+
+    fn roots(&mut self) -> Roots {
+        Roots { entries: self.catalogue.digest().root(), states: self.membership.digest().root() }
+    }
+
+    fn handle_hello(&mut self, now: Moment, from: MemberId, hello: &Hello, entries: Vec<Entry>) {
+        if hello.identity.id != from {
+            return self.drop_from(from, "source");
+        }
+        self.note_address(from, hello.identity.address);
+        self.accept(now, from, entries);
+        // A member that has never published has nothing to go above; any answer shows that others
+        // are there. Otherwise only a member that takes part knows what it missed.
+        let is_new = self.catalogue.version(&record_key(self.id)).is_none();
+        if hello.is_answer && (hello.is_settled || is_new) {
+            self.settle(now);
+        }
+        let is_current = standing_of(&self.catalogue, &hello.identity) == Standing::Current;
+        let is_mutual = self.is_settled && hello.is_settled;
+        if is_mutual
+            && is_current
+            && !self.has_said_goodbye(from)
+            && !self.membership.handle_alive(now, hello.identity)
+        {
+            self.send_message(from, &Message::Convicted(hello.identity));
+        }
+        if !hello.is_answer {
+            // Back to where it says it is: it may have moved, and its certificate proves who it is.
+            let to = Destination::Member { id: from, address: hello.identity.address };
+            let answer = self.hello(true, Some(from));
+            self.send_to(to, &answer);
+        } else if self.is_settled {
+            self.handle_roots(from, hello.roots);
+        }
+    }
+
+    fn handle_roots(&mut self, from: MemberId, theirs: Roots) {
+        let ours = self.roots();
+        let mut sums = Sums::default();
+        if ours.entries != theirs.entries {
+            sums.entries = self.catalogue.digest().sums().to_vec();
+        }
+        if ours.states != theirs.states {
+            sums.states = self.membership.digest().sums().to_vec();
+        }
+        if ours != theirs {
+            self.send_message(from, &Message::Sums(sums));
+        }
+    }
+
+    fn handle_sums(&mut self, from: MemberId, theirs: &Sums) {
+        let mut listing = Listing::default();
+        if !theirs.entries.is_empty() {
+            listing.entry_buckets = self.catalogue.digest().differing(&theirs.entries);
+            listing.versions = self.catalogue.versions_in(&listing.entry_buckets);
+        }
+        if !theirs.states.is_empty() {
+            listing.state_buckets = self.membership.digest().differing(&theirs.states);
+            listing.states = self.membership.states_in(&listing.state_buckets);
+        }
+        if !(listing.entry_buckets.is_empty() && listing.state_buckets.is_empty()) {
+            self.send_message(from, &Message::Listing(listing));
+        }
+    }
+
+    fn handle_listing(&mut self, now: Moment, from: MemberId, theirs: &Listing) {
+        let difference = self.catalogue.difference(&theirs.entry_buckets, &theirs.versions);
+        let mut answers = Message::of_entries(difference.newer);
+        if !difference.older.is_empty() {
+            let keys = difference.older.into_iter().take(WANT_MAX).collect();
+            answers.push(Message::Want(Want { members: Vec::new(), keys }));
+        }
+        if !theirs.state_buckets.is_empty() {
+            let mut states = self.membership.states_in(&theirs.state_buckets);
+            states.retain(|state| !theirs.states.contains(state));
+            answers.push(Message::States(states));
+            self.handle_states(now, from, &theirs.states);
+        }
+        for answer in &answers {
+            self.send_message(from, answer);
+        }
+    }
+
+    /// A member that does not take part yet must not begin to probe: it would not hear the answers.
+    fn handle_states(&mut self, now: Moment, from: MemberId, states: &[MemberUpdate]) {
+        if self.is_settled {
+            let catalogue = &self.catalogue;
+            let standing = |identity: &Identity| standing_of(catalogue, identity);
+            self.membership.handle_states(now, from, states, &standing);
+        }
+    }
+
+    fn handle_want(&mut self, from: MemberId, want: &Want) {
+        let members: BTreeSet<_> = want.members.iter().take(WANT_MAX).collect();
+        let keys: BTreeSet<_> = want.keys.iter().take(WANT_MAX).collect();
+        let credentials =
+            members.into_iter().flat_map(|member| self.catalogue.credentials(*member));
+        let entries = keys.into_iter().filter_map(|key| self.catalogue.entry(key));
+        let mut room = ANSWER_LEN_MAX;
+        let answered = credentials.chain(entries).take_while(|entry| {
+            let len = entry.bytes().len();
+            let has_room = len <= room;
+            room = room.saturating_sub(len);
+            has_room
+        });
+        for answer in Message::of_entries(answered) {
+            self.send_message(from, &answer);
+        }
+    }
+
+    fn accept(&mut self, now: Moment, from: MemberId, entries: Vec<Entry>) {
+        for entry in entries {
+            let key = entry.key();
+            match self.catalogue.handle_entry(entry) {
+                Verdict::Refused(reason) => {
+                    self.events.push_back(MeshEvent::EntryRefused { from, reason });
+                }
+                Verdict::Accepted => {
+                    self.exchange.asked.remove(&Asked::Member(key.owner));
+                    self.exchange.asked.remove(&Asked::Entry(key));
+                }
+                Verdict::Pending | Verdict::Known => {}
+            }
+        }
+        self.handle_catalogue(now);
+    }
+}

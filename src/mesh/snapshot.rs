@@ -1,0 +1,125 @@
+//! What readers see of the mesh: immutable, replaced whole on every change.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use crate::model::{
+    Epoch, InstanceId, InstanceState, MemberId, MemberName, MemberPhase, MemberState, Moment,
+    Protocol, ServiceName, Weight,
+};
+
+/// The mesh as this member sees it. One decision reads one snapshot.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    /// All members that are not forgotten, this one included.
+    pub members: BTreeMap<MemberId, Arc<MemberView>>,
+    /// All services that any listed member offers; endpoints of suspended members are kept with
+    /// their state, so that a listing can say why they take no work.
+    pub services: BTreeMap<ServiceName, Arc<ServiceView>>,
+}
+
+/// One member as seen from here.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MemberView {
+    /// Who it is.
+    pub id: MemberId,
+    /// What people call it.
+    pub name: MemberName,
+    /// Where it is dialled, from its signed record.
+    pub address: SocketAddr,
+    /// For instance `eu1/a`; empty when it has none.
+    pub zone: String,
+    /// As the detector and its own record say.
+    pub state: MemberState,
+    /// Its own announcement.
+    pub phase: MemberPhase,
+    /// Whether somebody entitled took its rights away.
+    pub is_revoked: bool,
+    /// Of its record.
+    pub epoch: Epoch,
+    /// Of its record.
+    pub version: u64,
+    /// Names of what it serves, sorted, without repeats.
+    pub services: Vec<ServiceName>,
+    /// When its state last changed or its record last arrived, on this agent's clock.
+    pub changed_at: Moment,
+}
+
+/// One service as seen from here.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ServiceView {
+    /// What callers ask for.
+    pub name: ServiceName,
+    /// As declared by its first endpoint.
+    pub protocol: Protocol,
+    /// Ordered by member and instance.
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// One instance of a service, with the member in front of it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Endpoint {
+    /// Unique on the member.
+    pub instance: InstanceId,
+    /// The member in front of it.
+    pub member: MemberId,
+    /// What people call that member.
+    pub member_name: MemberName,
+    /// Where that member is dialled.
+    pub address: SocketAddr,
+    /// The natural port of the service.
+    pub port: u16,
+    /// Free words.
+    pub tags: Vec<String>,
+    /// Its share.
+    pub weight: Weight,
+    /// Whether it takes work, member and instance taken together.
+    pub state: EndpointState,
+    /// When this last changed, on this agent's clock.
+    pub changed_at: Moment,
+}
+
+/// Whether an endpoint takes work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum EndpointState {
+    /// Send it work.
+    Ready,
+    /// Its member is suspected or declared down by hearsay only: the last resort.
+    Doubtful,
+    /// It or its member is finishing what it has.
+    Draining,
+    /// Its own agent's checks fail.
+    Failing,
+    /// Taken out by its operator.
+    Maint,
+    /// Its member is down, left or restarting.
+    Down,
+}
+
+impl EndpointState {
+    /// The state that follows from the member's and the instance's.
+    pub fn of(member: MemberState, phase: MemberPhase, instance: InstanceState) -> Self {
+        match (member, phase, instance) {
+            (MemberState::Left | MemberState::Restarting, ..) => Self::Down,
+            (_, MemberPhase::Left | MemberPhase::Restarting, _) => Self::Down,
+            (_, _, InstanceState::Maint) => Self::Maint,
+            (_, _, InstanceState::Failing) => Self::Failing,
+            (_, MemberPhase::Draining, _) | (_, _, InstanceState::Draining) => Self::Draining,
+            (MemberState::Down, ..) => Self::Doubtful,
+            _ => Self::Ready,
+        }
+    }
+
+    /// The word used in tables, JSON and metrics (one of ready, ejected, probing, draining,
+    /// failing, maint, down).
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ready => "ready",
+            Self::Draining => "draining",
+            Self::Failing => "failing",
+            Self::Maint => "maint",
+            Self::Doubtful | Self::Down => "down",
+        }
+    }
+}

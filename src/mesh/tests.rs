@@ -1,0 +1,334 @@
+//! A few nodes without a network between them: bytes from friends and from others.
+
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+use super::message::{Listing, Want};
+use super::*;
+use crate::membership::{Belief, MemberUpdate, Profile};
+use crate::model::entry_tests::TestKey;
+use crate::model::{
+    Enrolment, EntryKind, InstanceState, Issuer, MemberName, MeshId, Protocol, Weight,
+};
+use crate::wire;
+
+const MESH: MeshId = MeshId([7; 32]);
+const ROOT: u8 = 200;
+const ISSUER: u8 = 201;
+
+fn id(key: u8) -> MemberId {
+    TestKey::new(key).public_key().member_id()
+}
+
+fn name(key: u8) -> MemberName {
+    format!("node-{key}").parse().unwrap()
+}
+
+fn grounds(member: u8) -> Vec<Entry> {
+    let key = TestKey::new(ISSUER).public_key();
+    let issuer = Issuer { key, member: id(ISSUER), certificate: Vec::new(), is_active: true };
+    let enrolment = Enrolment {
+        key: TestKey::new(member).public_key(),
+        name: name(member),
+        serial: 1,
+        services: None,
+        issued_at: 1,
+        invite: None,
+    };
+    let sign = |signer: u8, kind, subject: MemberId, payload: Vec<u8>| {
+        let subject = *subject.as_bytes();
+        Entry::sign(&MESH, &TestKey::new(signer), kind, subject, Epoch(1), 1, &payload).unwrap()
+    };
+    vec![
+        sign(ROOT, EntryKind::ISSUER, id(ISSUER), wire::encode_payload(&issuer).unwrap()),
+        sign(ISSUER, EntryKind::ENROLMENT, id(member), wire::encode_payload(&enrolment).unwrap()),
+    ]
+}
+
+fn address(key: u8) -> SocketAddr {
+    ([10, 0, 0, key], 7370).into()
+}
+
+fn config(key: u8, seeds: &[u8]) -> MeshConfig {
+    MeshConfig {
+        mesh: MESH,
+        root: TestKey::new(ROOT).public_key(),
+        name: name(key),
+        address: address(key),
+        zone: String::new(),
+        agent_version: String::new(),
+        epoch: Epoch(100),
+        profile: Profile::Lan,
+        seeds: seeds.iter().map(|seed| address(*seed)).collect(),
+        remembered: Vec::new(),
+    }
+}
+
+fn node(key: u8, seeds: &[u8]) -> Mesh {
+    let signer = Box::new(TestKey::new(key));
+    Mesh::new(Moment::START, config(key, seeds), signer, u64::from(key), grounds(key)).unwrap()
+}
+
+/// Carries everything between the nodes at once, until nobody has more to say.
+fn carry(now: Moment, nodes: &mut [Mesh]) {
+    loop {
+        let mut sent = Vec::new();
+        for node in nodes.iter_mut() {
+            let from = node.id();
+            sent.extend(std::iter::from_fn(|| node.poll_transmit()).map(|out| (from, out)));
+        }
+        if sent.is_empty() {
+            return;
+        }
+        for (from, Transmit { to, channel, data }) in sent {
+            let (Destination::Member { address: at, .. } | Destination::Seed(at)) = to;
+            let Some(node) = nodes.iter_mut().find(|node| node.config.address == at) else {
+                continue;
+            };
+            match channel {
+                Channel::Datagram => node.handle_datagram(now, from, &data),
+                Channel::Message => node.handle_message(now, from, &data),
+            }
+        }
+    }
+}
+
+fn pair() -> [Mesh; 2] {
+    let mut nodes = [node(1, &[]), node(2, &[1])];
+    carry(Moment::START, &mut nodes);
+    nodes.iter_mut().for_each(|node| while node.poll_event().is_some() {});
+    nodes
+}
+
+fn run(nodes: &mut [Mesh], from_ms: u64, to_ms: u64) {
+    for at in (from_ms..to_ms).step_by(20).map(Moment::from_millis) {
+        for node in nodes.iter_mut() {
+            if node.poll_timeout().is_some_and(|due| due <= at) {
+                node.handle_timeout(at);
+            }
+        }
+        carry(at, nodes);
+    }
+}
+
+fn events(node: &mut Mesh) -> Vec<MeshEvent> {
+    std::iter::from_fn(|| node.poll_event()).collect()
+}
+
+fn instance(name: &str) -> InstanceRecord {
+    InstanceRecord {
+        id: name.parse().unwrap(),
+        service: name.parse().unwrap(),
+        protocol: Protocol::Tcp,
+        port: 80,
+        tags: Vec::new(),
+        weight: Weight::default(),
+        state: InstanceState::Ready,
+    }
+}
+
+#[test]
+fn node_can_move_between_threads() {
+    fn is_send<T: Send>(_: &T) {}
+    is_send(&node(1, &[]));
+}
+
+#[test]
+fn node_without_enrolment_does_not_begin() {
+    let signer = Box::new(TestKey::new(1));
+    let refused = Mesh::new(Moment::START, config(1, &[]), signer, 1, grounds(2));
+    assert!(matches!(refused, Err(Error::NotEnrolled(member)) if member == id(1)));
+}
+
+#[test]
+fn two_nodes_meet_and_see_each_others_instances() {
+    let [mut one, mut two] = pair();
+    one.set_instances(Moment::START, vec![instance("web")]);
+    let mut nodes = [one, two];
+    run(&mut nodes, 0, 2_000); // the hint goes with the next rumours
+    [one, two] = nodes;
+    assert_eq!(one.member_state(id(2)), Some(MemberState::Alive));
+    let snapshot = two.snapshot();
+    let endpoints = &snapshot.services[&"web".parse().unwrap()].endpoints;
+    assert_eq!(endpoints[0].member, id(1));
+    assert_eq!(endpoints[0].state, EndpointState::Ready);
+}
+
+#[test]
+fn changes_are_published_five_at_once_and_then_one_a_second() {
+    let mut node = node(1, &[]);
+    let version = |node: &Mesh| node.entry(&record_key(id(1))).unwrap().version().version;
+    let before = version(&node);
+    for number in 0..50 {
+        node.set_instances(Moment::START, vec![instance(&format!("web-{number}"))]);
+    }
+    assert_eq!(version(&node) - before, 5);
+    node.handle_timeout(Moment::from_secs(1));
+    assert_eq!(version(&node) - before, 6);
+    assert_eq!(node.instances(id(1)).next().unwrap().id.as_str(), "web-49", "the last one counts");
+}
+
+#[test]
+fn junk_changes_nothing() {
+    let [mut one, two] = pair();
+    let mut rng = StdRng::seed_from_u64(1);
+    let entries = one.entries().count();
+    for _ in 0..20_000 {
+        let mut junk = vec![0; rng.random_range(0..200)];
+        rng.fill(&mut junk[..]);
+        if let Some(kind) = junk.first_mut() {
+            *kind %= 12; // so that known kinds are met
+        }
+        one.handle_message(Moment::START, two.id(), &junk);
+        one.handle_datagram(Moment::START, two.id(), &junk);
+        assert!(!events(&mut one).iter().any(|event| matches!(event, MeshEvent::EntryAccepted(_))));
+        while one.poll_transmit().is_some() {}
+    }
+    assert_eq!(one.entries().count(), entries);
+    assert_eq!(one.member_state(id(2)), Some(MemberState::Alive));
+}
+
+#[test]
+fn every_truncation_of_a_greeting_is_harmless() {
+    let mut newcomer = node(3, &[1]);
+    let hello = newcomer.poll_transmit().unwrap().data;
+    for len in 0..hello.len() {
+        let [mut one, _] = pair();
+        one.handle_message(Moment::START, id(3), &hello[..len]);
+        assert_eq!(one.member_state(id(3)), None, "{len} bytes");
+    }
+}
+
+#[test]
+fn nobody_is_introduced_by_another() {
+    let [mut one, _] = pair();
+    let mut newcomer = node(3, &[1]);
+    let hello = newcomer.poll_transmit().unwrap().data;
+    one.handle_message(Moment::START, id(2), &hello);
+    let refused = MeshEvent::Dropped { from: id(2), reason: "source" };
+    assert!(events(&mut one).contains(&refused));
+    assert!(one.membership.belief(id(3)).is_none());
+}
+
+#[test]
+fn packet_speaks_for_whoever_proved_to_send_it() {
+    let mut nodes = pair();
+    nodes[1].handle_timeout(Moment::from_millis(700));
+    let mut sent = std::iter::from_fn(|| nodes[1].poll_transmit());
+    let ping = sent.find(|sent| sent.channel == Channel::Datagram).unwrap();
+    nodes[0].handle_datagram(Moment::from_millis(700), id(9), &ping.data);
+    let refused = MeshEvent::Dropped { from: id(9), reason: "source" };
+    assert!(events(&mut nodes[0]).contains(&refused));
+}
+
+#[test]
+fn message_of_a_later_version_is_counted_and_ignored() {
+    let [mut one, _] = pair();
+    one.handle_message(Moment::START, id(2), &[250, 1, 2, 3]);
+    let ignored = MeshEvent::Dropped { from: id(2), reason: "unknown_kind" };
+    assert_eq!(events(&mut one), [ignored]);
+}
+
+#[test]
+fn run_without_a_record_is_not_believed() {
+    let [mut one, _] = pair();
+    let stranger = Identity { id: id(9), epoch: Epoch(1), address: address(9) };
+    let later = Identity { id: id(2), epoch: Epoch(101), address: address(2) };
+    let elsewhere = Identity { id: id(2), epoch: Epoch(100), address: address(66) };
+    for identity in [stranger, later, elsewhere] {
+        let update = MemberUpdate { identity, incarnation: 0, belief: Belief::Down };
+        let message = Message::States(vec![update]).encode().unwrap();
+        one.handle_message(Moment::START, id(2), &message);
+    }
+    assert_eq!(one.member_state(id(2)), Some(MemberState::Alive));
+    assert!(one.membership.belief(id(9)).is_none());
+    let asks = std::iter::from_fn(|| one.poll_transmit())
+        .filter_map(|out| Message::decode(&out.data).ok())
+        .any(|message| matches!(message, Message::Want(want) if want.members.contains(&id(9))));
+    assert!(asks, "the record is asked for");
+}
+
+#[test]
+fn one_peer_makes_this_member_renew_once_in_ten_seconds() {
+    let [mut one, _] = pair();
+    for at in (0..9_000).step_by(100).map(Moment::from_millis) {
+        let identity = one.membership.identity();
+        let message = Message::Convicted(identity).encode().unwrap();
+        one.handle_message(at, id(2), &message);
+    }
+    assert_eq!(one.epoch(), Epoch(101));
+}
+
+#[test]
+fn no_epoch_is_used_before_it_is_durable() {
+    let [mut one, _] = pair();
+    let forced = |one: &mut Mesh, at: u64| {
+        let message = Message::Convicted(one.membership.identity()).encode().unwrap();
+        one.handle_message(Moment::from_secs(at), id(2), &message);
+    };
+    for round in 1..=EPOCH_RESERVE + 50 {
+        forced(&mut one, round * 20);
+        while one.poll_transmit().is_some() {}
+    }
+    assert_eq!(one.epoch(), Epoch(100 + EPOCH_RESERVE));
+    assert!(events(&mut one).iter().any(|e| matches!(e, MeshEvent::EpochsNeeded { .. })));
+    one.extend_epochs(Moment::from_secs(30_000), Epoch(5_000));
+    forced(&mut one, 30_001);
+    assert_eq!(one.epoch(), Epoch(101 + EPOCH_RESERVE));
+}
+
+#[test]
+fn announced_restart_hides_a_member_for_a_minute_and_then_it_is_down() {
+    let mut nodes = pair();
+    run(&mut nodes, 0, 1_000);
+    nodes[1].set_phase(Moment::from_secs(1), MemberPhase::Restarting);
+    carry(Moment::from_secs(1), &mut nodes);
+    let [mut one, _] = nodes; // and the other is gone
+    assert_eq!(one.member_state(id(2)), Some(MemberState::Restarting));
+    run(std::slice::from_mut(&mut one), 1_000, 59_000);
+    assert_eq!(one.member_state(id(2)), Some(MemberState::Restarting));
+    run(std::slice::from_mut(&mut one), 59_000, 64_000);
+    assert_eq!(one.member_state(id(2)), Some(MemberState::Down));
+}
+
+#[test]
+fn failure_makes_doubtful_at_once_and_an_answer_clears_it() {
+    let [mut one, mut two] = pair();
+    two.set_instances(Moment::START, vec![instance("web")]);
+    let mut nodes = [one, two];
+    run(&mut nodes, 0, 2_000); // the hint goes with the next rumours
+    [one, two] = nodes;
+    let state = |one: &Mesh| one.snapshot().services[&"web".parse().unwrap()].endpoints[0].state;
+    one.take_changed();
+    one.handle_evidence(Moment::from_secs(6), two.id(), Evidence::Failed);
+    assert_eq!(state(&one), EndpointState::Doubtful);
+    assert!(one.take_changed());
+    assert!(one.poll_transmit().is_some(), "it is probed out of turn");
+    one.handle_evidence(Moment::from_secs(7), two.id(), Evidence::Answered);
+    assert_eq!(state(&one), EndpointState::Ready);
+    assert!(one.take_changed());
+}
+
+#[test]
+fn messages_survive_the_wire() {
+    let identity = Identity { id: id(1), epoch: Epoch(1), address: address(1) };
+    let key = record_key(id(1));
+    let version = grounds(1)[0].version();
+    for message in [
+        Message::Convicted(identity),
+        Message::Entries(grounds(1)),
+        Message::Want(Want { members: vec![id(1)], keys: vec![key] }),
+        Message::Listing(Listing {
+            entry_buckets: vec![1],
+            versions: vec![(key, version)],
+            state_buckets: vec![2],
+            states: vec![MemberUpdate { identity, incarnation: 3, belief: Belief::Suspect }],
+        }),
+    ] {
+        let bytes = message.encode().unwrap();
+        assert_eq!(Message::decode(&bytes), Ok(message.clone()));
+        for len in 0..bytes.len() {
+            assert_ne!(Message::decode(&bytes[..len]), Ok(message.clone()), "{len} bytes");
+        }
+    }
+}

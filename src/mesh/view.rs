@@ -1,0 +1,289 @@
+//! How this node sees the others: the detector's belief, the member's own word and this node's own
+//! experience, taken together.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{
+    Endpoint, EndpointState, Evidence, MemberView, Mesh, MeshEvent, ServiceView, Snapshot,
+};
+use crate::membership::Belief;
+use crate::model::{
+    EntryVersion, InstanceRecord, MemberId, MemberPhase, MemberRecord, MemberState, Moment,
+    ServiceName,
+};
+
+/// How long an announced restart hides a member before it counts as down.
+const RESTART_PATIENCE: Duration = Duration::from_secs(60);
+
+/// A member that is back within this was never really gone: it flaps.
+const FLAP_WITHIN: Duration = Duration::from_secs(60);
+
+/// How long an answer outweighs hearsay of death, and a failure hearsay of life.
+const ANSWER_VALID: Duration = Duration::from_secs(5);
+const FAILURE_VALID: Duration = Duration::from_secs(10);
+
+/// What this node knows of a member besides the detector's belief.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Known {
+    pub(super) state: MemberState,
+    /// When it was first heard of.
+    appeared_at: Moment,
+    /// When the state last changed.
+    pub(super) changed_at: Moment,
+    /// When its record last arrived.
+    pub(super) record_at: Moment,
+    answered_at: Option<Moment>,
+    failed_at: Option<Moment>,
+}
+
+impl Known {
+    pub(super) fn new(now: Moment) -> Self {
+        Self {
+            state: MemberState::Down,
+            appeared_at: now,
+            changed_at: now,
+            record_at: now,
+            answered_at: None,
+            failed_at: None,
+        }
+    }
+
+    /// Whether time alone can change how it is seen.
+    fn is_ageing(&self) -> bool {
+        self.state == MemberState::Restarting
+            || self.answered_at.is_some()
+            || self.failed_at.is_some()
+    }
+
+    /// Forgets experience that is too old to count. Returns whether there was any.
+    fn forget_experience(&mut self, now: Moment, is_back: bool) -> bool {
+        let is_there = self.is_there();
+        let is_old = |at: Moment, valid: Duration| now.since(at) >= valid;
+        let answer = self.answered_at.take_if(|at| is_old(*at, ANSWER_VALID));
+        // Of a member that is down nothing better is heard than the failure: it stays.
+        let is_over = |at: Moment| is_back || (is_there && is_old(at, FAILURE_VALID));
+        let failure = self.failed_at.take_if(|at| is_over(*at));
+        failure.is_some() || (answer.is_some() && !is_there)
+    }
+
+    fn is_there(&self) -> bool {
+        matches!(self.state, MemberState::Alive | MemberState::Suspect)
+    }
+
+    /// What this node's own recent experience says; `None` when it has none.
+    fn experience(&self, now: Moment) -> Option<Evidence> {
+        let answered = self.answered_at.filter(|at| now.since(*at) < ANSWER_VALID);
+        match (answered, self.failed_at) {
+            (Some(answered), failed) if failed.is_none_or(|at| at < answered) => {
+                Some(Evidence::Answered)
+            }
+            (_, Some(_)) => Some(Evidence::Failed),
+            _ => None,
+        }
+    }
+}
+
+impl Mesh {
+    /// Notes what this node saw of a member itself.
+    pub(super) fn note_evidence(&mut self, now: Moment, member: MemberId, evidence: Evidence) {
+        let Some(known) = self.known.get_mut(&member) else { return };
+        let before = known.experience(now);
+        match evidence {
+            Evidence::Answered => known.answered_at = Some(now),
+            Evidence::Failed => known.failed_at = Some(now),
+        }
+        let after = known.experience(now);
+        // That a member which is there has answered changes nothing for anybody.
+        let is_dull = known.is_there() && ![before, after].contains(&Some(Evidence::Failed));
+        self.is_changed |= before != after && !is_dull;
+    }
+
+    /// Looks again at the members that time alone may have changed.
+    pub(super) fn look_at_aged(&mut self, now: Moment) {
+        let is_silent = self.membership.is_isolated();
+        let may_age =
+            |(id, known): (&MemberId, &Known)| (is_silent || known.is_ageing()).then_some(*id);
+        let members: Vec<_> = self.known.iter().filter_map(may_age).collect();
+        for member in members {
+            self.look_at(now, member);
+        }
+    }
+
+    /// Looks at a member again, and says what changed.
+    pub(super) fn look_at(&mut self, now: Moment, id: MemberId) {
+        let Some((record, _)) = self.catalogue.record(id) else { return };
+        let state = self.state_of(now, id, record);
+        let known = self.known.entry(id).or_insert_with(|| Known::new(now));
+        let is_back =
+            !known.is_there() && matches!(state, MemberState::Alive | MemberState::Suspect);
+        self.is_changed |= known.forget_experience(now, is_back);
+        if known.state == state {
+            return;
+        }
+        let was_down = known.state == MemberState::Down && known.changed_at > known.appeared_at;
+        let is_flap = was_down && now.since(known.changed_at) < FLAP_WITHIN;
+        let event = match (known.state, state) {
+            (MemberState::Alive, MemberState::Suspect) => Some(MeshEvent::MemberSuspect(id)),
+            (MemberState::Suspect, MemberState::Alive) => None,
+            (_, MemberState::Alive | MemberState::Suspect) => {
+                Some(MeshEvent::MemberUp { member: id, is_flap })
+            }
+            (_, MemberState::Down) => Some(MeshEvent::MemberDown(id)),
+            (_, MemberState::Left) => Some(MeshEvent::MemberLeft(id)),
+            (_, MemberState::Restarting) => Some(MeshEvent::MemberRestarting(id)),
+        };
+        known.state = state;
+        known.changed_at = now;
+        self.is_changed = true;
+        self.events.extend(event.filter(|_| id != self.id));
+    }
+
+    fn state_of(&self, now: Moment, id: MemberId, record: &MemberRecord) -> MemberState {
+        let belief = self.membership.belief(id).map(|update| update.belief);
+        let is_there = id == self.id || matches!(belief, Some(Belief::Alive | Belief::Suspect));
+        let record_at = self.known.get(&id).map_or(now, |known| known.record_at);
+        match record.phase {
+            MemberPhase::Left => return MemberState::Left,
+            MemberPhase::Restarting if is_there || now.since(record_at) < RESTART_PATIENCE => {
+                return MemberState::Restarting;
+            }
+            _ => {}
+        }
+        match belief {
+            _ if id == self.id => MemberState::Alive,
+            _ if self.membership.is_deserted(now) => MemberState::Down,
+            Some(Belief::Alive) => MemberState::Alive,
+            Some(Belief::Suspect) => MemberState::Suspect,
+            Some(Belief::Down) | None => MemberState::Down,
+        }
+    }
+
+    /// The mesh as seen from here.
+    pub fn snapshot(&self) -> Snapshot {
+        let mut snapshot = Snapshot::default();
+        let mut services: BTreeMap<ServiceName, ServiceView> = BTreeMap::new();
+        for (id, record, version) in self.catalogue.records() {
+            let known = self.known.get(&id).copied().unwrap_or_else(|| Known::new(self.now));
+            for instance in &record.instances {
+                let endpoint = self.endpoint(id, record, instance, &known);
+                let service = services.entry(instance.service.clone());
+                let service = service.or_insert_with(|| ServiceView {
+                    name: instance.service.clone(),
+                    protocol: instance.protocol,
+                    endpoints: Vec::new(),
+                });
+                service.endpoints.push(endpoint);
+            }
+            let view = self.member_view(id, record, version, &known);
+            snapshot.members.insert(id, Arc::new(view));
+        }
+        snapshot.services =
+            services.into_iter().map(|(name, service)| (name, Arc::new(service))).collect();
+        snapshot
+    }
+
+    fn member_view(
+        &self,
+        id: MemberId,
+        record: &MemberRecord,
+        version: EntryVersion,
+        known: &Known,
+    ) -> MemberView {
+        let mut services: Vec<_> =
+            record.instances.iter().map(|instance| instance.service.clone()).collect();
+        services.sort();
+        services.dedup();
+        MemberView {
+            id,
+            name: record.name.clone(),
+            address: record.address,
+            zone: record.zone.clone(),
+            state: known.state,
+            phase: record.phase,
+            is_revoked: self.catalogue.enrolment(id).is_none(),
+            epoch: version.epoch,
+            version: version.version,
+            services,
+            changed_at: known.changed_at.max(known.record_at),
+        }
+    }
+
+    fn endpoint(
+        &self,
+        member: MemberId,
+        record: &MemberRecord,
+        instance: &InstanceRecord,
+        known: &Known,
+    ) -> Endpoint {
+        let experience = match member == self.id {
+            true => Some(Evidence::Answered),
+            false => known.experience(self.now),
+        };
+        Endpoint {
+            instance: instance.id.clone(),
+            member,
+            member_name: record.name.clone(),
+            address: record.address,
+            port: instance.port,
+            tags: instance.tags.clone(),
+            weight: instance.weight,
+            state: endpoint_state(known.state, record.phase, instance, experience),
+            changed_at: known.changed_at.max(known.record_at),
+        }
+    }
+}
+
+/// Hearsay of death makes an endpoint doubtful, not down, until this node's own experience agrees;
+/// an answer of a moment ago overrules it. A failure makes it doubtful whatever is heard.
+fn endpoint_state(
+    member: MemberState,
+    phase: MemberPhase,
+    instance: &InstanceRecord,
+    experience: Option<Evidence>,
+) -> EndpointState {
+    let state = EndpointState::of(member, phase, instance.state);
+    match (state, member, experience) {
+        (EndpointState::Doubtful, _, Some(Evidence::Answered)) => {
+            EndpointState::of(MemberState::Alive, phase, instance.state)
+        }
+        (EndpointState::Doubtful, MemberState::Down, Some(Evidence::Failed)) => EndpointState::Down,
+        (EndpointState::Ready, _, Some(Evidence::Failed)) => EndpointState::Doubtful,
+        _ => state,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{InstanceState, Protocol, Weight};
+
+    #[test]
+    fn own_experience_decides_what_hearsay_only_doubts() {
+        let instance = InstanceRecord {
+            id: "web".parse().unwrap(),
+            service: "web".parse().unwrap(),
+            protocol: Protocol::Tcp,
+            port: 80,
+            tags: Vec::new(),
+            weight: Weight::default(),
+            state: InstanceState::Ready,
+        };
+        use EndpointState::{Doubtful, Down, Ready};
+        use Evidence::{Answered, Failed};
+        for (member, experience, expected) in [
+            (MemberState::Alive, None, Ready),
+            (MemberState::Suspect, None, Ready),
+            (MemberState::Down, None, Doubtful),
+            (MemberState::Down, Some(Answered), Ready),
+            (MemberState::Down, Some(Failed), Down),
+            (MemberState::Alive, Some(Failed), Doubtful),
+            (MemberState::Left, Some(Answered), Down),
+            (MemberState::Restarting, Some(Answered), Down),
+        ] {
+            let state = endpoint_state(member, MemberPhase::Running, &instance, experience);
+            assert_eq!(state, expected, "{member} with {experience:?}");
+        }
+    }
+}

@@ -1,0 +1,25 @@
+//! Nouns of the mesh: names, identifiers, addresses, signed entries. No behaviour beyond parsing,
+//! order and display.
+
+mod address;
+mod digest;
+mod entry;
+mod key;
+mod member;
+mod moment;
+mod payload;
+mod service;
+
+pub use address::{Target, TargetError};
+pub use digest::{BUCKETS, Digest, ItemHash};
+#[cfg(test)]
+pub(crate) use entry::tests as entry_tests;
+pub use entry::{Entry, EntryError, EntryKey, EntryKind, EntryVersion, PAYLOAD_LEN_MAX};
+pub use key::{EntryHash, MeshId, PublicKey, Signature, Signer};
+pub use member::{Epoch, MemberId, MemberName, MemberState};
+pub use moment::Moment;
+pub use payload::{
+    Enrolment, Genesis, InstanceRecord, InstanceState, Invite, Issuer, MemberPhase, MemberRecord,
+    Operator, Unlisted,
+};
+pub use service::{InstanceId, NameError, Protocol, ServiceName, Weight};

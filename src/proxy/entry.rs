@@ -1,0 +1,108 @@
+//! Listeners for local clients: one service each, or SOCKS.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+use super::local::{LocalListener, LocalSocket};
+use super::outbound::{Ask, Greeting, Outbound};
+use super::socks::{self, SocksError};
+use crate::model::ServiceName;
+use crate::runtime::TaskGroup;
+use crate::telemetry::{Door, EventKind};
+
+/// Connections that one listener may have open; the next are reset and counted as `overflow`.
+const CONNECTIONS_MAX: usize = 16_384;
+/// How long a SOCKS client may take to say what it wants.
+const NEGOTIATION_TIME_MAX: Duration = Duration::from_secs(10);
+/// After an accept that failed for want of descriptors or memory: they come back when others end.
+const BACK_OFF: Duration = Duration::from_millis(50);
+
+/// What a listener leads to.
+#[derive(Clone, Debug)]
+pub(super) enum Leads {
+    /// To one service, called as `source`.
+    Service { service: ServiceName, source: Option<ServiceName> },
+    /// To whatever the client names.
+    Socks,
+}
+
+impl Leads {
+    fn door(&self) -> Door {
+        match self {
+            Self::Service { .. } => Door::upstream,
+            Self::Socks => Door::socks,
+        }
+    }
+}
+
+/// Accepts clients until `closed`. Their connections go on in `streams`.
+pub(super) async fn accept(
+    listener: LocalListener,
+    leads: Leads,
+    outbound: Arc<Outbound>,
+    streams: TaskGroup,
+    closed: CancellationToken,
+) {
+    let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    while let Some(accepted) = closed.run_until_cancelled(listener.accept()).await {
+        let client = match accepted {
+            Ok(client) => client,
+            Err(error) if is_of_one_client(&error) => continue,
+            Err(error) => {
+                outbound.metrics.count_refused(leads.door(), "accept");
+                let (events, error) = (&outbound.events, error.to_string());
+                outbound.traffic.report(events, EventKind::EntryFailed, "accept", &error);
+                sleep(BACK_OFF).await;
+                continue;
+            }
+        };
+        let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
+            outbound.metrics.count_refused(leads.door(), "overflow");
+            continue; // dropped: reset
+        };
+        let (leads, outbound) = (leads.clone(), Arc::clone(&outbound));
+        streams.spawn_connection("outbound", async move {
+            serve(client, leads, &outbound).await;
+            drop(slot);
+        });
+    }
+}
+
+async fn serve(mut client: LocalSocket, leads: Leads, outbound: &Outbound) {
+    let ask = match leads {
+        Leads::Service { service, source } => Ask { service, source, greeting: Greeting::None },
+        Leads::Socks => match negotiate(&mut client).await {
+            Ok(service) => Ask { service, source: None, greeting: Greeting::Socks },
+            Err(reason) => {
+                outbound.metrics.count_refused(Door::socks, reason);
+                let _ = client.end().await; // the client is gone: nobody to tell
+                return;
+            }
+        },
+    };
+    outbound.serve(client, &ask).await;
+}
+
+async fn negotiate(client: &mut LocalSocket) -> Result<ServiceName, &'static str> {
+    match timeout(NEGOTIATION_TIME_MAX, socks::negotiate(client)).await {
+        Ok(Ok(service)) => Ok(service),
+        Ok(Err(SocksError::Refused(reason))) => Err(reason),
+        Ok(Err(SocksError::Io(error))) => {
+            debug!(%error, "socks client went away");
+            Err("malformed")
+        }
+        Err(_) => Err("timeout"),
+    }
+}
+
+/// Whether the error is of the client that was just about to be accepted (accept(2)).
+fn is_of_one_client(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
+    matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted)
+}

@@ -1,0 +1,175 @@
+//! Tunnel in, local instance out.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tokio::time::timeout;
+use tracing::debug;
+
+use super::instances::{Call, InFlight, Instances};
+use super::local::LocalSocket;
+use super::stalls::Stalls;
+use super::tcp::{Leftover, carry};
+use super::traffic::Traffic;
+use crate::mesh::Evidence;
+use crate::model::MemberId;
+use crate::runtime::TaskGroup;
+use crate::telemetry::{Direction, Door, EventKind, EventLog, Metrics};
+use crate::tls::Peer;
+use crate::transport::tunnel::{
+    HEADER_TIME_MAX, Header, Mode, Refusal, RefusalCode, ResetCode, TunnelReader, TunnelWriter,
+};
+use crate::transport::{Accepted, Endpoint, Incoming};
+
+/// Data connections that one peer may have here. It needs one; a second for a moment, when it has
+/// restarted.
+const CONNECTIONS_MAX: u32 = 8;
+
+/// Serves what peers ask of this member's instances.
+pub(super) struct Inbound {
+    pub(super) me: MemberId,
+    pub(super) endpoint: Endpoint,
+    pub(super) instances: Arc<Instances>,
+    pub(super) in_flight: InFlight,
+    pub(super) traffic: Traffic,
+    pub(super) stalls: Stalls,
+    pub(super) metrics: Metrics,
+    pub(super) events: EventLog,
+    pub(super) evidence: tokio::sync::mpsc::Sender<(MemberId, Evidence)>,
+    pub(super) streams: TaskGroup,
+    pub(super) tasks: TaskGroup,
+    /// Data connections by peer.
+    pub(super) connections: Mutex<BTreeMap<MemberId, u32>>,
+}
+
+/// A peer's connection, counted until it is dropped.
+struct Entered<'a> {
+    inbound: &'a Inbound,
+    peer: MemberId,
+}
+
+impl Drop for Entered<'_> {
+    fn drop(&mut self) {
+        self.inbound.leave(self.peer);
+    }
+}
+
+impl Inbound {
+    /// Serves one connection until it ends.
+    pub(super) async fn serve(self: Arc<Self>, incoming: Incoming) {
+        let (connection, peer) = match self.endpoint.accept(incoming).await {
+            Ok((connection, Some(peer))) => (connection, peer),
+            Ok((_, None)) | Err(_) => return, // refused and counted by the endpoint
+        };
+        let _ = self.evidence.try_send((peer.id, Evidence::Answered)); // full: others will come
+        let (id, accepted) = (peer.id, Accepted::new(connection, peer));
+        if !self.enter(id) {
+            self.metrics.count_refused(Door::mesh, "overload");
+            return accepted.refuse();
+        }
+        let _entered = Entered { inbound: &self, peer: id };
+        Arc::clone(&self).serve_connection(accepted).await;
+    }
+
+    fn enter(&self, peer: MemberId) -> bool {
+        let mut connections = self.connections.lock();
+        let count = connections.entry(peer).or_default();
+        let has_room = *count < CONNECTIONS_MAX;
+        *count += u32::from(has_room);
+        has_room
+    }
+
+    fn leave(&self, peer: MemberId) {
+        let mut connections = self.connections.lock();
+        match connections.get_mut(&peer) {
+            Some(count) if *count > 1 => *count -= 1,
+            _ => drop(connections.remove(&peer)),
+        }
+    }
+
+    async fn serve_connection(self: Arc<Self>, accepted: Accepted) {
+        loop {
+            match accepted.next().await {
+                Ok((writer, reader)) => {
+                    let (inbound, peer) = (Arc::clone(&self), Arc::clone(accepted.peer()));
+                    // A drain waits for streams and cuts them in the end; a refusal is neither.
+                    let is_draining = self.instances.is_draining();
+                    let group = if is_draining { &self.tasks } else { &self.streams };
+                    group.spawn_connection("inbound", async move {
+                        inbound.serve_tunnel(&peer, writer, reader).await;
+                    });
+                }
+                Err(error) => {
+                    debug!(peer = %accepted.peer().id, %error, "data connection ended");
+                    return;
+                }
+            }
+        }
+    }
+
+    async fn serve_tunnel(&self, peer: &Peer, mut writer: TunnelWriter, mut reader: TunnelReader) {
+        let header = match timeout(HEADER_TIME_MAX, reader.header()).await {
+            Ok(Ok(header)) => header,
+            Ok(Err(error)) => {
+                debug!(peer = %peer.id, %error, "tunnel without a header");
+                writer.set_drop_code(ResetCode::Malformed);
+                return self.metrics.count_refused(Door::mesh, "malformed");
+            }
+            Err(_) => return self.metrics.count_refused(Door::mesh, "timeout"),
+        };
+        match self.admit(&header, peer).await {
+            Ok((local, call)) => self.carry(&header, peer, local, writer, reader, call).await,
+            Err(refusal) => {
+                debug!(peer = %peer.id, service = %header.service, %refusal, "tunnel refused");
+                self.metrics.count_refused(Door::mesh, refusal.code.as_str());
+                let _ = writer.refuse(&refusal).await; // the caller is gone: nobody to tell
+            }
+        }
+    }
+
+    /// The seam for authorization: who calls is `peer`, whom the certificate proves, and
+    /// `header.source` is what it says of itself.
+    async fn admit(&self, header: &Header, peer: &Peer) -> Result<(LocalSocket, Call), Refusal> {
+        if header.mode != Mode::SPLICE {
+            let reason = format!("mode {} of {}", header.mode.0, peer.name);
+            return Err(Refusal::new(RefusalCode::UNSUPPORTED, reason));
+        }
+        let call = self.in_flight.enter(self.me, &header.instance);
+        let local = self.instances.connect(&header.service, &header.instance).await;
+        if let Err(Refusal { code: RefusalCode::UNREACHABLE, reason }) = &local {
+            self.traffic.report(
+                &self.events,
+                EventKind::InstanceUnreachable,
+                header.instance.as_str(),
+                reason,
+            );
+        }
+        local.map(|local| (local, call))
+    }
+
+    async fn carry(
+        &self,
+        header: &Header,
+        peer: &Peer,
+        mut local: LocalSocket,
+        mut writer: TunnelWriter,
+        mut reader: TunnelReader,
+        _call: Call,
+    ) {
+        let traffic = self.traffic.of(Direction::inbound, &header.service, peer.id, &peer.name);
+        let open = traffic.begin();
+        let outcome = async {
+            writer.accept().await?; // and only now may a byte reach the instance
+            let (left, bytes) = (Leftover::default(), &traffic.bytes);
+            carry(&mut local, &mut writer, &mut reader, left, bytes, &self.stalls).await
+        }
+        .await;
+        drop(local);
+        if outcome.is_ok() {
+            writer.delivered().await;
+        }
+        self.traffic.report_cut(&self.events, &header.service, &outcome);
+        open.end(&outcome);
+    }
+}

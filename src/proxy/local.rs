@@ -1,0 +1,360 @@
+//! Stream sockets of this machine: TCP and unix, towards clients and towards instances.
+//!
+//! A TCP socket dropped before our end was said is reset (linger 0), so that a cut never looks
+//! complete. Unix sockets know no reset: there a cut is an end, and only what the protocol inside
+//! says tells the two apart.
+
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::io::{self, IoSlice};
+use std::path::Path;
+use std::pin::Pin;
+use std::pin::pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use futures_util::FutureExt;
+use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream, tcp, unix};
+use tokio::time::timeout;
+
+use super::stalls::{STALL_AFTER, Stalls, WriteError};
+use crate::model::Target;
+
+/// Chunks that one write takes at most.
+pub(super) const CHUNKS_MAX: usize = 16;
+
+/// Read buffers are cut from blocks of this size, shared by all sockets of the thread.
+const ARENA_LEN: usize = 64 * 1024;
+/// A block with less space than this is given up: shorter reads cost more calls than they save.
+const READ_LEN_MIN: usize = 8 * 1024;
+/// Connections that the kernel holds for us to accept.
+const BACKLOG: u32 = 4_096;
+
+thread_local! {
+    /// Where this thread reads into. What is read is split off and shared, so a socket that rests
+    /// owns no buffer.
+    static ARENA: RefCell<BytesMut> = RefCell::new(BytesMut::new());
+}
+
+#[derive(Debug)]
+enum Stream {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+/// A connection on this machine. Dropped before its end was said it is reset.
+#[derive(Debug)]
+pub(super) struct LocalSocket {
+    stream: Stream,
+    is_ended: bool,
+}
+
+impl LocalSocket {
+    fn new(stream: Stream) -> Self {
+        if let Stream::Tcp(stream) = &stream {
+            let _ = stream.set_nodelay(true); // fails only on a socket that is gone already
+        }
+        Self { stream, is_ended: false }
+    }
+
+    /// Connects to an instance.
+    pub(super) async fn connect(target: &Target) -> io::Result<Self> {
+        Ok(Self::new(match target {
+            Target::Tcp(address) => {
+                let stream = TcpStream::connect(address).await?;
+                // Where nobody listens, the kernel may give us the very port that we dial, and
+                // then connects us with ourselves.
+                if stream.local_addr()? == *address {
+                    stream.set_zero_linger()?;
+                    return Err(io::ErrorKind::ConnectionRefused.into());
+                }
+                Stream::Tcp(stream)
+            }
+            Target::Unix(path) => Stream::Unix(UnixStream::connect(path).await?),
+        }))
+    }
+
+    /// Both directions at once.
+    pub(super) fn split(&mut self) -> (LocalReader<'_>, LocalWriter<'_>) {
+        let is_ended = &mut self.is_ended;
+        match &mut self.stream {
+            Stream::Tcp(stream) => {
+                let (read, write) = stream.split();
+                (
+                    LocalReader(ReadHalf::Tcp(read)),
+                    LocalWriter { half: WriteHalf::Tcp(write), is_ended },
+                )
+            }
+            Stream::Unix(stream) => {
+                let (read, write) = stream.split();
+                (
+                    LocalReader(ReadHalf::Unix(read)),
+                    LocalWriter { half: WriteHalf::Unix(write), is_ended },
+                )
+            }
+        }
+    }
+
+    /// Reads exactly `buffer`. For the short exchanges before bytes are carried.
+    pub(super) async fn read_exact(&mut self, buffer: &mut [u8]) -> io::Result<()> {
+        match &mut self.stream {
+            Stream::Tcp(stream) => stream.read_exact(buffer).await,
+            Stream::Unix(stream) => stream.read_exact(buffer).await,
+        }
+        .map(|_| ())
+    }
+
+    /// Writes all of `bytes`. For the short exchanges before bytes are carried.
+    pub(super) async fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match &mut self.stream {
+            Stream::Tcp(stream) => stream.write_all(bytes).await,
+            Stream::Unix(stream) => stream.write_all(bytes).await,
+        }
+    }
+
+    /// Ends without a reset: what was written is all there is.
+    pub(super) async fn end(mut self) -> io::Result<()> {
+        self.split().1.end().await
+    }
+}
+
+impl Drop for LocalSocket {
+    fn drop(&mut self) {
+        if let (Stream::Tcp(stream), false) = (&self.stream, self.is_ended) {
+            let _ = stream.set_zero_linger(); // fails only on a socket that is gone already
+        }
+    }
+}
+
+/// Copies chunks that will wait: each is a part of the packets it came in, up to 64 KiB that several
+/// streams share, and would keep all of them in memory.
+fn release_packets(chunks: &mut [Bytes]) {
+    chunks.iter_mut().for_each(|chunk| *chunk = Bytes::copy_from_slice(chunk));
+}
+
+/// What comes from the application.
+pub(super) struct LocalReader<'a>(ReadHalf<'a>);
+
+enum ReadHalf<'a> {
+    Tcp(tcp::ReadHalf<'a>),
+    Unix(unix::ReadHalf<'a>),
+}
+
+impl LocalReader<'_> {
+    /// Reads what is there, at most `len_max` bytes; empty at the end. Cancel safe.
+    pub(super) async fn read(&mut self, len_max: usize) -> io::Result<Bytes> {
+        // The arena is borrowed for one poll only. A read that waits leaves nothing in it.
+        poll_fn(|cx| ARENA.with_borrow_mut(|arena| self.poll_read(cx, arena, len_max))).await
+    }
+
+    fn poll_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        arena: &mut BytesMut,
+        len_max: usize,
+    ) -> Poll<io::Result<Bytes>> {
+        if arena.capacity() < READ_LEN_MIN {
+            arena.reserve(ARENA_LEN);
+        }
+        let mut space = (&mut *arena).limit(len_max);
+        ready!(match &mut self.0 {
+            ReadHalf::Tcp(half) => pin!(half.read_buf(&mut space)).poll(cx),
+            ReadHalf::Unix(half) => pin!(half.read_buf(&mut space)).poll(cx),
+        })?;
+        Poll::Ready(Ok(arena.split().freeze()))
+    }
+}
+
+/// What goes to the application.
+pub(super) struct LocalWriter<'a> {
+    half: WriteHalf<'a>,
+    is_ended: &'a mut bool,
+}
+
+enum WriteHalf<'a> {
+    Tcp(tcp::WriteHalf<'a>),
+    Unix(unix::WriteHalf<'a>),
+}
+
+impl LocalWriter<'_> {
+    /// Writes all of `chunks` and leaves them empty. A write that waits for long is a stall.
+    pub(super) async fn write(
+        &mut self,
+        chunks: &mut [Bytes],
+        stalls: &Stalls,
+    ) -> Result<(), WriteError> {
+        let mut rest = chunks;
+        loop {
+            while rest.first().is_some_and(Bytes::is_empty) {
+                rest = &mut rest[1..];
+            }
+            if rest.is_empty() {
+                return Ok(());
+            }
+            let mut write = poll_fn(|cx| self.poll_write(cx, rest));
+            let mut written = match (&mut write).now_or_never() {
+                Some(written) => written?,
+                None => match timeout(STALL_AFTER, write).await {
+                    Ok(written) => written?,
+                    Err(_) => {
+                        release_packets(rest);
+                        stalls.watch(poll_fn(|cx| self.poll_write(cx, rest))).await?
+                    }
+                },
+            };
+            for chunk in rest.iter_mut() {
+                let len = chunk.len().min(written);
+                chunk.advance(len);
+                written -= len;
+                if chunk.is_empty() {
+                    *chunk = Bytes::new(); // an empty rest would pin what it was cut from
+                }
+            }
+        }
+    }
+
+    /// The end of our bytes: the application reads all of them and then an end.
+    pub(super) async fn end(&mut self) -> io::Result<()> {
+        match &mut self.half {
+            WriteHalf::Tcp(half) => half.shutdown().await,
+            WriteHalf::Unix(half) => half.shutdown().await,
+        }?;
+        *self.is_ended = true;
+        Ok(())
+    }
+
+    fn poll_write(&mut self, cx: &mut Context<'_>, chunks: &[Bytes]) -> Poll<io::Result<usize>> {
+        let mut slices = [IoSlice::new(&[]); CHUNKS_MAX];
+        let count = chunks.len().min(CHUNKS_MAX);
+        for (slice, chunk) in slices.iter_mut().zip(chunks) {
+            *slice = IoSlice::new(chunk);
+        }
+        let written = ready!(match &mut self.half {
+            WriteHalf::Tcp(half) => Pin::new(half).poll_write_vectored(cx, &slices[..count]),
+            WriteHalf::Unix(half) => Pin::new(half).poll_write_vectored(cx, &slices[..count]),
+        })?;
+        match written {
+            0 => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+            written => Poll::Ready(Ok(written)),
+        }
+    }
+}
+
+/// Where local clients, or applications behind us, connect.
+#[derive(Debug)]
+pub(super) enum LocalListener {
+    Tcp(TcpListener),
+    Unix(UnixListener, SocketFile),
+}
+
+/// A unix socket's file, removed with its listener.
+#[derive(Debug)]
+pub(super) struct SocketFile(std::path::PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0); // gone already: fine
+    }
+}
+
+impl LocalListener {
+    /// Listens at `target`. A unix socket's file that nobody answers behind is taken over.
+    pub(super) async fn bind(target: &Target) -> io::Result<Self> {
+        match target {
+            Target::Tcp(address) => {
+                let socket =
+                    if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+                socket.set_reuseaddr(true)?;
+                socket.bind(*address)?;
+                Ok(Self::Tcp(socket.listen(BACKLOG)?))
+            }
+            Target::Unix(path) => {
+                remove_stale(path).await?;
+                let listener = UnixListener::bind(path)?;
+                let file = SocketFile(path.clone());
+                let mode = std::os::unix::fs::PermissionsExt::from_mode(0o660);
+                std::fs::set_permissions(path, mode)?;
+                Ok(Self::Unix(listener, file))
+            }
+        }
+    }
+
+    /// Where it listens, with the port that the system chose where none was asked for.
+    pub(super) fn address(&self) -> io::Result<Target> {
+        match self {
+            Self::Tcp(listener) => listener.local_addr().map(Target::Tcp),
+            Self::Unix(_, file) => Ok(Target::Unix(file.0.clone())),
+        }
+    }
+
+    /// The next client. Cancel safe.
+    pub(super) async fn accept(&self) -> io::Result<LocalSocket> {
+        Ok(LocalSocket::new(match self {
+            Self::Tcp(listener) => Stream::Tcp(listener.accept().await?.0),
+            Self::Unix(listener, _) => Stream::Unix(listener.accept().await?.0),
+        }))
+    }
+}
+
+async fn remove_stale(path: &Path) -> io::Result<()> {
+    use std::os::unix::fs::FileTypeExt;
+    match std::fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.file_type().is_socket() => {}
+        Ok(_) => return Err(io::ErrorKind::AlreadyExists.into()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    }
+    match UnixStream::connect(path).await {
+        Ok(_) => Err(io::ErrorKind::AddrInUse.into()),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            std::fs::remove_file(path)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::time::sleep;
+
+    use super::*;
+
+    /// More than two sockets buffer.
+    const LEN: usize = 16 * 1024 * 1024;
+
+    #[tokio::test(start_paused = true)]
+    async fn bytes_of_a_stalled_write_arrive_whole_once_they_are_read() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let target = Target::Tcp(listener.local_addr().unwrap());
+        let mut socket = LocalSocket::connect(&target).await.unwrap();
+        let (mut reader, _) = listener.accept().await.unwrap();
+        let sent: Vec<u8> = (0..LEN).map(|at| (at % 251) as u8).collect();
+        let chunks = Bytes::from(sent.clone());
+        let stalls = Stalls::default();
+        let write = async {
+            let (_, mut writer) = socket.split();
+            for at in (0..LEN).step_by(LEN / 256) {
+                let mut chunk = [
+                    chunks.slice(at..at + LEN / 512),
+                    chunks.slice(at + LEN / 512..at + LEN / 256),
+                ];
+                writer.write(&mut chunk, &stalls).await.unwrap();
+            }
+            writer.end().await.unwrap();
+        };
+        let read = async {
+            while stalls.len() == 0 {
+                sleep(Duration::from_millis(100)).await; // virtual
+            }
+            let mut heard = Vec::new();
+            reader.read_to_end(&mut heard).await.unwrap();
+            heard
+        };
+        let ((), heard) = tokio::join!(write, read);
+        assert!(heard == sent, "{} of {} bytes", heard.len(), sent.len());
+        assert_eq!(stalls.len(), 0);
+    }
+}

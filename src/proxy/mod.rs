@@ -1,0 +1,376 @@
+//! The data plane: a local connection in, a tunnel between agents, a local instance out.
+//!
+//! All of it lives on one thread with a runtime of its own, so that no lock is contended where bytes
+//! move and no busy stream delays gossip. [`Proxy`] is the handle for everybody else.
+
+mod entry;
+mod inbound;
+mod instances;
+mod local;
+mod outbound;
+mod socks;
+mod stalls;
+mod tcp;
+mod traffic;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+pub use instances::{InFlight, LocalInstance};
+
+use self::entry::{Leads, accept};
+use self::inbound::Inbound;
+use self::instances::Instances;
+use self::local::LocalListener;
+use self::outbound::{Avoided, Outbound};
+use self::stalls::Stalls;
+use self::traffic::Traffic;
+use crate::mesh::{Evidence, Snapshot};
+use crate::model::{MemberId, ServiceName, Target};
+use crate::runtime::clock::Clock;
+use crate::runtime::entropy::{self, EntropyError};
+use crate::runtime::{Shutdown, TaskGroup, Thread, ThreadError};
+use crate::telemetry::{EventKind, EventLog, Metrics};
+use crate::tls::NodeCredentials;
+use crate::transport::{BindError, Endpoint, Incoming, Limits, Peers};
+
+/// Commands that wait for the data thread.
+const COMMANDS_MAX: usize = 64;
+/// How long closing waits for peers to hear of it.
+const CLOSE_TIME_MAX: Duration = Duration::from_millis(500);
+
+/// What the data plane is made of.
+pub struct Settings {
+    /// The one UDP address of the mesh.
+    pub listen: SocketAddr,
+    /// Who this member is.
+    pub credentials: NodeCredentials,
+    /// Of the UDP port.
+    pub limits: Limits,
+    /// The mesh as gossip sees it.
+    pub snapshot: Arc<ArcSwap<Snapshot>>,
+    /// Where the data plane tells what it sees of members. Words that find it full are dropped.
+    pub evidence: mpsc::Sender<(MemberId, Evidence)>,
+    /// All metrics.
+    pub metrics: Metrics,
+    /// What happened.
+    pub events: EventLog,
+    /// The agent's clock.
+    pub clock: Clock,
+    /// Told when the data thread panics.
+    pub shutdown: Shutdown,
+}
+
+/// A data plane that runs.
+pub struct Started {
+    /// The handle.
+    pub proxy: Proxy,
+    /// The port, for the owners of the other planes.
+    pub endpoint: Endpoint,
+    /// Attempts to connect on the gossip plane.
+    pub gossip: mpsc::Receiver<Incoming>,
+    /// Attempts to join. Dropped by members that are no issuer.
+    pub enrolment: mpsc::Receiver<Incoming>,
+    /// Ends after [`Proxy::close`].
+    pub thread: Thread,
+}
+
+/// The data plane cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Fault: configuration, system or credentials.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// Fault: the system.
+    #[error(transparent)]
+    Thread(#[from] ThreadError),
+    /// Fault: the system.
+    #[error(transparent)]
+    Entropy(#[from] EntropyError),
+    /// The data thread ended before it was ready.
+    #[error("the data plane ended while it started")]
+    Ended,
+}
+
+/// A local entry cannot be opened or closed. Nothing changed.
+#[derive(Debug, thiserror::Error)]
+pub enum EntryError {
+    /// Somebody listens there, or the address is not ours. Fault: the configuration.
+    #[error("cannot listen at {listen}: {error}")]
+    Bind {
+        /// Where.
+        listen: Target,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// No entry of ours is there. Fault: whoever asked.
+    #[error("nothing of ours listens at {0}")]
+    Unknown(Target),
+    /// The data plane is draining or gone.
+    #[error("the data plane takes nothing new")]
+    Closed,
+}
+
+/// How an entry is used.
+#[derive(Clone, Debug, Default)]
+pub struct EntryOptions {
+    /// As which local service the callers call; as the member itself when absent.
+    pub source: Option<ServiceName>,
+}
+
+/// The handle of the data plane, for any thread. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Proxy {
+    commands: mpsc::Sender<Command>,
+    instances: Arc<Instances>,
+    in_flight: InFlight,
+}
+
+#[derive(Debug)]
+enum Command {
+    Open { listen: Target, leads: Leads, reply: oneshot::Sender<Result<Target, EntryError>> },
+    CloseEntry { listen: Target, reply: oneshot::Sender<Result<(), EntryError>> },
+    Drain { deadline: Duration, reply: oneshot::Sender<bool> },
+    Close { reply: oneshot::Sender<()> },
+}
+
+impl Proxy {
+    /// Starts the data thread and binds the port.
+    pub async fn start(settings: Settings) -> Result<Started, StartError> {
+        let seed = entropy::seed()?;
+        let (ready, readiness) = oneshot::channel();
+        let shutdown = settings.shutdown.clone();
+        let thread = Thread::start("data", shutdown, move || async move {
+            match DataPlane::new(settings, seed) {
+                Ok((plane, commands, data, started)) => {
+                    let _ = ready.send(Ok(started)); // the starter gave up: commands are closed
+                    plane.run(commands, data).await;
+                }
+                Err(error) => {
+                    let _ = ready.send(Err(error)); // the starter gave up: nothing was started
+                }
+            }
+        })?;
+        let (proxy, endpoint, gossip, enrolment) =
+            readiness.await.map_err(|_| StartError::Ended)??;
+        Ok(Started { proxy, endpoint, gossip, enrolment, thread })
+    }
+
+    /// Opens a local entry to `service`, which need not exist yet. Returns where it listens.
+    pub async fn open_upstream(
+        &self,
+        service: ServiceName,
+        listen: Target,
+        options: EntryOptions,
+    ) -> Result<Target, EntryError> {
+        self.open(listen, Leads::Service { service, source: options.source }).await
+    }
+
+    /// Opens a SOCKS5 entry to all services by name. Returns where it listens.
+    pub async fn open_socks(&self, listen: Target) -> Result<Target, EntryError> {
+        self.open(listen, Leads::Socks).await
+    }
+
+    /// Closes the entry at `listen`, as opening returned it. Its connections go on.
+    pub async fn close_entry(&self, listen: Target) -> Result<(), EntryError> {
+        self.ask(|reply| Command::CloseEntry { listen, reply }).await.ok_or(EntryError::Closed)?
+    }
+
+    /// Replaces what this member serves. Connections to instances that are gone go on.
+    pub fn set_local(&self, instances: Vec<LocalInstance>) {
+        self.instances.set(instances);
+    }
+
+    /// Calls in flight by instance.
+    pub fn in_flight(&self) -> &InFlight {
+        &self.in_flight
+    }
+
+    /// Takes nothing new, waits until nothing is in flight, and after `deadline` resets the rest.
+    /// True when nothing was cut.
+    pub async fn drain(&self, deadline: Duration) -> bool {
+        self.ask(|reply| Command::Drain { deadline, reply }).await.unwrap_or(true)
+    }
+
+    /// Resets what is left, closes every connection of every plane and ends the thread.
+    pub async fn close(&self) {
+        self.ask(|reply| Command::Close { reply }).await;
+    }
+
+    async fn open(&self, listen: Target, leads: Leads) -> Result<Target, EntryError> {
+        self.ask(|reply| Command::Open { listen, leads, reply }).await.ok_or(EntryError::Closed)?
+    }
+
+    /// `None` when the data thread is gone.
+    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Option<T> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(command(reply)).await.ok()?;
+        answer.await.ok()
+    }
+}
+
+/// What runs on the data thread.
+struct DataPlane {
+    endpoint: Endpoint,
+    inbound: Arc<Inbound>,
+    outbound: Arc<Outbound>,
+    instances: Arc<Instances>,
+    entries: BTreeMap<Target, CancellationToken>,
+    is_draining: bool,
+    events: EventLog,
+    /// What lives as long as the data plane: listeners, connections, dials.
+    tasks: TaskGroup,
+    /// One for each connection that is carried.
+    streams: TaskGroup,
+}
+
+type Shared = (Proxy, Endpoint, mpsc::Receiver<Incoming>, mpsc::Receiver<Incoming>);
+
+impl DataPlane {
+    #[allow(clippy::type_complexity)] // named where it is taken apart
+    fn new(
+        settings: Settings,
+        seed: u64,
+    ) -> Result<(Self, mpsc::Receiver<Command>, mpsc::Receiver<Incoming>, Shared), StartError> {
+        let Settings { metrics, events, clock, shutdown, snapshot, evidence, .. } = settings;
+        let (tasks, streams) = (TaskGroup::new(shutdown.clone()), TaskGroup::new(shutdown));
+        let me = settings.credentials.member_id();
+        let (listen, limits) = (settings.listen, &settings.limits);
+        let (endpoint, queues) =
+            Endpoint::bind(listen, &settings.credentials, limits, &metrics, &tasks)?;
+        let peers = Peers::new(endpoint.clone(), metrics.clone(), tasks.clone(), evidence.clone());
+        let (instances, in_flight) = (Arc::<Instances>::default(), InFlight::default());
+        let (traffic, stalls) = (Traffic::new(metrics.clone(), clock), Stalls::default());
+        let inbound = Arc::new(Inbound {
+            me,
+            endpoint: endpoint.clone(),
+            instances: Arc::clone(&instances),
+            in_flight: in_flight.clone(),
+            traffic: traffic.clone(),
+            stalls: stalls.clone(),
+            metrics: metrics.clone(),
+            events: events.clone(),
+            evidence,
+            streams: streams.clone(),
+            tasks: tasks.clone(),
+            connections: Mutex::default(),
+        });
+        let outbound = Arc::new(Outbound {
+            me,
+            snapshot,
+            peers,
+            instances: Arc::clone(&instances),
+            in_flight: in_flight.clone(),
+            traffic,
+            stalls,
+            metrics,
+            events: events.clone(),
+            clock,
+            rng: Mutex::new(SmallRng::seed_from_u64(seed)),
+            avoided: Avoided::default(),
+        });
+        let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
+        let proxy = Proxy { commands, instances: Arc::clone(&instances), in_flight };
+        let plane = Self {
+            endpoint: endpoint.clone(),
+            inbound,
+            outbound,
+            instances,
+            entries: BTreeMap::new(),
+            is_draining: false,
+            events,
+            tasks,
+            streams,
+        };
+        Ok((plane, inbox, queues.data, (proxy, endpoint, queues.gossip, queues.enrolment)))
+    }
+
+    /// Serves until it is closed or every handle is gone.
+    async fn run(
+        mut self,
+        mut commands: mpsc::Receiver<Command>,
+        mut data: mpsc::Receiver<Incoming>,
+    ) {
+        let closed = loop {
+            tokio::select! {
+                command = commands.recv() => match command {
+                    Some(Command::Open { listen, leads, reply }) => {
+                        let _ = reply.send(self.open(listen, leads).await); // nobody waits: fine
+                    }
+                    Some(Command::CloseEntry { listen, reply }) => {
+                        let _ = reply.send(self.close_entry(listen)); // nobody waits: fine
+                    }
+                    Some(Command::Drain { deadline, reply }) => self.drain(deadline, reply),
+                    Some(Command::Close { reply }) => break Some(reply),
+                    None => break None,
+                },
+                Some(incoming) = data.recv() => {
+                    let serve = Arc::clone(&self.inbound).serve(incoming);
+                    self.tasks.spawn_connection("data connection", serve);
+                }
+            }
+        };
+        self.streams.stop().await; // every guard resets, while connections can still tell it
+        self.endpoint.close();
+        self.endpoint.closed(CLOSE_TIME_MAX).await;
+        self.tasks.stop().await;
+        closed.map(|reply| reply.send(()));
+    }
+
+    async fn open(&mut self, listen: Target, leads: Leads) -> Result<Target, EntryError> {
+        if self.is_draining {
+            return Err(EntryError::Closed);
+        }
+        let failed = |error| EntryError::Bind { listen: listen.clone(), error };
+        let opened = async {
+            let listener = LocalListener::bind(&listen).await?;
+            Ok((listener.address()?, listener))
+        };
+        let (address, listener) = opened.await.map_err(failed).inspect_err(|error| {
+            self.events.record(EventKind::EntryFailed, &listen, error);
+        })?;
+        info!(%address, ?leads, "entry open");
+        let closed = CancellationToken::new();
+        let (outbound, streams) = (Arc::clone(&self.outbound), self.streams.clone());
+        let task = accept(listener, leads, outbound, streams, closed.clone());
+        self.tasks.spawn("entry", task);
+        self.entries.insert(address.clone(), closed);
+        Ok(address)
+    }
+
+    fn close_entry(&mut self, listen: Target) -> Result<(), EntryError> {
+        match self.entries.remove(&listen) {
+            Some(closed) => {
+                closed.cancel();
+                Ok(())
+            }
+            None => Err(EntryError::Unknown(listen)),
+        }
+    }
+
+    fn drain(&mut self, deadline: Duration, reply: oneshot::Sender<bool>) {
+        self.is_draining = true;
+        self.instances.drain();
+        self.entries.values().for_each(CancellationToken::cancel);
+        self.entries.clear();
+        let streams = self.streams.clone();
+        self.tasks.spawn("drain", async move {
+            let is_complete = timeout(deadline, streams.finished()).await.is_ok();
+            if !is_complete {
+                streams.stop().await;
+            }
+            let _ = reply.send(is_complete); // nobody waits: fine
+        });
+    }
+}

@@ -1,0 +1,513 @@
+//! Local client in: pick an instance, tunnel out, try another one where that is safe.
+//!
+//! **Replay only on proof that no byte reached the application.** Until the far agent answers, what
+//! the client said is kept as a prefix. Another instance is tried after a refusal, after a dial that
+//! failed or whose handshake the peer refused, and after a loss while the prefix is empty. A loss
+//! after the first byte and before the answer proves nothing either way: the client is reset.
+
+use std::collections::BTreeMap;
+use std::future::pending;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use parking_lot::Mutex;
+use rand::RngExt;
+use rand::rngs::SmallRng;
+use tokio::time::timeout;
+use tracing::debug;
+
+use super::instances::{Call, InFlight, Instances};
+use super::local::{LocalReader, LocalSocket};
+use super::socks;
+use super::stalls::Stalls;
+use super::tcp::{Cut, Leftover, carry, carry_locally};
+use super::traffic::Traffic;
+use crate::mesh::{self, Caller, Endpoint, NoEndpoint, Snapshot};
+use crate::model::{InstanceId, MemberId, Moment, ServiceName};
+use crate::runtime::clock::Clock;
+use crate::telemetry::{Direction, Door, EventKind, EventLog, Metrics};
+use crate::transport::tunnel::{
+    Answer, Header, Mode, OpenError, Refusal, RefusalCode, TunnelReader, TunnelWriter,
+};
+use crate::transport::{DialError, Link, Peers};
+
+/// Bytes of the client that are kept until an instance has answered.
+const PREFIX_LEN_MAX: usize = 64 * 1024;
+/// Instances that one connection tries.
+const TRIES_MAX: usize = 8;
+/// How long a dial may keep a call waiting while another member could take it. The dial goes on: a
+/// member far away is connected for the next call, and one that died costs its callers this much.
+/// More than a handshake within a continent, less than a person notices.
+const DIAL_PATIENCE: Duration = Duration::from_millis(250);
+/// How long connecting may take, all tries together.
+const CONNECT_TIME_MAX: Duration = Duration::from_secs(5);
+/// How long an instance is avoided after the first trouble; doubled with each further, up to
+/// [`AVOID_MAX`], plus up to as much again, so that callers do not come back together.
+const AVOID_MIN: Duration = Duration::from_millis(500);
+const AVOID_MAX: Duration = Duration::from_secs(4);
+
+/// Who asks, and how it is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Greeting {
+    /// A connection to a service's own entry: nothing is said but the instance's bytes.
+    None,
+    /// SOCKS5: the client waits for a reply.
+    Socks,
+}
+
+impl Greeting {
+    fn door(self) -> Door {
+        match self {
+            Self::None => Door::upstream,
+            Self::Socks => Door::socks,
+        }
+    }
+}
+
+/// What a client asks for.
+#[derive(Clone, Debug)]
+pub(super) struct Ask {
+    pub(super) service: ServiceName,
+    pub(super) source: Option<ServiceName>,
+    pub(super) greeting: Greeting,
+}
+
+/// Serves local clients.
+pub(super) struct Outbound {
+    pub(super) me: MemberId,
+    pub(super) snapshot: Arc<ArcSwap<Snapshot>>,
+    pub(super) peers: Peers,
+    pub(super) instances: Arc<Instances>,
+    pub(super) in_flight: InFlight,
+    pub(super) traffic: Traffic,
+    pub(super) stalls: Stalls,
+    pub(super) metrics: Metrics,
+    pub(super) events: EventLog,
+    pub(super) clock: Clock,
+    pub(super) rng: Mutex<SmallRng>,
+    pub(super) avoided: Avoided,
+}
+
+/// Why a client was not served.
+#[derive(Debug)]
+enum Failure {
+    /// No endpoint takes it.
+    NoEndpoint(NoEndpoint),
+    /// The last of all tries was refused for this reason.
+    Tried(&'static str),
+    /// Not in time.
+    Timeout,
+    /// The client went away, or a loss that proves nothing.
+    Cut(Cut),
+}
+
+/// Why one try did not connect.
+enum Setback {
+    /// No byte reached the application: another instance may be tried.
+    Next { reason: &'static str, avoid: Avoid },
+    /// Its dial takes long; it goes on while another instance is tried first.
+    Later,
+    /// The answer would be the same everywhere.
+    Final(&'static str),
+    /// The client went away, or a loss that proves nothing.
+    Cut(Cut),
+}
+
+/// Who is to be avoided for a while.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Avoid {
+    Nobody,
+    Instance,
+    Member,
+}
+
+/// A way to an instance.
+enum Route {
+    Tunnel { writer: TunnelWriter, reader: TunnelReader, left: Leftover },
+    Local { instance: LocalSocket, left: Leftover },
+}
+
+/// A connected instance.
+struct Connected {
+    endpoint: Endpoint,
+    route: Route,
+    _call: Call,
+}
+
+impl Outbound {
+    /// Serves one client until its connection ends.
+    pub(super) async fn serve(&self, mut client: LocalSocket, ask: &Ask) {
+        let mut prefix = Prefix::default();
+        let connecting = self.connect(&mut client, ask, &mut prefix);
+        let connected = timeout(CONNECT_TIME_MAX, connecting).await;
+        match connected.unwrap_or(Err(Failure::Timeout)) {
+            Ok(connected) => {
+                let len = prefix.len;
+                drop(prefix); // it would pin its block for as long as the connection lives
+                self.carry(client, ask, connected, len).await;
+            }
+            Err(failure) => self.turn_away(client, ask, &failure).await,
+        }
+    }
+
+    /// Whether new calls had better not go to this endpoint.
+    fn avoids(&self, endpoint: &Endpoint) -> bool {
+        self.avoided.has(&self.clock, endpoint)
+            || (endpoint.member != self.me && self.peers.is_silent(&endpoint.member))
+    }
+
+    fn pick(
+        &self,
+        service: &ServiceName,
+        tried: &[(MemberId, InstanceId)],
+    ) -> Result<Endpoint, NoEndpoint> {
+        let caller = Caller {
+            has_tried: &|endpoint| {
+                tried.iter().any(|(member, instance)| {
+                    *member == endpoint.member && *instance == endpoint.instance
+                })
+            },
+            avoids: &|endpoint| self.avoids(endpoint),
+            load: &|endpoint| self.in_flight.of(&endpoint.member, &endpoint.instance),
+        };
+        let snapshot = self.snapshot.load();
+        mesh::pick(&snapshot, service, &caller, &mut *self.rng.lock()).cloned()
+    }
+
+    /// Tries one instance after the other.
+    async fn connect(
+        &self,
+        client: &mut LocalSocket,
+        ask: &Ask,
+        prefix: &mut Prefix,
+    ) -> Result<Connected, Failure> {
+        let mut tried = Vec::new();
+        // Those whose dial took long: they have their turn when nobody else is left.
+        let mut later: Vec<Endpoint> = Vec::new();
+        let mut last = None;
+        while tried.len() < TRIES_MAX {
+            let (endpoint, patience) = match self.pick(&ask.service, &tried) {
+                Ok(endpoint) => (endpoint, Some(DIAL_PATIENCE)),
+                Err(_) if !later.is_empty() => (later.remove(0), None),
+                Err(none) => return Err(last.map_or(Failure::NoEndpoint(none), Failure::Tried)),
+            };
+            let call = self.in_flight.enter(endpoint.member, &endpoint.instance);
+            let route = if endpoint.member == self.me {
+                self.connect_here(ask, &endpoint, prefix).await
+            } else {
+                self.connect_there(client, ask, &endpoint, prefix, patience).await
+            };
+            if !tried.is_empty() {
+                self.metrics.count_retry(if route.is_ok() { "success" } else { "failure" });
+            }
+            tried.push((endpoint.member, endpoint.instance.clone()));
+            match route {
+                Ok(route) => {
+                    self.avoided.forgive(&endpoint);
+                    return Ok(Connected { endpoint, route, _call: call });
+                }
+                Err(Setback::Next { reason, avoid }) => {
+                    debug!(service = %ask.service, peer = %endpoint.member, reason, "next instance");
+                    self.avoided.add(&self.clock, &mut self.rng.lock(), &endpoint, avoid);
+                    last = Some(reason);
+                }
+                Err(Setback::Later) => {
+                    debug!(service = %ask.service, peer = %endpoint.member, "its dial takes long");
+                    later.push(endpoint);
+                }
+                Err(Setback::Final(reason)) => return Err(Failure::Tried(reason)),
+                Err(Setback::Cut(cut)) => return Err(Failure::Cut(cut)),
+            }
+        }
+        Err(Failure::Tried(last.unwrap_or("no_endpoints")))
+    }
+
+    /// An instance of this very member: no QUIC between.
+    async fn connect_here(
+        &self,
+        ask: &Ask,
+        endpoint: &Endpoint,
+        prefix: &Prefix,
+    ) -> Result<Route, Setback> {
+        let instance = self.instances.connect(&ask.service, &endpoint.instance).await;
+        let instance = instance.map_err(Setback::from)?;
+        Ok(Route::Local { instance, left: prefix.whole() })
+    }
+
+    /// An instance of another member: through its agent.
+    async fn connect_there(
+        &self,
+        client: &mut LocalSocket,
+        ask: &Ask,
+        endpoint: &Endpoint,
+        prefix: &mut Prefix,
+        patience: Option<Duration>,
+    ) -> Result<Route, Setback> {
+        let header = Header {
+            service: ask.service.clone(),
+            instance: endpoint.instance.clone(),
+            source: ask.source.clone(),
+            mode: Mode::SPLICE,
+        };
+        let header = header.encode().map_err(|_| Setback::Final("unsupported"))?;
+        let dial = self.peers.link(endpoint.member, endpoint.address);
+        let link = match patience {
+            Some(patience) => timeout(patience, dial).await.map_err(|_| Setback::Later)??,
+            None => dial.await?,
+        };
+        let (mut writer, mut reader) = link.open().await?;
+        let left = open(&link, client.split().0, &mut writer, &mut reader, header, prefix).await?;
+        link.note_answer();
+        Ok(Route::Tunnel { writer, reader, left })
+    }
+
+    async fn carry(
+        &self,
+        mut client: LocalSocket,
+        ask: &Ask,
+        connected: Connected,
+        prefix_len: usize,
+    ) {
+        let Connected { endpoint, route, _call } = connected;
+        let (service, peer) = (&ask.service, endpoint.member);
+        let traffic = self.traffic.of(Direction::outbound, service, peer, &endpoint.member_name);
+        let open = traffic.begin();
+        traffic.bytes.inc_by(prefix_len as u64);
+        if ask.greeting == Greeting::Socks && client.write_all(&socks::SUCCESS).await.is_err() {
+            return;
+        }
+        let outcome = match route {
+            Route::Local { mut instance, left } => {
+                carry_locally(&mut client, &mut instance, left, &traffic.bytes, &self.stalls).await
+            }
+            Route::Tunnel { mut writer, mut reader, left } => {
+                let (bytes, stalls) = (&traffic.bytes, &self.stalls);
+                let outcome =
+                    carry(&mut client, &mut writer, &mut reader, left, bytes, stalls).await;
+                drop(client);
+                if outcome.is_ok() {
+                    writer.delivered().await;
+                }
+                outcome
+            }
+        };
+        self.traffic.report_cut(&self.events, service, &outcome);
+        open.end(&outcome);
+    }
+
+    async fn turn_away(&self, mut client: LocalSocket, ask: &Ask, failure: &Failure) {
+        let reason = match failure {
+            Failure::NoEndpoint(none) => none.as_str(),
+            Failure::Tried(reason) => reason,
+            Failure::Timeout => "timeout",
+            Failure::Cut(cut) => {
+                return debug!(service = %ask.service, %cut, "cut before an answer");
+            }
+        };
+        self.metrics.count_refused(ask.greeting.door(), reason);
+        let service = ask.service.as_str();
+        self.traffic.report(&self.events, EventKind::ConnectionRefused, service, reason);
+        if ask.greeting == Greeting::Socks
+            && client.write_all(&socks::refusal(reason)).await.is_ok()
+        {
+            let _ = client.end().await; // the client is gone: nobody to tell
+        }
+    }
+}
+
+/// Asks the far agent for the instance and sends what the client says meanwhile.
+async fn open(
+    link: &Link,
+    mut client: LocalReader<'_>,
+    writer: &mut TunnelWriter,
+    reader: &mut TunnelReader,
+    header: Bytes,
+    prefix: &mut Prefix,
+) -> Result<Leftover, Setback> {
+    let mut sending = Sending { prefix, unsent: header, next: 0 };
+    let mut answer = pin!(reader.answer());
+    let (mut is_mute, mut is_silent) = (false, false);
+    // Every arm is cancel safe but the answer, which is never given up while the tunnel lives.
+    let answer = loop {
+        tokio::select! {
+            biased;
+            answer = &mut answer => break answer,
+            error = sending.run(&mut client, writer), if !is_mute => match error {
+                Cut::Local(_) | Cut::Stalled => return Err(Setback::Cut(error)),
+                Cut::Tunnel(_) => is_mute = true, // the answer says why
+            },
+            () = link.silent(), if !is_silent => {
+                if sending.prefix.is_empty() {
+                    return Err(Setback::Next { reason: "silent", avoid: Avoid::Member });
+                }
+                is_silent = true;
+            }
+        }
+    };
+    match answer {
+        Ok(Answer::Accepted) => Ok(sending.left()),
+        Ok(Answer::Refused(refusal)) => Err(refusal.into()),
+        Err(_) if link.was_refused() || sending.prefix.is_empty() => {
+            Err(Setback::Next { reason: "lost", avoid: Avoid::Member })
+        }
+        Err(error) => Err(Setback::Cut(error.into())),
+    }
+}
+
+impl From<Refusal> for Setback {
+    fn from(refusal: Refusal) -> Self {
+        let reason = refusal.code.as_str();
+        if !refusal.code.is_retryable() {
+            return Self::Final(reason);
+        }
+        let avoid = match refusal.code {
+            RefusalCode::OVERFLOW => Avoid::Nobody, // one stream less changes that
+            _ => Avoid::Instance,
+        };
+        Self::Next { reason, avoid }
+    }
+}
+
+impl From<DialError> for Setback {
+    fn from(error: DialError) -> Self {
+        Self::Next { reason: error.reason(), avoid: Avoid::Member }
+    }
+}
+
+impl From<OpenError> for Setback {
+    fn from(error: OpenError) -> Self {
+        match error {
+            OpenError::Overflow => Self::Next { reason: "overflow", avoid: Avoid::Nobody },
+            OpenError::Lost(_) => Self::Next { reason: "lost", avoid: Avoid::Member },
+        }
+    }
+}
+
+/// What the client said before an instance answered: kept, so that it can be said again.
+#[derive(Debug, Default)]
+struct Prefix {
+    chunks: Vec<Bytes>,
+    len: usize,
+    has_ended: bool,
+}
+
+impl Prefix {
+    fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    fn push(&mut self, chunk: Bytes) {
+        self.len += chunk.len();
+        self.has_ended |= chunk.is_empty();
+        self.chunks.push(chunk);
+    }
+
+    fn whole(&self) -> Leftover {
+        Leftover { chunks: self.chunks.clone(), has_ended: self.has_ended }
+    }
+}
+
+/// The header and the prefix on their way into one tunnel.
+struct Sending<'a> {
+    prefix: &'a mut Prefix,
+    /// What was begun and not written yet.
+    unsent: Bytes,
+    /// The chunk of the prefix to be written next.
+    next: usize,
+}
+
+impl Sending<'_> {
+    /// Sends the header and all that the client says, up to the prefix's limit. Ends only by an
+    /// error. Cancel safe: what is done so far is in `self`.
+    async fn run(&mut self, client: &mut LocalReader<'_>, writer: &mut TunnelWriter) -> Cut {
+        loop {
+            if let Err(error) = self.step(client, writer).await {
+                return error;
+            }
+        }
+    }
+
+    async fn step(
+        &mut self,
+        client: &mut LocalReader<'_>,
+        writer: &mut TunnelWriter,
+    ) -> Result<(), Cut> {
+        if !self.unsent.is_empty() {
+            writer.write_some(&mut self.unsent).await?;
+        } else if let Some(chunk) = self.prefix.chunks.get(self.next) {
+            self.unsent = chunk.clone();
+            self.next += 1;
+        } else if self.prefix.has_ended {
+            writer.end();
+            pending::<()>().await;
+        } else if self.prefix.len < PREFIX_LEN_MAX {
+            let chunk = client.read(PREFIX_LEN_MAX - self.prefix.len).await?;
+            self.prefix.push(chunk);
+        } else {
+            pending::<()>().await;
+        }
+        Ok(())
+    }
+
+    /// What the tunnel has not taken yet.
+    fn left(self) -> Leftover {
+        let mut chunks = vec![self.unsent];
+        chunks.extend_from_slice(&self.prefix.chunks[self.next..]);
+        chunks.retain(|chunk| !chunk.is_empty());
+        Leftover { chunks, has_ended: self.prefix.has_ended }
+    }
+}
+
+/// Who had trouble lately, and until when new calls go elsewhere.
+#[derive(Debug, Default)]
+pub(super) struct Avoided {
+    /// `None`: the member as a whole.
+    until: Mutex<BTreeMap<(MemberId, Option<InstanceId>), Trouble>>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Trouble {
+    until: Moment,
+    pause: Duration,
+}
+
+impl Avoided {
+    fn has(&self, clock: &Clock, endpoint: &Endpoint) -> bool {
+        let avoided = self.until.lock();
+        if avoided.is_empty() {
+            return false;
+        }
+        let now = clock.now();
+        let has = |key| avoided.get(&key).is_some_and(|trouble| now < trouble.until);
+        has((endpoint.member, None)) || has((endpoint.member, Some(endpoint.instance.clone())))
+    }
+
+    fn add(&self, clock: &Clock, rng: &mut SmallRng, endpoint: &Endpoint, avoid: Avoid) {
+        let instance = match avoid {
+            Avoid::Nobody => return,
+            Avoid::Instance => Some(endpoint.instance.clone()),
+            Avoid::Member => None,
+        };
+        let now = clock.now();
+        let mut avoided = self.until.lock();
+        avoided.retain(|_, trouble| now < trouble.until + AVOID_MAX); // long over: forgotten
+        let trouble = avoided
+            .entry((endpoint.member, instance))
+            .or_insert(Trouble { until: now, pause: AVOID_MIN / 2 });
+        if trouble.until <= now {
+            trouble.pause = (trouble.pause * 2).min(AVOID_MAX);
+            trouble.until = now + trouble.pause.mul_f64(1.0 + rng.random::<f64>());
+        }
+    }
+
+    fn forgive(&self, endpoint: &Endpoint) {
+        let mut avoided = self.until.lock();
+        if !avoided.is_empty() {
+            avoided.remove(&(endpoint.member, None));
+            avoided.remove(&(endpoint.member, Some(endpoint.instance.clone())));
+        }
+    }
+}

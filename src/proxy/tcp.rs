@@ -1,0 +1,191 @@
+//! Carrying bytes both ways, with half-close, until both ends were said or one side is cut.
+//!
+//! Each direction ends for itself. A reader that goes away (`Stopped`, a failed local write) ends
+//! only its own direction, as in TCP: the answer on its way back still arrives. A source that is cut
+//! ends everything, and the guards of both sides reset what has not ended.
+
+use std::io;
+
+use bytes::Bytes;
+use futures_util::future::try_join;
+
+use super::local::{CHUNKS_MAX, LocalReader, LocalSocket, LocalWriter};
+use super::stalls::{Stalls, WriteError};
+use crate::telemetry::Counter;
+use crate::transport::tunnel::{ResetCode, TunnelError, TunnelReader, TunnelWriter};
+
+/// Why a connection did not end by both its ends.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Cut {
+    /// The application's connection failed.
+    #[error("local connection: {0}")]
+    Local(io::ErrorKind),
+    /// The peer, or the way to it, failed.
+    #[error(transparent)]
+    Tunnel(#[from] TunnelError),
+    /// The application took nothing for so long that its memory was needed.
+    #[error("stalled")]
+    Stalled,
+}
+
+impl From<io::Error> for Cut {
+    fn from(error: io::Error) -> Self {
+        Self::Local(error.kind())
+    }
+}
+
+/// How a direction ended that did not cut the connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ended {
+    /// Its end was said and carried.
+    Well,
+    /// Whoever it leads to wants no more.
+    Unwanted,
+}
+
+/// What a client said that is not yet on its way.
+#[derive(Debug, Default)]
+pub(super) struct Leftover {
+    /// In order.
+    pub(super) chunks: Vec<Bytes>,
+    /// Whether the client's end follows.
+    pub(super) has_ended: bool,
+}
+
+/// Carries bytes between a local socket and a tunnel, `left` first. `Ok` when both directions ended and the far
+/// agent may still be reading the last bytes; everything else resets on drop.
+pub(super) async fn carry(
+    local: &mut LocalSocket,
+    writer: &mut TunnelWriter,
+    reader: &mut TunnelReader,
+    left: Leftover,
+    carried: &Counter,
+    stalls: &Stalls,
+) -> Result<(), Cut> {
+    let (local_reader, local_writer) = local.split();
+    let outcome = try_join(
+        to_tunnel(local_reader, writer, left, carried),
+        to_local(reader, local_writer, carried, stalls),
+    )
+    .await;
+    if outcome == Err(Cut::Stalled) {
+        writer.set_drop_code(ResetCode::Stalled);
+        reader.stop(ResetCode::Stalled);
+    }
+    match outcome? {
+        (Ended::Well, Ended::Well) => Ok(()),
+        (_, Ended::Unwanted) => Err(Cut::Local(io::ErrorKind::BrokenPipe)),
+        (Ended::Unwanted, Ended::Well) => Ok(()), // it answered in full and reads no more
+    }
+}
+
+async fn to_tunnel(
+    mut from: LocalReader<'_>,
+    to: &mut TunnelWriter,
+    left: Leftover,
+    carried: &Counter,
+) -> Result<Ended, Cut> {
+    let outcome = async {
+        for chunk in left.chunks {
+            to.write(chunk).await?;
+        }
+        if left.has_ended {
+            return Ok(());
+        }
+        loop {
+            let chunk = from.read(usize::MAX).await?;
+            if chunk.is_empty() {
+                return Ok(());
+            }
+            carried.inc_by(chunk.len() as u64);
+            to.write(chunk).await?;
+        }
+    };
+    match outcome.await {
+        Ok(()) => {
+            to.end();
+            Ok(Ended::Well)
+        }
+        Err(Cut::Tunnel(TunnelError::Stopped(_))) => Ok(Ended::Unwanted),
+        Err(cut) => Err(cut),
+    }
+}
+
+async fn to_local(
+    from: &mut TunnelReader,
+    mut to: LocalWriter<'_>,
+    carried: &Counter,
+    stalls: &Stalls,
+) -> Result<Ended, Cut> {
+    let mut chunks = [const { Bytes::new() }; CHUNKS_MAX];
+    loop {
+        let Some(count) = from.read_chunks(&mut chunks).await? else {
+            to.end().await?;
+            return Ok(Ended::Well);
+        };
+        let chunks = &mut chunks[..count];
+        carried.inc_by(chunks.iter().map(|chunk| chunk.len() as u64).sum());
+        if wanted(to.write(chunks, stalls).await)? == Ended::Unwanted {
+            from.stop(ResetCode::Cut);
+            return Ok(Ended::Unwanted);
+        }
+    }
+}
+
+/// Carries bytes between two local sockets: a client and an instance of this very member.
+pub(super) async fn carry_locally(
+    client: &mut LocalSocket,
+    instance: &mut LocalSocket,
+    left: Leftover,
+    carried: &Counter,
+    stalls: &Stalls,
+) -> Result<(), Cut> {
+    let (client_reader, client_writer) = client.split();
+    let (instance_reader, instance_writer) = instance.split();
+    match try_join(
+        across(client_reader, instance_writer, left, carried, stalls),
+        across(instance_reader, client_writer, Leftover::default(), carried, stalls),
+    )
+    .await?
+    {
+        (_, Ended::Well) => Ok(()),
+        (_, Ended::Unwanted) => Err(Cut::Local(io::ErrorKind::BrokenPipe)),
+    }
+}
+
+async fn across(
+    mut from: LocalReader<'_>,
+    mut to: LocalWriter<'_>,
+    mut left: Leftover,
+    carried: &Counter,
+    stalls: &Stalls,
+) -> Result<Ended, Cut> {
+    for chunk in &mut left.chunks {
+        match wanted(to.write(std::slice::from_mut(chunk), stalls).await)? {
+            Ended::Well => {}
+            unwanted => return Ok(unwanted),
+        }
+    }
+    let mut has_ended = left.has_ended;
+    while !has_ended {
+        let mut chunk = from.read(usize::MAX).await?;
+        has_ended = chunk.is_empty();
+        if has_ended {
+            break;
+        }
+        carried.inc_by(chunk.len() as u64);
+        match wanted(to.write(std::slice::from_mut(&mut chunk), stalls).await)? {
+            Ended::Well => {}
+            unwanted => return Ok(unwanted),
+        }
+    }
+    Ok(to.end().await.map_or(Ended::Unwanted, |()| Ended::Well))
+}
+
+fn wanted(written: Result<(), WriteError>) -> Result<Ended, Cut> {
+    match written {
+        Ok(()) => Ok(Ended::Well),
+        Err(WriteError::Io(_)) => Ok(Ended::Unwanted),
+        Err(WriteError::Stalled) => Err(Cut::Stalled),
+    }
+}

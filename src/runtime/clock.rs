@@ -1,0 +1,44 @@
+//! The only reader of the system clock.
+
+#![allow(clippy::disallowed_methods)] // this is the one place that may
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::time::Instant;
+
+use crate::model::Moment;
+
+/// The agent's monotonic clock. Follows tokio's time, so a paused runtime pauses it, too.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock {
+    start: Instant,
+}
+
+impl Clock {
+    /// A clock that starts now.
+    #[allow(clippy::new_without_default)] // reading the time is no default
+    pub fn new() -> Self {
+        Self { start: Instant::now() }
+    }
+
+    /// The time now.
+    pub fn now(&self) -> Moment {
+        Moment::from_nanos(u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX))
+    }
+
+    /// The instant that tokio's timers need for `moment`.
+    pub fn instant(&self, moment: Moment) -> Instant {
+        self.start + Duration::from_nanos(moment.as_nanos())
+    }
+}
+
+/// Wall time in whole seconds since 1970. For certificates, epochs and displays only.
+pub fn unix_seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+/// Wall time in milliseconds since 1970. For displays only.
+pub fn unix_millis() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}

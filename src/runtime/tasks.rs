@@ -1,0 +1,155 @@
+//! The only spawner. A group owns its tasks: dropping it stops them, and a panic in one is logged
+//! and begins the agent's shutdown instead of leaving half of it running.
+
+#![allow(clippy::disallowed_methods)] // this is the one place that may
+
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
+use std::thread;
+
+use futures_util::FutureExt;
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{Instrument, error, error_span};
+
+use super::{Shutdown, Stage};
+
+/// Tasks with one owner. Dropping the last clone of the group cancels them.
+#[derive(Clone, Debug)]
+pub struct TaskGroup {
+    tracker: TaskTracker,
+    owner: std::sync::Arc<Owner>,
+    shutdown: Shutdown,
+}
+
+#[derive(Debug)]
+struct Owner(CancellationToken);
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        self.0.cancel();
+    }
+}
+
+impl TaskGroup {
+    /// An empty group; a panic in one of its tasks advances `shutdown`.
+    pub fn new(shutdown: Shutdown) -> Self {
+        let owner = std::sync::Arc::new(Owner(CancellationToken::new()));
+        Self { tracker: TaskTracker::new(), owner, shutdown }
+    }
+
+    /// Runs `future` on the current runtime until it ends or the group is stopped.
+    ///
+    /// For a task that lives as long as its owner. A panic in it stops the agent in order.
+    pub fn spawn(&self, name: &'static str, future: impl Future<Output = ()> + Send + 'static) {
+        let (cancel, shutdown) = (self.owner.0.clone(), self.shutdown.clone());
+        self.tracker.spawn(
+            async move {
+                let guarded = AssertUnwindSafe(future).catch_unwind();
+                if let Some(Err(_)) = cancel.run_until_cancelled(guarded).await {
+                    error!(task = name, "task panicked, the agent stops");
+                    shutdown.advance(Stage::Draining);
+                }
+            }
+            .instrument(error_span!("task", name)),
+        );
+    }
+
+    /// Runs `future`, which serves one connection, until it ends or the group is stopped.
+    ///
+    /// A panic in it costs that connection and is logged; the agent goes on. No span: a
+    /// connection's task is on the hot path.
+    pub fn spawn_connection(
+        &self,
+        name: &'static str,
+        future: impl Future<Output = ()> + Send + 'static,
+    ) {
+        let cancel = self.owner.0.clone();
+        self.tracker.spawn(async move {
+            let guarded = AssertUnwindSafe(future).catch_unwind();
+            if let Some(Err(_)) = cancel.run_until_cancelled(guarded).await {
+                error!(task = name, "connection task panicked, its connection is lost");
+            }
+        });
+    }
+
+    /// How many tasks have not ended.
+    pub fn len(&self) -> usize {
+        self.tracker.len()
+    }
+
+    /// Whether every task has ended.
+    pub fn is_empty(&self) -> bool {
+        self.tracker.is_empty()
+    }
+
+    /// Returns when every task has ended by itself. No task may be spawned meanwhile.
+    pub async fn finished(&self) {
+        self.tracker.close();
+        self.tracker.wait().await;
+    }
+
+    /// Cancels every task and returns when all are gone.
+    pub async fn stop(&self) {
+        self.owner.0.cancel();
+        self.finished().await;
+    }
+}
+
+/// Starting or ending a thread failed.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum ThreadError {
+    #[error("cannot start thread {name}: {error}")]
+    Start { name: &'static str, error: std::io::Error },
+    #[error("thread {0} panicked")]
+    Panicked(&'static str),
+}
+
+/// A named thread with a single-threaded tokio runtime of its own, running one main future.
+#[derive(Debug)]
+pub struct Thread {
+    name: &'static str,
+    ended: oneshot::Receiver<bool>,
+}
+
+impl Thread {
+    /// Starts the thread and runs the future that `main` makes on its runtime to the end.
+    pub fn start<F, Fut>(
+        name: &'static str,
+        shutdown: Shutdown,
+        main: F,
+    ) -> Result<Self, ThreadError>
+    where
+        F: FnOnce() -> Fut + Send + 'static,
+        Fut: Future<Output = ()>,
+    {
+        let failed = |error| ThreadError::Start { name, error };
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+        let (done, ended) = oneshot::channel();
+        thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(move || {
+                let run = AssertUnwindSafe(|| runtime.block_on(main()));
+                let is_clean = std::panic::catch_unwind(run).is_ok();
+                if !is_clean {
+                    error!(thread = name, "thread panicked, the agent stops");
+                    shutdown.advance(Stage::Draining);
+                }
+                drop(runtime); // what its tasks hold, sockets too, is gone when the thread is joined
+                let _ = done.send(is_clean);
+            })
+            .map_err(failed)?;
+        Ok(Self { name, ended })
+    }
+
+    /// Returns when the thread's main future has ended.
+    pub async fn join(self) -> Result<(), ThreadError> {
+        match self.ended.await {
+            Ok(true) => Ok(()),
+            _ => Err(ThreadError::Panicked(self.name)),
+        }
+    }
+}

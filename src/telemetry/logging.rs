@@ -1,0 +1,44 @@
+//! Logs: one line an event, on standard error.
+
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Logging cannot start.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum LoggingError {
+    #[error("log filter '{filter}' is not understood: {error}")]
+    Filter { filter: String, error: String },
+    #[error("logging was started before")]
+    Twice,
+}
+
+/// Starts logging for this process. `filter` is a level (`info`) or per-module levels
+/// (`warn,murmesh=debug`).
+pub fn init(filter: &str, format: LogFormat) -> Result<(), LoggingError> {
+    let parsed = EnvFilter::try_new(filter).map_err(|error| LoggingError::Filter {
+        filter: filter.to_owned(),
+        error: error.to_string(),
+    })?;
+    let registry = tracing_subscriber::registry().with(parsed);
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => {
+            let is_terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
+            registry.with(lines.with_ansi(is_terminal)).try_init()
+        }
+        LogFormat::Json => registry.with(lines.json()).try_init(),
+    }
+    .map_err(|_| LoggingError::Twice)
+}

@@ -1,0 +1,302 @@
+//! Every metric of the agent, in one table.
+
+use std::fmt::{self, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64};
+
+use parking_lot::Mutex;
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, text};
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::Registry;
+
+/// A monotone count. Cloning shares it.
+pub type Counter = prometheus_client::metrics::counter::Counter<u64, AtomicU64>;
+
+/// Which way traffic goes, seen from this machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[allow(non_camel_case_types, missing_docs)]
+pub enum Direction {
+    inbound,
+    outbound,
+}
+
+/// Where something was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[allow(non_camel_case_types, missing_docs)]
+pub enum Door {
+    mesh,
+    enrol,
+    api,
+    gateway,
+    socks,
+    dns,
+    upstream,
+}
+
+/// Labels of what was refused; `reason` is a fixed word, never from the network.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+#[allow(missing_docs)]
+pub struct RefusedLabels {
+    pub door: Door,
+    pub reason: &'static str,
+}
+
+/// Labels of traffic: names that the mesh checked, so their number is bounded.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+#[allow(missing_docs)]
+pub struct TrafficLabels {
+    pub direction: Direction,
+    pub service: String,
+    pub peer: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabels {
+    direction: Direction,
+    service: String,
+    peer: String,
+    outcome: &'static str,
+}
+
+/// Labels of endpoint counts.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+#[allow(missing_docs)]
+pub struct EndpointLabels {
+    pub service: String,
+    pub state: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StateLabels {
+    state: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReasonLabels {
+    reason: &'static str,
+}
+
+/// Series that one family may have.
+const SERIES_MAX: usize = 10_000;
+
+/// The metrics of one kind of traffic, resolved once and then only atomics: hot-path safe.
+#[derive(Clone, Debug)]
+pub struct TrafficMetrics {
+    /// Connections that ended well.
+    pub success: Counter,
+    /// Connections that failed or were cut.
+    pub failure: Counter,
+    /// Connections open now.
+    pub open: Gauge<i64, AtomicI64>,
+    /// Bytes carried, both ways.
+    pub bytes: Counter,
+}
+
+/// All metrics. Cheap to clone.
+#[derive(Clone)]
+pub struct Metrics {
+    registry: Arc<Mutex<Registry>>,
+    requests: Family<OutcomeLabels, Counter>,
+    connections_open: Family<TrafficLabels, Gauge>,
+    bytes: Family<TrafficLabels, Counter>,
+    refused: Family<RefusedLabels, Counter>,
+    endpoints: Family<EndpointLabels, Gauge>,
+    members: Family<StateLabels, Gauge>,
+    entries_refused: Family<ReasonLabels, Counter>,
+    gossip_dropped: Family<ReasonLabels, Counter>,
+    retries: Family<RetryLabels, Counter>,
+    series: Arc<Mutex<std::collections::HashSet<TrafficLabels>>>,
+    /// Series not made because a family was full.
+    pub series_dropped: Counter,
+    /// Members that came back within a minute of being declared down.
+    pub member_flaps: Counter,
+    /// Gossip datagrams sent.
+    pub gossip_datagrams_sent: Counter,
+    /// Gossip datagrams received.
+    pub gossip_datagrams_received: Counter,
+    /// Gossip bytes sent, datagrams and streams.
+    pub gossip_bytes_sent: Counter,
+    /// Gossip bytes received, datagrams and streams.
+    pub gossip_bytes_received: Counter,
+    /// Longest turn of the gossip driver in the last minute, in seconds.
+    pub gossip_turn_max: Gauge<f64, AtomicU64>,
+    /// Seconds since 1970 at which this member's certificate ends.
+    pub cert_expiry_leaf: Gauge<f64, AtomicU64>,
+    /// Seconds since 1970 at which the root certificate ends.
+    pub cert_expiry_root: Gauge<f64, AtomicU64>,
+    /// Round trip to peers with a data connection.
+    pub tunnel_rtt: Histogram,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RetryLabels {
+    result: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KindLabels {
+    kind: &'static str,
+}
+
+impl Metrics {
+    /// All metrics at zero.
+    pub fn new() -> Self {
+        let mut registry = Registry::with_prefix("murmesh");
+        let r = &mut registry;
+        let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
+        r.register("build", "Version of this agent", build);
+        let expiry = Family::<KindLabels, Gauge<f64, AtomicU64>>::default();
+        let cert_expiry_leaf = expiry.get_or_create_owned(&KindLabels { kind: "leaf" });
+        let cert_expiry_root = expiry.get_or_create_owned(&KindLabels { kind: "root" });
+        r.register("cert_expiry_timestamp_seconds", "When a certificate ends", expiry);
+        macro_rules! table {
+            ($($name:literal $help:literal $make:expr;)*) => {($({
+                let metric = $make;
+                r.register($name, $help, metric.clone());
+                metric
+            }),*)};
+        }
+        let (requests, connections_open, bytes, refused, endpoints, members, entries_refused) = table! {
+            "requests" "Connections and requests that ended" Family::default();
+            "connections_open" "Connections open now" Family::default();
+            "bytes" "Bytes carried, both ways" Family::default();
+            "refused" "What was refused, by door and reason" Family::default();
+            "endpoints" "Endpoints by service and state" Family::default();
+            "members" "Members by state, this one included" Family::default();
+            "gossip_entries_refused" "Entries refused or quarantined" Family::default();
+        };
+        let (gossip_dropped, retries, series_dropped, member_flaps) = table! {
+            "gossip_dropped" "Gossip messages dropped, by reason" Family::default();
+            "retries" "Attempts on another instance" Family::default();
+            "series_dropped" "Series not made because a family was full" Counter::default();
+            "member_flaps" "Members back within a minute of being down" Counter::default();
+        };
+        let (sent, received, bytes_sent, bytes_received, turn) = table! {
+            "gossip_datagrams_sent" "Gossip datagrams sent" Counter::default();
+            "gossip_datagrams_received" "Gossip datagrams received" Counter::default();
+            "gossip_sent_bytes" "Gossip payload bytes sent" Counter::default();
+            "gossip_received_bytes" "Gossip payload bytes received" Counter::default();
+            "gossip_turn_seconds_max" "Longest turn of the gossip driver in the last minute" Gauge::default();
+        };
+        let tunnel_rtt = table! {
+            "tunnel_rtt_seconds" "Round trip to peers with a data connection" Histogram::new(exponential_buckets(0.000_05, 2.0, 16));
+        };
+        Self {
+            registry: Arc::new(Mutex::new(registry)),
+            requests,
+            connections_open,
+            bytes,
+            refused,
+            endpoints,
+            members,
+            entries_refused,
+            gossip_dropped,
+            retries,
+            series: Arc::default(),
+            series_dropped,
+            member_flaps,
+            gossip_datagrams_sent: sent,
+            gossip_datagrams_received: received,
+            gossip_bytes_sent: bytes_sent,
+            gossip_bytes_received: bytes_received,
+            gossip_turn_max: turn,
+            cert_expiry_leaf,
+            cert_expiry_root,
+            tunnel_rtt,
+        }
+    }
+
+    /// Counts a refusal. `reason` is a fixed word.
+    pub fn count_refused(&self, door: Door, reason: &'static str) {
+        self.refused.get_or_create(&RefusedLabels { door, reason }).inc();
+    }
+
+    /// How often `door` refused for `reason`.
+    pub fn refused(&self, door: Door, reason: &'static str) -> u64 {
+        self.refused.get_or_create(&RefusedLabels { door, reason }).get()
+    }
+
+    /// Counts an entry that was refused or quarantined.
+    pub fn count_entry_refused(&self, reason: &'static str) {
+        self.entries_refused.get_or_create(&ReasonLabels { reason }).inc();
+    }
+
+    /// Counts a gossip message that was dropped.
+    pub fn count_gossip_dropped(&self, reason: &'static str) {
+        self.gossip_dropped.get_or_create(&ReasonLabels { reason }).inc();
+    }
+
+    /// Counts an attempt on another instance: `success` or `failure`.
+    pub fn count_retry(&self, result: &'static str) {
+        self.retries.get_or_create(&RetryLabels { result }).inc();
+    }
+
+    /// Sets how many members are in each state.
+    pub fn set_members(&self, counts: impl IntoIterator<Item = (&'static str, i64)>) {
+        for (state, count) in counts {
+            self.members.get_or_create(&StateLabels { state }).set(count);
+        }
+    }
+
+    /// Sets how many endpoints each service has in each state; forgets services not named.
+    pub fn set_endpoints(&self, counts: impl IntoIterator<Item = (EndpointLabels, i64)>) {
+        self.endpoints.clear();
+        for (labels, count) in counts.into_iter().take(SERIES_MAX) {
+            self.endpoints.get_or_create(&labels).set(count);
+        }
+    }
+
+    /// The counters of one kind of traffic, to be kept and used without a look-up.
+    pub fn traffic(&self, labels: TrafficLabels) -> TrafficMetrics {
+        let mut series = self.series.lock();
+        let is_known = series.contains(&labels);
+        if !is_known && series.len() >= SERIES_MAX {
+            self.series_dropped.inc();
+            return TrafficMetrics {
+                success: Counter::default(),
+                failure: Counter::default(),
+                open: Gauge::default(),
+                bytes: Counter::default(),
+            };
+        }
+        if !is_known {
+            series.insert(labels.clone());
+        }
+        let TrafficLabels { direction, service, peer } = labels.clone();
+        let outcome = |outcome| OutcomeLabels {
+            direction,
+            service: service.clone(),
+            peer: peer.clone(),
+            outcome,
+        };
+        TrafficMetrics {
+            success: self.requests.get_or_create_owned(&outcome("success")),
+            failure: self.requests.get_or_create_owned(&outcome("failure")),
+            open: self.connections_open.get_or_create_owned(&labels),
+            bytes: self.bytes.get_or_create_owned(&labels),
+        }
+    }
+
+    /// All metrics in the text format of OpenMetrics 1.0.
+    pub fn encode(&self) -> Result<String, fmt::Error> {
+        let mut out = String::new();
+        text::encode(&mut out, &self.registry.lock())?;
+        out.write_str("")?;
+        Ok(out)
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Metrics")
+    }
+}

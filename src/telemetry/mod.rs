@@ -1,0 +1,11 @@
+//! What an agent tells about itself: logs, metrics, events.
+
+mod events;
+mod logging;
+mod metrics;
+
+pub use events::{Event, EventKind, EventLog};
+pub use logging::{LogFormat, LoggingError, init as init_logging};
+pub use metrics::{
+    Counter, Direction, Door, EndpointLabels, Metrics, RefusedLabels, TrafficLabels, TrafficMetrics,
+};

@@ -1,0 +1,266 @@
+//! Accepting a peer: by chain to the mesh's root, by the enrolment inside its leaf, by nothing else.
+//!
+//! The chain is checked by `webpki`. What it does not know is ours: that the leaf's key is the key
+//! of the enrolment, that the enrolment was signed by the issuer that signed the leaf, and that the
+//! server is the member we meant to reach.
+
+use std::sync::Arc;
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, verify_tls13_signature};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::{
+    CertificateError, DigitallySignedStruct, DistinguishedName, Error as RustlsError, OtherError,
+    SignatureScheme,
+};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use crate::model::{Enrolment, Entry, EntryError, EntryKind, MemberId, MeshId, PublicKey};
+use crate::wire::{self, WireError};
+
+/// Where a leaf carries its enrolment: an arc under 2.25 (ITU-T X.667), where no registration is
+/// needed, with a random number.
+pub(super) const ENROLMENT_OID: &[u64] = &[2, 25, 1_876_304_441_220_917];
+
+/// A certificate that is not that of a member. Fault: the peer, or our files.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum VerifyError {
+    #[error("the certificate cannot be read: {0}")]
+    Unreadable(String),
+    #[error("the certificate's key is not Ed25519")]
+    Key,
+    #[error("the certificate carries no enrolment")]
+    NoEnrolment,
+    #[error("the enrolment cannot be read: {0}")]
+    Entry(#[from] EntryError),
+    #[error("the enrolment's payload cannot be read: {0}")]
+    Payload(#[from] WireError),
+    #[error("the enrolment is not for this key")]
+    OtherKey,
+    #[error("the enrolment was not signed by the issuer of the certificate")]
+    OtherIssuer,
+    #[error("the enrolment's signature does not hold in this mesh")]
+    Signature,
+    #[error("the peer is {found}, not {expected}")]
+    OtherMember { expected: MemberId, found: MemberId },
+    #[error("the chain does not hold: {0}")]
+    Chain(String),
+    #[error("the chain does not lead to the root of the mesh")]
+    OtherRoot,
+}
+
+impl From<VerifyError> for RustlsError {
+    fn from(error: VerifyError) -> Self {
+        match error {
+            VerifyError::OtherRoot => CertificateError::UnknownIssuer.into(),
+            VerifyError::OtherMember { .. } => CertificateError::NotValidForName.into(),
+            other => CertificateError::Other(OtherError(Arc::new(other))).into(),
+        }
+    }
+}
+
+/// Which root a chain must lead to.
+#[derive(Clone, Debug)]
+pub(super) enum Anchor {
+    /// The certificate that the genesis carries.
+    Root(CertificateDer<'static>),
+    /// A newcomer knows the root by its key only; the chain brings the certificate.
+    RootKey(PublicKey),
+}
+
+/// Verifies members, as servers and as clients.
+#[derive(Debug)]
+pub(super) struct MemberVerifier {
+    mesh: MeshId,
+    anchor: Anchor,
+    provider: Arc<CryptoProvider>,
+}
+
+impl MemberVerifier {
+    pub(super) fn new(mesh: MeshId, anchor: Anchor, provider: Arc<CryptoProvider>) -> Self {
+        Self { mesh, anchor, provider }
+    }
+
+    fn verify(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+        usage: KeyUsage,
+    ) -> Result<(Enrolment, Entry), RustlsError> {
+        let root = match &self.anchor {
+            Anchor::Root(certificate) => certificate,
+            Anchor::RootKey(key) => intermediates
+                .iter()
+                .find(|certificate| certificate_key(certificate).as_ref() == Ok(key))
+                .ok_or(VerifyError::OtherRoot)?,
+        };
+        let anchors = [anchor_from_trusted_cert(root).map_err(chain_error)?];
+        EndEntityCert::try_from(leaf)
+            .and_then(|certificate| {
+                let algorithms = &[webpki::ring::ED25519];
+                certificate.verify_for_usage(
+                    algorithms,
+                    &anchors,
+                    intermediates,
+                    now,
+                    usage,
+                    None,
+                    None,
+                )?;
+                Ok(())
+            })
+            .map_err(chain_error)?;
+        Ok(self.enrolment_of(leaf, intermediates)?)
+    }
+
+    fn enrolment_of(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+    ) -> Result<(Enrolment, Entry), VerifyError> {
+        let (enrolment, entry) = carried_enrolment(leaf)?;
+        let issuer = intermediates.first().ok_or(VerifyError::OtherIssuer)?;
+        if certificate_key(issuer)? != entry.signer() {
+            return Err(VerifyError::OtherIssuer);
+        }
+        if !entry.is_signed(&self.mesh) {
+            return Err(VerifyError::Signature);
+        }
+        Ok((enrolment, entry))
+    }
+}
+
+fn chain_error(error: webpki::Error) -> RustlsError {
+    match error {
+        webpki::Error::CertExpired { .. } => CertificateError::Expired.into(),
+        webpki::Error::CertNotValidYet { .. } => CertificateError::NotValidYet.into(),
+        webpki::Error::UnknownIssuer => VerifyError::OtherRoot.into(),
+        other => VerifyError::Chain(other.to_string()).into(),
+    }
+}
+
+impl ServerCertVerifier for MemberVerifier {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, RustlsError> {
+        let (enrolment, _) = self.verify(leaf, intermediates, now, KeyUsage::server_auth())?;
+        let found = enrolment.key.member_id();
+        match super::credentials::expected_member(server_name) {
+            Some(expected) if expected != found => {
+                Err(VerifyError::OtherMember { expected, found }.into())
+            }
+            _ => Ok(ServerCertVerified::assertion()),
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _certificate: &CertificateDer<'_>,
+        _signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, RustlsError> {
+        Err(RustlsError::General("TLS 1.2 is not spoken here".into()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, RustlsError> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls13_signature(message, certificate, signature, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        vec![SignatureScheme::ED25519]
+    }
+}
+
+impl ClientCertVerifier for MemberVerifier {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, RustlsError> {
+        self.verify(leaf, intermediates, now, KeyUsage::client_auth())?;
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, RustlsError> {
+        ServerCertVerifier::verify_tls12_signature(self, message, certificate, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, RustlsError> {
+        ServerCertVerifier::verify_tls13_signature(self, message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        ServerCertVerifier::supported_verify_schemes(self)
+    }
+}
+
+/// The Ed25519 key of a certificate.
+pub(super) fn certificate_key(certificate: &CertificateDer<'_>) -> Result<PublicKey, VerifyError> {
+    let parsed = parse(certificate)?;
+    let bytes = parsed.public_key().subject_public_key.data.as_ref();
+    bytes.try_into().map(PublicKey).map_err(|_| VerifyError::Key)
+}
+
+/// When a certificate ends, in seconds since 1970.
+pub(super) fn not_after(certificate: &CertificateDer<'_>) -> Result<u64, VerifyError> {
+    let end = parse(certificate)?.validity().not_after.timestamp();
+    Ok(u64::try_from(end).unwrap_or(0))
+}
+
+/// The enrolment that a leaf carries, which must be for the leaf's key. Its signature and chain are
+/// the caller's to check.
+pub(super) fn carried_enrolment(
+    leaf: &CertificateDer<'_>,
+) -> Result<(Enrolment, Entry), VerifyError> {
+    let key = certificate_key(leaf)?;
+    let parsed = parse(leaf)?;
+    let extension = parsed
+        .extensions()
+        .iter()
+        .find(|extension| {
+            extension.oid.iter().is_some_and(|arcs| arcs.eq(ENROLMENT_OID.iter().copied()))
+        })
+        .ok_or(VerifyError::NoEnrolment)?;
+    let entry = Entry::decode(extension.value.to_vec().into())?;
+    let enrolment: Enrolment = wire::decode_payload(&entry.payload())?;
+    let is_same = entry.key().kind == EntryKind::ENROLMENT
+        && entry.key().subject == *key.member_id().as_bytes()
+        && enrolment.key == key;
+    if is_same { Ok((enrolment, entry)) } else { Err(VerifyError::OtherKey) }
+}
+
+fn parse<'a>(certificate: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, VerifyError> {
+    X509Certificate::from_der(certificate)
+        .map(|(_, parsed)| parsed)
+        .map_err(|error| VerifyError::Unreadable(error.to_string()))
+}

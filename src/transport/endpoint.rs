@@ -1,0 +1,503 @@
+//! The one UDP port and its three planes.
+//!
+//! A dialler marks the plane in the first byte of the destination connection id that it chooses;
+//! the acceptor reads it before any handshake, and hands the attempt to that plane's queue. A quinn
+//! connection is driven by the runtime that dials or accepts it, so whoever owns a plane calls
+//! [`Endpoint::accept`] and [`Endpoint::connect`] on its own thread, and only the socket is shared.
+//!
+//! Strangers cost little: past [`RETRY_ABOVE`] handshakes in progress an address has to prove itself
+//! first, past [`HANDSHAKES_MAX`] it is refused, and a handshake has [`HANDSHAKE_TIME_MAX`].
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use quinn::crypto::rustls::{NoInitialCipherSuite, QuicClientConfig, QuicServerConfig};
+use quinn::{
+    ClientConfig, ConnectError, Connection, ConnectionError, ConnectionId, EndpointConfig,
+    ServerConfig, TokioRuntime, VarInt,
+};
+use quinn_proto::{
+    ConnectionIdGenerator, HashedConnectionIdGenerator, RandomConnectionIdGenerator,
+};
+use ring::{hkdf, hmac};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::timeout;
+use tracing::debug;
+
+use super::planes::transport_config;
+use super::socket;
+use crate::model::MemberId;
+use crate::runtime::TaskGroup;
+use crate::telemetry::{Door, Metrics};
+use crate::tls::{NodeCredentials, Peer, Plane, TlsError, peer_of, server_name};
+
+/// How long a handshake may take, dialled or accepted.
+pub const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(5);
+/// Handshakes in progress that are accepted at most; the next are refused as `overload`.
+pub const HANDSHAKES_MAX: usize = 1_024;
+/// Handshakes in progress that one address may have: a stranger cannot take all of them. A mesh
+/// behind one address (a test, a NAT) still starts at once.
+const HANDSHAKES_PER_ADDRESS_MAX: u32 = 256;
+/// Handshakes in progress above which an unproven address is sent a Retry first.
+pub const RETRY_ABOVE: usize = 32;
+
+/// Attempts waiting for each plane's owner.
+const QUEUE_LEN_MAX: usize = 256;
+const CID_LEN: usize = 16;
+
+/// What an endpoint is bound with.
+#[derive(Clone)]
+pub struct Limits {
+    /// Kept by the data directory, the same after a restart: an agent that comes back on its port
+    /// can then tell peers of its former self at once that those connections are gone.
+    pub reset_secret: [u8; 32],
+}
+
+/// The port cannot be opened. Fault: the configuration, the system, or our credentials.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum BindError {
+    #[error("cannot bind udp {address}: {error}")]
+    Socket { address: SocketAddr, error: std::io::Error },
+    #[error(transparent)]
+    Credentials(#[from] TlsError),
+    #[error("no cipher suite for QUIC: {0}")]
+    Cipher(#[from] NoInitialCipherSuite),
+}
+
+/// A connection could not be made. No byte of any stream has reached the peer's streams.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DialError {
+    /// Nobody answered in time. Fault: network or peer. Retry: on another member.
+    #[error("no answer within {HANDSHAKE_TIME_MAX:?}")]
+    Timeout,
+    /// The handshake was refused, by them or by us. Fault: credentials. Retry: on another member.
+    #[error("handshake refused: {reason}")]
+    Refused {
+        /// A fixed word.
+        reason: &'static str,
+    },
+    /// The address cannot be dialled from this socket. Fault: configuration.
+    #[error("cannot dial: {0}")]
+    Connect(#[from] ConnectError),
+}
+
+impl DialError {
+    /// A fixed word for metrics.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Timeout => "timeout",
+            Self::Refused { reason } => reason,
+            Self::Connect(_) => "unreachable",
+        }
+    }
+}
+
+/// An attempt to connect was refused, and counted.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("handshake refused: {reason}")]
+pub struct AcceptError {
+    /// A fixed word.
+    pub reason: &'static str,
+}
+
+/// Somebody who wants to connect. Dropping it refuses.
+#[derive(Debug)]
+pub struct Incoming {
+    inner: quinn::Incoming,
+    plane: Plane,
+    permit: OwnedSemaphorePermit,
+    share: Share,
+}
+
+/// Handshakes in progress, by address.
+type Shares = Arc<Mutex<BTreeMap<IpAddr, u32>>>;
+
+/// One handshake in progress of an address, until it is dropped.
+#[derive(Debug)]
+struct Share {
+    shares: Shares,
+    address: IpAddr,
+}
+
+impl Share {
+    /// `None` when the address has as many as it may.
+    fn take(shares: &Shares, address: IpAddr) -> Option<Self> {
+        let address = address.to_canonical();
+        let mut counts = shares.lock();
+        let count = counts.entry(address).or_default();
+        if *count >= HANDSHAKES_PER_ADDRESS_MAX {
+            return None;
+        }
+        *count += 1;
+        Some(Self { shares: Arc::clone(shares), address })
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        let mut counts = self.shares.lock();
+        match counts.get_mut(&self.address) {
+            Some(count) if *count > 1 => *count -= 1,
+            _ => drop(counts.remove(&self.address)),
+        }
+    }
+}
+
+impl Incoming {
+    /// Where it comes from.
+    pub fn remote_address(&self) -> SocketAddr {
+        self.inner.remote_address()
+    }
+}
+
+/// Attempts to connect, for the owner of each plane. A dropped receiver closes its door.
+#[derive(Debug)]
+#[allow(missing_docs)]
+pub struct PlaneQueues {
+    pub gossip: mpsc::Receiver<Incoming>,
+    pub data: mpsc::Receiver<Incoming>,
+    pub enrolment: mpsc::Receiver<Incoming>,
+}
+
+/// The UDP port. Cheap to clone; every clone is the same port.
+#[derive(Clone)]
+pub struct Endpoint {
+    inner: quinn::Endpoint,
+    address: SocketAddr,
+    configs: Arc<ArcSwap<Configs>>,
+    token_key: Arc<hkdf::Prk>,
+    handshakes: Arc<Semaphore>,
+    shares: Shares,
+    metrics: Metrics,
+}
+
+impl Endpoint {
+    /// Binds the port on the current runtime, whose thread reads the socket from now on, and starts
+    /// the task that sorts attempts by plane.
+    pub fn bind(
+        listen: SocketAddr,
+        credentials: &NodeCredentials,
+        limits: &Limits,
+        metrics: &Metrics,
+        tasks: &TaskGroup,
+    ) -> Result<(Self, PlaneQueues), BindError> {
+        let refused = |error| BindError::Socket { address: listen, error };
+        let socket = socket::bind(listen).map_err(refused)?;
+        let address = socket.local_addr().map_err(refused)?;
+        let token_key = hkdf::Salt::new(hkdf::HKDF_SHA256, b"murmesh address tokens");
+        let token_key = Arc::new(token_key.extract(&limits.reset_secret));
+        let configs = Configs::new(credentials, &token_key)?;
+        let inner = quinn::Endpoint::new_with_abstract_socket(
+            endpoint_config(limits),
+            Some(configs.data.server.as_ref().clone()),
+            socket,
+            Arc::new(TokioRuntime),
+        )
+        .map_err(refused)?;
+        let endpoint = Self {
+            inner,
+            address,
+            configs: Arc::new(ArcSwap::from_pointee(configs)),
+            token_key,
+            handshakes: Arc::new(Semaphore::new(HANDSHAKES_MAX)),
+            shares: Shares::default(),
+            metrics: metrics.clone(),
+        };
+        let (doors, queues) = Doors::new();
+        tasks.spawn("sort connections by plane", endpoint.clone().sort(doors));
+        Ok((endpoint, queues))
+    }
+
+    /// The address bound, with the port that the system chose where none was asked for.
+    pub fn local_address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Uses renewed credentials for every handshake from now on.
+    pub fn set_credentials(&self, credentials: &NodeCredentials) -> Result<(), BindError> {
+        self.configs.store(Arc::new(Configs::new(credentials, &self.token_key)?));
+        Ok(())
+    }
+
+    /// Dials `address` on `plane`. The peer must prove to be `expected`, or any member when `None`.
+    ///
+    /// The connection is driven by the runtime that calls this. Cancel safe: dropping the future
+    /// gives the dial up.
+    ///
+    /// In TLS 1.3 the dialler is done first: the peer may still refuse our certificate, which ends
+    /// the connection with [`refusal`] before any of its streams is read.
+    pub async fn connect(
+        &self,
+        plane: Plane,
+        address: SocketAddr,
+        expected: Option<MemberId>,
+    ) -> Result<Connection, DialError> {
+        let config = self.configs.load().of(plane).client.clone();
+        let name = server_name(expected.as_ref());
+        let connecting = self.inner.connect_with(config, address, &name)?;
+        match timeout(HANDSHAKE_TIME_MAX, connecting).await {
+            Ok(Ok(connection)) => Ok(connection),
+            Ok(Err(ConnectionError::TimedOut)) | Err(_) => Err(DialError::Timeout),
+            Ok(Err(error)) => Err(DialError::Refused { reason: dial_refusal(&error) }),
+        }
+    }
+
+    /// Finishes the handshake of `incoming` on the runtime that calls this. Every refusal is
+    /// counted. There is no peer on the enrolment plane.
+    pub async fn accept(
+        &self,
+        incoming: Incoming,
+    ) -> Result<(Connection, Option<Peer>), AcceptError> {
+        let Incoming { inner, plane, permit, share } = incoming;
+        let address = inner.remote_address();
+        let config = Arc::clone(&self.configs.load().of(plane).server);
+        let handshake = async { inner.accept_with(config)?.await };
+        let outcome = match timeout(HANDSHAKE_TIME_MAX, handshake).await {
+            Ok(Ok(connection)) => Ok(connection),
+            Ok(Err(error)) => Err((accept_refusal(&error), error.to_string())),
+            Err(_) => Err(("timeout", "no answer".to_owned())),
+        };
+        drop((permit, share));
+        let connection = outcome.map_err(|(reason, error)| {
+            debug!(%address, ?plane, reason, error, "handshake refused");
+            self.refuse(plane, reason)
+        })?;
+        match (peer_of(&connection), plane) {
+            (None, Plane::Enrolment) => Ok((connection, None)),
+            (Some(peer), _) => Ok((connection, Some(peer))),
+            (None, _) => {
+                connection.close(VarInt::from_u32(0), b"no certificate");
+                Err(self.refuse(plane, "no_certificate"))
+            }
+        }
+    }
+
+    /// Closes every connection of every plane and takes no more.
+    pub fn close(&self) {
+        self.inner.close(VarInt::from_u32(0), b"closing");
+    }
+
+    /// Returns when every connection is gone, for at most `time`.
+    pub async fn closed(&self, time: Duration) {
+        let _ = timeout(time, self.inner.wait_idle()).await;
+    }
+
+    async fn sort(self, doors: Doors) {
+        while let Some(incoming) = self.inner.accept().await {
+            self.admit(incoming, &doors);
+        }
+    }
+
+    fn admit(&self, incoming: quinn::Incoming, doors: &Doors) {
+        let marker = incoming.orig_dst_cid().first().copied();
+        let Some(plane) = marker.and_then(Plane::from_marker) else {
+            self.refuse(Plane::Data, "unknown_plane");
+            return incoming.refuse();
+        };
+        let pending = HANDSHAKES_MAX - self.handshakes.available_permits();
+        if pending > RETRY_ABOVE && !incoming.remote_address_validated() && incoming.may_retry() {
+            let _ = incoming.retry(); // fails only where may_retry() is false
+            return;
+        }
+        let Ok(permit) = Arc::clone(&self.handshakes).try_acquire_owned() else {
+            self.refuse(plane, "overload");
+            return incoming.refuse();
+        };
+        let Some(share) = Share::take(&self.shares, incoming.remote_address().ip()) else {
+            self.refuse(plane, "overload");
+            return incoming.refuse();
+        };
+        let attempt = Incoming { inner: incoming, plane, permit, share };
+        let (reason, attempt) = match doors.of(plane).try_send(attempt) {
+            Ok(()) => return,
+            Err(mpsc::error::TrySendError::Full(attempt)) => ("overload", attempt),
+            Err(mpsc::error::TrySendError::Closed(attempt)) => ("closed", attempt),
+        };
+        self.refuse(plane, reason);
+        attempt.inner.refuse();
+    }
+
+    fn refuse(&self, plane: Plane, reason: &'static str) -> AcceptError {
+        let door = match plane {
+            Plane::Gossip | Plane::Data => Door::mesh,
+            Plane::Enrolment => Door::enrol,
+        };
+        self.metrics.count_refused(door, reason);
+        AcceptError { reason }
+    }
+}
+
+/// Application error code of a connection that was closed before any of its streams was read.
+pub(super) const REFUSED: u32 = 1;
+
+/// Why the peer refused our connection, if that is what ended it: then it has read none of our
+/// streams.
+pub fn refusal(error: &ConnectionError) -> Option<&'static str> {
+    match error {
+        ConnectionError::ApplicationClosed(close) => {
+            (close.error_code == VarInt::from_u32(REFUSED)).then_some("overload")
+        }
+        ConnectionError::ConnectionClosed(close) => alert_reason(u64::from(close.error_code)),
+        _ => None,
+    }
+}
+
+fn dial_refusal(error: &ConnectionError) -> &'static str {
+    match error {
+        ConnectionError::TransportError(error) => match u64::from(error.code) {
+            BAD_CERTIFICATE => "wrong_member", // only a dialler expects a certain member
+            code => alert_reason(code).unwrap_or("protocol"),
+        },
+        ConnectionError::ConnectionClosed(_) => refusal(error).unwrap_or("refused"),
+        ConnectionError::VersionMismatch => "version",
+        ConnectionError::Reset => "reset",
+        _ => "closed",
+    }
+}
+
+fn accept_refusal(error: &ConnectionError) -> &'static str {
+    match error {
+        ConnectionError::TransportError(error) => {
+            alert_reason(u64::from(error.code)).unwrap_or("protocol")
+        }
+        ConnectionError::ConnectionClosed(close) => match u64::from(close.error_code) {
+            BAD_CERTIFICATE => "wrong_member", // we are not whom they meant to reach
+            code => alert_reason(code).unwrap_or("closed"),
+        },
+        ConnectionError::TimedOut => "timeout",
+        ConnectionError::VersionMismatch => "version",
+        _ => "closed",
+    }
+}
+
+/// TLS alerts inside QUIC's range for them (RFC 9001, section 4.8).
+const ALERTS: u64 = 0x100;
+const BAD_CERTIFICATE: u64 = ALERTS + 42;
+
+fn alert_reason(code: u64) -> Option<&'static str> {
+    Some(match code.checked_sub(ALERTS)? {
+        42 => "bad_certificate",
+        44 => "revoked",
+        45 => "expired",
+        46 => "bad_enrolment",
+        48 => "unknown_issuer",
+        49 => "denied",
+        70 => "version",
+        116 => "no_certificate",
+        120 => "other_mesh",
+        0..=255 => "protocol",
+        _ => return None,
+    })
+}
+
+fn endpoint_config(limits: &Limits) -> EndpointConfig {
+    let reset_key = hmac::Key::new(hmac::HMAC_SHA256, &limits.reset_secret);
+    let tag = hmac::sign(&reset_key, b"murmesh connection ids");
+    let cid_key = tag.as_ref().iter().take(8).fold(0, |key, byte| key << 8 | u64::from(*byte));
+    let mut config = EndpointConfig::new(Arc::new(reset_key));
+    // Ids of our former self must look like ours, or quinn drops their packets without a reset.
+    config.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(cid_key)));
+    // The bound is within quinn's range of 1,200 to 65,527.
+    let _ = config.max_udp_payload_size(socket::PAYLOAD_LEN_MAX);
+    config
+}
+
+struct Doors {
+    gossip: mpsc::Sender<Incoming>,
+    data: mpsc::Sender<Incoming>,
+    enrolment: mpsc::Sender<Incoming>,
+}
+
+impl Doors {
+    fn new() -> (Self, PlaneQueues) {
+        let (gossip, gossip_queue) = mpsc::channel(QUEUE_LEN_MAX);
+        let (data, data_queue) = mpsc::channel(QUEUE_LEN_MAX);
+        let (enrolment, enrolment_queue) = mpsc::channel(QUEUE_LEN_MAX);
+        let queues =
+            PlaneQueues { gossip: gossip_queue, data: data_queue, enrolment: enrolment_queue };
+        (Self { gossip, data, enrolment }, queues)
+    }
+
+    fn of(&self, plane: Plane) -> &mpsc::Sender<Incoming> {
+        match plane {
+            Plane::Gossip => &self.gossip,
+            Plane::Data => &self.data,
+            Plane::Enrolment => &self.enrolment,
+        }
+    }
+}
+
+/// quinn's configuration of every plane, made once for each set of credentials, so that sessions
+/// can be resumed.
+struct Configs {
+    gossip: PlaneConfig,
+    data: PlaneConfig,
+    enrolment: PlaneConfig,
+}
+
+struct PlaneConfig {
+    server: Arc<ServerConfig>,
+    client: ClientConfig,
+}
+
+impl Configs {
+    fn new(credentials: &NodeCredentials, token_key: &Arc<hkdf::Prk>) -> Result<Self, BindError> {
+        Ok(Self {
+            gossip: PlaneConfig::new(Plane::Gossip, credentials, token_key)?,
+            data: PlaneConfig::new(Plane::Data, credentials, token_key)?,
+            enrolment: PlaneConfig::new(Plane::Enrolment, credentials, token_key)?,
+        })
+    }
+
+    fn of(&self, plane: Plane) -> &PlaneConfig {
+        match plane {
+            Plane::Gossip => &self.gossip,
+            Plane::Data => &self.data,
+            Plane::Enrolment => &self.enrolment,
+        }
+    }
+}
+
+impl PlaneConfig {
+    fn new(
+        plane: Plane,
+        credentials: &NodeCredentials,
+        token_key: &Arc<hkdf::Prk>,
+    ) -> Result<Self, BindError> {
+        let crypto = QuicServerConfig::try_from(credentials.server_config(plane)?)?;
+        // One token key for all planes: quinn checks address tokens before it knows the plane.
+        let mut server = ServerConfig::new(Arc::new(crypto), Arc::<hkdf::Prk>::clone(token_key));
+        server
+            .transport_config(transport_config(plane))
+            .max_incoming(HANDSHAKES_MAX)
+            .incoming_buffer_size(64 * 1024)
+            .incoming_buffer_size_total(16 * 1024 * 1024);
+        let client = client_config(plane, credentials.client_config(plane)?)?;
+        Ok(Self { server: Arc::new(server), client })
+    }
+}
+
+/// quinn's configuration to dial on `plane` with `tls`.
+pub(super) fn client_config(
+    plane: Plane,
+    tls: rustls::ClientConfig,
+) -> Result<ClientConfig, NoInitialCipherSuite> {
+    let mut config = ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls)?));
+    config
+        .transport_config(transport_config(plane))
+        .initial_dst_cid_provider(Arc::new(move || marked_id(plane)));
+    Ok(config)
+}
+
+/// A random connection id that names its plane.
+fn marked_id(plane: Plane) -> ConnectionId {
+    let random = RandomConnectionIdGenerator::new(CID_LEN).generate_cid();
+    let mut bytes = [plane.marker(); CID_LEN];
+    bytes[1..].copy_from_slice(&random[1..]);
+    ConnectionId::new(&bytes)
+}

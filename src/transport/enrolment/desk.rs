@@ -1,0 +1,346 @@
+//! The issuer's desk: makes invites and redeems them.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tracing::warn;
+
+use super::super::gossip::GossipHandle;
+use super::{JoinAnswer, JoinRefusal, JoinRequest};
+use crate::mesh::Snapshot;
+use crate::model::{
+    Enrolment, Entry, EntryKey, EntryKind, Invite, MemberId, MemberName, MemberState, PublicKey,
+    ServiceName, Signer,
+};
+use crate::runtime::{clock, entropy};
+use crate::telemetry::{Door, EventKind, EventLog, Metrics};
+use crate::tls::store::{DataDir, StoreError};
+use crate::tls::{Authority, NodeCredentials, SecretKey, TlsError, Token};
+use crate::wire::{self, WireError};
+
+/// How far a newcomer's clock may be from the issuer's.
+const SKEW_MAX_SECS: u64 = 3_600;
+/// Addresses of live members that a newcomer is given.
+const CONTACTS_MAX: usize = 32;
+/// Open invites that one issuer keeps.
+const INVITES_MAX: usize = 1_000;
+/// How long an invite that ended is listed.
+const ENDED_KEPT_SECS: u64 = 24 * 3_600;
+const STATE: &str = "issuer.state";
+
+/// What an issuer must not forget: serials given, invites redeemed and by whom.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct IssuerState {
+    serial: u64,
+    invite_version: u64,
+    redeemed: BTreeMap<MemberId, Vec<PublicKey>>,
+    /// The signed entries of this issuer's invites, on disk before anybody hears of them: neither a
+    /// token nor its revocation is lost in a crash.
+    invites: BTreeMap<MemberId, Vec<u8>>,
+}
+
+impl IssuerState {
+    fn load(dir: &DataDir) -> Result<Self, DeskError> {
+        match dir.read(STATE)? {
+            Some(bytes) => Ok(wire::decode(&bytes)?),
+            // init used serial 1 for the founder
+            None => Ok(Self { serial: 1, ..Self::default() }),
+        }
+    }
+
+    /// Forgets invites that ended more than [`ENDED_KEPT_SECS`] ago.
+    fn forget_ended(&mut self, now: u64) {
+        let Self { invites, redeemed, .. } = self;
+        invites.retain(|id, bytes| {
+            let entry = Entry::decode(bytes.clone().into()).ok();
+            let invite = entry.and_then(|entry| wire::decode_payload(&entry.payload()).ok());
+            let is_kept = invite.is_some_and(|invite: Invite| {
+                invite.expires_at.saturating_add(ENDED_KEPT_SECS) > now
+            });
+            if !is_kept {
+                redeemed.remove(id);
+            }
+            is_kept
+        });
+    }
+}
+
+/// The invites that this issuer made, for the start of its agent.
+pub fn stored_invites(dir: &DataDir) -> Result<Vec<Entry>, DeskError> {
+    let invites = IssuerState::load(dir)?.invites.into_values();
+    Ok(invites.filter_map(|bytes| Entry::decode(bytes.into()).ok()).collect())
+}
+
+/// What `invite` asks for.
+#[derive(Clone, Debug)]
+pub struct InviteOptions {
+    /// How long it holds.
+    pub ttl: Duration,
+    /// How many may join with it, at least 1.
+    pub uses: u32,
+    /// The only name it admits.
+    pub name: Option<MemberName>,
+    /// What whoever joins may offer.
+    pub services: Option<Vec<ServiceName>>,
+}
+
+/// An invite as listed.
+#[derive(Clone, Debug)]
+pub struct InviteView {
+    /// The hash of its key.
+    pub id: MemberId,
+    /// The invite itself.
+    pub invite: Invite,
+    /// How often it was redeemed here.
+    pub redeemed: usize,
+}
+
+/// An issuer at its desk: makes invites and redeems them. One per issuing member.
+#[derive(Debug)]
+pub struct IssuerDesk {
+    authority: Authority,
+    credentials: NodeCredentials,
+    dir: DataDir,
+    state: IssuerState,
+    gossip: GossipHandle,
+    metrics: Metrics,
+    events: EventLog,
+}
+
+/// The desk could not do what its own operator asked.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum DeskError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    #[error(transparent)]
+    Wire(#[from] WireError),
+    #[error(transparent)]
+    Entropy(#[from] entropy::EntropyError),
+    #[error("the agent is stopping")]
+    Stopping,
+    #[error("the mesh refused the entry: {0}")]
+    Refused(String),
+    #[error("no invite with id {0} was made here")]
+    NoInvite(MemberId),
+    #[error("{INVITES_MAX} invites are open; revoke some (murmesh invite revoke ID)")]
+    TooManyInvites,
+}
+
+impl IssuerDesk {
+    /// Opens the desk with what it remembers.
+    pub fn open(
+        authority: Authority,
+        credentials: NodeCredentials,
+        dir: DataDir,
+        gossip: GossipHandle,
+        metrics: Metrics,
+        events: EventLog,
+    ) -> Result<Self, DeskError> {
+        let state = IssuerState::load(&dir)?;
+        Ok(Self { authority, credentials, dir, state, gossip, metrics, events })
+    }
+
+    /// Makes an invite, gossips it, and returns the token that redeems it.
+    pub async fn invite(
+        &mut self,
+        options: InviteOptions,
+        issuers: Vec<SocketAddr>,
+    ) -> Result<Token, DeskError> {
+        let now = clock::unix_seconds();
+        if self.invites().await?.iter().filter(|view| view.invite.expires_at > now).count()
+            >= INVITES_MAX
+        {
+            return Err(DeskError::TooManyInvites);
+        }
+        let key = SecretKey::generate()?;
+        let invite = Invite {
+            key: key.public_key(),
+            expires_at: now.saturating_add(options.ttl.as_secs()),
+            uses: options.uses.max(1),
+            name: options.name,
+            services: options.services,
+        };
+        self.publish_invite(&invite).await?;
+        let id = invite.key.member_id();
+        self.events.record(EventKind::InviteCreated, id, "asked for by the local API");
+        let root = self.credentials.genesis().root;
+        Ok(Token::new(*self.credentials.mesh(), root, issuers, &key))
+    }
+
+    /// Takes an invite back; members that joined with it stay.
+    pub async fn revoke_invite(&mut self, id: MemberId) -> Result<(), DeskError> {
+        let view = self.invites().await?.into_iter().find(|view| view.id == id);
+        let mut invite = view.ok_or(DeskError::NoInvite(id))?.invite;
+        invite.uses = 0;
+        self.publish_invite(&invite).await?;
+        self.events.record(EventKind::InviteRevoked, id, "asked for by the local API");
+        Ok(())
+    }
+
+    /// The invites that this issuer made.
+    pub async fn invites(&self) -> Result<Vec<InviteView>, DeskError> {
+        let mine = self.authority.key().public_key().member_id();
+        let entries = self.gossip.entries(EntryKind::INVITE).await.ok_or(DeskError::Stopping)?;
+        let own = entries.iter().filter(|entry| entry.key().owner == mine);
+        let decoded = own.filter_map(|entry| wire::decode_payload(&entry.payload()).ok());
+        Ok(decoded.map(|invite| self.view(invite)).collect())
+    }
+
+    fn view(&self, invite: Invite) -> InviteView {
+        let id = invite.key.member_id();
+        let redeemed = self.state.redeemed.get(&id).map_or(0, Vec::len);
+        InviteView { id, invite, redeemed }
+    }
+
+    async fn publish_invite(&mut self, invite: &Invite) -> Result<(), DeskError> {
+        let id = invite.key.member_id();
+        let payload = wire::encode_payload(invite)?;
+        self.state.invite_version += 1;
+        let version = self.state.invite_version;
+        let entry =
+            self.authority.sign_entry(EntryKind::INVITE, *id.as_bytes(), version, &payload)?;
+        self.state.forget_ended(clock::unix_seconds());
+        self.state.invites.insert(id, entry.bytes().to_vec());
+        self.save()?;
+        self.publish(entry).await
+    }
+
+    async fn publish(&self, entry: Entry) -> Result<(), DeskError> {
+        let published = self.gossip.publish(entry).await.ok_or(DeskError::Stopping)?;
+        published.map_err(DeskError::Refused)
+    }
+
+    fn save(&self) -> Result<(), DeskError> {
+        self.dir.write_secret(STATE, &wire::encode(&self.state)?)?;
+        Ok(())
+    }
+
+    /// Answers one request, given as the bytes that came in.
+    pub async fn answer(&mut self, request: &[u8], snapshot: &Snapshot) -> JoinAnswer {
+        let answered = match wire::decode(request) {
+            Ok(request) => self.redeem(&request, snapshot).await,
+            Err(_) => Err(JoinRefusal::Malformed),
+        };
+        answered.unwrap_or_else(|refusal| {
+            self.metrics.count_refused(Door::enrol, refusal.as_str());
+            warn!(reason = %refusal, "join refused");
+            JoinAnswer::Refused(refusal)
+        })
+    }
+
+    async fn redeem(
+        &mut self,
+        request: &JoinRequest,
+        snapshot: &Snapshot,
+    ) -> Result<JoinAnswer, JoinRefusal> {
+        let me = self.credentials.member_id();
+        if !request.is_signed(self.credentials.mesh(), &me) {
+            return Err(JoinRefusal::Signature);
+        }
+        let now = clock::unix_seconds();
+        if request.at.abs_diff(now) > SKEW_MAX_SECS {
+            return Err(JoinRefusal::Clock(request.at.abs_diff(now)));
+        }
+        let invite = self.find_invite(&request.invite, snapshot).await?;
+        if invite.uses == 0 {
+            return Err(JoinRefusal::Revoked);
+        }
+        if now >= invite.expires_at {
+            return Err(JoinRefusal::Expired(now - invite.expires_at));
+        }
+        if let Some(name) = invite.name.filter(|name| *name != request.name) {
+            return Err(JoinRefusal::OtherName(name));
+        }
+        let id = request.invite.member_id();
+        let redeemed = self.state.redeemed.get(&id).map_or(&[][..], Vec::as_slice);
+        // The same key again is the same newcomer whose answer was lost.
+        let is_again = redeemed.contains(&request.key);
+        if !is_again && redeemed.len() >= invite.uses as usize {
+            return Err(JoinRefusal::UsedUp(invite.uses));
+        }
+        self.check_name(request).await?;
+        self.state.serial += 1;
+        if !is_again {
+            self.state.redeemed.entry(id).or_default().push(request.key);
+        }
+        let enrolment = Enrolment {
+            key: request.key,
+            name: request.name.clone(),
+            serial: self.state.serial,
+            services: invite.services,
+            issued_at: now,
+            invite: Some(id),
+        };
+        self.enrol(&enrolment, snapshot)
+            .await
+            .map_err(|error| JoinRefusal::Internal(error.to_string()))
+    }
+
+    async fn find_invite(
+        &self,
+        key: &PublicKey,
+        snapshot: &Snapshot,
+    ) -> Result<Invite, JoinRefusal> {
+        let stopping = || JoinRefusal::Internal("it is stopping".into());
+        let subject = *key.member_id().as_bytes();
+        let invites = self.gossip.entries(EntryKind::INVITE).await.ok_or_else(stopping)?;
+        let entry = invites
+            .iter()
+            .find(|entry| entry.key().subject == subject)
+            .ok_or(JoinRefusal::UnknownInvite)?;
+        if entry.signer() != self.authority.key().public_key() {
+            // Uses are counted where the invite was made; others redeem only while that is dead.
+            let issuers = self.gossip.entries(EntryKind::ISSUER).await.ok_or_else(stopping)?;
+            let maker = issuers.iter().find_map(|issuer| {
+                let EntryKey { subject, .. } = issuer.key();
+                let decoded: crate::model::Issuer = wire::decode_payload(&issuer.payload()).ok()?;
+                (subject == *entry.key().owner.as_bytes()).then_some(decoded.member)
+            });
+            let alive = maker.and_then(|maker| snapshot.members.get(&maker));
+            if let Some(maker) = alive.filter(|maker| maker.state == MemberState::Alive) {
+                let (name, address) = (maker.name.clone(), maker.address);
+                return Err(JoinRefusal::OtherIssuer { name, address });
+            }
+        }
+        wire::decode_payload(&entry.payload()).map_err(|_| JoinRefusal::UnknownInvite)
+    }
+
+    async fn check_name(&self, request: &JoinRequest) -> Result<(), JoinRefusal> {
+        let enrolments = self.gossip.entries(EntryKind::ENROLMENT).await;
+        let enrolments =
+            enrolments.ok_or_else(|| JoinRefusal::Internal("it is stopping".into()))?;
+        let is_taken = enrolments
+            .iter()
+            .filter_map(|entry| wire::decode_payload::<Enrolment>(&entry.payload()).ok())
+            .any(|enrolled| enrolled.name == request.name && enrolled.key != request.key);
+        if is_taken { Err(JoinRefusal::NameTaken(request.name.clone())) } else { Ok(()) }
+    }
+
+    async fn enrol(
+        &mut self,
+        enrolment: &Enrolment,
+        snapshot: &Snapshot,
+    ) -> Result<JoinAnswer, DeskError> {
+        self.save()?; // counted before it is given
+        let (entry, chain) = self.authority.enrol(enrolment)?;
+        self.publish(entry.clone()).await?;
+        let mut entries = vec![entry];
+        for kind in [EntryKind::ISSUER, EntryKind::OPERATOR] {
+            entries.extend(self.gossip.entries(kind).await.ok_or(DeskError::Stopping)?);
+        }
+        let id = enrolment.key.member_id();
+        self.events.record(EventKind::MemberEnrolled, &enrolment.name, format!("key {id}"));
+        let alive = snapshot.members.values().filter(|view| view.state == MemberState::Alive);
+        Ok(JoinAnswer::Welcome {
+            genesis: self.dir.genesis_bytes()?,
+            chain: chain.iter().map(|certificate| certificate.to_vec()).collect(),
+            entries: entries.iter().map(|entry| entry.bytes().to_vec()).collect(),
+            contacts: alive.take(CONTACTS_MAX).map(|view| (view.id, view.address)).collect(),
+        })
+    }
+}

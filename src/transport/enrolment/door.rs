@@ -1,0 +1,70 @@
+//! The issuer's side of the door: who comes in, for how long, and what is counted.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use quinn::{Connection, VarInt};
+use tokio::sync::{Mutex, Semaphore, mpsc};
+use tokio::time::timeout;
+
+use super::super::{Endpoint, Incoming};
+use super::{EXCHANGE_TIME_MAX, IssuerDesk, JoinAnswer, JoinRefusal, REQUEST_LEN_MAX};
+use crate::mesh::Snapshot;
+use crate::runtime::TaskGroup;
+use crate::telemetry::{Door, Metrics};
+use crate::wire;
+
+/// Newcomers at the door at once; more are refused and try again.
+const EXCHANGES_MAX: usize = 64;
+
+/// Answers newcomers until the queue ends. A member without a desk refuses them by name.
+pub async fn serve(
+    endpoint: Endpoint,
+    mut queue: mpsc::Receiver<Incoming>,
+    desk: Option<Arc<Mutex<IssuerDesk>>>,
+    snapshot: Arc<ArcSwap<Snapshot>>,
+    metrics: Metrics,
+    tasks: TaskGroup,
+) {
+    let exchanges = Arc::new(Semaphore::new(EXCHANGES_MAX));
+    while let Some(incoming) = queue.recv().await {
+        let Ok(permit) = Arc::clone(&exchanges).try_acquire_owned() else {
+            metrics.count_refused(Door::enrol, "overload");
+            continue; // dropped: refused
+        };
+        let (endpoint, desk) = (endpoint.clone(), desk.clone());
+        let (snapshot, metrics) = (snapshot.load_full(), metrics.clone());
+        tasks.spawn_connection("enrolment", async move {
+            let Ok((connection, _)) = endpoint.accept(incoming).await else { return };
+            let exchange = answer_one(&connection, desk.as_deref(), &snapshot, &metrics);
+            if timeout(EXCHANGE_TIME_MAX, exchange).await.is_err() {
+                metrics.count_refused(Door::enrol, "timeout");
+            }
+            connection.close(VarInt::from_u32(0), b"done");
+            drop(permit);
+        });
+    }
+}
+
+async fn answer_one(
+    connection: &Connection,
+    desk: Option<&Mutex<IssuerDesk>>,
+    snapshot: &Snapshot,
+    metrics: &Metrics,
+) {
+    let Ok((mut send, mut receive)) = connection.accept_bi().await else { return };
+    let Ok(request) = receive.read_to_end(REQUEST_LEN_MAX).await else {
+        return metrics.count_refused(Door::enrol, "oversized");
+    };
+    let answer = match desk {
+        Some(desk) => desk.lock().await.answer(&request, snapshot).await,
+        None => {
+            metrics.count_refused(Door::enrol, JoinRefusal::NotIssuer.as_str());
+            JoinAnswer::Refused(JoinRefusal::NotIssuer)
+        }
+    };
+    let Ok(bytes) = wire::encode(&answer) else { return };
+    if send.write_all(&bytes).await.is_ok() && send.finish().is_ok() {
+        let _ = send.stopped().await; // they have it, or they are gone
+    }
+}

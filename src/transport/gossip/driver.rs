@@ -1,0 +1,378 @@
+//! The loop: wait, do one turn, measure it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::sleep_until;
+use tracing::debug;
+
+use super::pool::{Input, Pool};
+use super::{Command, Durable, Gossip};
+use crate::mesh::{Destination, Evidence, Mesh, MeshEvent, Snapshot};
+use crate::model::{Epoch, MemberId, MemberState, Moment};
+use crate::runtime::clock::Clock;
+use crate::telemetry::{EventKind, EventLog, Metrics};
+
+/// Inputs taken in one turn before timers and sending get theirs.
+const TURN_INPUTS_MAX: usize = 256;
+/// Inputs that wait for a turn. Datagrams over it are dropped and counted, messages wait.
+const INBOX_LEN: usize = 4_096;
+/// What is to be kept on disk is handed over at most this often.
+const DURABLE_INTERVAL: Duration = Duration::from_secs(2);
+/// Time that a goodbye gets to leave.
+const GOODBYE_TIME: Duration = Duration::from_millis(400);
+
+/// The node with everything around it, on the gossip thread.
+pub(super) struct Driver {
+    mesh: Mesh,
+    clock: Clock,
+    pool: Pool,
+    inbox: mpsc::Receiver<Input>,
+    commands: mpsc::Receiver<Command>,
+    evidence: mpsc::Receiver<(MemberId, Evidence)>,
+    snapshot: Arc<ArcSwap<Snapshot>>,
+    durable: watch::Sender<Durable>,
+    /// When a change is to be handed to the disk.
+    durable_due: Option<Moment>,
+    epochs_needed: Option<Epoch>,
+    settled: watch::Sender<bool>,
+    events: EventLog,
+    metrics: Metrics,
+    turn_max: Duration,
+    turn_max_since: Moment,
+}
+
+/// What a turn begins with.
+enum Wake {
+    Input(Option<Input>),
+    Command(Option<Command>),
+    Evidence(Option<(MemberId, Evidence)>),
+    Deadline,
+}
+
+/// What a turn ends with.
+enum Turn {
+    Done,
+    /// Somebody asked to stop and waits, or nobody can ask any more.
+    Stop(Option<oneshot::Sender<()>>),
+}
+
+impl Driver {
+    pub(super) fn new(parts: Gossip) -> Self {
+        let (inputs, inbox) = mpsc::channel(INBOX_LEN);
+        let me = parts.mesh.id();
+        let pool =
+            Pool::new(me, parts.endpoint, parts.incoming, inputs, parts.tasks, &parts.metrics);
+        Self {
+            mesh: parts.mesh,
+            clock: parts.clock,
+            pool,
+            inbox,
+            commands: parts.commands.receiver,
+            evidence: parts.evidence,
+            snapshot: parts.snapshot,
+            durable: parts.durable,
+            durable_due: None,
+            epochs_needed: None,
+            settled: parts.settled,
+            events: parts.events,
+            metrics: parts.metrics,
+            turn_max: Duration::ZERO,
+            turn_max_since: Moment::START,
+        }
+    }
+
+    pub(super) async fn run(mut self) {
+        self.drain(self.clock.now());
+        let asked = loop {
+            let wake = self.wait().await;
+            if let Turn::Stop(asked) = self.turn(wake) {
+                break asked;
+            }
+        };
+        self.say_goodbye().await;
+        if let Some(done) = asked {
+            let _ = done.send(()); // the asker gave up
+        }
+    }
+
+    /// Does what `wake` brought, then what is due, then what the node wants done.
+    fn turn(&mut self, wake: Wake) -> Turn {
+        let began = self.clock.now();
+        match wake {
+            Wake::Input(Some(input)) => {
+                self.handle_input(began, input);
+                for _ in 1..TURN_INPUTS_MAX {
+                    let Ok(input) = self.inbox.try_recv() else { break };
+                    self.handle_input(began, input);
+                }
+            }
+            Wake::Command(Some(Command::Stop(done))) => return Turn::Stop(Some(done)),
+            Wake::Command(Some(command)) => self.handle_command(began, command),
+            Wake::Evidence(Some((member, seen))) => {
+                self.mesh.handle_evidence(began, member, seen);
+            }
+            Wake::Input(None) | Wake::Command(None) => return Turn::Stop(None),
+            Wake::Evidence(None) | Wake::Deadline => {}
+        }
+        // Inputs come first, but however many there are, others get their word.
+        while let Ok(command) = self.commands.try_recv() {
+            match command {
+                Command::Stop(done) => return Turn::Stop(Some(done)),
+                command => self.handle_command(began, command),
+            }
+        }
+        while let Ok((member, seen)) = self.evidence.try_recv() {
+            self.mesh.handle_evidence(began, member, seen);
+        }
+        if self.mesh.poll_timeout().is_some_and(|deadline| deadline <= began) {
+            self.mesh.handle_timeout(began);
+        }
+        self.drain(began);
+        self.measure(began);
+        Turn::Done
+    }
+
+    /// Waits for the next thing to do. What has arrived goes before timers, so that a process that
+    /// was paused reads the answers before it convicts anybody. Cancel safe: only receives.
+    async fn wait(&mut self) -> Wake {
+        let deadline = [self.mesh.poll_timeout(), self.durable_due].into_iter().flatten().min();
+        let deadline = self.clock.instant(deadline.unwrap_or(Moment::from_secs(u32::MAX.into())));
+        tokio::select! {
+            biased;
+            input = self.inbox.recv() => Wake::Input(input),
+            command = self.commands.recv() => Wake::Command(command),
+            seen = self.evidence.recv(), if !self.evidence.is_closed() => Wake::Evidence(seen),
+            () = sleep_until(deadline) => Wake::Deadline,
+        }
+    }
+
+    fn handle_input(&mut self, now: Moment, input: Input) {
+        match input {
+            Input::Datagram(from, data) => {
+                self.metrics.gossip_datagrams_received.inc();
+                self.metrics.gossip_bytes_received.inc_by(data.len() as u64);
+                self.mesh.handle_datagram(now, from, &data);
+            }
+            Input::Message(from, data) => {
+                self.metrics.gossip_bytes_received.inc_by(data.len() as u64);
+                self.mesh.handle_message(now, from, &data);
+            }
+            Input::Accepted(from, connection) => self.pool.adopt(now, from, connection),
+            Input::Dialled(to, Ok((member, connection))) => {
+                if member == self.pool.me() {
+                    self.forget_myself(now, to);
+                } else {
+                    let address = connection.remote_address();
+                    let waiting = self.pool.dialled(now, to, member, connection);
+                    self.mesh.handle_connected(now, member, address);
+                    waiting.into_iter().for_each(|transmit| self.pool.send(now, transmit));
+                }
+            }
+            Input::Dialled(to, Err(error)) => {
+                debug!(?to, error, "gossip dial failed");
+                self.pool.give_up(&to);
+                self.mesh.handle_unreachable(now, to);
+            }
+            Input::Undelivered(to, member, connection) => {
+                self.pool.close(member, Some(connection));
+                self.mesh.handle_unreachable(now, to);
+            }
+            Input::Closed(member, connection) => self.pool.forget(member, connection),
+        }
+    }
+
+    /// A seed proved to be this agent itself: the node drops it.
+    fn forget_myself(&mut self, now: Moment, to: Destination) {
+        self.pool.give_up(&to);
+        let (Destination::Seed(address) | Destination::Member { address, .. }) = to;
+        self.mesh.handle_connected(now, self.pool.me(), address);
+    }
+
+    fn handle_command(&mut self, now: Moment, command: Command) {
+        match command {
+            Command::Instances(instances) => self.mesh.set_instances(now, instances),
+            Command::Phase(phase) => self.mesh.set_phase(now, phase),
+            Command::Publish(entry, reply) => {
+                let published = self.mesh.publish(now, entry).map_err(|error| error.to_string());
+                let _ = reply.send(published);
+            }
+            Command::Entries(kind, reply) => {
+                let entries = self.mesh.entries().filter(|entry| entry.key().kind == kind);
+                let _ = reply.send(entries.cloned().collect());
+            }
+            Command::Seed(address) => self.mesh.add_seed(now, address),
+            Command::Epochs(until) => {
+                self.epochs_needed = None;
+                self.mesh.extend_epochs(now, until);
+            }
+            Command::Leave => self.mesh.leave(now),
+            Command::Stop(_) => {} // ends the loop
+        }
+    }
+
+    /// Takes all that the node wants done.
+    fn drain(&mut self, now: Moment) {
+        while let Some(transmit) = self.mesh.poll_transmit() {
+            self.metrics.gossip_bytes_sent.inc_by(transmit.data.len() as u64);
+            self.pool.send(now, transmit);
+        }
+        while let Some(event) = self.mesh.poll_event() {
+            self.handle_event(now, event);
+        }
+        if self.mesh.take_changed() {
+            let snapshot = self.mesh.snapshot();
+            self.count(&snapshot);
+            self.snapshot.store(Arc::new(snapshot));
+            self.durable_due.get_or_insert(now + DURABLE_INTERVAL);
+        }
+        if self.durable_due.is_some_and(|due| due <= now) {
+            self.hand_over();
+        }
+    }
+
+    fn hand_over(&mut self) {
+        self.durable_due = None;
+        let entries = self.mesh.entries().cloned().collect();
+        let (remembered, epochs_needed) = (self.mesh.remembered(), self.epochs_needed);
+        self.durable.send_replace(Durable { entries, remembered, epochs_needed });
+    }
+
+    fn count(&self, snapshot: &Snapshot) {
+        let states = [
+            MemberState::Alive,
+            MemberState::Suspect,
+            MemberState::Restarting,
+            MemberState::Down,
+            MemberState::Left,
+        ];
+        self.metrics.set_members(states.map(|state| {
+            let count = snapshot.members.values().filter(|member| member.state == state).count();
+            (state.as_str(), i64::try_from(count).unwrap_or(i64::MAX))
+        }));
+    }
+
+    fn name_of(&self, member: MemberId) -> String {
+        self.mesh.member_name(member).map_or_else(|| member.to_string(), ToString::to_string)
+    }
+
+    fn handle_event(&mut self, now: Moment, event: MeshEvent) {
+        let record = |kind, member: MemberId, reason: &str| {
+            self.events.record(kind, self.name_of(member), reason);
+        };
+        match event {
+            MeshEvent::Settled => {
+                self.settled.send_replace(true);
+            }
+            MeshEvent::MemberUp { member, is_flap } => {
+                if is_flap {
+                    self.metrics.member_flaps.inc();
+                }
+                let mut reason = "it answers";
+                if is_flap {
+                    reason = "it answers again, within a minute of being declared down";
+                }
+                record(EventKind::MemberUp, member, reason);
+            }
+            MeshEvent::MemberSuspect(member) => {
+                record(EventKind::MemberSuspect, member, "it failed a probe");
+            }
+            MeshEvent::MemberDown(member) => {
+                record(EventKind::MemberDown, member, "it did not refute a suspicion in time");
+                // A connection that lasted through a cut waits for a timer of its own before it
+                // sends again; a fresh dial does not.
+                self.pool.close(member, None);
+            }
+            MeshEvent::MemberLeft(member) => {
+                record(EventKind::MemberLeft, member, "it said goodbye");
+            }
+            MeshEvent::MemberRestarting(member) => {
+                record(EventKind::MemberRestarting, member, "it announced a restart");
+            }
+            MeshEvent::MemberRenewed { member, epoch } => {
+                record(EventKind::MemberRenewed, member, &format!("epoch {epoch}"));
+            }
+            MeshEvent::Renewed(epoch) => {
+                let reason = format!("declared down elsewhere, back with epoch {epoch}");
+                record(EventKind::MemberRenewed, self.pool.me(), &reason);
+            }
+            MeshEvent::Outbid(epoch) => {
+                let reason = format!("another process with this key published epoch {epoch}");
+                record(EventKind::DuplicateKey, self.pool.me(), &reason);
+            }
+            MeshEvent::EpochsNeeded { at_least } => {
+                self.epochs_needed = Some(at_least);
+                self.durable_due = Some(now);
+            }
+            MeshEvent::InstanceAdded { member, instance } => {
+                let on = format!("exposed at {}", self.name_of(member));
+                self.events.record(EventKind::InstanceAdded, instance, on);
+            }
+            MeshEvent::InstanceRemoved { member, instance } => {
+                let on = format!("withdrawn at {}", self.name_of(member));
+                self.events.record(EventKind::InstanceRemoved, instance, on);
+            }
+            MeshEvent::InstanceChanged { member, instance } => {
+                let on = format!("changed at {}", self.name_of(member));
+                self.events.record(EventKind::InstanceChanged, instance, on);
+            }
+            MeshEvent::EntryAccepted(_) => {
+                self.durable_due.get_or_insert(now + DURABLE_INTERVAL);
+            }
+            MeshEvent::EntryRefused { from, reason } => {
+                self.metrics.count_entry_refused(reason);
+                record(EventKind::EntryRefused, from, reason);
+            }
+            MeshEvent::EntryQuarantined { key, hash } => {
+                self.metrics.count_entry_refused("quarantined");
+                let reason = format!("{:?} with payload {hash} cannot be read", key.kind);
+                record(EventKind::EntryQuarantined, key.owner, &reason);
+            }
+            MeshEvent::Equivocation(key) => {
+                self.metrics.count_entry_refused("equivocation");
+                let reason = format!("two payloads of {:?} under one number", key.kind);
+                record(EventKind::EntryRefused, key.owner, &reason);
+            }
+            MeshEvent::NameConflict { name, members } => {
+                let reason = format!("{} and {} hold it", members[0], members[1]);
+                self.events.record(EventKind::NameConflict, name, reason);
+            }
+            MeshEvent::Dropped { from, reason } => {
+                self.metrics.count_gossip_dropped(reason);
+                debug!(member = %from, reason, "gossip dropped");
+            }
+            MeshEvent::Isolated => {
+                record(EventKind::Isolated, self.pool.me(), "nobody is heard; routes are kept");
+            }
+            MeshEvent::Healed => {
+                record(EventKind::Healed, self.pool.me(), "others are heard again")
+            }
+        }
+    }
+
+    fn measure(&mut self, began: Moment) {
+        let now = self.clock.now();
+        if now.since(self.turn_max_since) > Duration::from_secs(60) {
+            (self.turn_max, self.turn_max_since) = (Duration::ZERO, now);
+        }
+        self.turn_max = self.turn_max.max(now.since(began));
+        self.metrics.gossip_turn_max.set(self.turn_max.as_secs_f64());
+    }
+
+    /// Gives what was said last some time to leave, then closes everything.
+    async fn say_goodbye(&mut self) {
+        self.drain(self.clock.now());
+        let end = self.clock.now() + GOODBYE_TIME;
+        // Deliveries and dials under way need this task to hear of their ends.
+        while self.clock.now() < end {
+            let wake = tokio::time::timeout_at(self.clock.instant(end), self.wait()).await;
+            if let Ok(Turn::Stop(_)) = wake.map(|wake| self.turn(wake)) {
+                break;
+            }
+        }
+        self.hand_over();
+        self.pool.close_all();
+    }
+}

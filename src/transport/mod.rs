@@ -1,0 +1,18 @@
+//! One UDP port, QUIC, mutual TLS: the socket, its three planes, tunnels, the gossip driver.
+
+mod accepted;
+mod credit;
+mod endpoint;
+pub mod enrolment;
+pub mod gossip;
+mod peers;
+mod planes;
+mod socket;
+pub mod tunnel;
+
+pub use accepted::Accepted;
+pub use endpoint::{
+    AcceptError, BindError, DialError, Endpoint, HANDSHAKE_TIME_MAX, HANDSHAKES_MAX, Incoming,
+    Limits, PlaneQueues, RETRY_ABOVE, refusal,
+};
+pub use peers::{Link, Peers};

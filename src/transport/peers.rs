@@ -1,0 +1,280 @@
+//! One data connection to each peer that this member calls: dialled once, shared, watched, dropped
+//! when it rests.
+//!
+//! The other direction has a connection of its own, dialled by the peer, so simultaneous dials need
+//! no decision. What is seen here of a member (it answered, it cannot be reached, it has fallen
+//! silent) goes to the gossip driver as [`Evidence`]: the data path notices long before SWIM does.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use quinn::{Connection, VarInt};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use tracing::debug;
+
+use super::credit::Credit;
+use super::endpoint::{DialError, Endpoint, refusal};
+use super::tunnel::{self, OpenError, TunnelReader, TunnelWriter};
+use crate::mesh::Evidence;
+use crate::model::MemberId;
+use crate::runtime::TaskGroup;
+use crate::telemetry::Metrics;
+use crate::tls::Plane;
+
+/// How long a dial of the data plane may take: shorter than any handshake's limit, so that a call
+/// still has time for other instances.
+const DIAL_TIME_MAX: Duration = Duration::from_millis(1_500);
+/// How often connections are looked at.
+const TICK: Duration = Duration::from_millis(100);
+/// Ticks without a packet after which a peer is silent. Both sides keep alive every 500 ms.
+const SILENT_TICKS: u32 = 8;
+/// Ticks without a stream after which a connection is closed: 60 s.
+const REST_TICKS_MAX: u32 = 600;
+/// Ticks between two samples of the round trip, and between two words of evidence on one peer.
+const SAMPLE_TICKS: u32 = 10;
+
+/// A data connection that this member dialled.
+#[derive(Debug)]
+pub struct Link {
+    connection: Connection,
+    credit: Credit,
+    member: MemberId,
+    evidence: mpsc::Sender<(MemberId, Evidence)>,
+    /// Set while nothing has been heard for [`SILENT_TICKS`].
+    silent: watch::Sender<bool>,
+    /// Whether the peer answered since the last word of evidence.
+    has_answered: AtomicBool,
+}
+
+impl Link {
+    /// Opens a tunnel.
+    pub async fn open(&self) -> Result<(TunnelWriter, TunnelReader), OpenError> {
+        let (place, _) = self.credit.enter(&self.connection);
+        tunnel::open(&self.connection, place).await
+    }
+
+    /// Notes that the peer answered a call.
+    pub fn note_answer(&self) {
+        self.has_answered.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the peer has not been heard for 800 ms. New calls had better go elsewhere.
+    pub fn is_silent(&self) -> bool {
+        *self.silent.borrow()
+    }
+
+    /// Returns once the peer is silent. Cancel safe.
+    pub async fn silent(&self) {
+        // The sender lives in self: the channel cannot be closed while we wait.
+        let _ = self.silent.subscribe().wait_for(|is_silent| *is_silent).await;
+    }
+
+    /// Whether the peer refused our certificate after all: then it has read no stream of ours.
+    pub fn was_refused(&self) -> bool {
+        self.connection.close_reason().is_some_and(|error| refusal(&error).is_some())
+    }
+
+    /// Round trip, as the congestion controller sees it.
+    pub fn rtt(&self) -> Duration {
+        self.connection.rtt()
+    }
+
+    fn tell(&self, evidence: Evidence) {
+        let _ = self.evidence.try_send((self.member, evidence)); // a full queue: others will come
+    }
+}
+
+type Dialled = Option<Result<Arc<Link>, DialError>>;
+
+#[derive(Debug)]
+enum Slot {
+    Dialling(watch::Receiver<Dialled>),
+    Open(Arc<Link>),
+}
+
+/// The data connections that this member dialled. Lives on the data thread.
+#[derive(Clone)]
+pub struct Peers {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    endpoint: Endpoint,
+    metrics: Metrics,
+    tasks: TaskGroup,
+    evidence: mpsc::Sender<(MemberId, Evidence)>,
+    slots: Mutex<BTreeMap<MemberId, Slot>>,
+    ticks: AtomicU32,
+}
+
+impl Peers {
+    /// No connections yet. `evidence` is told what is seen of members; words that find it full are
+    /// dropped.
+    pub fn new(
+        endpoint: Endpoint,
+        metrics: Metrics,
+        tasks: TaskGroup,
+        evidence: mpsc::Sender<(MemberId, Evidence)>,
+    ) -> Self {
+        let (slots, ticks) = (Mutex::default(), AtomicU32::new(0));
+        let inner = Inner { endpoint, metrics, tasks, evidence, slots, ticks };
+        let peers = Self { inner: Arc::new(inner) };
+        peers.inner.tasks.spawn("watch data connections", peers.clone().watch());
+        peers
+    }
+
+    /// The connection to `member`, dialled at `address` unless it is there. Callers at the same
+    /// time share one dial, which goes on when they give up.
+    pub async fn link(
+        &self,
+        member: MemberId,
+        address: SocketAddr,
+    ) -> Result<Arc<Link>, DialError> {
+        let mut dialled = {
+            let mut slots = self.inner.slots.lock();
+            match slots.get(&member) {
+                Some(Slot::Open(link)) if link.connection.close_reason().is_none() => {
+                    return Ok(Arc::clone(link));
+                }
+                Some(Slot::Dialling(dialled)) => dialled.clone(),
+                _ => {
+                    let dialled = self.dial(member, address);
+                    slots.insert(member, Slot::Dialling(dialled.clone()));
+                    dialled
+                }
+            }
+        };
+        match dialled.wait_for(Option::is_some).await.map(|outcome| outcome.clone()) {
+            Ok(Some(outcome)) => outcome,
+            _ => Err(DialError::Timeout), // the group is stopped
+        }
+    }
+
+    /// Whether `member` was connected and has not been heard for 800 ms.
+    pub fn is_silent(&self, member: &MemberId) -> bool {
+        let slots = self.inner.slots.lock();
+        matches!(slots.get(member), Some(Slot::Open(link)) if link.is_silent())
+    }
+
+    /// How many connections are open.
+    pub fn len(&self) -> usize {
+        self.inner.slots.lock().values().filter(|slot| matches!(slot, Slot::Open(_))).count()
+    }
+
+    /// Whether none is open.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn dial(&self, member: MemberId, address: SocketAddr) -> watch::Receiver<Dialled> {
+        let (report, dialled) = watch::channel(None);
+        let inner = Arc::clone(&self.inner);
+        self.inner.tasks.spawn_connection("dial", async move {
+            let outcome = inner.connect(member, address).await;
+            let evidence = match &outcome {
+                Ok(_) => Evidence::Answered,
+                Err(_) => Evidence::Failed,
+            };
+            let _ = inner.evidence.try_send((member, evidence)); // a full queue: others will come
+            let mut slots = inner.slots.lock();
+            match &outcome {
+                Ok(link) => slots.insert(member, Slot::Open(Arc::clone(link))),
+                Err(error) => {
+                    debug!(peer = %member, %address, %error, "data dial failed");
+                    slots.remove(&member)
+                }
+            };
+            drop(slots);
+            report.send_replace(Some(outcome));
+        });
+        dialled
+    }
+
+    async fn watch(self) {
+        let mut ticks = interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut watched: BTreeMap<usize, Watched> = BTreeMap::new();
+        loop {
+            ticks.tick().await;
+            let now = self.inner.ticks.fetch_add(1, Ordering::Relaxed) + 1;
+            self.inner.look(now, &mut watched);
+        }
+    }
+}
+
+/// What the last look at a connection saw.
+#[derive(Clone, Copy, Debug)]
+struct Watched {
+    datagrams: u64,
+    heard_at: u32,
+    used_at: u32,
+    seen_at: u32,
+}
+
+impl Inner {
+    async fn connect(&self, member: MemberId, address: SocketAddr) -> Result<Arc<Link>, DialError> {
+        let dial = self.endpoint.connect(Plane::Data, address, Some(member));
+        let connection = timeout(DIAL_TIME_MAX, dial).await.map_err(|_| DialError::Timeout)??;
+        Ok(Arc::new(Link {
+            connection,
+            credit: Credit::default(),
+            member,
+            evidence: self.evidence.clone(),
+            silent: watch::Sender::new(false),
+            has_answered: AtomicBool::new(false),
+        }))
+    }
+
+    /// Looks at every connection: notices silence, tells answers, takes away what is gone or rests.
+    fn look(&self, now: u32, watched: &mut BTreeMap<usize, Watched>) {
+        self.slots.lock().retain(|_, slot| {
+            let Slot::Open(link) = slot else { return true };
+            if link.connection.close_reason().is_some() {
+                if !link.is_silent() {
+                    link.tell(Evidence::Failed);
+                }
+                return false;
+            }
+            let datagrams = link.connection.stats().udp_rx.datagrams;
+            let fresh = Watched { datagrams, heard_at: now, used_at: now, seen_at: now };
+            let seen = watched.entry(link.connection.stable_id()).or_insert(fresh);
+            seen.seen_at = now;
+            if seen.datagrams != datagrams {
+                (seen.datagrams, seen.heard_at) = (datagrams, now);
+            }
+            if Arc::strong_count(link) > 1 {
+                seen.used_at = now; // somebody beside this table holds it
+            }
+            if now - seen.used_at > REST_TICKS_MAX {
+                link.connection.close(VarInt::from_u32(0), b"resting");
+                return false;
+            }
+            self.judge(link, now, now - seen.heard_at > SILENT_TICKS);
+            true
+        });
+        watched.retain(|_, seen| seen.seen_at == now);
+    }
+
+    fn judge(&self, link: &Link, now: u32, is_silent: bool) {
+        let has_changed = link.silent.send_if_modified(|was| {
+            let has_changed = *was != is_silent;
+            *was = is_silent;
+            has_changed
+        });
+        if has_changed {
+            debug!(peer = %link.member, is_silent, "data connection");
+            link.tell(if is_silent { Evidence::Failed } else { Evidence::Answered });
+        }
+        if now.is_multiple_of(SAMPLE_TICKS) {
+            if link.has_answered.swap(false, Ordering::Relaxed) {
+                link.tell(Evidence::Answered);
+            }
+            self.metrics.tunnel_rtt.observe(link.rtt().as_secs_f64());
+        }
+    }
+}

@@ -1,0 +1,433 @@
+//! One tunnel: a QUIC stream that carries one connection between two agents.
+//!
+//! The caller writes a header and at once, without waiting, the first bytes. The far agent answers
+//! with one frame, [`Answer::Accepted`] or a [`Refusal`], before anything else:
+//!
+//! ```text
+//! header   length (2 bytes, big-endian, at most 1,024), then a versioned value of `wire`
+//! answer   1 accepted | 2 refused, code (1), length (1), reason
+//! ```
+//!
+//! Two rules hold here. *A refusal proves that no byte reached the application*: the far agent
+//! refuses only before its first write to it. *A cut tunnel never looks complete*: quinn finishes a
+//! stream that is dropped, so both halves live in guards that reset unless they were ended.
+
+use std::time::Duration;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use quinn::{Connection, ReadError, RecvStream, SendStream, StoppedError, VarInt, WriteError};
+use serde::{Deserialize, Serialize};
+use tokio::time::timeout;
+
+use super::credit::Place;
+use crate::model::{InstanceId, ServiceName};
+use crate::wire::{self, WireError};
+
+/// Longest header, in bytes. Three names and a few numbers take 200.
+pub const HEADER_LEN_MAX: usize = 1_024;
+/// How long an accepted stream may take to say its header.
+pub const HEADER_TIME_MAX: Duration = Duration::from_secs(10);
+
+/// How long opening waits for the peer to grant another stream.
+const GRANT_TIME_MAX: Duration = Duration::from_secs(1);
+const REASON_LEN_MAX: usize = 120;
+const ACCEPTED: u8 = 1;
+const REFUSED: u8 = 2;
+
+/// What the caller wants.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Header {
+    /// The service.
+    pub service: ServiceName,
+    /// The instance that the caller picked.
+    pub instance: InstanceId,
+    /// As which local service the caller calls. `None`: as the member itself, which the
+    /// certificate proves.
+    pub source: Option<ServiceName>,
+    /// How the bytes are to be treated.
+    pub mode: Mode,
+}
+
+impl wire::Payload for Header {}
+
+/// How the far agent treats the bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mode(pub u8);
+
+impl Mode {
+    /// Carried unread.
+    pub const SPLICE: Self = Self(0);
+}
+
+impl Header {
+    /// The header as it travels.
+    pub fn encode(&self) -> Result<Bytes, WireError> {
+        let payload = wire::encode_payload(self)?;
+        if payload.len() > HEADER_LEN_MAX {
+            return Err(WireError::TooLong { len: payload.len() });
+        }
+        let mut frame = BytesMut::with_capacity(2 + payload.len());
+        frame.put_u16(payload.len() as u16); // at most HEADER_LEN_MAX
+        frame.put_slice(&payload);
+        Ok(frame.freeze())
+    }
+}
+
+/// What the far agent says to a header.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// The instance is connected; its bytes follow.
+    Accepted,
+    /// No byte has reached the instance.
+    Refused(Refusal),
+}
+
+/// A tunnel that the far agent did not open. No byte has reached the application.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{code}: {reason}")]
+pub struct Refusal {
+    /// Why, for programs.
+    pub code: RefusalCode,
+    /// Why, for people.
+    pub reason: String,
+}
+
+impl Refusal {
+    /// A refusal with its reason.
+    pub fn new(code: RefusalCode, reason: impl Into<String>) -> Self {
+        Self { code, reason: reason.into() }
+    }
+
+    fn encode(&self) -> Bytes {
+        let mut len = self.reason.len().min(REASON_LEN_MAX);
+        while !self.reason.is_char_boundary(len) {
+            len -= 1;
+        }
+        let mut frame = BytesMut::with_capacity(3 + len);
+        frame.put_slice(&[REFUSED, self.code.0, len as u8]); // at most REASON_LEN_MAX
+        frame.put_slice(&self.reason.as_bytes()[..len]);
+        frame.freeze()
+    }
+}
+
+/// Why a tunnel was refused. Codes of a newer version print as their number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RefusalCode(pub u8);
+
+impl RefusalCode {
+    /// The instance is not served here any more. Fault: a stale catalogue.
+    pub const NOT_SERVED: Self = Self(1);
+    /// The instance or its agent takes nothing new. Fault: nobody's.
+    pub const DRAINING: Self = Self(2);
+    /// The instance does not accept connections. Fault: the instance.
+    pub const UNREACHABLE: Self = Self(3);
+    /// The agent or the instance has too much to do. Fault: load.
+    pub const OVERFLOW: Self = Self(4);
+    /// A rule forbids it. Fault: the operator, or the caller.
+    pub const DENIED: Self = Self(5);
+    /// The header cannot be read, or asks for what this version cannot do. Fault: the caller.
+    pub const UNSUPPORTED: Self = Self(6);
+
+    /// Whether another instance may answer differently: all but a rule, which is the same
+    /// everywhere.
+    pub fn is_retryable(self) -> bool {
+        self != Self::DENIED
+    }
+
+    /// A fixed word for metrics and events.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::NOT_SERVED => "not_served",
+            Self::DRAINING => "draining",
+            Self::UNREACHABLE => "unreachable",
+            Self::OVERFLOW => "overflow",
+            Self::DENIED => "denied",
+            Self::UNSUPPORTED => "unsupported",
+            Self(_) => "refused",
+        }
+    }
+}
+
+impl std::fmt::Display for RefusalCode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// Why a tunnel is reset, as the QUIC application error code of its stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum ResetCode {
+    /// The connection behind the other half was cut.
+    Cut = 1,
+    /// Its reader took nothing for so long that its memory was needed.
+    Stalled = 2,
+    /// The agent ended before the stream did.
+    Closing = 3,
+    /// The header or the answer was not understood.
+    Malformed = 4,
+}
+
+impl From<ResetCode> for VarInt {
+    fn from(code: ResetCode) -> Self {
+        VarInt::from_u32(code as u32)
+    }
+}
+
+/// A tunnel could not be opened on this connection. Nothing was sent.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OpenError {
+    /// The peer grants no further stream. Fault: load. Retry: on another instance.
+    #[error("peer granted no stream within {GRANT_TIME_MAX:?}")]
+    Overflow,
+    /// The connection is gone. Fault: peer or network. Retry: on a new connection.
+    #[error("connection lost: {0}")]
+    Lost(#[from] quinn::ConnectionError),
+}
+
+/// A tunnel ended otherwise than by its end.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TunnelError {
+    /// The peer wants no more of our bytes; its own may still come.
+    #[error("peer stopped reading (code {0})")]
+    Stopped(VarInt),
+    /// The peer cut it.
+    #[error("peer reset (code {0})")]
+    Reset(VarInt),
+    /// The connection is gone.
+    #[error("connection lost: {0}")]
+    Lost(quinn::ConnectionError),
+    /// What came is no header or no answer.
+    #[error("malformed {0}")]
+    Malformed(&'static str),
+}
+
+impl From<ReadError> for TunnelError {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::Reset(code) => Self::Reset(code),
+            ReadError::ConnectionLost(error) => Self::Lost(error),
+            _ => Self::Lost(quinn::ConnectionError::LocallyClosed), // closed by us, or 0-RTT
+        }
+    }
+}
+
+impl From<WriteError> for TunnelError {
+    fn from(error: WriteError) -> Self {
+        match error {
+            WriteError::Stopped(code) => Self::Stopped(code),
+            WriteError::ConnectionLost(error) => Self::Lost(error),
+            _ => Self::Lost(quinn::ConnectionError::LocallyClosed), // closed by us, or 0-RTT
+        }
+    }
+}
+
+/// Opens a tunnel: nothing is sent before the first write.
+pub(super) async fn open(
+    connection: &Connection,
+    place: Place,
+) -> Result<(TunnelWriter, TunnelReader), OpenError> {
+    match timeout(GRANT_TIME_MAX, connection.open_bi()).await {
+        Ok(Ok((send, receive))) => Ok((TunnelWriter::new(send), TunnelReader::new(receive, place))),
+        Ok(Err(error)) => Err(error.into()),
+        Err(_) => Err(OpenError::Overflow),
+    }
+}
+
+/// Our bytes to the peer. Dropped before its end it resets.
+#[derive(Debug)]
+pub struct TunnelWriter {
+    inner: SendStream,
+    drop_code: ResetCode,
+    is_ended: bool,
+}
+
+impl TunnelWriter {
+    pub(super) fn new(inner: SendStream) -> Self {
+        Self { inner, drop_code: ResetCode::Cut, is_ended: false }
+    }
+
+    /// Writes some of `chunk` and leaves in it what is still to be written. Cancel safe.
+    pub async fn write_some(&mut self, chunk: &mut Bytes) -> Result<(), TunnelError> {
+        self.inner.write_chunks(std::slice::from_mut(chunk)).await?;
+        Ok(())
+    }
+
+    /// Writes all of `chunk`. Not cancel safe.
+    pub async fn write(&mut self, mut chunk: Bytes) -> Result<(), TunnelError> {
+        while !chunk.is_empty() {
+            self.write_some(&mut chunk).await?;
+        }
+        Ok(())
+    }
+
+    /// The end of our bytes: the peer reads all of them and then an end.
+    pub fn end(&mut self) {
+        let _ = self.inner.finish(); // fails only on a stream that is ended or reset already
+        self.is_ended = true;
+    }
+
+    /// Returns true once the peer has all bytes up to the end; false when it never will.
+    pub async fn delivered(&self) -> bool {
+        let outcome: Result<_, StoppedError> = self.inner.stopped().await;
+        self.is_ended && outcome == Ok(None)
+    }
+
+    /// Says that it accepts the tunnel.
+    pub async fn accept(&mut self) -> Result<(), TunnelError> {
+        self.write(Bytes::from_static(&[ACCEPTED])).await
+    }
+
+    /// Says why it does not, as the only thing on this tunnel. Returns when the peer has heard it.
+    pub async fn refuse(mut self, refusal: &Refusal) -> Result<(), TunnelError> {
+        self.write(refusal.encode()).await?;
+        self.end();
+        self.delivered().await;
+        Ok(())
+    }
+
+    /// What the peer is told should this be dropped before its end.
+    pub fn set_drop_code(&mut self, code: ResetCode) {
+        self.drop_code = code;
+    }
+}
+
+impl Drop for TunnelWriter {
+    fn drop(&mut self) {
+        if !self.is_ended {
+            let _ = self.inner.reset(self.drop_code.into()); // already gone: nothing to reset
+        }
+    }
+}
+
+/// The peer's bytes to us. Dropped before its end it asks the peer to stop.
+#[derive(Debug)]
+pub struct TunnelReader {
+    inner: RecvStream,
+    is_ended: bool,
+    _place: Place,
+}
+
+impl TunnelReader {
+    pub(super) fn new(inner: RecvStream, place: Place) -> Self {
+        Self { inner, is_ended: false, _place: place }
+    }
+
+    /// Reads what is there into `chunks` and says how many it filled; `None` at the end. Cancel
+    /// safe.
+    pub async fn read_chunks(
+        &mut self,
+        chunks: &mut [Bytes],
+    ) -> Result<Option<usize>, TunnelError> {
+        let filled = self.inner.read_chunks(chunks).await?;
+        self.is_ended = filled.is_none();
+        Ok(filled)
+    }
+
+    /// Reads the header that a new tunnel begins with.
+    pub async fn header(&mut self) -> Result<Header, TunnelError> {
+        let mut len = [0; 2];
+        self.fill(&mut len, "header").await?;
+        let len = usize::from(u16::from_be_bytes(len));
+        if len > HEADER_LEN_MAX {
+            return Err(TunnelError::Malformed("header"));
+        }
+        let mut payload = vec![0; len];
+        self.fill(&mut payload, "header").await?;
+        wire::decode_payload(&payload).map_err(|_| TunnelError::Malformed("header"))
+    }
+
+    /// Reads the answer that the peer's bytes begin with. Not cancel safe once a byte has come.
+    pub async fn answer(&mut self) -> Result<Answer, TunnelError> {
+        let mut kind = [0];
+        self.fill(&mut kind, "answer").await?;
+        match kind[0] {
+            ACCEPTED => return Ok(Answer::Accepted),
+            REFUSED => {}
+            _ => return Err(TunnelError::Malformed("answer")),
+        }
+        let mut head = [0; 2];
+        self.fill(&mut head, "answer").await?;
+        let [code, len] = head;
+        let mut reason = vec![0; usize::from(len)];
+        self.fill(&mut reason, "answer").await?;
+        let reason = String::from_utf8_lossy(&reason).into_owned();
+        Ok(Answer::Refused(Refusal { code: RefusalCode(code), reason }))
+    }
+
+    /// Wants no more of the peer's bytes.
+    pub fn stop(&mut self, code: ResetCode) {
+        let _ = self.inner.stop(code.into()); // already gone: nothing to stop
+        self.is_ended = true;
+    }
+
+    async fn fill(&mut self, buffer: &mut [u8], what: &'static str) -> Result<(), TunnelError> {
+        self.inner.read_exact(buffer).await.map_err(|error| match error {
+            quinn::ReadExactError::FinishedEarly(_) => TunnelError::Malformed(what),
+            quinn::ReadExactError::ReadError(error) => error.into(),
+        })
+    }
+}
+
+impl Drop for TunnelReader {
+    fn drop(&mut self) {
+        if !self.is_ended {
+            self.stop(ResetCode::Cut);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header() -> Header {
+        Header {
+            service: "web".parse().unwrap(),
+            instance: "web-1".parse().unwrap(),
+            source: Some("checkout".parse().unwrap()),
+            mode: Mode::SPLICE,
+        }
+    }
+
+    #[test]
+    fn frames_are_frozen() {
+        // Agents of neighbouring versions speak these bytes to each other.
+        assert_eq!(
+            &header().encode().unwrap()[..],
+            b"\x00\x16\x01\x03web\x05web-1\x01\x08checkout\x00"
+        );
+        let refusal = Refusal::new(RefusalCode::DRAINING, "bye");
+        assert_eq!(&refusal.encode()[..], b"\x02\x02\x03bye");
+    }
+
+    #[test]
+    fn longest_names_fit_the_header_and_long_reasons_are_cut_between_characters() {
+        let name = "x".repeat(63);
+        let header = Header {
+            service: name.parse().unwrap(),
+            instance: name.parse().unwrap(),
+            source: Some(name.parse().unwrap()),
+            mode: Mode(255),
+        };
+        assert!(header.encode().unwrap().len() < HEADER_LEN_MAX);
+        let refusal = Refusal::new(RefusalCode::DENIED, "ä".repeat(200) + "b");
+        assert_eq!(refusal.encode().len(), 3 + REASON_LEN_MAX);
+        let refusal = Refusal::new(RefusalCode::DENIED, "a".to_owned() + &"ä".repeat(200));
+        assert_eq!(refusal.encode().len(), 3 + REASON_LEN_MAX - 1);
+    }
+
+    #[test]
+    fn only_a_rule_is_the_same_on_every_instance() {
+        for code in 0..=255 {
+            assert_eq!(RefusalCode(code).is_retryable(), code != RefusalCode::DENIED.0);
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn junk_is_no_header_and_no_panic(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..300)) {
+            let _ = wire::decode_payload::<Header>(&bytes);
+        }
+    }
+}

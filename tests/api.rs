@@ -1,0 +1,380 @@
+//! The local API over real sockets, with a stand-in for the agent behind it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use murmesh::api::{
+    ApiState, ApiToken, Control, ControlError, InFlight, Local, Problem, Readiness, routes, serve,
+};
+use murmesh::mesh::{Endpoint, EndpointState, MemberView, ServiceView, Snapshot};
+use murmesh::model::{Epoch, MemberId, MemberPhase, MemberState, MeshId, Moment, Protocol, Weight};
+use murmesh::runtime::clock::Clock;
+use murmesh::runtime::{Shutdown, TaskGroup};
+use murmesh::telemetry::{Door, EventKind, EventLog, Metrics};
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
+
+const TOKEN: &str = "0123456789abcdef0123456789abcdef";
+const DEADLINE: Duration = Duration::from_secs(10);
+
+struct Api {
+    address: SocketAddr,
+    state: ApiState,
+    readiness: watch::Sender<Readiness>,
+    _tasks: TaskGroup,
+}
+
+fn snapshot() -> Snapshot {
+    let me = MemberId::from_bytes([1; 16]);
+    let member = MemberView {
+        id: me,
+        name: "eins".parse().unwrap(),
+        address: "10.0.0.1:7370".parse().unwrap(),
+        zone: "eu1/a".to_owned(),
+        state: MemberState::Alive,
+        phase: MemberPhase::Running,
+        is_revoked: false,
+        epoch: Epoch(7),
+        version: 3,
+        services: vec!["web".parse().unwrap()],
+        changed_at: Moment::START,
+    };
+    let endpoint = |instance: &str, state| Endpoint {
+        instance: instance.parse().unwrap(),
+        member: me,
+        member_name: member.name.clone(),
+        address: member.address,
+        port: 8080,
+        tags: vec!["v2".to_owned()],
+        weight: Weight(100),
+        state,
+        changed_at: Moment::START,
+    };
+    let service = ServiceView {
+        name: "web".parse().unwrap(),
+        protocol: Protocol::Tcp,
+        endpoints: vec![
+            endpoint("web", EndpointState::Ready),
+            endpoint("web-2", EndpointState::Down),
+        ],
+    };
+    let mut snapshot = Snapshot::default();
+    snapshot.services.insert(service.name.clone(), Arc::new(service));
+    snapshot.members.insert(me, Arc::new(member));
+    snapshot
+}
+
+/// An agent that says yes, except to the instance `nobody`.
+async fn stand_in(mut commands: mpsc::Receiver<Control>) {
+    while let Some(command) = commands.recv().await {
+        match command {
+            Control::Expose { reply, .. }
+            | Control::Leave { reply }
+            | Control::RevokeInvite { reply, .. } => drop(reply.send(Ok(()))),
+            Control::Unexpose { id, reply } => drop(reply.send(match id.as_str() {
+                "nobody" => Err(ControlError::NotFound { what: "instance", name: id.to_string() }),
+                _ => Ok(()),
+            })),
+            Control::Upstream { spec, reply } => drop(reply.send(Ok(spec))),
+            Control::CloseUpstreams { reply, .. } => drop(reply.send(Ok(Vec::new()))),
+            Control::Invite { reply, .. } => drop(reply.send(Err(ControlError::NotIssuer))),
+            Control::Invites { reply } => drop(reply.send(Ok(Vec::new()))),
+        }
+    }
+}
+
+async fn api() -> Api {
+    api_that_forgets_after(Duration::from_secs(72 * 3_600)).await
+}
+
+async fn api_that_forgets_after(forget_after: Duration) -> Api {
+    let (control, commands) = mpsc::channel(8);
+    let (readiness, watched) = watch::channel(Readiness::Ready);
+    let state = ApiState {
+        me: MemberId::from_bytes([1; 16]),
+        name: "eins".parse().unwrap(),
+        mesh: MeshId([9; 32]),
+        snapshot: Arc::new(ArcSwap::from_pointee(snapshot())),
+        local: Arc::new(ArcSwap::from_pointee(Local::default())),
+        in_flight: InFlight::new(|_| 4),
+        readiness: watched,
+        control,
+        events: EventLog::new("eins"),
+        metrics: Metrics::new(),
+        forget_after,
+        settings: Arc::new([]),
+        clock: Clock::new(),
+        token: ApiToken::new(TOKEN),
+    };
+    let tasks = TaskGroup::new(Shutdown::default());
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tasks.spawn("stand-in", stand_in(commands));
+    tasks.spawn("api", serve(listener, state.clone(), tasks.clone()));
+    Api { address, state, readiness, _tasks: tasks }
+}
+
+impl Api {
+    /// Sends raw bytes and reads until the other side ends.
+    async fn raw(&self, request: &str) -> String {
+        let mut stream = TcpStream::connect(self.address).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        timeout(DEADLINE, stream.read_to_end(&mut answer)).await.unwrap().unwrap();
+        String::from_utf8(answer).unwrap()
+    }
+
+    async fn ask(&self, method: &str, path: &str, headers: &str, body: &str) -> (u16, String) {
+        let len = body.len();
+        let answer = self
+            .raw(&format!(
+                "{method} {path} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n\
+                 content-length: {len}\r\n{headers}\r\n{body}",
+                self.address
+            ))
+            .await;
+        let status = answer.split(' ').nth(1).unwrap().parse().unwrap();
+        (status, answer.split_once("\r\n\r\n").unwrap().1.to_owned())
+    }
+
+    async fn get(&self, path: &str) -> Value {
+        let (status, body) = self.ask("GET", path, "", "").await;
+        assert_eq!(status, 200, "{path}: {body}");
+        serde_json::from_str(&body).unwrap()
+    }
+
+    async fn with_token(&self, method: &str, path: &str, body: &str) -> (u16, String) {
+        self.ask(method, path, &format!("authorization: Bearer {TOKEN}\r\n"), body).await
+    }
+}
+
+/// The table is what is served: each of its routes answers, and is none of the two fallbacks.
+#[tokio::test]
+async fn every_route_of_the_table_is_served() {
+    let api = api().await;
+    for (method, path) in routes() {
+        let path = path.replace("{svc}", "web").replace("{id}", &"00".repeat(16));
+        let (status, body) = api.with_token(method.as_str(), &path, "{}").await;
+        assert!(!body.contains("no_route") && status != 405, "{method} {path}: {status} {body}");
+    }
+}
+
+#[tokio::test]
+async fn foreign_hosts_and_origins_are_refused_on_every_route_and_counted() {
+    let api = api().await;
+    let mut asked = 0;
+    for (method, path) in routes().into_iter().chain([(hyper::Method::GET, "/nowhere")]) {
+        let request = |headers: &str| {
+            format!("{method} {path} HTTP/1.1\r\nconnection: close\r\n{headers}\r\n\r\n")
+        };
+        let path = path.replace("{svc}", "web").replace("{id}", "web");
+        let answer = api.raw(&request("host: evil.example")).await;
+        assert!(answer.starts_with("HTTP/1.1 421"), "{method} {path}: {answer}");
+        let answer = api.raw(&request("host: localhost\r\norigin: http://evil.example")).await;
+        assert!(answer.starts_with("HTTP/1.1 403"), "{method} {path}: {answer}");
+        asked += 1;
+    }
+    assert_eq!(api.state.metrics.refused(Door::api, "foreign_host"), asked);
+    assert_eq!(api.state.metrics.refused(Door::api, "foreign_origin"), asked);
+}
+
+#[tokio::test]
+async fn changes_want_the_token_and_reads_do_not() {
+    let api = api().await;
+    let expose = r#"{"name":"web","to":"127.0.0.1:8080"}"#;
+    let (status, body) = api.ask("POST", "/v1/mesh/expose", "", expose).await;
+    let problem: Problem = serde_json::from_str(&body).unwrap();
+    assert_eq!((status, problem.status, problem.kind.as_str()), (401, 401, "urn:murmesh:token"));
+    assert!(problem.detail.contains("api.token"), "says what to try: {}", problem.detail);
+    assert_eq!(api.state.metrics.refused(Door::api, "token"), 1);
+    let (status, body) = api.with_token("POST", "/v1/mesh/expose", expose).await;
+    assert_eq!(status, 201, "{body}");
+    assert!(body.contains(r#""port":8080"#), "{body}");
+    let consul = format!("x-consul-token: {TOKEN}\r\n");
+    assert_eq!(api.ask("PUT", "/v1/agent/leave", &consul, "").await.0, 200);
+    assert_eq!(api.ask("GET", "/v1/mesh/config", "", "").await.0, 401);
+    assert_eq!(api.with_token("GET", "/v1/mesh/config", "").await.0, 200);
+}
+
+#[tokio::test]
+async fn listings_have_the_promised_shape() {
+    let api = api().await;
+    let members = api.get("/v1/mesh/members").await;
+    let member = &members[0];
+    for (field, expected) in [
+        ("name", "eins"),
+        ("id", "01010101010101010101010101010101"),
+        ("address", "10.0.0.1:7370"),
+        ("zone", "eu1/a"),
+        ("state", "alive"),
+    ] {
+        assert_eq!(member[field], expected, "{field}");
+    }
+    assert_eq!((&member["revoked"], &member["draining"]), (&false.into(), &false.into()));
+    assert_eq!((&member["epoch"], &member["version"]), (&7.into(), &3.into()));
+    assert_eq!(member["services"], serde_json::json!(["web"]));
+    assert!(member["age_ms"].is_u64());
+
+    let services = api.get("/v1/mesh/services").await;
+    let expected = serde_json::json!([
+        { "name": "web", "protocol": "tcp", "instances": 2, "ready": 1 }
+    ]);
+    assert_eq!(services, expected);
+
+    let endpoints = api.get("/v1/mesh/endpoints/web").await;
+    let row = endpoints[0].as_object().unwrap();
+    for field in [
+        "service",
+        "instance",
+        "node",
+        "address",
+        "state",
+        "reason",
+        "weight",
+        "tags",
+        "inflight",
+        "latency_ms",
+        "age_ms",
+    ] {
+        assert!(row.contains_key(field), "{field}");
+    }
+    assert_eq!((&endpoints[0]["inflight"], &endpoints[1]["state"]), (&4.into(), &"down".into()));
+    assert_eq!(api.get("/v1/mesh/endpoints/nobody").await, serde_json::json!([]));
+
+    assert_eq!(api.get("/v1/agent/self").await["Config"]["Datacenter"], "eu1");
+    assert_eq!(api.get("/v1/agent/members").await[0]["Status"], 1);
+}
+
+/// Gone for longer than `join.forget_after`: out of the listing. Alive: never.
+#[tokio::test]
+async fn members_gone_for_long_are_hidden_from_listings() {
+    let api = api_that_forgets_after(Duration::ZERO).await;
+    let mut gone = snapshot();
+    let me = gone.members.values().next().unwrap().as_ref().clone();
+    let other = MemberId::from_bytes([2; 16]);
+    let view = MemberView { id: other, state: MemberState::Down, ..me };
+    gone.members.insert(other, Arc::new(view));
+    api.state.snapshot.store(Arc::new(gone));
+    let members = api.get("/v1/mesh/members").await;
+    assert_eq!(members.as_array().unwrap().len(), 1);
+    assert_eq!(members[0]["me"], true);
+}
+
+#[tokio::test]
+async fn problems_say_what_to_try() {
+    let api = api().await;
+    for (method, path, body, status, word, hint) in [
+        ("GET", "/v1/mesh/breakers", "", 404, "not_yet", "later version"),
+        ("GET", "/v1/catalog/services", "", 404, "not_yet", "later version"),
+        ("GET", "/v1/mash", "", 404, "no_route", "/v1/mesh/members"),
+        ("PATCH", "/v1/mesh/members", "", 405, "method", "PATCH"),
+        ("GET", "/v1/mesh/endpoints/No_Name", "", 400, "malformed", "No_Name"),
+        ("GET", "/v1/mesh/events?since=soon", "", 400, "malformed", "30m"),
+        ("POST", "/v1/mesh/expose", "{", 400, "malformed", "line 1"),
+        (
+            "POST",
+            "/v1/mesh/expose",
+            r#"{"name":"a","to":"1","allow":[]}"#,
+            400,
+            "malformed",
+            "allow",
+        ),
+        (
+            "POST",
+            "/v1/mesh/expose",
+            r#"{"name":"a","to":"1","protocol":"http"}"#,
+            400,
+            "malformed",
+            "not available yet",
+        ),
+        (
+            "POST",
+            "/v1/mesh/upstream",
+            r#"{"service":"a","listen":"0.0.0.0:1"}"#,
+            400,
+            "malformed",
+            "loopback",
+        ),
+        ("DELETE", "/v1/mesh/upstream", "", 400, "malformed", "?service"),
+        ("DELETE", "/v1/mesh/expose/nobody", "", 404, "not_found", "nobody"),
+        ("POST", "/v1/mesh/invites", "{}", 403, "not_issuer", "init"),
+        ("POST", "/v1/mesh/invites", r#"{"ttl":"1"}"#, 400, "malformed", "unit"),
+    ] {
+        let (answered, text) = api.with_token(method, path, body).await;
+        let problem: Problem = serde_json::from_str(&text).unwrap_or_else(|_| panic!("{text}"));
+        assert_eq!((answered, problem.kind), (status, format!("urn:murmesh:{word}")), "{text}");
+        assert!(problem.detail.contains(hint), "{path}: {}", problem.detail);
+    }
+}
+
+#[tokio::test]
+async fn a_body_over_the_limit_is_refused() {
+    let api = api().await;
+    let (status, _) = api.with_token("POST", "/v1/mesh/expose", &"x".repeat(70_000)).await;
+    assert_eq!(status, 413);
+}
+
+#[tokio::test]
+async fn readiness_is_the_agents_word() {
+    let api = api().await;
+    assert_eq!(api.ask("GET", "/ready", "", "").await.0, 200);
+    api.readiness.send(Readiness::NotReady("no seed answers yet")).unwrap();
+    let (status, body) = api.ask("GET", "/ready", "", "").await;
+    assert_eq!(status, 503);
+    assert!(body.contains("no seed answers yet"), "{body}");
+    assert_eq!(api.ask("GET", "/live", "", "").await.0, 200);
+}
+
+#[tokio::test]
+async fn events_come_as_array_lines_and_server_sent_events() {
+    let api = api().await;
+    api.state.events.record(EventKind::MemberUp, "zwei", "answered");
+    let array = api.get("/v1/mesh/events?since=1h").await;
+    assert_eq!((&array[0]["kind"], &array[0]["subject"]), (&"member_up".into(), &"zwei".into()));
+    assert_eq!(api.get("/v1/mesh/events?subject=drei").await, serde_json::json!([]));
+
+    for (query, header, start) in [
+        ("?follow=true&since=1h", "", "{\"at\":"),
+        ("?since=1h", "accept: text/event-stream\r\n", "id: "),
+    ] {
+        let mut stream = TcpStream::connect(api.address).await.unwrap();
+        let request =
+            format!("GET /v1/mesh/events{query} HTTP/1.1\r\nhost: localhost\r\n{header}\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut seen = String::new();
+        read_until(&mut stream, &mut seen, "answered").await;
+        assert!(seen.contains(start), "{seen}");
+        api.state.events.record(EventKind::MemberDown, "drei", "silent");
+        read_until(&mut stream, &mut seen, "member_down").await;
+        assert_eq!(seen.matches("zwei").count(), 1, "told once: {seen}");
+    }
+}
+
+async fn read_until(stream: &mut TcpStream, seen: &mut String, word: &str) {
+    let mut chunk = [0; 4096];
+    while !seen.contains(word) {
+        let len = timeout(DEADLINE, stream.read(&mut chunk)).await.unwrap().unwrap();
+        assert!(len > 0, "ended before '{word}': {seen}");
+        seen.push_str(&String::from_utf8_lossy(&chunk[..len]));
+    }
+}
+
+#[tokio::test]
+async fn metrics_count_members_endpoints_and_refusals() {
+    let api = api().await;
+    api.ask("POST", "/v1/mesh/expose", "", "{}").await;
+    let (status, text) = api.ask("GET", "/metrics", "", "").await;
+    assert_eq!(status, 200);
+    for line in [
+        "murmesh_members{state=\"alive\"} 1",
+        "murmesh_endpoints{service=\"web\",state=\"ready\"} 1",
+        "murmesh_refused_total{door=\"api\",reason=\"token\"} 1",
+    ] {
+        assert!(text.contains(line), "missing {line} in {text}");
+    }
+}

@@ -1,0 +1,291 @@
+//! The commands as people and scripts run them: real processes, real exit codes.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+const VERBS: [&str; 18] = [
+    "demo",
+    "init",
+    "invite",
+    "join",
+    "agent",
+    "expose",
+    "unexpose",
+    "upstream",
+    "status",
+    "members",
+    "services",
+    "endpoints",
+    "events",
+    "leave",
+    "validate",
+    "config",
+    "completions",
+    "man",
+];
+
+fn murmesh(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_murmesh"));
+    for name in ["MURMESH_DATA_DIR", "MURMESH_API", "MURMESH_CONFIG", "MURMESH_JOIN_TOKEN"] {
+        command.env_remove(name);
+    }
+    command.args(arguments).stdin(Stdio::null());
+    command
+}
+
+fn run(arguments: &[&str]) -> Output {
+    murmesh(arguments).output().unwrap()
+}
+
+fn code(output: &Output) -> i32 {
+    output.status.code().unwrap()
+}
+
+fn out(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn err(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+/// An agent of its own, founded in a temporary directory, killed when dropped.
+struct Agent {
+    home: TempDir,
+    child: Child,
+}
+
+impl Agent {
+    fn found() -> Self {
+        let home = tempfile::tempdir().unwrap();
+        let dir = home.path().join("data");
+        let founded = murmesh(&["init", "--name", "eins", "--mesh", "127.0.0.1:0"])
+            .args([Path::new("--data-dir"), &dir])
+            .output()
+            .unwrap();
+        assert_eq!(code(&founded), 0, "{}", err(&founded));
+        Self { child: Self::start(&dir), home }
+    }
+
+    fn start(dir: &Path) -> Child {
+        murmesh(&["agent", "--api", "127.0.0.1:0"])
+            .args([Path::new("--data-dir"), dir])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap()
+    }
+
+    fn dir(&self) -> PathBuf {
+        self.home.path().join("data")
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        murmesh(arguments).args([Path::new("--data-dir"), &self.dir()]).output().unwrap()
+    }
+
+    fn json(&self, arguments: &[&str]) -> Value {
+        let output = self.run(arguments);
+        assert_eq!(code(&output), 0, "{arguments:?}: {}", err(&output));
+        serde_json::from_str(&out(&output)).unwrap()
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn every_command_explains_itself() {
+    let whole = out(&run(&["--help"]));
+    for verb in VERBS {
+        assert!(whole.contains(&format!("  {verb} ")), "{verb} is missing in: {whole}");
+        let help = run(&[verb, "--help"]);
+        assert_eq!(code(&help), 0, "{verb}");
+        assert!(out(&help).contains(&format!("Usage: murmesh {verb}")), "{}", out(&help));
+    }
+    assert!(!whole.contains('\x1b'), "colours are for terminals only");
+}
+
+#[test]
+fn completions_and_manual_are_generated() {
+    for shell in ["bash", "zsh", "fish"] {
+        let script = run(&["completions", shell]);
+        assert_eq!(code(&script), 0);
+        assert!(out(&script).contains("upstream"), "{shell}");
+    }
+    assert!(out(&run(&["man"])).starts_with(".ie"), "roff");
+    assert!(out(&run(&["man", "invite"])).contains("murmesh\\-invite"));
+    assert_eq!(code(&run(&["man", "nothing"])), 64);
+}
+
+#[test]
+fn wrong_command_lines_are_64_and_say_why() {
+    for (line, word) in [
+        (&["memers"][..], "members"),
+        (&["members", "--jsn"], "--json"),
+        (&["events", "--since", "5"], "unit"),
+        (&["expose", "web"], "ADDR"),
+        (&["expose", "Web", "80"], "only a-z"),
+        (&["breakers"], "not available yet"),
+        (&["init", "--deny"], "not available yet"),
+        (&["join", "murmesh1-x"], "not valid"),
+    ] {
+        let home = tempfile::tempdir().unwrap();
+        let output = murmesh(line).env("MURMESH_DATA_DIR", home.path()).output().unwrap();
+        assert_eq!(code(&output), 64, "{line:?}: {}", err(&output));
+        assert!(err(&output).contains(word), "{line:?}: {}", err(&output));
+        assert_eq!(out(&output), "", "{line:?}");
+    }
+}
+
+#[test]
+fn no_agent_is_69_after_waiting_for_it() {
+    let home = tempfile::tempdir().unwrap();
+    let output = murmesh(&["members", "--api", "127.0.0.1:1"])
+        .env("MURMESH_DATA_DIR", home.path())
+        .output()
+        .unwrap();
+    assert_eq!(code(&output), 69);
+    assert!(err(&output).contains("no agent answers at 127.0.0.1:1"), "{}", err(&output));
+}
+
+#[test]
+fn a_file_with_five_faults_is_told_whole() {
+    let home = tempfile::tempdir().unwrap();
+    let path = home.path().join("murmesh.toml");
+    let faulty = "[node]\nname = \"No Name\"\ncolour = 1\n[listen]\nmesh = \"x\"\ndns = \"y\"\n\
+                  [join]\nforget_after = \"3\"\n";
+    std::fs::write(&path, faulty).unwrap();
+    let output = run(&["validate", path.to_str().unwrap()]);
+    assert_eq!(code(&output), 2);
+    for line in [2, 3, 5, 6, 8] {
+        assert!(err(&output).contains(&format!("murmesh.toml:{line}: ")), "{}", err(&output));
+    }
+    assert!(err(&output).contains("5 faults"), "{}", err(&output));
+
+    let agent = run(&["agent", "-c", path.to_str().unwrap(), "--data-dir", "/nowhere"]);
+    assert_eq!((code(&agent), err(&agent)), (2, err(&output)), "the agent tells the same");
+
+    std::fs::write(&path, "[node]\nzone = \"eu1/a\"\n").unwrap();
+    assert_eq!(code(&run(&["validate", path.to_str().unwrap()])), 0);
+    let missing = run(&["validate", "/nowhere/murmesh.toml"]);
+    assert_eq!(code(&missing), 2);
+    assert!(err(&missing).contains("/nowhere/murmesh.toml"), "{}", err(&missing));
+}
+
+#[test]
+fn an_agent_without_identity_or_place_says_what_to_do() {
+    let home = tempfile::tempdir().unwrap();
+    let empty = murmesh(&["agent"]).env("MURMESH_DATA_DIR", home.path()).output().unwrap();
+    assert_eq!(code(&empty), 2);
+    assert!(err(&empty).contains("murmesh init"), "{}", err(&empty));
+    let file = home.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    let unwritable = murmesh(&["init"]).env("MURMESH_DATA_DIR", file.join("x")).output().unwrap();
+    assert_eq!(code(&unwritable), 2);
+    assert!(err(&unwritable).contains("file/x"), "{}", err(&unwritable));
+}
+
+/// One life of an agent, seen through the commands.
+#[test]
+fn a_lone_agent_offers_opens_invites_and_leaves() {
+    let mut agent = Agent::found();
+    let members = agent.json(&["members", "--json"]);
+    assert_eq!((&members[0]["name"], &members[0]["state"]), (&"eins".into(), &"alive".into()));
+
+    let again = agent.run(&["init", "--name", "other"]);
+    assert_eq!(code(&again), 0);
+    assert!(out(&again).starts_with("unchanged"), "{}", out(&again));
+
+    let services = agent.run(&["services"]);
+    assert_eq!((code(&services), out(&services).as_str()), (0, ""), "an empty list is no failure");
+    assert!(err(&services).contains("murmesh expose"), "{}", err(&services));
+    assert_eq!(agent.json(&["services", "--json"]), serde_json::json!([]));
+
+    let exposed = agent.run(&["expose", "web", "127.0.0.1:1", "--tag", "v2", "--weight", "50"]);
+    assert_eq!(code(&exposed), 0, "{}", err(&exposed));
+    assert_eq!(agent.json(&["expose", "--json"])[0]["tags"], serde_json::json!(["v2"]));
+    let http = agent.run(&["expose", "web", "127.0.0.1:1", "--protocol", "http"]);
+    assert_eq!(code(&http), 64);
+    assert!(err(&http).contains("not available yet"), "{}", err(&http));
+    assert_eq!(agent.json(&["endpoints", "web", "--json"])[0]["weight"], 50);
+    assert_eq!(code(&agent.run(&["unexpose", "web"])), 0);
+    assert_eq!(code(&agent.run(&["unexpose", "web"])), 2);
+
+    assert_eq!(code(&agent.run(&["upstream", "db", "127.0.0.1:0"])), 0);
+    let listen = agent.json(&["upstream", "--json"])[0]["listen"].as_str().unwrap().to_owned();
+    assert!(!listen.ends_with(":0"), "the port it got: {listen}");
+    assert_eq!(code(&agent.run(&["upstream", "db", "--off"])), 0);
+    assert_eq!(agent.json(&["upstream", "--json"]), serde_json::json!([]));
+
+    let invite = agent.run(&["invite", "--uses", "2"]);
+    let token = out(&invite);
+    assert!(token.starts_with("murmesh1-") && token.lines().count() == 1, "{token}");
+    let invites = agent.json(&["invite", "list", "--json"]);
+    assert_eq!((&invites[0]["uses"], &invites[0]["state"]), (&2.into(), &"open".into()));
+    let id = invites[0]["id"].as_str().unwrap();
+    assert_eq!(code(&agent.run(&["invite", "revoke", id])), 0);
+
+    let config = agent.json(&["config", "dump", "--json"]);
+    let api = config.as_array().unwrap().iter().find(|row| row["key"] == "listen.api").unwrap();
+    assert_eq!(api["origin"], "flag --api");
+    let events = agent.json(&["events", "--since", "1h", "--json"]);
+    assert!(events.as_array().unwrap().iter().any(|event| event["kind"] == "invite_created"));
+    let status = agent.run(&["status"]);
+    assert!(out(&status).contains("1 alive"), "{}", out(&status));
+
+    let second = Agent::start(&agent.dir()).wait_with_output().unwrap();
+    assert_eq!(second.status.code(), Some(2), "one directory, one agent");
+
+    std::fs::write(agent.dir().join("api.token"), "x".repeat(64)).unwrap();
+    assert_eq!(code(&agent.run(&["invite"])), 77, "not with a wrong token");
+    std::fs::remove_file(agent.dir().join("api.token")).unwrap();
+    assert_eq!(code(&agent.run(&["invite"])), 2);
+
+    terminate(&agent.child);
+    assert_eq!(agent.child.wait().unwrap().code(), Some(0), "the drain completed");
+    assert!(!agent.dir().join("api.addr").exists());
+}
+
+fn terminate(child: &Child) {
+    let id = rustix::process::Pid::from_raw(child.id() as i32).unwrap();
+    rustix::process::kill_process(id, rustix::process::Signal::TERM).unwrap();
+}
+
+#[test]
+fn a_second_machine_joins_by_a_token_from_standard_input() {
+    let first = Agent::found();
+    let token = out(&first.run(&["invite"]));
+    let home = tempfile::tempdir().unwrap();
+    let dir = home.path().join("data");
+    let join = |token: &str| {
+        let mut child = murmesh(&["join", "-", "--name", "zwei", "--mesh", "127.0.0.1:0"])
+            .args([Path::new("--data-dir"), &dir])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all(token.as_bytes()).unwrap();
+        child.wait_with_output().unwrap()
+    };
+    let joined = join(&token);
+    assert_eq!(code(&joined), 0, "{}", err(&joined));
+    assert!(out(&joined).contains("zwei"), "{}", out(&joined));
+    let again = join(&token);
+    assert_eq!(code(&again), 0, "{}", err(&again));
+    assert!(out(&again).starts_with("unchanged"), "{}", out(&again));
+
+    let other = Agent::found();
+    let elsewhere = join(&out(&other.run(&["invite"])));
+    assert_eq!(code(&elsewhere), 2);
+    assert!(err(&elsewhere).contains("belongs to mesh"), "{}", err(&elsewhere));
+}

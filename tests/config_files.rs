@@ -1,0 +1,176 @@
+//! What the user wrote: every fault at once, nothing taken and ignored.
+
+use std::path::PathBuf;
+
+use murmesh::config::{ConfigError, Overrides, Setting, Settings, load, load_texts};
+
+fn read(text: &str) -> Result<Settings, ConfigError> {
+    let nowhere = tempfile::tempdir().unwrap();
+    let overrides = Overrides {
+        data_dir: Some(Setting::default(nowhere.path().to_owned())),
+        ..Overrides::default()
+    };
+    load_texts(vec![(PathBuf::from("murmesh.toml"), text.to_owned())], &overrides)
+}
+
+fn faults(text: &str) -> Vec<String> {
+    match read(text) {
+        Err(ConfigError::Faults(faults)) => faults.iter().map(ToString::to_string).collect(),
+        other => panic!("expected faults, got {other:?}"),
+    }
+}
+
+/// Five faults of five kinds: each is told with its line, key, value and what was expected.
+#[test]
+fn five_faults_are_told_at_once() {
+    let told = faults(
+        r#"[node]
+zone = "eu1 a"
+
+[listen]
+mesh = "0.0.0.0"
+api = "0.0.0.0:7371"
+
+[join]
+forget_after = 72
+
+[[expose]]
+name = "web"
+weight = -1
+"#,
+    );
+    let expected = [
+        r#"murmesh.toml:2: node.zone = "eu1 a": expected at most 64 letters, digits and -_./, for instance eu1/a"#,
+        r#"murmesh.toml:5: listen.mesh = "0.0.0.0": expected ip:port, for instance 0.0.0.0:7370"#,
+        r#"murmesh.toml:6: listen.api = "0.0.0.0:7371": expected a loopback address, for instance 127.0.0.1:7371"#,
+        r#"murmesh.toml:9: join.forget_after = 72: a duration needs a unit, for instance "72s""#,
+        "murmesh.toml:11: expose[0].to: is missing",
+        "murmesh.toml:13: expose[0].weight = -1: expected a whole number from 0 to 10000",
+    ];
+    for line in expected {
+        assert!(told.iter().any(|fault| fault == line), "missing: {line}\nin: {told:#?}");
+    }
+    assert_eq!(told.len(), expected.len());
+}
+
+#[test]
+fn unknown_keys_come_with_a_suggestion() {
+    let told = faults("[listen]\nadvertize = \"10.0.0.1:7370\"\n[nod]\nname = \"a\"\n");
+    assert_eq!(
+        told,
+        [
+            "murmesh.toml:2: listen.advertize: unknown key, did you mean 'advertise'?",
+            "murmesh.toml:3: nod: unknown section, did you mean 'node'?",
+        ]
+    );
+}
+
+/// Keys of later versions, one of each section: refused, never taken and ignored.
+#[test]
+fn keys_of_later_versions_are_refused_as_not_available_yet() {
+    for (text, key) in [
+        ("[node]\ndomain = \"corp\"", "node.domain"),
+        ("[[expose]]\nname = \"a\"\nto = \"80\"\ndrain = \"5s\"", "expose[0].drain"),
+        ("[node]\nvip = \"127.64.0.0/10\"", "node.vip"),
+        ("[listen]\ndns = \"127.0.0.1:7353\"", "listen.dns"),
+        ("[listen]\ngateway = \"127.0.0.1:7380\"", "listen.gateway"),
+        ("[listen]\nmetrics = \"10.0.0.1:7374\"", "listen.metrics"),
+        ("[[expose]]\nname = \"a\"\nto = \"80\"\nallow = [\"b\"]", "expose[0].allow"),
+        ("[[expose]]\nname = \"a\"\nto = \"80\"\nhealth = { tcp = true }", "expose[0].health"),
+        ("[[expose]]\nname = \"a\"\nto = \"80\"\nidempotent = []", "expose[0].idempotent"),
+        ("[[upstream]]\nservice = \"a\"\nlisten = \"80\"\nretry = {}", "upstream[0].retry"),
+        (
+            "[[upstream]]\nservice = \"a\"\nlisten = \"80\"\nbalance = \"maglev\"",
+            "upstream[0].balance",
+        ),
+        ("[gateway]\npublic = \"0.0.0.0:443\"", "gateway"),
+        ("[telemetry]\notlp = \"http://x\"", "telemetry.otlp"),
+        ("[[allow]]\nfrom = \"a\"", "allow"),
+    ] {
+        let told = faults(text);
+        assert_eq!(told.len(), 1, "{told:?}");
+        assert!(told[0].contains(&format!(" {key}")), "{told:?}");
+        assert!(told[0].contains("not available yet"), "{told:?}");
+    }
+    for protocol in ["http", "h2", "grpc", "udp"] {
+        let text = format!("[[expose]]\nname = \"a\"\nto = \"80\"\nprotocol = \"{protocol}\"");
+        assert!(faults(&text)[0].contains("not available yet"), "{protocol}");
+    }
+}
+
+#[test]
+fn values_that_are_no_toml_are_told_with_their_line() {
+    let told = faults("[node]\nname = \"a\"\nzone = \n");
+    assert!(told[0].starts_with("murmesh.toml:3: "), "{told:?}");
+}
+
+#[test]
+fn two_that_want_the_same_are_told_apart() {
+    let told = faults(
+        r#"
+[[expose]]
+name = "web"
+to = "8080"
+[[expose]]
+name = "web"
+to = "8081"
+[[upstream]]
+service = "db"
+listen = "5432"
+[[upstream]]
+service = "cache"
+listen = "127.0.0.1:5432"
+"#,
+    );
+    assert!(told[0].contains("taken by murmesh.toml:2"), "{told:?}");
+    assert!(told[1].contains("taken by murmesh.toml:8"), "{told:?}");
+}
+
+#[test]
+fn entries_for_other_machines_are_refused() {
+    let told = faults("[[upstream]]\nservice = \"db\"\nlisten = \"0.0.0.0:5432\"");
+    assert!(told[0].contains("loopback"), "{told:?}");
+}
+
+/// Flag over environment over file over the data directory over default, and each value says so.
+#[test]
+fn every_value_remembers_where_it_came_from() {
+    let temporary = tempfile::tempdir().unwrap();
+    let config = temporary.path().join("murmesh.toml");
+    std::fs::write(&config, "[node]\nzone = \"eu1/a\"\n\n[listen]\nmesh = \"127.0.0.1:1\"\n")
+        .unwrap();
+    std::fs::create_dir(temporary.path().join("conf.d")).unwrap();
+    std::fs::write(temporary.path().join("conf.d/10.toml"), "[node]\nzone = \"eu2\"\n").unwrap();
+    std::fs::write(
+        temporary.path().join("node.toml"),
+        "mesh = \"127.0.0.1:2\"\nadvertise = \"10.0.0.9:7370\"\nseeds = [\"10.0.0.1:7370\"]\n",
+    )
+    .unwrap();
+    let overrides = Overrides {
+        config: Some(config),
+        data_dir: Some(Setting::default(temporary.path().to_owned())),
+        seeds: vec!["seed.example.com".parse().unwrap()],
+        ..Overrides::default()
+    };
+    let settings = load(&overrides).unwrap();
+    let origin = |key: &str| {
+        let dump = settings.dump();
+        let view = dump.iter().find(|view| view.key == key).unwrap();
+        format!("{} from {}", view.value, view.origin)
+    };
+    let place = temporary.path().display();
+    assert_eq!(origin("node.zone"), format!("\"eu2\" from {place}/conf.d/10.toml:2"));
+    assert_eq!(origin("listen.mesh"), format!("\"127.0.0.1:1\" from {place}/murmesh.toml:5"));
+    assert_eq!(origin("listen.advertise"), "\"10.0.0.9:7370\" from data_dir");
+    assert_eq!(origin("join.seeds"), "[\"seed.example.com:7370\"] from flag --seed");
+    assert_eq!(origin("listen.api"), "\"127.0.0.1:7371\" from default");
+}
+
+/// The example that people copy is one that the agent takes.
+#[test]
+fn the_example_of_the_readme_is_valid() {
+    let readme = include_str!("../README.md");
+    let example = readme.split("```toml\n").nth(1).unwrap().split("```").next().unwrap();
+    let settings = read(example).unwrap();
+    assert!(!settings.exposes.is_empty() && !settings.upstreams.is_empty());
+}

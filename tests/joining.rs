@@ -1,0 +1,361 @@
+//! Coming in, staying out, coming back, going away: whole agents on loopback.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use murmesh::model::MeshId;
+use murmesh::tls::Plane;
+use murmesh::tls::store::DataDir;
+use rustix::process::Signal;
+
+use crate::support::{
+    Agent, Kind, Server, TestMesh, alone, beside_others, check, enrol, eventually, expect_echo,
+    runtime, socks, until,
+};
+
+const SOON: Duration = Duration::from_secs(15);
+
+fn refused(agent: &Agent, door: &str, reason: &str) -> f64 {
+    let labels = [format!("door=\"{door}\""), format!("reason=\"{reason}\"")];
+    agent.metric("murmesh_refused_total", &[&labels[0], &labels[1]])
+}
+
+/// Every file of a directory with its bytes.
+fn contents(directory: &Path) -> BTreeMap<String, Vec<u8>> {
+    let files = fs::read_dir(directory).unwrap().map(Result::unwrap);
+    let files = files.filter(|entry| entry.file_type().unwrap().is_file());
+    files
+        .map(|entry| {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            (name, fs::read(entry.path()).unwrap())
+        })
+        .collect()
+}
+
+#[test]
+fn five_commands_make_a_mesh_of_two_machines() {
+    let _turn = beside_others();
+    let mut mesh = TestMesh::new();
+    let first = Agent::new(&mesh.home, "first");
+    let at = first.mesh.to_string();
+    let told = first.run(&["init", "--name", "first", "--mesh", &at, "--advertise", &at]);
+    let told = format!("{}{}", told.clone().ok(), told.stderr);
+    for word in ["root.key", "operator.key", "first", &at] {
+        assert!(told.contains(word), "init does not print {word}: {told}");
+    }
+    for key in ["root.key", "operator.key", "node.key"] {
+        let mode = fs::metadata(first.data_dir.join(key)).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode, 0o600, "{key}");
+    }
+    first.start();
+    let token = first.run(&["invite"]).ok();
+    assert_eq!(token.lines().count(), 1, "invite prints the token and nothing else: {token:?}");
+    assert!(!token.trim().contains(char::is_whitespace), "{token:?}");
+    mesh.agents.push(first);
+    mesh.join("second", token.trim());
+    for agent in &mesh.agents {
+        agent.wait_alive(2, SOON);
+        let members = agent.get("/v1/mesh/members");
+        for member in members.as_array().unwrap() {
+            for field in ["name", "id", "address", "zone", "state", "epoch", "version"] {
+                assert!(!member[field].is_null(), "no {field} in {member}");
+            }
+            assert!(member["services"].is_array() && member["age_ms"].is_number(), "{member}");
+        }
+    }
+}
+
+#[test]
+fn a_token_is_taken_from_standard_input_and_from_the_environment() {
+    let _turn = beside_others();
+    let mut mesh = TestMesh::new();
+    mesh.found("first");
+    let token = mesh.invite(2);
+    let piped = Agent::new(&mesh.home, "piped");
+    let at = piped.mesh.to_string();
+    let arguments = ["join", "-", "--name", "piped", "--mesh", &at, "--advertise", &at];
+    piped.run_with(&arguments, format!("{token}\n").as_bytes()).ok();
+    let set = Agent::new(&mesh.home, "set");
+    let at = set.mesh.to_string();
+    let mut command = set.command(&["join", "--name", "set", "--mesh", &at, "--advertise", &at]);
+    command.env("MURMESH_JOIN_TOKEN", &token);
+    crate::support::run_program(&mut command, b"", SOON).ok();
+    for agent in [piped, set] {
+        agent.start();
+        mesh.agents.push(agent);
+    }
+    for agent in &mesh.agents {
+        agent.wait_alive(3, SOON);
+    }
+}
+
+#[test]
+fn init_and_join_repeated_change_nothing_and_another_mesh_is_refused() {
+    let _turn = beside_others();
+    let mut mesh = TestMesh::new();
+    let first = Agent::new(&mesh.home, "first");
+    let at = first.mesh.to_string();
+    let init = ["init", "--name", "first", "--mesh", &at, "--advertise", &at];
+    first.run(&init).ok();
+    let before = contents(&first.data_dir);
+    first.run(&init).ok();
+    assert!(before == contents(&first.data_dir), "init repeated changed a file");
+    first.start();
+    mesh.agents.push(first);
+
+    let token = mesh.invite(1);
+    let second = Agent::new(&mesh.home, "second");
+    enrol(&second, &token);
+    let before = contents(&second.data_dir);
+    enrol(&second, &token);
+    let after = contents(&second.data_dir);
+    let key = |files: &BTreeMap<String, Vec<u8>>| files["node.key"].clone();
+    assert_eq!(key(&before), key(&after), "join repeated made another key");
+    assert!(before == after, "join repeated changed a file");
+
+    let mut other = TestMesh::new();
+    other.found("elsewhere");
+    let foreign = other.invite(1);
+    let refused = second.run(&["join", &foreign, "--name", "second"]);
+    assert_ne!(refused.code, Some(0), "{refused:#?}");
+    assert!(refused.stderr.contains("mesh"), "says why: {refused:#?}");
+    assert!(after == contents(&second.data_dir), "a refused join changed a file");
+}
+
+#[test]
+fn each_unfit_token_is_refused_with_its_own_reason_and_counted() {
+    let _turn = beside_others();
+    let mut mesh = TestMesh::new();
+    mesh.found("first");
+    let first = mesh.agent("first");
+    let expired = first.run(&["invite", "--ttl", "1s"]).ok().trim().to_owned();
+    let expires = Instant::now() + Duration::from_secs(2);
+    let used = mesh.invite(1);
+    enrol(&Agent::new(&mesh.home, "second"), &used);
+
+    let before = first.run(&["invite", "list", "--json"]).ok();
+    let revoked = mesh.invite(1);
+    let listed: serde_json::Value =
+        serde_json::from_str(&first.run(&["invite", "list", "--json"]).ok()).unwrap();
+    let ids = listed.as_array().unwrap().iter().filter_map(|invite| invite["id"].as_str());
+    let fresh: Vec<_> = ids.filter(|id| !before.contains(id)).collect();
+    assert_eq!(fresh.len(), 1, "one new invite in {listed}");
+    first.run(&["invite", "revoke", fresh[0]]).ok();
+    let open = mesh.invite(1);
+    until(expires);
+
+    let cases = [
+        ("third", &expired, "expired_invite", "expired"),
+        ("third", &used, "used_up", "used"),
+        ("third", &revoked, "revoked_invite", "revoked"),
+        ("second", &open, "name_taken", "second"),
+        ("first", &open, "name_taken", "first"),
+    ];
+    for (name, token, reason, word) in cases {
+        let agent = Agent::new(&mesh.home, &format!("{name}-{reason}"));
+        let before = refused(first, "enrol", reason);
+        let at = agent.mesh.to_string();
+        let ran = agent.run(&["join", token, "--name", name, "--mesh", &at, "--advertise", &at]);
+        assert_ne!(ran.code, Some(0), "{ran:#?}");
+        assert!(ran.stderr.contains(word), "'{word}' is missing: {ran:#?}");
+        assert!(!agent.data_dir.join("node.crt").exists(), "an identity was written");
+        let counted = refused(first, "enrol", reason) - before;
+        assert!(counted >= 1.0, "{reason} is not counted: {:?}", first.refusals());
+    }
+    // The token that two refused joins carried is still good.
+    let agent = Agent::new(&mesh.home, "third");
+    enrol(&agent, &open);
+}
+
+#[test]
+fn a_member_of_another_mesh_reaches_nothing() {
+    let _turn = beside_others();
+    let mut mesh = TestMesh::new();
+    mesh.found("honest");
+    let echo = Server::start(Kind::Echo);
+    mesh.agent("honest").expose("echo", echo.address);
+    let before = echo.accepted(); // the command looks whether anybody listens there
+    let mut other = TestMesh::new();
+    let mut stranger = Agent::new(&other.home, "stranger");
+    let seed = mesh.agent("honest").mesh.to_string();
+    stranger.arguments = vec!["--seed".into(), seed];
+    other.found_with(stranger);
+
+    let (honest, stranger) = (mesh.agent("honest"), other.agent("stranger"));
+    eventually("the stranger is refused and counted", SOON, || {
+        let counted = honest.metric("murmesh_refused_total", &["door=\"mesh\""]);
+        check(counted >= 1.0, honest.refusals())
+    });
+    assert_eq!(honest.members().len(), 1, "{:?}", honest.members());
+    assert_eq!(stranger.members().len(), 1, "{:?}", stranger.members());
+    socks(stranger.socks, "echo.mesh", 1).expect_err("the service of another mesh");
+    assert_eq!(echo.accepted(), before);
+}
+
+#[test]
+fn without_a_certificate_only_the_enrolment_door_opens() {
+    let _turn = beside_others();
+    let mut mesh = TestMesh::new();
+    mesh.found("first");
+    let first = mesh.agent("first");
+    let (id, _) = DataDir::new(&first.data_dir).genesis().unwrap().expect("a mesh");
+    for (plane, opens) in [(Plane::Gossip, false), (Plane::Data, false), (Plane::Enrolment, true)] {
+        let before = first.metric("murmesh_refused_total", &["door=\"mesh\""]);
+        let outcome = runtime().block_on(knock(first.mesh, plane, &id));
+        assert_eq!(outcome.is_ok(), opens, "{plane:?}: {outcome:?}");
+        if !opens {
+            eventually(&format!("the knock on {plane:?} is counted"), SOON, || {
+                let counted = first.metric("murmesh_refused_total", &["door=\"mesh\""]);
+                check(counted > before, first.refusals())
+            });
+        }
+    }
+    // The door that opens does not believe: junk is answered with a refusal and counted.
+    eventually("junk is counted", SOON, || {
+        check(refused(first, "enrol", "malformed") >= 1.0, first.refusals())
+    });
+    assert_eq!(first.members().len(), 1);
+}
+
+/// Dials one plane with no certificate, says something, and returns what came back.
+async fn knock(to: std::net::SocketAddr, plane: Plane, mesh: &MeshId) -> Result<Vec<u8>, String> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut tls = rustls::ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Anyone))
+        .with_no_client_auth();
+    tls.alpn_protocols = vec![plane.alpn(mesh)];
+    let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(tls).unwrap();
+    let mut config = quinn::ClientConfig::new(Arc::new(crypto));
+    config.initial_dst_cid_provider(Arc::new(move || {
+        let mut id = [7; 16];
+        id[0] = plane.marker();
+        quinn::ConnectionId::new(&id)
+    }));
+    let endpoint = quinn::Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
+    let exchange = async {
+        let connecting = endpoint.connect_with(config, to, "murmesh").map_err(|e| e.to_string())?;
+        let connection = connecting.await.map_err(|error| error.to_string())?;
+        let (mut send, mut receive) = connection.open_bi().await.map_err(|e| e.to_string())?;
+        send.write_all(b"let me in").await.map_err(|error| error.to_string())?;
+        let _ = send.finish();
+        receive.read_to_end(64 * 1024).await.map_err(|error| error.to_string())
+    };
+    let answered = tokio::time::timeout(Duration::from_secs(10), exchange).await;
+    let answer = answered.map_err(|_| "no answer in 10 s".to_owned())??;
+    if answer.is_empty() { Err("ended without an answer".to_owned()) } else { Ok(answer) }
+}
+
+/// Takes any server for the right one: the question here is what the server takes.
+#[derive(Debug)]
+struct Anyone;
+
+impl rustls::client::danger::ServerCertVerifier for Anyone {
+    fn verify_server_cert(
+        &self,
+        _: &rustls::pki_types::CertificateDer<'_>,
+        _: &[rustls::pki_types::CertificateDer<'_>],
+        _: &rustls::pki_types::ServerName<'_>,
+        _: &[u8],
+        _: rustls::pki_types::UnixTime,
+    ) -> Result<rustls::client::danger::ServerCertVerified, rustls::Error> {
+        Ok(rustls::client::danger::ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &rustls::pki_types::CertificateDer<'_>,
+        _: &rustls::DigitallySignedStruct,
+    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+        Ok(rustls::client::danger::HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &rustls::pki_types::CertificateDer<'_>,
+        _: &rustls::DigitallySignedStruct,
+    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+        Ok(rustls::client::danger::HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
+        rustls::crypto::ring::default_provider()
+            .signature_verification_algorithms
+            .supported_schemes()
+    }
+}
+
+#[test]
+fn a_member_restarted_after_sigkill_rejoins_from_disk_with_all_seeds_dead() {
+    let _turn = alone();
+    let mesh = TestMesh::of(&["seed", "stays", "returns"]);
+    let echo = Server::start(Kind::Echo);
+    mesh.agent("stays").expose("echo", echo.address);
+    let (stays, returns) = (mesh.agent("stays"), mesh.agent("returns"));
+    returns.wait_endpoints("echo", 1);
+    mesh.agent("seed").kill();
+    returns.kill();
+    until(Instant::now() + Duration::from_secs(1));
+    let started = Instant::now();
+    returns.start();
+    returns.wait_state("stays", "alive", SOON);
+    stays.wait_state("returns", "alive", SOON);
+    returns.wait_endpoints("echo", 1);
+    eprintln!("back {:?} after its start, with every seed dead", started.elapsed());
+    let mut stream = socks(returns.socks, "echo.mesh", 1).unwrap();
+    expect_echo(&mut stream, b"still here").unwrap();
+    // The dead seed is told apart from the living.
+    stays.wait_state("seed", "down", SOON);
+}
+
+#[test]
+fn a_member_that_leaves_is_shown_as_left() {
+    let _turn = beside_others();
+    let mesh = TestMesh::of(&["first", "second"]);
+    let second = mesh.agent("second");
+    second.run(&["leave"]).ok();
+    mesh.agent("first").wait_state("second", "left", SOON);
+    let status = second.wait_end(SOON);
+    assert_eq!(status.code(), Some(0));
+}
+
+#[test]
+fn a_member_stopped_with_sigterm_is_shown_as_restarting_and_never_as_left() {
+    let _turn = beside_others();
+    let mesh = TestMesh::of(&["first", "second"]);
+    let (first, second) = (mesh.agent("first"), mesh.agent("second"));
+    let mut seen = std::collections::BTreeSet::new();
+    second.signal(Signal::TERM);
+    eventually("first shows second restarting", SOON, || {
+        let state = first.state_of("second");
+        seen.insert(state.clone());
+        check(state == "restarting", state)
+    });
+    assert_eq!(second.wait_end(SOON).code(), Some(0));
+    // Longer than probe and suspicion take: no detector turns the announcement into a death.
+    let end = Instant::now() + Duration::from_secs(6);
+    while Instant::now() < end {
+        seen.insert(first.state_of("second"));
+        until(Instant::now() + Duration::from_millis(50));
+    }
+    assert!(!seen.contains("left") && !seen.contains("down"), "{seen:?}");
+    second.start();
+    first.wait_state("second", "alive", SOON);
+}
+
+#[test]
+fn sigint_ends_an_agent_in_order_as_well() {
+    let _turn = beside_others();
+    let mut mesh = TestMesh::new();
+    let agent = mesh.found("only");
+    agent.signal(Signal::INT);
+    assert_eq!(agent.wait_end(SOON).code(), Some(0));
+}

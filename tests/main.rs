@@ -1,0 +1,19 @@
+//! The integration tests: one binary, one link.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs, unreachable_pub)]
+// Real processes run on the real clock and beside real threads.
+#![allow(clippy::disallowed_methods)]
+
+mod api;
+mod architecture;
+mod cli;
+mod config_files;
+mod embedding;
+mod hostile;
+mod joining;
+mod partitions;
+mod reaching;
+mod sixteen;
+mod support;
+mod surviving;
+mod tunnelling;
