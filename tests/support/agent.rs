@@ -166,10 +166,18 @@ impl Agent {
         })
     }
 
-    /// Sends a signal.
+    /// Sends a signal. Once `STOP` has returned, no thread of the agent runs.
     pub fn signal(&self, signal: Signal) {
         let child = self.child.lock().unwrap();
-        kill_process(Pid::from_child(child.as_ref().expect("it runs")), signal).unwrap();
+        let child = child.as_ref().expect("it runs");
+        kill_process(Pid::from_child(child), signal).unwrap();
+        if signal == Signal::STOP {
+            // The kernel stops each thread when it next looks; until then one may still answer.
+            eventually(&format!("{} stands still", self.name), SOON, || {
+                let states = thread_states(child.id());
+                check(states.chars().all(|state| state == 'T'), states)
+            });
+        }
     }
 
     /// SIGKILL, and gone.
@@ -352,6 +360,17 @@ impl Agent {
         let _ = log.read_to_end(&mut tail);
         String::from_utf8_lossy(&tail).into_owned()
     }
+}
+
+/// The state letter of every thread of `process`, as the kernel tells it: `T` is stopped.
+fn thread_states(process: u32) -> String {
+    let threads = fs::read_dir(format!("/proc/{process}/task")).unwrap();
+    let state = |thread: std::io::Result<fs::DirEntry>| {
+        let stat = fs::read_to_string(thread.unwrap().path().join("stat")).ok()?;
+        // "id (name) state ...", and a name may hold anything, parentheses too.
+        stat.rsplit_once(") ")?.1.chars().next()
+    };
+    threads.filter_map(state).collect()
 }
 
 impl Drop for Agent {
