@@ -127,12 +127,6 @@ impl Drop for LocalSocket {
     }
 }
 
-/// Copies chunks that will wait: each is a part of the packets it came in, up to 64 KiB that several
-/// streams share, and would keep all of them in memory.
-fn release_packets(chunks: &mut [Bytes]) {
-    chunks.iter_mut().for_each(|chunk| *chunk = Bytes::copy_from_slice(chunk));
-}
-
 /// What comes from the application.
 pub(super) struct LocalReader<'a>(ReadHalf<'a>);
 
@@ -197,10 +191,7 @@ impl LocalWriter<'_> {
                 Some(written) => written?,
                 None => match timeout(STALL_AFTER, write).await {
                     Ok(written) => written?,
-                    Err(_) => {
-                        release_packets(rest);
-                        stalls.watch(poll_fn(|cx| self.poll_write(cx, rest))).await?
-                    }
+                    Err(_) => stalls.watch(poll_fn(|cx| self.poll_write(cx, rest))).await?,
                 },
             };
             for chunk in rest.iter_mut() {
