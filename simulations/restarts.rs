@@ -118,19 +118,23 @@ fn member_that_moved_is_dialled_at_its_new_address() {
 #[test]
 fn paused_member_comes_back_and_drags_nobody_down() {
     let name = "paused_member_comes_back_and_drags_nobody_down";
-    let back: Times = with_seeds(name, |seed| {
-        let mut world = World::whole(seed, 32);
-        (0..4).for_each(|node| world.pause(node, Duration::from_secs(12)));
-        world.run_for(Duration::from_secs(12));
-        let back = world.time_until(TICK, Duration::from_secs(60), World::is_whole);
-        let healthy = world.false_deaths_seen_by(|_, member| member >= 4);
-        assert_eq!(healthy, 0, "nobody who was awake is declared dead");
-        back.expect("all are back")
-    })
-    .into_iter()
-    .collect();
-    println!("{name}: 4 of 32 paused for 12 s: whole again after {back}");
-    assert!(back.max() < Duration::from_secs(10), "{back}");
+    for (paused, count) in [(4, 32), (1, 4)] {
+        for pause in [12, 45].map(Duration::from_secs) {
+            let back: Times = with_seeds(name, |seed| {
+                let mut world = World::whole(seed, count);
+                (0..paused).for_each(|node| world.pause(node, pause));
+                world.run_for(pause);
+                let back = world.time_until(TICK, Duration::from_secs(60), World::is_whole);
+                let healthy = world.false_deaths_seen_by(|_, member| member >= paused);
+                assert_eq!(healthy, 0, "nobody who was awake is declared dead");
+                back.expect("all are back")
+            })
+            .into_iter()
+            .collect();
+            println!("{name}: {paused} of {count} paused for {pause:?}: whole again after {back}");
+            assert!(back.max() < Duration::from_secs(10), "{back}");
+        }
+    }
 }
 
 #[test]

@@ -401,10 +401,11 @@ impl World {
         };
         let resumes_at = self.nodes[node].paused_until;
         if at < resumes_at {
-            // Packets are read before timers when it goes on.
-            let is_timer = matches!(happening, Happening::Wake(_));
-            let later = resumes_at + Duration::from_nanos(u64::from(is_timer));
-            return self.queue(later, happening);
+            // Its connections die meanwhile, and what they carried: the others give up on them.
+            return match happening {
+                Happening::Arrival { .. } => {}
+                happening => self.queue(resumes_at, happening),
+            };
         }
         self.now = at;
         let now = self.now;

@@ -37,6 +37,8 @@ pub(super) struct LocalHealth {
     score: u32,
     heard_at: Moment,
     hearing_since: Moment,
+    /// When this node last woke from a pause of its own.
+    woken_at: Moment,
 }
 
 /// Whether a conviction may be spoken now.
@@ -51,7 +53,7 @@ pub(super) enum Trust {
 impl LocalHealth {
     pub(super) fn new(now: Moment, period: Duration, suspicion: Duration) -> Self {
         let gap = period * 3; // at rest a member of a mesh of 4 hears about 3 packets per period
-        Self { suspicion, gap, score: 0, heard_at: now, hearing_since: now }
+        Self { suspicion, gap, score: 0, heard_at: now, hearing_since: now, woken_at: now }
     }
 
     /// Something came from a proven member.
@@ -60,6 +62,14 @@ impl LocalHealth {
             self.hearing_since = now;
         }
         self.heard_at = now;
+    }
+
+    /// A timer that was due at `due` fires now. If that is late, this node was paused and could not
+    /// have heard anybody: a suspended machine, a stopped process, a stalled scheduler.
+    pub(super) fn handle_turn(&mut self, now: Moment, due: Moment) {
+        if now.since(due) > self.gap {
+            self.woken_at = now;
+        }
     }
 
     /// A probe was answered, directly or through a helper.
@@ -98,9 +108,9 @@ impl LocalHealth {
         Trust::Sound
     }
 
-    /// How long nobody has been heard.
+    /// How long nobody has been heard by a node that listened.
     pub(super) fn silence(&self, now: Moment) -> Duration {
-        now.since(self.heard_at)
+        now.since(self.heard_at.max(self.woken_at))
     }
 }
 
@@ -144,6 +154,17 @@ mod tests {
         assert_eq!(health.stretch(), 3);
         assert_eq!(health.trust(now, 8, 1), Trust::Later(Moment::from_secs(13)));
         assert_eq!(health.trust(now, 8, 2), Trust::Sound);
+    }
+
+    #[test]
+    fn pause_of_this_node_is_no_silence_of_the_others() {
+        let mut health = heard_until(10);
+        let at = Moment::from_secs;
+        health.handle_turn(at(11), at(11));
+        assert_eq!(health.silence(at(15)), Duration::from_secs(5), "it listens and hears nobody");
+        health.handle_turn(at(50), at(12));
+        assert_eq!(health.silence(at(51)), Duration::from_secs(1), "it listens since it woke");
+        assert!(matches!(health.trust(at(51), 8, 9), Trust::Later(_)), "and judges nobody yet");
     }
 
     #[test]

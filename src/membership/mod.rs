@@ -333,6 +333,9 @@ impl Membership {
 
     /// The deadline of [`Membership::poll_timeout`] has come.
     pub fn handle_timeout(&mut self, now: Moment) {
+        if let Some(due) = self.timers.next_deadline() {
+            self.health.handle_turn(now, due);
+        }
         while let Some(timer) = self.timers.take_due(now) {
             match timer {
                 Timer::Foca(timer) => self.handle_foca_timer(now, timer),
