@@ -49,6 +49,9 @@ use crate::transport::{BindError, Endpoint, Incoming, Limits, Peers};
 const COMMANDS_MAX: usize = 64;
 /// How long closing waits for peers to hear of it.
 const CLOSE_TIME_MAX: Duration = Duration::from_millis(500);
+/// How long closing waits for refusals on their way: some round trips, and no reason to wait for a
+/// caller that never says what it wants.
+const REFUSE_TIME_MAX: Duration = Duration::from_secs(1);
 
 /// What the data plane is made of.
 pub struct Settings {
@@ -233,6 +236,9 @@ struct DataPlane {
     tasks: TaskGroup,
     /// One for each connection that is carried.
     streams: TaskGroup,
+    /// One for each tunnel that came while draining: it is told so before its connection closes, or
+    /// its caller could not know that no byte has reached the instance.
+    refusals: TaskGroup,
 }
 
 type Shared = (Proxy, Endpoint, mpsc::Receiver<Incoming>, mpsc::Receiver<Incoming>);
@@ -244,7 +250,7 @@ impl DataPlane {
         seed: u64,
     ) -> Result<(Self, mpsc::Receiver<Command>, mpsc::Receiver<Incoming>, Shared), StartError> {
         let Settings { metrics, events, clock, shutdown, snapshot, evidence, .. } = settings;
-        let (tasks, streams) = (TaskGroup::new(shutdown.clone()), TaskGroup::new(shutdown));
+        let [tasks, streams, refusals] = [(); 3].map(|()| TaskGroup::new(shutdown.clone()));
         let me = settings.credentials.member_id();
         let (listen, limits) = (settings.listen, &settings.limits);
         let (endpoint, queues) =
@@ -263,7 +269,7 @@ impl DataPlane {
             events: events.clone(),
             evidence,
             streams: streams.clone(),
-            tasks: tasks.clone(),
+            refusals: refusals.clone(),
             connections: Mutex::default(),
         });
         let outbound = Arc::new(Outbound {
@@ -292,6 +298,7 @@ impl DataPlane {
             events,
             tasks,
             streams,
+            refusals,
         };
         Ok((plane, inbox, queues.data, (proxy, endpoint, queues.gossip, queues.enrolment)))
     }
@@ -321,7 +328,9 @@ impl DataPlane {
                 }
             }
         };
+        self.instances.drain(); // what comes from now on is refused
         self.streams.stop().await; // every guard resets, while connections can still tell it
+        let _ = timeout(REFUSE_TIME_MAX, self.refusals.finished()).await; // late: its caller's fault
         self.endpoint.close();
         self.endpoint.closed(CLOSE_TIME_MAX).await;
         self.tasks.stop().await;
