@@ -102,10 +102,11 @@ pub struct Agent {
     leaving: watch::Receiver<bool>,
     readiness: watch::Receiver<Readiness>,
     dir: DataDir,
-    durable: watch::Receiver<Durable>,
     mesh_address: SocketAddr,
     api_address: SocketAddr,
     tasks: TaskGroup,
+    /// Ends by itself once the gossip driver has handed over its last state and that is on disk.
+    disk: TaskGroup,
     gossip_thread: Thread,
     data_thread: Thread,
     _lock: DataDirLock,
@@ -186,8 +187,8 @@ impl Agent {
             tasks: gossip_tasks,
         };
         let gossip_thread = Thread::start("gossip", shutdown.clone(), move || driver.run())?;
-        let persist = disk::persist(dir.clone(), durable_reader.clone(), gossip.clone());
-        tasks.spawn("persist", persist);
+        let disk = TaskGroup::new(shutdown.clone());
+        disk.spawn("persist", disk::persist(dir.clone(), durable_reader, gossip.clone()));
         tasks.spawn("resolve-seeds", resolve_again(settings.seeds.value.clone(), gossip.clone()));
 
         let desk = match dir.authority()? {
@@ -268,10 +269,10 @@ impl Agent {
             leaving,
             readiness,
             dir,
-            durable: durable_reader,
             mesh_address,
             api_address,
             tasks,
+            disk,
             gossip_thread,
             data_thread: data.thread,
             _lock: lock,
@@ -344,7 +345,7 @@ impl Agent {
         shutdown.advance(Stage::Closing);
         proxy.close().await;
         tasks.stop().await;
-        disk::persist_once(&self.dir, &self.durable);
+        self.disk.finished().await;
         for thread in [self.gossip_thread, self.data_thread] {
             if let Err(error) = thread.join().await {
                 warn!(%error, "a thread did not end in order");
