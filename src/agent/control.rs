@@ -71,8 +71,11 @@ impl Controller {
         }
     }
 
-    /// Offers an instance; a restart forgets it.
-    pub(super) async fn expose(&mut self, spec: ExposeSpec) -> Result<(), ControlError> {
+    /// Offers an instance; a restart forgets it. Returns the one that it replaces.
+    pub(super) async fn expose(
+        &mut self,
+        spec: ExposeSpec,
+    ) -> Result<Option<ExposeSpec>, ControlError> {
         if self.listeners().any(|listen| reaches(&spec.to, listen)) {
             return Err(ControlError::Conflict(format!(
                 "{} is an entry of this agent: what it serves would lead back to itself",
@@ -80,16 +83,20 @@ impl Controller {
             )));
         }
         info!(instance = %spec.id, service = %spec.service, to = %spec.to, "exposed");
-        self.services.expose(spec).map_err(local_error)?;
+        let replaced = self.services.expose(spec).map_err(local_error)?;
         self.publish().await;
-        Ok(())
+        Ok(replaced)
     }
 
-    async fn expose_and_keep(&mut self, spec: ExposeSpec) -> Result<(), ControlError> {
-        self.expose(spec.clone()).await?;
+    async fn expose_and_keep(
+        &mut self,
+        spec: ExposeSpec,
+    ) -> Result<Option<ExposeSpec>, ControlError> {
+        let replaced = self.expose(spec.clone()).await?;
         self.runtime.expose.retain(|kept| kept.id != spec.id);
         self.runtime.expose.push(spec);
-        self.keep()
+        self.keep()?;
+        Ok(replaced)
     }
 
     async fn unexpose(&mut self, id: &InstanceId) -> Result<(), ControlError> {

@@ -23,7 +23,8 @@ use tracing::{info, warn};
 
 use crate::api::control::{CONTROL_QUEUE_LEN_MAX, Reply};
 use crate::api::{
-    self, ApiState, ApiToken, Control, ControlError, InFlight, Local, Readiness, UpstreamSpec,
+    self, ApiState, ApiToken, CallView, Calls, Control, ControlError, Local, Readiness,
+    UpstreamSpec,
 };
 use crate::config::{RuntimeFile, Seed, Setting, Settings};
 use crate::mesh::{Mesh, MeshConfig, Snapshot};
@@ -234,15 +235,16 @@ impl Agent {
 
         let (ready, readiness) = watch::channel(Readiness::NotReady("the agent is starting"));
         tasks.spawn("readiness", watch_readiness(ready, settled_reader, shutdown.clone()));
-        let in_flight = data.proxy.in_flight().clone();
+        let calls = data.proxy.clone();
         let state = ApiState {
             me: credentials.member_id(),
             name: credentials.name().clone(),
             mesh: *credentials.mesh(),
             snapshot: snapshot.clone(),
             local,
-            in_flight: InFlight::new(move |endpoint| {
-                in_flight.of(&endpoint.member, &endpoint.instance).into()
+            calls: Calls::new(move |endpoint| CallView {
+                in_flight: calls.in_flight().of(&endpoint.member, &endpoint.instance).into(),
+                trouble: calls.trouble(endpoint),
             }),
             readiness: readiness.clone(),
             control: control.clone(),

@@ -9,7 +9,7 @@ use super::client::{Client, encoded};
 use super::exit::{Exit, Failure, Outcome};
 use super::output::{Drawing, Grid, Listing, cell, line, note, or_dash, show};
 use crate::api::views::Service;
-use crate::api::{ExposeRequest, ExposeSpec, UpstreamSpec};
+use crate::api::{ExposeRequest, ExposeSpec, Exposed, UpstreamSpec};
 use crate::model::{InstanceId, Protocol, ServiceName, Target, Weight};
 
 /// Arguments of `expose`.
@@ -77,8 +77,14 @@ pub(super) async fn expose(global: &Global, args: ExposeArgs) -> Outcome {
         tags: args.tags,
         weight: args.weight.map(Weight),
     };
-    let spec: ExposeSpec = client.change(Method::POST, "/v1/mesh/expose", &request).await?;
-    line(format_args!("{} is offered as service {} (instance {})", spec.to, spec.service, spec.id));
+    let exposed: Exposed = client.change(Method::POST, "/v1/mesh/expose", &request).await?;
+    let Exposed { spec, changes } = exposed;
+    let what = format!("{} is offered as service {} (instance {})", spec.to, spec.service, spec.id);
+    match changes {
+        None => line(what),
+        Some(changes) if changes.is_empty() => line(format_args!("unchanged: {what}")),
+        Some(changes) => line(format_args!("changed: {}: {}", spec.id, changes.join(", "))),
+    };
     if let Target::Tcp(address) = &spec.to
         && tokio::net::TcpStream::connect(address).await.is_err()
     {

@@ -15,7 +15,7 @@ mod traffic;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -138,6 +138,8 @@ pub struct Proxy {
     commands: mpsc::Sender<Command>,
     instances: Arc<Instances>,
     in_flight: InFlight,
+    /// Gone with the data thread, which must not be kept from freeing its port.
+    outbound: Weak<Outbound>,
 }
 
 #[derive(Debug)]
@@ -198,6 +200,12 @@ impl Proxy {
     /// Calls in flight by instance.
     pub fn in_flight(&self) -> &InFlight {
         &self.in_flight
+    }
+
+    /// Why this member would rather not call an endpoint: the word of a refusal or loss of a moment
+    /// ago. Whatever gossip says of it, it is then the last resort.
+    pub fn trouble(&self, endpoint: &crate::mesh::Endpoint) -> Option<&'static str> {
+        self.outbound.upgrade()?.trouble(endpoint)
     }
 
     /// Takes nothing new, waits until nothing is in flight, and after `deadline` resets the rest.
@@ -287,7 +295,12 @@ impl DataPlane {
             avoided: Avoided::default(),
         });
         let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
-        let proxy = Proxy { commands, instances: Arc::clone(&instances), in_flight };
+        let proxy = Proxy {
+            commands,
+            instances: Arc::clone(&instances),
+            in_flight,
+            outbound: Arc::downgrade(&outbound),
+        };
         let plane = Self {
             endpoint: endpoint.clone(),
             inbound,
