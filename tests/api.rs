@@ -315,7 +315,10 @@ async fn listings_have_the_promised_shape() {
     assert_eq!((&endpoints[0]["inflight"], &endpoints[1]["state"]), (&4.into(), &"down".into()));
     assert_eq!(api.get("/v1/mesh/endpoints/nobody").await, serde_json::json!([]));
 
-    assert_eq!(api.get("/v1/agent/self").await["Config"]["Datacenter"], "eu1");
+    let me = api.get("/v1/agent/self").await;
+    assert_eq!(me["Config"]["Datacenter"], "eu1");
+    assert_eq!(me["Mesh"]["id"], member["id"], "the member's, as everywhere");
+    assert_eq!(me["Mesh"]["mesh"], "09".repeat(32));
     assert_eq!(api.get("/v1/agent/members").await[0]["Status"], 1);
 }
 

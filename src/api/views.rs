@@ -235,8 +235,8 @@ pub(super) fn agent_self(state: &ApiState) -> Value {
         },
         "Member": me.map(|view| consul_member(view)),
         "Mesh": {
-            "id": state.mesh.to_string(),
-            "member": state.me.to_string(),
+            "id": state.me.to_string(),
+            "mesh": state.mesh.to_string(),
             "name": state.name,
             "zone": zone,
             "address": me.map(|view| view.address.to_string()),
