@@ -284,8 +284,10 @@ impl Mesh {
         }
     }
 
-    /// Says goodbye for good. Drain the transmits before closing the socket.
+    /// Says goodbye for good, and that this member serves nothing any more. Drain the transmits
+    /// before closing the socket.
     pub fn leave(&mut self, now: Moment) {
+        self.publication.instances.clear();
         self.set_phase(now, MemberPhase::Left);
         self.has_left = true;
         self.membership.leave(now);
@@ -346,9 +348,10 @@ impl Mesh {
         self.catalogue.record(member).into_iter().flat_map(|(record, _)| &record.instances)
     }
 
-    /// What people call a member, as its record says.
+    /// What people call a member, as its record says, or its enrolment before there is a record.
     pub fn member_name(&self, member: MemberId) -> Option<&MemberName> {
-        self.catalogue.record(member).map(|(record, _)| &record.name)
+        let recorded = self.catalogue.record(member).map(|(record, _)| &record.name);
+        recorded.or_else(|| self.catalogue.enrolment(member).map(|enrolment| &enrolment.name))
     }
 
     /// The newest entry of a key.
