@@ -7,6 +7,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::{Mutex, mpsc, watch};
 use tracing::{info, warn};
 
+use super::left;
 use super::local::{LocalError, LocalServices};
 use crate::api::{
     Control, ControlError, ExposeSpec, InviteMade, Local, UpstreamSelector, UpstreamSpec,
@@ -61,10 +62,7 @@ impl Controller {
             Control::CloseUpstreams { which, reply } => {
                 drop(reply.send(self.close_upstreams(&which).await));
             }
-            Control::Leave { reply } => {
-                self.leaving.send_replace(true);
-                drop(reply.send(Ok(())));
-            }
+            Control::Leave { reply } => drop(reply.send(self.leave())),
             Control::Invite { options, reply } => drop(reply.send(self.invite(options).await)),
             Control::Invites { reply } => drop(reply.send(self.invites().await)),
             Control::RevokeInvite { id, reply } => drop(reply.send(self.revoke_invite(id).await)),
@@ -196,6 +194,13 @@ impl Controller {
             warn!(%error, "what the command line added will not survive a restart");
             ControlError::Failed(format!("it works now but will not survive a restart: {error}"))
         })
+    }
+
+    /// Durable before it is said: whoever has left stays gone over every restart.
+    fn leave(&self) -> Result<(), ControlError> {
+        left::mark(&self.dir).map_err(|error| ControlError::Failed(error.to_string()))?;
+        self.leaving.send_replace(true);
+        Ok(())
     }
 
     async fn invite(&self, options: InviteOptions) -> Result<InviteMade, ControlError> {

@@ -10,9 +10,11 @@
 mod control;
 mod disk;
 mod join;
+mod left;
 mod local;
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -42,6 +44,7 @@ use crate::transport::gossip::{Durable, Gossip, GossipHandle, gossip_channel};
 use control::Controller;
 
 pub use join::{JoinError, JoinOptions, JoinReport, join};
+pub use left::{come_back, has_left, way_back};
 pub use local::{LocalError, LocalServices};
 
 /// Reports of the data plane that wait for the gossip driver; more are dropped, the next will say
@@ -58,6 +61,8 @@ const API_ADDRESS: &str = api::ADDRESS_FILE;
 pub enum StartError {
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error("{} has left its mesh; '{way_back}' brings it back, then start the agent", path.display())]
+    Left { path: PathBuf, way_back: &'static str },
     #[error(transparent)]
     Proxy(#[from] proxy::StartError),
     #[error(transparent)]
@@ -120,6 +125,10 @@ impl Agent {
         let dir = settings.data_dir.value.clone();
         let credentials = dir.credentials()?;
         let lock = dir.lock()?;
+        if has_left(&dir) {
+            let (path, way_back) = (dir.path().to_owned(), left::way_back(&dir));
+            return Err(StartError::Left { path, way_back });
+        }
         let open_files = limits::raise_open_files();
         info!(member = %credentials.name(), id = %credentials.member_id(), open_files, "starting");
         let (shutdown, metrics, clock) = (Shutdown::default(), Metrics::new(), Clock::new());
@@ -331,10 +340,16 @@ impl Agent {
     }
 
     /// Stops the agent: announces it, lets what is open end for at most `drain`, then says why it
-    /// goes (`phase`: restarting or left) and awaits every task.
+    /// goes (`phase`: restarting or left) and awaits every task. Left lasts: this directory starts no
+    /// agent until it is brought back ([`come_back`], [`join`]).
     pub async fn stop(self, phase: MemberPhase, drain: Duration) -> Stopped {
         let Self { credentials, gossip, proxy, shutdown, events, tasks, .. } = &self;
         shutdown.advance(Stage::Draining);
+        if phase == MemberPhase::Left
+            && let Err(error) = left::mark(&self.dir)
+        {
+            warn!(%error, "this machine leaves, but its next agent will not know");
+        }
         let reason = format!("open connections have {drain:?}");
         events.record(EventKind::AgentDraining, credentials.name(), reason);
         gossip.set_phase(MemberPhase::Draining).await;
