@@ -53,9 +53,9 @@ pub enum Control {
         /// Those closed; [`ControlError::NotFound`] when there was none.
         reply: Reply<Vec<UpstreamSpec>>,
     },
-    /// Say goodbye for good and stop.
+    /// Say goodbye for good and stop. Lasts over restarts.
     Leave {
-        /// Answered when the goodbye is on its way; the agent then drains and ends.
+        /// Answered once no agent can start here any more; this one then drains, says so and ends.
         reply: Reply<()>,
     },
     /// Make an invite.
