@@ -334,6 +334,7 @@ fn a_member_that_leaves_is_gone_over_restarts_until_a_token_lets_it_in_again() {
     first.wait_state("second", "left", SOON);
     assert_eq!(second.wait_end(SOON).code(), Some(0));
     assert_eq!(first.get("/v1/mesh/services"), serde_json::json!([]), "it took its service along");
+    assert_eq!(first.events("member_down"), Vec::<serde_json::Value>::new(), "it did not die");
 
     let refused = second.run(&["agent"]).fails(2);
     assert!(refused.contains("has left") && refused.contains("murmesh join TOKEN"), "{refused}");

@@ -347,8 +347,12 @@ fn a_change_of_services_is_none_of_state_and_who_leaves_serves_nothing_any_more(
     run(&mut nodes, 3_000, 6_000);
     assert_eq!((seen(&nodes).changed_at, seen(&nodes).services.len()), (before.changed_at, 2));
 
+    events(&mut nodes[0]);
     nodes[1].leave(Moment::from_secs(6));
-    run(&mut nodes, 6_000, 6_100);
+    run(&mut nodes, 6_000, 6_400);
+    let told = events(&mut nodes[0]);
+    assert!(told.contains(&MeshEvent::MemberLeft(id(2))), "{told:?}");
+    assert!(!told.contains(&MeshEvent::MemberDown(id(2))), "it did not die: {told:?}");
     let after = seen(&nodes);
     assert_eq!((after.state, after.services.len()), (MemberState::Left, 0));
     assert!(after.changed_at >= Moment::from_secs(6));
