@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use murmesh::api::{
-    ApiState, ApiToken, Control, ControlError, InFlight, Local, Problem, Readiness, routes, serve,
+    ApiState, ApiToken, CallView, Calls, Control, ControlError, ExposeSpec, Local, Problem,
+    Readiness, routes, serve,
 };
 use murmesh::mesh::{Endpoint, EndpointState, MemberView, ServiceView, Snapshot};
 use murmesh::model::{Epoch, MemberId, MemberPhase, MemberState, MeshId, Moment, Protocol, Weight};
@@ -69,13 +70,23 @@ fn snapshot() -> Snapshot {
     snapshot
 }
 
+/// What the stand-in has under the ids `old` and `same` already.
+fn replaced_by(spec: &ExposeSpec) -> Option<ExposeSpec> {
+    match spec.id.as_str() {
+        "old" => Some(ExposeSpec { weight: Weight(7), tags: vec!["v1".into()], ..spec.clone() }),
+        "same" => Some(spec.clone()),
+        _ => None,
+    }
+}
+
 /// An agent that says yes, except to the instance `nobody`.
 async fn stand_in(mut commands: mpsc::Receiver<Control>) {
     while let Some(command) = commands.recv().await {
         match command {
-            Control::Expose { reply, .. }
-            | Control::Leave { reply }
-            | Control::RevokeInvite { reply, .. } => drop(reply.send(Ok(()))),
+            Control::Expose { spec, reply } => drop(reply.send(Ok(replaced_by(&spec)))),
+            Control::Leave { reply } | Control::RevokeInvite { reply, .. } => {
+                drop(reply.send(Ok(())))
+            }
             Control::Unexpose { id, reply } => drop(reply.send(match id.as_str() {
                 "nobody" => Err(ControlError::NotFound { what: "instance", name: id.to_string() }),
                 _ => Ok(()),
@@ -101,7 +112,10 @@ async fn api_that_forgets_after(forget_after: Duration) -> Api {
         mesh: MeshId([9; 32]),
         snapshot: Arc::new(ArcSwap::from_pointee(snapshot())),
         local: Arc::new(ArcSwap::from_pointee(Local::default())),
-        in_flight: InFlight::new(|_| 4),
+        calls: Calls::new(|endpoint| CallView {
+            in_flight: 4,
+            trouble: (endpoint.instance.as_str() == "web-4").then_some("unreachable"),
+        }),
         readiness: watched,
         control,
         events: EventLog::new("eins"),
@@ -202,6 +216,61 @@ async fn changes_want_the_token_and_reads_do_not() {
 }
 
 #[tokio::test]
+async fn exposing_again_tells_what_changed() {
+    let api = api().await;
+    for (id, status, changes) in [
+        ("new", 201, Value::Null),
+        ("same", 200, serde_json::json!([])),
+        ("old", 200, serde_json::json!(["tags v1 -> none", "weight 7 -> 100"])),
+    ] {
+        let body = format!(r#"{{"name":"web","to":"127.0.0.1:8080","id":"{id}"}}"#);
+        let (answered, text) = api.with_token("POST", "/v1/mesh/expose", &body).await;
+        let answer: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!((answered, &answer["changes"]), (status, &changes), "{text}");
+    }
+}
+
+/// The states are few and fixed; what they do not say is in the reason.
+#[tokio::test]
+async fn an_endpoint_that_takes_less_work_than_ready_says_has_a_reason() {
+    let api = api().await;
+    let mut seen = snapshot();
+    let me = seen.members.values().next().unwrap().as_ref().clone();
+    let suspect = MemberId::from_bytes([2; 16]);
+    let view = MemberView { id: suspect, state: MemberState::Suspect, ..me.clone() };
+    seen.members.insert(suspect, Arc::new(view));
+    let service = seen.services.values_mut().next().unwrap();
+    let base = service.endpoints[0].clone();
+    let instance = |id: &str, member, weight, state| Endpoint {
+        instance: id.parse().unwrap(),
+        member,
+        weight: Weight(weight),
+        state,
+        ..base.clone()
+    };
+    use EndpointState::{Doubtful, Ready};
+    Arc::make_mut(service).endpoints = vec![
+        instance("web-1", me.id, 100, Ready),
+        instance("web-2", me.id, 0, Ready),
+        instance("web-3", suspect, 100, Ready),
+        instance("web-4", me.id, 100, Ready),
+        instance("web-5", me.id, 100, Doubtful),
+    ];
+    api.state.snapshot.store(Arc::new(seen));
+    let rows = api.get("/v1/mesh/endpoints/web").await;
+    let expected = [
+        ("ready", ""),
+        ("ready", "its weight is 0: it takes no new work"),
+        ("ready", "its node failed a probe and has some seconds to answer"),
+        ("ready", "a call from here just failed (unreachable); used as the last resort"),
+        ("down", "its node could not be reached from here just now; used as the last resort"),
+    ];
+    for (row, (state, reason)) in rows.as_array().unwrap().iter().zip(expected) {
+        assert_eq!((&row["state"], &row["reason"]), (&state.into(), &reason.into()), "{row}");
+    }
+}
+
+#[tokio::test]
 async fn listings_have_the_promised_shape() {
     let api = api().await;
     let members = api.get("/v1/mesh/members").await;
@@ -246,7 +315,10 @@ async fn listings_have_the_promised_shape() {
     assert_eq!((&endpoints[0]["inflight"], &endpoints[1]["state"]), (&4.into(), &"down".into()));
     assert_eq!(api.get("/v1/mesh/endpoints/nobody").await, serde_json::json!([]));
 
-    assert_eq!(api.get("/v1/agent/self").await["Config"]["Datacenter"], "eu1");
+    let me = api.get("/v1/agent/self").await;
+    assert_eq!(me["Config"]["Datacenter"], "eu1");
+    assert_eq!(me["Mesh"]["id"], member["id"], "the member's, as everywhere");
+    assert_eq!(me["Mesh"]["mesh"], "09".repeat(32));
     assert_eq!(api.get("/v1/agent/members").await[0]["Status"], 1);
 }
 

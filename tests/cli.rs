@@ -1,6 +1,6 @@
 //! The commands as people and scripts run them: real processes, real exit codes.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
@@ -127,9 +127,26 @@ fn completions_and_manual_are_generated() {
 }
 
 #[test]
+fn nothing_asked_is_help_where_errors_go() {
+    let home = tempfile::tempdir().unwrap();
+    let alone = murmesh(&[]).env("MURMESH_DATA_DIR", home.path()).output().unwrap();
+    assert_eq!((code(&alone), out(&alone).as_str()), (64, ""));
+    let told = err(&alone);
+    assert!(told.starts_with("A service mesh") && told.contains("murmesh init"), "{told}");
+    assert!(!told.contains("error:") && !told.contains("murmesh: "), "{told}");
+}
+
+#[test]
 fn wrong_command_lines_are_64_and_say_why() {
     for (line, word) in [
-        (&["memers"][..], "members"),
+        (&["init", "--api", "127.0.0.1:7999"][..], "murmesh agent --api"),
+        (&["join", "x", "--api", "127.0.0.1:7999"], "murmesh agent --api"),
+        (&["expose", "web", "80", "--weight", "many"], "'many' for --weight: expected a whole"),
+        (&["init", "--advertise", "here"], "'here' for --advertise: expected ip:port"),
+        (&["invite", "revoke", "12345"], "'12345' for ID: expected 6 to 32"),
+        (&["drain", "web"], "not available yet"),
+        (&["renew"], "unrecognized"),
+        (&["memers"], "members"),
         (&["members", "--jsn"], "--json"),
         (&["events", "--since", "5"], "unit"),
         (&["expose", "web"], "ADDR"),
@@ -192,6 +209,40 @@ fn an_agent_without_identity_or_place_says_what_to_do() {
     let unwritable = murmesh(&["init"]).env("MURMESH_DATA_DIR", file.join("x")).output().unwrap();
     assert_eq!(code(&unwritable), 2);
     assert!(err(&unwritable).contains("file/x"), "{}", err(&unwritable));
+
+    // A place where nobody can make a directory: path, the system's reason, what to do.
+    for command in [&["init"][..], &["agent"]] {
+        let nowhere = murmesh(command).env("MURMESH_DATA_DIR", "/proc/x").output().unwrap();
+        assert_eq!(code(&nowhere), 2, "{}", err(&nowhere));
+        assert!(err(&nowhere).contains("/proc/x"), "{}", err(&nowhere));
+    }
+    let told = err(&murmesh(&["init"]).env("MURMESH_DATA_DIR", "/proc/x").output().unwrap());
+    for word in ["cannot create /proc/x:", "No such file", "--data-dir DIR"] {
+        assert!(told.contains(word), "{word} is missing: {told}");
+    }
+}
+
+/// Whoever presses Ctrl-C has seen enough: no failure.
+#[test]
+fn a_listing_that_the_user_ends_is_no_failure() {
+    let agent = Agent::found();
+    let id = agent.json(&["members", "--json"])[0]["id"].clone();
+    let status = agent.json(&["status", "--json"]);
+    assert_eq!(status["me"]["id"], id, "the member's");
+    assert_eq!(status["me"]["mesh"].as_str().unwrap().len(), 64, "the mesh has its own");
+    for line in [&["events", "-f", "--since", "1h"][..], &["members", "--watch"]] {
+        let mut child = murmesh(line)
+            .args([Path::new("--data-dir"), &agent.dir()])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        // It shows something, so it is at its work.
+        child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+        let process = rustix::process::Pid::from_child(&child);
+        rustix::process::kill_process(process, rustix::process::Signal::INT).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(0), "{line:?}");
+    }
 }
 
 /// One life of an agent, seen through the commands.
@@ -217,6 +268,18 @@ fn a_lone_agent_offers_opens_invites_and_leaves() {
     assert_eq!(code(&http), 64);
     assert!(err(&http).contains("not available yet"), "{}", err(&http));
     assert_eq!(agent.json(&["endpoints", "web", "--json"])[0]["weight"], 50);
+    let again = ["expose", "web", "127.0.0.1:1", "--tag", "v2", "--weight", "50"];
+    assert!(out(&agent.run(&again)).starts_with("unchanged: "));
+    let changed =
+        out(&agent.run(&["expose", "web", "127.0.0.1:1", "--tag", "v2", "--weight", "0"]));
+    assert_eq!(changed, "changed: web: weight 50 -> 0\n");
+    let idle = out(&agent.run(&["endpoints", "web"]));
+    assert!(idle.contains("its weight is 0"), "{idle}");
+    let nobody = agent.run(&["endpoints", "ghost"]);
+    assert_eq!((code(&nobody), out(&nobody).as_str()), (1, ""));
+    assert!(err(&nobody).contains("nobody offers 'ghost'"), "{}", err(&nobody));
+    let nobody = agent.run(&["endpoints", "ghost", "--json"]);
+    assert_eq!((code(&nobody), out(&nobody).trim()), (1, "[]"));
     assert_eq!(code(&agent.run(&["unexpose", "web"])), 0);
     assert_eq!(code(&agent.run(&["unexpose", "web"])), 2);
 
@@ -232,7 +295,11 @@ fn a_lone_agent_offers_opens_invites_and_leaves() {
     let invites = agent.json(&["invite", "list", "--json"]);
     assert_eq!((&invites[0]["uses"], &invites[0]["state"]), (&2.into(), &"open".into()));
     let id = invites[0]["id"].as_str().unwrap();
-    assert_eq!(code(&agent.run(&["invite", "revoke", id])), 0);
+    assert_eq!(code(&agent.run(&["invite", "revoke", "000000"])), 2, "none begins so");
+    assert_eq!(code(&agent.run(&["invite", "revoke", &id[..6]])), 0);
+    let revoked = out(&agent.run(&["invite", "list"]));
+    let row = revoked.lines().nth(1).unwrap();
+    assert!(row.starts_with(&format!("{}  revoked  0 ", &id[..12])), "{revoked}");
 
     let config = agent.json(&["config", "dump", "--json"]);
     let api = config.as_array().unwrap().iter().find(|row| row["key"] == "listen.api").unwrap();

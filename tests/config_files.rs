@@ -98,10 +98,45 @@ fn keys_of_later_versions_are_refused_as_not_available_yet() {
     }
 }
 
+/// One fault for each line that is no TOML; none for what only seems wrong because of it.
 #[test]
-fn values_that_are_no_toml_are_told_with_their_line() {
-    let told = faults("[node]\nname = \"a\"\nzone = \n");
-    assert!(told[0].starts_with("murmesh.toml:3: "), "{told:?}");
+fn lines_that_are_no_toml_are_told_once_and_nothing_is_made_of_them() {
+    for (text, lines) in [
+        ("[node]\nname = \"a\"\nzone = \n", &[3][..]),
+        ("[[expose]]\nname = \"a\"\nto = \n", &[3]),
+        ("[[expose]]\nname = \"a\"\nto \"80\"\n", &[3]),
+        ("[listen]\nmesh = 0.0.0.0:7370\napi = 127.0.0.1\n", &[2, 3]),
+        ("[[expose]]\nname = a\nto = \"80\"\nweight = 1O\n", &[2, 4]),
+        ("[[expose]\nname = \"a\"\nto = \"80\"\n", &[1]),
+        ("[node]\nnmae = \"a\"\nzone = \"eu1\n", &[2, 3]), // what stands before is judged
+    ] {
+        let told = faults(text);
+        let expected: Vec<_> = lines.iter().map(|line| format!("murmesh.toml:{line}: ")).collect();
+        assert_eq!(told.len(), expected.len(), "{text}{told:#?}");
+        for (fault, place) in told.iter().zip(&expected) {
+            assert!(fault.starts_with(place), "{text}{told:#?}");
+        }
+    }
+}
+
+#[test]
+fn faults_are_told_file_by_file_in_the_order_of_their_lines() {
+    let upstream = "[[upstream]]\nservice = \"db\"\nlisten = \"5432\"\n";
+    let first = format!("{upstream}{upstream}[telemetry]\nlog = \"\"\n[node]\nnmae = \"a\"\n");
+    let files = [("z.toml", first.as_str()), ("conf.d/a.toml", "[node]\nzone = \"e u\"\n")];
+    let files = files.map(|(path, text)| (PathBuf::from(path), text.to_owned()));
+    let overrides = Overrides {
+        data_dir: Some(Setting::default("/nowhere".into())),
+        socks: Some("x".to_owned()),
+        ..Overrides::default()
+    };
+    let Err(ConfigError::Faults(told)) = load_texts(files.into(), &overrides) else {
+        panic!("expected faults")
+    };
+    let places: Vec<_> = told.iter().map(|fault| fault.origin.to_string()).collect();
+    let expected = ["z.toml:4", "z.toml:8", "z.toml:10", "conf.d/a.toml:2", "flag --socks"];
+    assert_eq!(places, expected, "{told:#?}");
+    assert!(told[2].message.contains("did you mean 'name'?"), "{told:#?}");
 }
 
 #[test]

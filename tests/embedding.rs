@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
-use murmesh::agent::{Agent, JoinOptions, Stopped, join};
+use murmesh::agent::{Agent, JoinOptions, StartError, Stopped, join};
 use murmesh::api::{Control, ExposeSpec, UpstreamSpec};
+use murmesh::catalogue::record_key;
 use murmesh::config::Settings;
-use murmesh::model::{MemberPhase, MemberState, Target, Unlisted};
+use murmesh::model::{MemberId, MemberPhase, MemberRecord, MemberState, Target, Unlisted};
 use murmesh::tls::store::{DataDir, InitOptions, init};
 use murmesh::transport::enrolment::InviteOptions;
+use murmesh::wire::decode_payload;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{sleep, timeout};
@@ -60,10 +62,10 @@ async fn sees(agent: &Agent, count: usize) {
 
 #[tokio::test]
 async fn three_agents_find_each_other_and_carry_bytes() {
-    let (a, _a) = found("a").await;
+    let (a, a_dir) = found("a").await;
     timeout(PATIENCE, a.ready()).await.expect("a lone agent is ready");
-    let (b, _b) = join_through(&a, "b").await;
-    let (c, _c) = join_through(&a, "c").await;
+    let (b, b_dir) = join_through(&a, "b").await;
+    let (c, c_dir) = join_through(&a, "c").await;
     for agent in [&a, &b, &c] {
         sees(agent, 3).await;
         timeout(PATIENCE, agent.ready()).await.expect("ready");
@@ -97,8 +99,20 @@ async fn three_agents_find_each_other_and_carry_bytes() {
     client.read_to_end(&mut answer).await.unwrap();
     assert_eq!(answer, b"goodbye");
 
-    for agent in [c, b, a] {
-        let stopped = agent.stop(MemberPhase::Restarting, PATIENCE).await;
-        assert_eq!(stopped, Stopped::Drained);
+    let last_words = |dir: &tempfile::TempDir, id: MemberId| {
+        let entries = DataDir::new(dir.path()).entries().unwrap();
+        let own = entries.iter().find(|entry| entry.key() == record_key(id)).unwrap();
+        decode_payload::<MemberRecord>(&own.payload()).unwrap().phase
+    };
+    for (agent, dir, phase) in [
+        (c, &c_dir, MemberPhase::Left),
+        (b, &b_dir, MemberPhase::Restarting),
+        (a, &a_dir, MemberPhase::Restarting),
+    ] {
+        let id = agent.credentials().member_id();
+        assert_eq!(agent.stop(phase, PATIENCE).await, Stopped::Drained);
+        assert_eq!(last_words(dir, id), phase, "the last state is the one on disk");
     }
+    let again = Agent::start(Settings::local(DataDir::new(c_dir.path()))).await;
+    assert!(matches!(again, Err(StartError::Left { .. })), "left lasts");
 }

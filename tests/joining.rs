@@ -317,14 +317,66 @@ fn a_member_restarted_after_sigkill_rejoins_from_disk_with_all_seeds_dead() {
 }
 
 #[test]
-fn a_member_that_leaves_is_shown_as_left() {
+fn a_member_that_leaves_is_gone_over_restarts_until_a_token_lets_it_in_again() {
+    let _turn = beside_others();
+    let mesh = TestMesh::of(&["first", "second", "third"]);
+    let (first, second, third) = (mesh.agent("first"), mesh.agent("second"), mesh.agent("third"));
+    let echo = Server::start(Kind::Echo);
+    second.expose("echo", echo.address);
+    third.wait_endpoints("echo", 1);
+    let id = |agent: &Agent| {
+        let members = first.get("/v1/mesh/members");
+        let mut rows = members.as_array().unwrap().iter();
+        rows.find(|row| row["name"] == agent.name.as_str()).unwrap()["id"].clone()
+    };
+    let before = id(second);
+    second.run(&["leave"]).ok();
+    first.wait_state("second", "left", SOON);
+    assert_eq!(second.wait_end(SOON).code(), Some(0));
+    assert_eq!(first.get("/v1/mesh/services"), serde_json::json!([]), "it took its service along");
+    assert_eq!(first.events("member_down"), Vec::<serde_json::Value>::new(), "it did not die");
+
+    let refused = second.run(&["agent"]).fails(2);
+    assert!(refused.contains("has left") && refused.contains("murmesh join TOKEN"), "{refused}");
+    let nobody = second.run(&["members"]).fails(69);
+    assert!(nobody.contains("murmesh join TOKEN: this machine has left"), "{nobody}");
+    assert!(second.run(&["init"]).fails(2).contains("murmesh join TOKEN"));
+    let revoked = mesh.invite(1);
+    let listed = first.run(&["invite", "list", "--json"]).ok();
+    let listed: serde_json::Value = serde_json::from_str(&listed).unwrap();
+    let open = listed.as_array().unwrap().iter().find(|invite| invite["state"] == "open").unwrap();
+    first.run(&["invite", "revoke", &open["id"].as_str().unwrap()[..8]]).ok();
+    assert!(second.run(&["join", &revoked]).fails(2).contains("revoked"));
+    assert!(second.run(&["agent"]).fails(2).contains("has left"), "a refused join changes nothing");
+
+    // Without a word on name and address: it keeps those it had.
+    let told = second.run(&["join", &mesh.invite(1)]).ok();
+    assert!(told.contains("name        second\n"), "{told}");
+    second.start();
+    for agent in &mesh.agents {
+        agent.wait_alive(3, SOON);
+    }
+    assert_eq!(id(second), before, "under its old key");
+    third.wait_endpoints("echo", 1);
+    let mut stream = socks(third.socks, "echo.mesh", 1).unwrap();
+    expect_echo(&mut stream, b"here again").unwrap();
+    assert!(second.run(&["join", &mesh.invite(1)]).ok().starts_with("unchanged"));
+}
+
+#[test]
+fn a_founder_that_left_comes_back_by_init() {
     let _turn = beside_others();
     let mesh = TestMesh::of(&["first", "second"]);
-    let second = mesh.agent("second");
-    second.run(&["leave"]).ok();
-    mesh.agent("first").wait_state("second", "left", SOON);
-    let status = second.wait_end(SOON);
-    assert_eq!(status.code(), Some(0));
+    let (first, second) = (mesh.agent("first"), mesh.agent("second"));
+    first.run(&["leave"]).ok();
+    second.wait_state("first", "left", SOON);
+    first.wait_end(SOON);
+    assert!(first.run(&["agent"]).fails(2).contains("murmesh init"));
+    assert!(first.run(&["init"]).ok().starts_with("back: "));
+    first.start();
+    second.wait_state("first", "alive", SOON);
+    first.wait_alive(2, SOON);
+    first.run(&["invite"]).ok();
 }
 
 #[test]

@@ -4,10 +4,12 @@
 //! `cargo bench --bench tunnel` builds and runs the shipped binary (profile `dist`, identity and
 //! metrics on) as two processes; client and server are processes of their own. The ways are measured
 //! in turn, round after round, and every figure is the median of all rounds; ratios are of figures
-//! of the same run. `-- --quick` makes three short rounds.
+//! of the same run. Each limit is printed as held, missed or not compared; `-- --check` fails when
+//! one is missed. `-- --quick` makes three short rounds, whose figures are rough.
 
 #![allow(clippy::disallowed_methods)] // a benchmark reads the clock
 
+mod limits;
 mod load;
 mod ways;
 
@@ -18,13 +20,17 @@ use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use limits::{Figures, Standing, limits};
 use load::{Kind, Outcome};
 use ways::{Way, ways};
 
+const MANY: &str = "64 connections";
+const NEW: &str = "new connections";
+
 const KINDS: [(&str, Kind); 5] = [
     ("1 connection", Kind::Requests { connections: 1 }),
-    ("64 connections", Kind::Requests { connections: 64 }),
-    ("new connections", Kind::Connections { workers: 32 }),
+    (MANY, Kind::Requests { connections: 64 }),
+    (NEW, Kind::Connections { workers: 32 }),
     ("bulk, 1 stream", Kind::Bulk { streams: 1 }),
     ("bulk, 8 streams", Kind::Bulk { streams: 8 }),
 ];
@@ -35,6 +41,9 @@ struct Sample {
     /// Of both agents, per request, connection or gigabyte, in microseconds.
     cpu_us: f64,
 }
+
+/// Of all rounds, by kind and way.
+type Samples = BTreeMap<(&'static str, &'static str), Vec<Sample>>;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = env::args().skip(1).collect();
@@ -50,7 +59,17 @@ fn main() -> Result<(), Box<dyn Error>> {
                 Ok(())
             })
         }
-        _ => compare(arguments.iter().any(|argument| argument == "--quick")),
+        _ => {
+            let has = |flag: &str| arguments.iter().any(|argument| argument == flag);
+            let missed = compare(has("--quick"))?;
+            match has("--check") && !missed.is_empty() {
+                true => {
+                    Err(format!("{} of the limits missed: {}", missed.len(), missed.join("; "))
+                        .into())
+                }
+                false => Ok(()),
+            }
+        }
     }
 }
 
@@ -59,11 +78,12 @@ fn on_one_thread(work: impl Future<Output = std::io::Result<()>>) -> Result<(), 
     Ok(runtime.block_on(work)?)
 }
 
-fn compare(is_quick: bool) -> Result<(), Box<dyn Error>> {
+/// Measures, prints all figures, and returns the limits that are missed.
+fn compare(is_quick: bool) -> Result<Vec<&'static str>, Box<dyn Error>> {
     let (rounds, time) = if is_quick { (3, 300) } else { (7, 1_000) };
     let directory = tempfile::tempdir()?;
     let ways = ways(directory.path())?;
-    let mut samples: BTreeMap<(&str, &str), Vec<Sample>> = BTreeMap::new();
+    let mut samples = Samples::new();
     for way in &ways {
         measure(way, Kind::Requests { connections: 64 }, 200)?; // warm
     }
@@ -89,7 +109,34 @@ fn compare(is_quick: bool) -> Result<(), Box<dyn Error>> {
     if !ways.iter().any(|way| way.name == "haproxy") {
         println!("\nhaproxy: not compared (not installed)");
     }
-    Ok(())
+    println!();
+    let limits = limits(&figures(&samples));
+    limits.iter().for_each(|limit| println!("{limit}"));
+    let missed = limits.iter().filter(|limit| limit.standing() == Standing::Missed);
+    Ok(missed.map(|limit| limit.what).collect())
+}
+
+/// The figures that limits are about; not a number where nothing was measured.
+fn figures(samples: &Samples) -> Figures {
+    let of = |title, way, what: fn(&Sample) -> f64| {
+        samples.get(&(title, way)).map_or(f64::NAN, |rounds| median(rounds, what))
+    };
+    let ratio_to_direct = |title| of(title, "murmesh", rate) / of(title, "direct", rate);
+    let cpu = |way| of(MANY, way, |sample| sample.cpu_us);
+    let p50 = of(MANY, "murmesh", |sample| sample.outcome.p50_us);
+    let p99 = of(MANY, "murmesh", |sample| sample.outcome.p99_us);
+    let has_haproxy = samples.contains_key(&(MANY, "haproxy"));
+    Figures {
+        requests_of_direct: ratio_to_direct(MANY),
+        connections_of_direct: ratio_to_direct(NEW),
+        cpu_of_haproxy: has_haproxy.then(|| cpu("murmesh") / cpu("haproxy")),
+        p99_of_p50: p99 / p50,
+    }
+}
+
+/// Requests, connections or bytes in a second.
+fn rate(sample: &Sample) -> f64 {
+    sample.outcome.count as f64 / sample.outcome.seconds
 }
 
 fn measure(way: &Way, kind: Kind, millis: u64) -> Result<Sample, Box<dyn Error>> {
@@ -129,10 +176,8 @@ fn header(title: &str, kind: Kind) -> String {
 
 fn line(kind: Kind, way: &str, rounds: &[Sample], direct: &[Sample]) -> String {
     let is_bulk = matches!(kind, Kind::Bulk { .. });
-    let rate = |sample: &Sample| {
-        let rate = sample.outcome.count as f64 / sample.outcome.seconds;
-        if is_bulk { rate * 8.0 / 1e9 } else { rate }
-    };
+    let unit = if is_bulk { 1e9 / 8.0 } else { 1.0 };
+    let rate = |sample: &Sample| rate(sample) / unit;
     let (here, there) = (median(rounds, rate), median(direct, rate));
     let p50 = median(rounds, |sample| sample.outcome.p50_us);
     let p99 = median(rounds, |sample| sample.outcome.p99_us);

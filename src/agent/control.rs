@@ -7,6 +7,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::{Mutex, mpsc, watch};
 use tracing::{info, warn};
 
+use super::left;
 use super::local::{LocalError, LocalServices};
 use crate::api::{
     Control, ControlError, ExposeSpec, InviteMade, Local, UpstreamSelector, UpstreamSpec,
@@ -61,18 +62,18 @@ impl Controller {
             Control::CloseUpstreams { which, reply } => {
                 drop(reply.send(self.close_upstreams(&which).await));
             }
-            Control::Leave { reply } => {
-                self.leaving.send_replace(true);
-                drop(reply.send(Ok(())));
-            }
+            Control::Leave { reply } => drop(reply.send(self.leave())),
             Control::Invite { options, reply } => drop(reply.send(self.invite(options).await)),
             Control::Invites { reply } => drop(reply.send(self.invites().await)),
             Control::RevokeInvite { id, reply } => drop(reply.send(self.revoke_invite(id).await)),
         }
     }
 
-    /// Offers an instance; a restart forgets it.
-    pub(super) async fn expose(&mut self, spec: ExposeSpec) -> Result<(), ControlError> {
+    /// Offers an instance; a restart forgets it. Returns the one that it replaces.
+    pub(super) async fn expose(
+        &mut self,
+        spec: ExposeSpec,
+    ) -> Result<Option<ExposeSpec>, ControlError> {
         if self.listeners().any(|listen| reaches(&spec.to, listen)) {
             return Err(ControlError::Conflict(format!(
                 "{} is an entry of this agent: what it serves would lead back to itself",
@@ -80,16 +81,20 @@ impl Controller {
             )));
         }
         info!(instance = %spec.id, service = %spec.service, to = %spec.to, "exposed");
-        self.services.expose(spec).map_err(local_error)?;
+        let replaced = self.services.expose(spec).map_err(local_error)?;
         self.publish().await;
-        Ok(())
+        Ok(replaced)
     }
 
-    async fn expose_and_keep(&mut self, spec: ExposeSpec) -> Result<(), ControlError> {
-        self.expose(spec.clone()).await?;
+    async fn expose_and_keep(
+        &mut self,
+        spec: ExposeSpec,
+    ) -> Result<Option<ExposeSpec>, ControlError> {
+        let replaced = self.expose(spec.clone()).await?;
         self.runtime.expose.retain(|kept| kept.id != spec.id);
         self.runtime.expose.push(spec);
-        self.keep()
+        self.keep()?;
+        Ok(replaced)
     }
 
     async fn unexpose(&mut self, id: &InstanceId) -> Result<(), ControlError> {
@@ -189,6 +194,13 @@ impl Controller {
             warn!(%error, "what the command line added will not survive a restart");
             ControlError::Failed(format!("it works now but will not survive a restart: {error}"))
         })
+    }
+
+    /// Durable before it is said: whoever has left stays gone over every restart.
+    fn leave(&self) -> Result<(), ControlError> {
+        left::mark(&self.dir).map_err(|error| ControlError::Failed(error.to_string()))?;
+        self.leaving.send_replace(true);
+        Ok(())
     }
 
     async fn invite(&self, options: InviteOptions) -> Result<InviteMade, ControlError> {

@@ -23,7 +23,8 @@ pub(super) fn remembered(dir: &DataDir) -> Result<Vec<(MemberId, SocketAddr)>, S
     Ok(wire::decode(&bytes).unwrap_or_default()) // worth nothing when damaged, and soon rewritten
 }
 
-/// Keeps on disk what a restart needs. A full disk costs nothing else.
+/// Keeps on disk what a restart needs, until the gossip driver is gone and its last state is
+/// written. The only writer of these files while the agent runs. A full disk costs nothing else.
 pub(super) async fn persist(
     dir: DataDir,
     mut durable: watch::Receiver<Durable>,
@@ -50,17 +51,35 @@ pub(super) async fn persist(
     }
 }
 
-/// Keeps the last state of an agent that stops.
-pub(super) fn persist_once(dir: &DataDir, durable: &watch::Receiver<Durable>) {
-    if let Err(error) = write(dir, &durable.borrow()) {
-        warn!(%error, "the last state cannot be kept on disk");
-    }
-}
-
 /// The last epoch taken, if some were needed.
 fn write(dir: &DataDir, state: &Durable) -> Result<Option<Epoch>, StoreError> {
     dir.store_entries(&state.entries)?;
     let members = wire::encode(&state.remembered).map_err(TlsError::from)?;
     dir.write(REMEMBERED, &members)?;
     state.epochs_needed.map(|needed| dir.extend_epochs(needed)).transpose()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::transport::gossip::gossip_channel;
+
+    /// The driver hands over faster than the disk takes, and ends right after its last word.
+    #[tokio::test]
+    async fn the_last_state_handed_over_is_the_one_on_disk() {
+        let temporary = tempfile::tempdir().unwrap();
+        let dir = DataDir::new(temporary.path());
+        let (durable, reader) = watch::channel(Durable::default());
+        let persist = persist(dir.clone(), reader, gossip_channel().0);
+        let hand_over = async move {
+            for port in 1..=50 {
+                let somebody = (MemberId::from_bytes([1; 16]), ([10, 0, 0, 1], port).into());
+                durable.send_replace(Durable { remembered: vec![somebody], ..Durable::default() });
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::join!(persist, hand_over);
+        let kept = remembered(&dir).unwrap();
+        assert_eq!(kept, [(MemberId::from_bytes([1; 16]), ([10, 0, 0, 1], 50).into())]);
+    }
 }

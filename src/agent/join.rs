@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use super::left::{self, has_left};
 use crate::model::{MemberId, MemberName, MeshId, Signer};
 use crate::tls::store::{DataDir, StoreError};
 use crate::tls::{NodeCredentials, TlsError, Token};
@@ -48,7 +49,8 @@ pub enum JoinError {
     Knock(#[from] KnockError),
 }
 
-/// Joins the mesh of a token. Repeated for the same mesh: unchanged. For another: refused.
+/// Joins the mesh of a token. Repeated for the same mesh: unchanged, unless this machine has left:
+/// then it is let in again, under its old key. For another mesh: refused.
 pub async fn join(options: JoinOptions) -> Result<JoinReport, JoinError> {
     let token: Token = options.token.parse()?;
     let dir = DataDir::new(options.data_dir);
@@ -61,9 +63,12 @@ pub async fn join(options: JoinOptions) -> Result<JoinReport, JoinError> {
                 wanted: token.mesh.short(),
             }));
         }
-        return Ok(report(&credentials, token.issuers.clone(), true));
+        if !has_left(&dir) {
+            return Ok(report(&credentials, token.issuers.clone(), true));
+        }
     }
     dir.create()?;
+    let _lock = dir.lock()?;
     let node = dir.node_key()?;
     let mut issuers = options.seeds;
     issuers.extend(
@@ -80,6 +85,7 @@ pub async fn join(options: JoinOptions) -> Result<JoinReport, JoinError> {
     seeds.sort_unstable();
     seeds.dedup();
     dir.store_identity(&welcome.genesis, &welcome.entries, &welcome.chain)?;
+    left::clear(&dir)?;
     let credentials = dir.credentials()?;
     debug_assert_eq!(credentials.public_key(), node.public_key());
     Ok(report(&credentials, seeds, false))

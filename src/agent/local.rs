@@ -9,7 +9,7 @@ use crate::model::{
 use crate::proxy::LocalInstance;
 use crate::wire;
 
-/// Instances that one member may expose .
+/// Instances that one member may expose.
 const INSTANCES_MAX: usize = 256;
 /// What all instances may take in this member's record, in bytes; the rest of it is short.
 const RECORD_LEN_MAX: usize = PAYLOAD_LEN_MAX - 1_024;
@@ -51,8 +51,8 @@ impl LocalServices {
         Self { instances: BTreeMap::new(), allowed }
     }
 
-    /// Takes an instance. One with the same id is replaced.
-    pub fn expose(&mut self, instance: ExposeSpec) -> Result<(), LocalError> {
+    /// Takes an instance. One with the same id is replaced and returned.
+    pub fn expose(&mut self, instance: ExposeSpec) -> Result<Option<ExposeSpec>, LocalError> {
         if instance.protocol != Protocol::Tcp {
             return Err(LocalError::Protocol(instance.protocol));
         }
@@ -76,7 +76,7 @@ impl LocalServices {
             }
             return Err(LocalError::TooLong { len });
         }
-        Ok(())
+        Ok(previous)
     }
 
     /// Takes an instance out.

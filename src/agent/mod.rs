@@ -10,9 +10,11 @@
 mod control;
 mod disk;
 mod join;
+mod left;
 mod local;
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,7 +25,8 @@ use tracing::{info, warn};
 
 use crate::api::control::{CONTROL_QUEUE_LEN_MAX, Reply};
 use crate::api::{
-    self, ApiState, ApiToken, Control, ControlError, InFlight, Local, Readiness, UpstreamSpec,
+    self, ApiState, ApiToken, CallView, Calls, Control, ControlError, Local, Readiness,
+    UpstreamSpec,
 };
 use crate::config::{RuntimeFile, Seed, Setting, Settings};
 use crate::mesh::{Mesh, MeshConfig, Snapshot};
@@ -41,6 +44,7 @@ use crate::transport::gossip::{Durable, Gossip, GossipHandle, gossip_channel};
 use control::Controller;
 
 pub use join::{JoinError, JoinOptions, JoinReport, join};
+pub use left::{come_back, has_left, way_back};
 pub use local::{LocalError, LocalServices};
 
 /// Reports of the data plane that wait for the gossip driver; more are dropped, the next will say
@@ -57,6 +61,8 @@ const API_ADDRESS: &str = api::ADDRESS_FILE;
 pub enum StartError {
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error("{} has left its mesh; '{way_back}' brings it back, then start the agent", path.display())]
+    Left { path: PathBuf, way_back: &'static str },
     #[error(transparent)]
     Proxy(#[from] proxy::StartError),
     #[error(transparent)]
@@ -102,10 +108,11 @@ pub struct Agent {
     leaving: watch::Receiver<bool>,
     readiness: watch::Receiver<Readiness>,
     dir: DataDir,
-    durable: watch::Receiver<Durable>,
     mesh_address: SocketAddr,
     api_address: SocketAddr,
     tasks: TaskGroup,
+    /// Ends by itself once the gossip driver has handed over its last state and that is on disk.
+    disk: TaskGroup,
     gossip_thread: Thread,
     data_thread: Thread,
     _lock: DataDirLock,
@@ -118,6 +125,10 @@ impl Agent {
         let dir = settings.data_dir.value.clone();
         let credentials = dir.credentials()?;
         let lock = dir.lock()?;
+        if has_left(&dir) {
+            let (path, way_back) = (dir.path().to_owned(), left::way_back(&dir));
+            return Err(StartError::Left { path, way_back });
+        }
         let open_files = limits::raise_open_files();
         info!(member = %credentials.name(), id = %credentials.member_id(), open_files, "starting");
         let (shutdown, metrics, clock) = (Shutdown::default(), Metrics::new(), Clock::new());
@@ -186,8 +197,8 @@ impl Agent {
             tasks: gossip_tasks,
         };
         let gossip_thread = Thread::start("gossip", shutdown.clone(), move || driver.run())?;
-        let persist = disk::persist(dir.clone(), durable_reader.clone(), gossip.clone());
-        tasks.spawn("persist", persist);
+        let disk = TaskGroup::new(shutdown.clone());
+        disk.spawn("persist", disk::persist(dir.clone(), durable_reader, gossip.clone()));
         tasks.spawn("resolve-seeds", resolve_again(settings.seeds.value.clone(), gossip.clone()));
 
         let desk = match dir.authority()? {
@@ -233,15 +244,16 @@ impl Agent {
 
         let (ready, readiness) = watch::channel(Readiness::NotReady("the agent is starting"));
         tasks.spawn("readiness", watch_readiness(ready, settled_reader, shutdown.clone()));
-        let in_flight = data.proxy.in_flight().clone();
+        let calls = data.proxy.clone();
         let state = ApiState {
             me: credentials.member_id(),
             name: credentials.name().clone(),
             mesh: *credentials.mesh(),
             snapshot: snapshot.clone(),
             local,
-            in_flight: InFlight::new(move |endpoint| {
-                in_flight.of(&endpoint.member, &endpoint.instance).into()
+            calls: Calls::new(move |endpoint| CallView {
+                in_flight: calls.in_flight().of(&endpoint.member, &endpoint.instance).into(),
+                trouble: calls.trouble(endpoint),
             }),
             readiness: readiness.clone(),
             control: control.clone(),
@@ -268,10 +280,10 @@ impl Agent {
             leaving,
             readiness,
             dir,
-            durable: durable_reader,
             mesh_address,
             api_address,
             tasks,
+            disk,
             gossip_thread,
             data_thread: data.thread,
             _lock: lock,
@@ -328,10 +340,16 @@ impl Agent {
     }
 
     /// Stops the agent: announces it, lets what is open end for at most `drain`, then says why it
-    /// goes (`phase`: restarting or left) and awaits every task.
+    /// goes (`phase`: restarting or left) and awaits every task. Left lasts: this directory starts no
+    /// agent until it is brought back ([`come_back`], [`join`]).
     pub async fn stop(self, phase: MemberPhase, drain: Duration) -> Stopped {
         let Self { credentials, gossip, proxy, shutdown, events, tasks, .. } = &self;
         shutdown.advance(Stage::Draining);
+        if phase == MemberPhase::Left
+            && let Err(error) = left::mark(&self.dir)
+        {
+            warn!(%error, "this machine leaves, but its next agent will not know");
+        }
         let reason = format!("open connections have {drain:?}");
         events.record(EventKind::AgentDraining, credentials.name(), reason);
         gossip.set_phase(MemberPhase::Draining).await;
@@ -344,7 +362,7 @@ impl Agent {
         shutdown.advance(Stage::Closing);
         proxy.close().await;
         tasks.stop().await;
-        disk::persist_once(&self.dir, &self.durable);
+        self.disk.finished().await;
         for thread in [self.gossip_thread, self.data_thread] {
             if let Err(error) = thread.join().await {
                 warn!(%error, "a thread did not end in order");

@@ -29,8 +29,8 @@ pub enum Control {
     Expose {
         /// What to offer.
         spec: ExposeSpec,
-        /// Answered once the record is published, not once everybody has it.
-        reply: Reply<()>,
+        /// What it replaces. Answered once the record is published, not once everybody has it.
+        reply: Reply<Option<ExposeSpec>>,
     },
     /// Take an instance back: no new streams; those it has go on.
     Unexpose {
@@ -53,9 +53,9 @@ pub enum Control {
         /// Those closed; [`ControlError::NotFound`] when there was none.
         reply: Reply<Vec<UpstreamSpec>>,
     },
-    /// Say goodbye for good and stop.
+    /// Say goodbye for good and stop. Lasts over restarts.
     Leave {
-        /// Answered when the goodbye is on its way; the agent then drains and ends.
+        /// Answered once no agent can start here any more; this one then drains, says so and ends.
         reply: Reply<()>,
     },
     /// Make an invite.
@@ -133,6 +133,25 @@ impl ExposeSpec {
             tags: Vec::new(),
             weight: Weight::default(),
         })
+    }
+
+    /// What is different from `before`, for people: `weight 100 -> 50`. Empty when nothing is.
+    pub fn changes_since(&self, before: &Self) -> Vec<String> {
+        let words = |spec: &Self| {
+            let tags = spec.tags.join(",");
+            let tags = if tags.is_empty() { "none".to_owned() } else { tags };
+            [
+                ("service", spec.service.to_string()),
+                ("to", spec.to.to_string()),
+                ("port", spec.port.to_string()),
+                ("protocol", spec.protocol.to_string()),
+                ("tags", tags),
+                ("weight", spec.weight.0.to_string()),
+            ]
+        };
+        let pairs = words(before).into_iter().zip(words(self));
+        let changed = pairs.filter(|((_, old), (_, new))| old != new);
+        changed.map(|((name, old), (_, new))| format!("{name} {old} -> {new}")).collect()
     }
 
     /// Refuses what this version cannot do and what does not fit a record.

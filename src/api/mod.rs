@@ -14,6 +14,6 @@ pub mod views;
 
 pub use control::{Control, ControlError, ExposeSpec, InviteMade, UpstreamSelector, UpstreamSpec};
 pub use problem::Problem;
-pub use routes::{ExposeRequest, InviteRequest, routes};
+pub use routes::{ExposeRequest, Exposed, InviteRequest, routes};
 pub use server::{ADDRESS_FILE, serve};
-pub use state::{ApiState, ApiToken, InFlight, Local, Readiness, SettingView};
+pub use state::{ApiState, ApiToken, CallView, Calls, Local, Readiness, SettingView};

@@ -228,6 +228,17 @@ pub struct ExposeRequest {
     pub weight: Option<Weight>,
 }
 
+/// The answer to `POST /v1/mesh/expose`: 201 for a new instance, 200 for one that was there.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct Exposed {
+    #[serde(flatten)]
+    pub spec: ExposeSpec,
+    /// What is different from the instance that it replaces; absent for a new one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub changes: Option<Vec<String>>,
+}
+
 async fn expose(State(state): State<ApiState>, request: Request) -> Answer {
     let asked: ExposeRequest = body(request).await?;
     let malformed = |error: &dyn std::fmt::Display| Refusal::malformed(error.to_string());
@@ -239,8 +250,12 @@ async fn expose(State(state): State<ApiState>, request: Request) -> Answer {
     spec.weight = asked.weight.unwrap_or_default();
     let spec = spec.check().map_err(|error| malformed(&error))?;
     let accepted = spec.clone();
-    Control::ask(&state.control, |reply| Control::Expose { spec, reply }).await?;
-    Ok((StatusCode::CREATED, Json(accepted)).into_response())
+    let replaced = Control::ask(&state.control, |reply| Control::Expose { spec, reply }).await?;
+    let (status, changes) = match replaced {
+        Some(before) => (StatusCode::OK, Some(accepted.changes_since(&before))),
+        None => (StatusCode::CREATED, None),
+    };
+    Ok((status, Json(Exposed { spec: accepted, changes })).into_response())
 }
 
 async fn unexpose(State(state): State<ApiState>, Path(id): Path<String>) -> Answer {

@@ -27,8 +27,8 @@ pub struct ApiState {
     pub snapshot: Arc<ArcSwap<Snapshot>>,
     /// What this machine offers and opens; the agent stores a new one on every change.
     pub local: Arc<ArcSwap<Local>>,
-    /// How many streams of this agent each endpoint has now.
-    pub in_flight: InFlight,
+    /// What this agent's own calls tell of each endpoint.
+    pub calls: Calls,
     /// Whether the data plane can serve.
     pub readiness: watch::Receiver<Readiness>,
     /// To the agent.
@@ -76,18 +76,27 @@ pub struct SettingView {
     pub origin: String,
 }
 
-/// Asks how many streams of this agent an endpoint has now.
-#[derive(Clone)]
-pub struct InFlight(Arc<dyn Fn(&Endpoint) -> u64 + Send + Sync>);
+/// What this agent's own calls tell of an endpoint.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CallView {
+    /// How many streams of this agent it has now.
+    pub in_flight: u64,
+    /// Why this agent would rather not call it, if a call went wrong a moment ago.
+    pub trouble: Option<&'static str>,
+}
 
-impl InFlight {
-    /// Asks `count`, which must not block.
-    pub fn new(count: impl Fn(&Endpoint) -> u64 + Send + Sync + 'static) -> Self {
-        Self(Arc::new(count))
+/// Asks what this agent's own calls tell of an endpoint.
+#[derive(Clone)]
+pub struct Calls(Arc<dyn Fn(&Endpoint) -> CallView + Send + Sync>);
+
+impl Calls {
+    /// Asks `look`, which must not block.
+    pub fn new(look: impl Fn(&Endpoint) -> CallView + Send + Sync + 'static) -> Self {
+        Self(Arc::new(look))
     }
 
-    /// How many streams `endpoint` has now.
-    pub fn of(&self, endpoint: &Endpoint) -> u64 {
+    /// What they tell of `endpoint` now.
+    pub fn of(&self, endpoint: &Endpoint) -> CallView {
         (self.0)(endpoint)
     }
 }
@@ -118,9 +127,9 @@ impl fmt::Debug for ApiState {
     }
 }
 
-impl fmt::Debug for InFlight {
+impl fmt::Debug for Calls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("InFlight")
+        f.write_str("Calls")
     }
 }
 

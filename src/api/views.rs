@@ -46,7 +46,7 @@ pub struct EndpointRow {
     pub node: String,
     pub address: String,
     pub state: String,
-    /// Why it is in that state; empty while ready.
+    /// Why it is in that state, or why it takes less work than that says; empty when all is well.
     pub reason: String,
     pub weight: u16,
     pub tags: Vec<String>,
@@ -133,31 +133,57 @@ pub(super) fn endpoints(state: &ApiState, service: &ServiceName) -> Vec<Endpoint
     let now = state.clock.now();
     let snapshot = state.snapshot.load();
     let Some(view) = snapshot.services.get(service) else { return Vec::new() };
-    let row = |endpoint: &Endpoint| EndpointRow {
-        service: service.to_string(),
-        instance: endpoint.instance.to_string(),
-        node: endpoint.member_name.to_string(),
-        address: endpoint.address.to_string(),
-        state: endpoint.state.as_str().to_owned(),
-        reason: reason(endpoint.state).to_owned(),
-        weight: endpoint.weight.0,
-        tags: endpoint.tags.clone(),
-        inflight: state.in_flight.of(endpoint),
-        latency_ms: None,
-        age_ms: age_ms(now, endpoint.changed_at),
+    let row = |endpoint: &Endpoint| {
+        let calls = state.calls.of(endpoint);
+        let node = snapshot.members.get(&endpoint.member).map(|member| member.state);
+        EndpointRow {
+            service: service.to_string(),
+            instance: endpoint.instance.to_string(),
+            node: endpoint.member_name.to_string(),
+            address: endpoint.address.to_string(),
+            state: endpoint.state.as_str().to_owned(),
+            reason: reason(endpoint, node, calls.trouble),
+            weight: endpoint.weight.0,
+            tags: endpoint.tags.clone(),
+            inflight: calls.in_flight,
+            latency_ms: None,
+            age_ms: age_ms(now, endpoint.changed_at),
+        }
     };
     view.endpoints.iter().map(row).collect()
 }
 
-fn reason(state: EndpointState) -> &'static str {
-    match state {
-        EndpointState::Ready => "",
+/// Why an endpoint of a node in the state `node` is seen as it is; `trouble` is what this agent's own
+/// calls met.
+fn reason(endpoint: &Endpoint, node: Option<MemberState>, trouble: Option<&str>) -> String {
+    let is_heard = matches!(node, Some(MemberState::Alive | MemberState::Suspect));
+    let words = match endpoint.state {
+        EndpointState::Ready if endpoint.weight.0 == 0 => "its weight is 0: it takes no new work",
+        EndpointState::Ready => match trouble {
+            Some(trouble) => {
+                return format!(
+                    "a call from here just failed ({trouble}); used as the last resort"
+                );
+            }
+            None if node == Some(MemberState::Suspect) => {
+                "its node failed a probe and has some seconds to answer"
+            }
+            None => "",
+        },
+        EndpointState::Doubtful if is_heard => {
+            "its node could not be reached from here just now; used as the last resort"
+        }
         EndpointState::Doubtful => "its node is down by hearsay; used as the last resort",
         EndpointState::Draining => "it finishes what it has",
         EndpointState::Failing => "its own agent's checks fail",
         EndpointState::Maint => "taken out by its operator",
-        EndpointState::Down => "its node is down, restarting or gone",
-    }
+        EndpointState::Down => match node {
+            Some(MemberState::Restarting) => "its node announced a restart",
+            Some(MemberState::Left) => "its node has left the mesh",
+            _ => "its node is down",
+        },
+    };
+    words.to_owned()
 }
 
 /// One row of `/v1/mesh/invites`.
@@ -209,8 +235,8 @@ pub(super) fn agent_self(state: &ApiState) -> Value {
         },
         "Member": me.map(|view| consul_member(view)),
         "Mesh": {
-            "id": state.mesh.to_string(),
-            "member": state.me.to_string(),
+            "id": state.me.to_string(),
+            "mesh": state.mesh.to_string(),
             "name": state.name,
             "zone": zone,
             "address": me.map(|view| view.address.to_string()),

@@ -18,6 +18,7 @@ use tokio::time::{sleep, timeout};
 use super::Global;
 use super::exit::{Exit, Failure};
 use super::output::note;
+use crate::agent::{has_left, way_back};
 use crate::api::{ADDRESS_FILE, Problem};
 use crate::config::{API_PORT, Overrides, Setting, default_data_dir, load};
 use crate::runtime::{Shutdown, TaskGroup};
@@ -47,6 +48,11 @@ impl Client {
         }
         let (told, data_dir) = (global.api.clone(), data_dir(global).map(DataDir::new));
         Ok(Self { told, data_dir, tasks: TaskGroup::new(Shutdown::default()) })
+    }
+
+    /// Whose agent is meant, where a directory is known.
+    pub(super) fn data_dir(&self) -> Option<&DataDir> {
+        self.data_dir.as_ref()
     }
 
     /// Where the agent listens, if that is known now: an agent that is starting says so any moment.
@@ -146,9 +152,15 @@ impl Client {
         };
         timeout(CONNECT_TIME_MAX, attempts).await.map_err(|_| {
             let message = format!("no agent answers {}", self.place());
-            let hint =
-                "murmesh agent (in another terminal), or the --data-dir of the one that runs";
-            Failure::new(Exit::NoAgent, message).hint(hint)
+            let failure = Failure::new(Exit::NoAgent, message);
+            match &self.data_dir {
+                Some(dir) if has_left(dir) => {
+                    failure.hint(format_args!("{}: this machine has left its mesh", way_back(dir)))
+                }
+                _ => failure.hint(
+                    "murmesh agent (in another terminal), or the --data-dir of the one that runs",
+                ),
+            }
         })
     }
 

@@ -10,19 +10,23 @@ use serde::Deserialize;
 
 use super::Global;
 use super::client::{Client, data_dir, encoded};
-use super::duration;
 use super::exit::{Exit, Failure, Outcome};
 use super::output::{Drawing, Grid, Listing, age, cell, line, note, or_dash, show, state};
+use super::{duration, socket_address, whole_number};
 use crate::agent::{self, JoinOptions};
 use crate::api::InviteRequest;
 use crate::api::views::InviteRow;
 use crate::config::{MESH_PORT, NodeFile, Seed, default_advertise, hostname};
-use crate::model::{MemberId, MemberName, ServiceName, Unlisted};
+use crate::model::{MemberName, ServiceName, Unlisted};
 use crate::runtime::clock;
 use crate::tls::store::{self, DataDir, InitOptions, StoreError};
 
 /// Longest token read from standard input: one is about 300 bytes.
 const TOKEN_LEN_MAX: u64 = 4_096;
+/// Digits of an invite's id.
+const ID_LEN: usize = 32;
+/// Digits that mean an invite: enough to mean one of 1,000, few enough to type.
+const PREFIX_LEN_MIN: usize = 6;
 
 /// Arguments of `init`.
 #[derive(Debug, Args)]
@@ -31,10 +35,10 @@ pub(super) struct InitArgs {
     #[arg(long)]
     name: Option<MemberName>,
     /// Where other machines reach it [default: the default route's address]
-    #[arg(long, value_name = "IP:PORT")]
+    #[arg(long, value_name = "IP:PORT", value_parser = socket_address)]
     advertise: Option<SocketAddr>,
     /// Where the mesh port is bound [default: 0.0.0.0:7370]
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, value_name = "ADDR", value_parser = socket_address)]
     mesh: Option<SocketAddr>,
     /// How long certificates live; nothing renews them yet
     #[arg(long, value_name = "TIME", default_value = "7d", value_parser = duration)]
@@ -51,10 +55,10 @@ pub(super) struct JoinArgs {
     #[arg(long)]
     name: Option<MemberName>,
     /// Where other machines reach it [default: the default route's address]
-    #[arg(long, value_name = "IP:PORT")]
+    #[arg(long, value_name = "IP:PORT", value_parser = socket_address)]
     advertise: Option<SocketAddr>,
     /// Where the mesh port is bound [default: 0.0.0.0:7370]
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, value_name = "ADDR", value_parser = socket_address)]
     mesh: Option<SocketAddr>,
     /// One more member to ask first; may be repeated
     #[arg(long = "seed", value_name = "HOST:PORT")]
@@ -71,7 +75,7 @@ pub(super) struct InviteArgs {
     #[arg(long, value_name = "TIME", default_value = "1h", value_parser = duration)]
     ttl: Duration,
     /// How many machines may join with it
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, value_name = "NUMBER", default_value_t = 1, value_parser = whole_number::<u32>)]
     uses: u32,
     /// The only services that whoever joins may offer [default: all]
     #[arg(long, value_delimiter = ',', value_name = "web,db")]
@@ -90,8 +94,9 @@ enum InviteVerb {
     },
     /// Take an invite back; who joined with it stays
     Revoke {
-        /// Which; see 'murmesh invite list'
-        id: MemberId,
+        /// Which; the first 6 digits or more, see 'murmesh invite list'
+        #[arg(value_parser = invite_prefix)]
+        id: String,
     },
 }
 
@@ -104,17 +109,16 @@ fn open_dir(global: &Global) -> Result<DataDir, Failure> {
 
 /// What the data directory says, as an exit code.
 pub(super) fn store_failure(error: StoreError) -> Failure {
-    let exit = match &error {
-        StoreError::Io { error, .. } if error.kind() == std::io::ErrorKind::PermissionDenied => {
-            Exit::NotPermitted
+    use std::io::ErrorKind;
+    match &error {
+        StoreError::Io { error: reason, .. } if reason.kind() == ErrorKind::PermissionDenied => {
+            Failure::new(Exit::NotPermitted, error)
+                .hint("another user, or another place: --data-dir DIR (or MURMESH_DATA_DIR)")
         }
-        StoreError::NotPrivate { .. } => Exit::NotPermitted,
-        _ => Exit::Failed,
-    };
-    let failure = Failure::new(exit, &error);
-    match exit {
-        Exit::NotPermitted => failure.hint("another user, or another place with --data-dir"),
-        _ => failure,
+        StoreError::NotPrivate { .. } => Failure::new(Exit::NotPermitted, error),
+        StoreError::Io { action: "create", .. } => Failure::failed(error)
+            .hint("a place for the data directory where files can be made: --data-dir DIR"),
+        _ => Failure::failed(error),
     }
 }
 
@@ -127,6 +131,9 @@ pub(super) async fn init(global: &Global, args: InitArgs) -> Outcome {
         cert_ttl: args.cert_ttl,
     };
     let report = store::init(&dir, &options).map_err(store_failure)?;
+    if agent::has_left(&dir) {
+        return come_back(&dir, &report.name);
+    }
     if report.was_there {
         line(format_args!(
             "unchanged: {} is member {} of mesh {}",
@@ -148,6 +155,18 @@ pub(super) async fn init(global: &Global, args: InitArgs) -> Outcome {
     line(format_args!("root key    {}   <- move it offline", report.root_key.display()));
     line(format_args!("operator    {}", report.operator_key.display()));
     note("next: murmesh agent, then in another terminal: murmesh invite");
+    Ok(Exit::Ok)
+}
+
+/// The founder is back in its mesh. Whoever came by a token needs one to come back.
+fn come_back(dir: &DataDir, name: &MemberName) -> Outcome {
+    if dir.authority().map_err(store_failure)?.is_none() {
+        let message = format!("{} has left its mesh and needs a token", dir.path().display());
+        return Err(Failure::failed(message).hint(agent::way_back(dir)));
+    }
+    agent::come_back(dir).map_err(store_failure)?;
+    line(format_args!("back: {} is member {name} of its mesh again", dir.path().display()));
+    note("next: murmesh agent");
     Ok(Exit::Ok)
 }
 
@@ -187,7 +206,9 @@ pub(super) async fn invite(global: &Global, args: InviteArgs) -> Outcome {
             .await
         }
         Some(InviteVerb::Revoke { id }) => {
-            client.remove(&format!("/v1/mesh/invites/{}", encoded(&id.to_string()))).await?;
+            let rows: Vec<InviteRow> = client.get_secret("/v1/mesh/invites").await?;
+            let id = only_match(&rows, &id)?;
+            client.remove(&format!("/v1/mesh/invites/{}", encoded(id))).await?;
             line(format_args!("invite {id} lets nobody in any more"));
             Ok(Exit::Ok)
         }
@@ -207,6 +228,31 @@ pub(super) async fn invite(global: &Global, args: InviteArgs) -> Outcome {
     }
 }
 
+/// The beginning of an invite's id.
+fn invite_prefix(text: &str) -> Result<String, String> {
+    let is_hexadecimal = text.chars().all(|c| c.is_ascii_hexdigit());
+    match is_hexadecimal && (PREFIX_LEN_MIN..=ID_LEN).contains(&text.len()) {
+        true => Ok(text.to_ascii_lowercase()),
+        false => Err(format!("expected {PREFIX_LEN_MIN} to {ID_LEN} hexadecimal digits")),
+    }
+}
+
+/// The id of the one invite that begins so.
+fn only_match<'a>(rows: &'a [InviteRow], prefix: &str) -> Result<&'a str, Failure> {
+    let matching: Vec<_> =
+        rows.iter().map(|row| row.id.as_str()).filter(|id| id.starts_with(prefix)).collect();
+    match matching[..] {
+        [id] => Ok(id),
+        [] => Err(Failure::failed(format!("no invite made here begins with {prefix}"))
+            .hint("murmesh invite list")),
+        _ => Err(Failure::failed(format!(
+            "{} invites begin with {prefix}: {}",
+            matching.len(),
+            matching.join(", ")
+        ))),
+    }
+}
+
 fn invite_table(rows: &[InviteRow]) -> String {
     let mut grid = Grid::new(["ID", "STATE", "USED", "ENDS IN", "NODE", "SERVICES"]);
     let now = clock::unix_seconds();
@@ -216,10 +262,14 @@ fn invite_table(rows: &[InviteRow]) -> String {
             _ => "-".to_owned(),
         };
         let services = row.services.as_ref().map_or("all".to_owned(), |list| list.join(","));
+        let used = match row.state.as_str() {
+            "revoked" => row.redeemed.to_string(), // of how many is gone with the permission
+            _ => format!("{}/{}", row.redeemed, row.uses),
+        };
         grid.row([
-            cell(&row.id),
+            cell(row.id.get(..12).unwrap_or(&row.id)),
             state(&row.state),
-            cell(format!("{}/{}", row.redeemed, row.uses)),
+            cell(used),
             cell(ends),
             cell(or_dash(row.name.as_deref().unwrap_or_default())),
             cell(services),
@@ -231,18 +281,18 @@ fn invite_table(rows: &[InviteRow]) -> String {
 /// Joins a mesh.
 pub(super) async fn join(global: &Global, args: JoinArgs) -> Outcome {
     let dir = open_dir(global)?;
-    let name = args.name.clone().unwrap_or_else(hostname);
+    // Whoever comes back keeps what it was told the first time, unless it is told anew.
+    let known = dir.credentials().ok().map(|credentials| credentials.name().clone());
+    let before = NodeFile::load(&dir).map_err(store_failure)?;
+    let is_hostname = args.name.is_none() && known.is_none();
+    let name = args.name.or(known).unwrap_or_else(hostname);
     let mut seeds = Vec::new();
     for seed in &args.seeds {
         let resolved = tokio::net::lookup_host((seed.host(), seed.port())).await;
         seeds.extend(resolved.map_err(|error| Failure::failed(format!("--seed {seed}: {error}")))?);
     }
-    let options = JoinOptions {
-        data_dir: dir.path().to_owned(),
-        token: token(args.token)?,
-        name: name.clone(),
-        seeds,
-    };
+    let options =
+        JoinOptions { data_dir: dir.path().to_owned(), token: token(args.token)?, name, seeds };
     let report = agent::join(options).await.map_err(join_failure)?;
     if report.was_there {
         line(format_args!(
@@ -259,16 +309,12 @@ pub(super) async fn join(global: &Global, args: JoinArgs) -> Outcome {
             kept.push(seed);
         }
     }
-    let node = NodeFile { advertise: args.advertise, mesh: args.mesh, seeds: kept };
-    node.save(&dir).map_err(store_failure)?;
+    let (advertise, mesh) = (args.advertise.or(before.advertise), args.mesh.or(before.mesh));
+    NodeFile { advertise, mesh, seeds: kept }.save(&dir).map_err(store_failure)?;
     line(format_args!("mesh        {}", report.mesh));
-    line(format_args!(
-        "name        {}{}",
-        report.name,
-        origin(args.name.is_some(), "the hostname")
-    ));
+    line(format_args!("name        {}{}", report.name, origin(!is_hostname, "the hostname")));
     line(format_args!("member      {}", report.member));
-    line(advertise_line(args.advertise, args.mesh));
+    line(advertise_line(advertise, mesh));
     note("next: murmesh agent");
     Ok(Exit::Ok)
 }

@@ -12,6 +12,7 @@ use super::duration;
 use super::exit::{Exit, Failure, Outcome};
 use super::output::{
     Drawing, Grid, Listing, age, cell, count, line, note, or_dash, painted, show, state,
+    until_interrupted,
 };
 use crate::api::views::{EndpointRow, Member, Service};
 use crate::api::{ExposeSpec, UpstreamSpec};
@@ -123,7 +124,8 @@ pub(super) async fn endpoints(global: &Global, args: EndpointsArgs) -> Outcome {
         let path = format!("/v1/mesh/endpoints/{}", encoded(service));
         let rows: Vec<EndpointRow> = client.get(&path).await?;
         let hint = format!("nobody offers '{service}'\n  try: murmesh services");
-        Drawing::of(&rows, listing, endpoint_table, hint)
+        let exit = if rows.is_empty() { Exit::Warning } else { Exit::Ok };
+        Ok(Drawing { exit, ..Drawing::of(&rows, listing, endpoint_table, hint)? })
     })
     .await
 }
@@ -173,10 +175,14 @@ pub(super) async fn events(global: &Global, args: EventsArgs) -> Outcome {
         return Ok(Exit::Ok);
     }
     query.push("follow=true".to_owned());
-    let mut lines = client.lines(&format!("/v1/mesh/events?{}", query.join("&"))).await?;
+    until_interrupted(follow(&client, &query.join("&"), args.json)).await
+}
+
+async fn follow(client: &Client, query: &str, is_json: bool) -> Outcome {
+    let mut lines = client.lines(&format!("/v1/mesh/events?{query}")).await?;
     while let Some(text) = lines.next().await {
         let shown = match serde_json::from_str::<Event>(&text) {
-            Ok(event) if !args.json => event_line(&event),
+            Ok(event) if !is_json => event_line(&event),
             _ => text, // also a {"missed": n}, which must not pass in silence
         };
         if !line(shown) {
@@ -222,16 +228,16 @@ pub(super) async fn status(global: &Global, listing: Listing) -> Outcome {
         let services: Vec<Service> = client.get("/v1/mesh/services").await?;
         let exposed: Vec<ExposeSpec> = client.get("/v1/mesh/expose").await?;
         let upstreams: Vec<UpstreamSpec> = client.get("/v1/mesh/upstream").await?;
-        let mesh = me.get("Mesh").cloned().unwrap_or_default();
+        let me = me.get("Mesh").cloned().unwrap_or_default();
         let mut states: BTreeMap<&str, usize> = BTreeMap::new();
         for member in &members {
             *states.entry(member.state.as_str()).or_default() += 1;
         }
-        let is_ready = mesh["ready"] == true;
+        let is_ready = me["ready"] == true;
         let exit = if is_ready { Exit::Ok } else { Exit::Warning };
         if listing.json {
             let whole = json!({
-                "me": mesh,
+                "me": me,
                 "members": states,
                 "services": services,
                 "exposed": exposed,
@@ -240,23 +246,23 @@ pub(super) async fn status(global: &Global, listing: Listing) -> Outcome {
             let text = super::output::json(&whole, listing)?;
             return Ok(Drawing { text, hint: None, exit });
         }
-        let text = status_screen(&mesh, &states, &services, &exposed, &upstreams);
+        let text = status_screen(&me, &states, &services, &exposed, &upstreams);
         Ok(Drawing { exit, ..Drawing::new(text) })
     })
     .await
 }
 
 fn status_screen(
-    mesh: &Value,
+    me: &Value,
     states: &BTreeMap<&str, usize>,
     services: &[Service],
     exposed: &[ExposeSpec],
     upstreams: &[UpstreamSpec],
 ) -> String {
-    let text = |key: &str| mesh[key].as_str().unwrap_or_default().to_owned();
+    let text = |key: &str| me[key].as_str().unwrap_or_default().to_owned();
     let short = |key: &str| text(key).chars().take(16).collect::<String>();
-    let up = age(Duration::from_millis(mesh["uptime_ms"].as_u64().unwrap_or(0)));
-    let readiness = match mesh["ready"] == true {
+    let up = age(Duration::from_millis(me["uptime_ms"].as_u64().unwrap_or(0)));
+    let readiness = match me["ready"] == true {
         true => painted("ready", GREEN),
         false => painted(format_args!("not ready: {}", text("reason")), RED),
     };
@@ -264,12 +270,12 @@ fn status_screen(
     let zone = if zone.is_empty() { zone } else { format!(" in {zone}") };
     let mut rows = vec![
         ("agent", format!("{}{zone}, {readiness}, up {up}", painted(text("name"), BOLD))),
-        ("mesh", format!("{} as member {}", short("id"), short("member"))),
+        ("mesh", format!("{} as member {}", short("mesh"), short("id"))),
         ("address", format!("{} (udp)", text("address"))),
         ("members", states_line(states)),
         ("services", services_line(services)),
     ];
-    let expires_at = mesh["certificate_expires_at"].as_u64();
+    let expires_at = me["certificate_expires_at"].as_u64();
     rows.extend(expires_at.map(|at| ("certificate", expiry_line(at))));
     let mut offers: Vec<_> =
         exposed.iter().map(|spec| format!("{} at {}", spec.id, spec.to)).collect();

@@ -13,8 +13,10 @@ mod settings;
 mod shell;
 
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::str::FromStr;
 use std::time::Duration;
 
 use clap::parser::ValueSource;
@@ -45,7 +47,7 @@ Exit codes: 0 done, 1 a warning or \"no\", 2 failed, 3 timed out, 64 usage, 69 n
 
 /// A service mesh with nothing in the middle.
 #[derive(Debug, Parser)]
-#[command(name = "murmesh", version, about, after_help = EXAMPLES, arg_required_else_help = true)]
+#[command(name = "murmesh", version, about, after_help = EXAMPLES)]
 #[command(subcommand_required = true, disable_help_subcommand = true, max_term_width = 100)]
 struct Cli {
     #[command(flatten)]
@@ -118,6 +120,11 @@ enum Verb {
 
 /// Runs the command line `arguments`, of which the first is the program's name.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    if arguments.len() < 2 {
+        note(Cli::command().render_help().to_string().trim_end());
+        return Exit::Usage.into();
+    }
     let outcome = match parse(arguments) {
         Ok(Some(cli)) => start(cli),
         Ok(None) => Ok(Exit::Ok),
@@ -142,15 +149,46 @@ fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Option<Cli>, F
         Ok(cli)
     });
     match parsed {
-        Ok(cli) => Ok(Some(cli)),
+        Ok(cli) => takes_what_was_told(&cli).map(|()| Some(cli)),
         Err(error) if !error.use_stderr() => {
             let _ = error.print(); // a reader that is gone wants no help
             Ok(None)
         }
         Err(error) => Err(later::not_yet(&error).unwrap_or_else(|| {
             let text = error.render().to_string();
-            Failure::usage(text.trim_start_matches("error: ").trim_end())
+            Failure::usage(plain(text.trim_start_matches("error: ").trim_end()))
         })),
+    }
+}
+
+/// The parser writes where a value belongs as its usage line does: `for '[NAME]'`, `for '<ID>'`,
+/// `for '--ttl <TIME>'`. People read the place: `for NAME`, `for ID`, `for --ttl`.
+fn plain(text: &str) -> String {
+    let Some((before, rest)) = text.split_once("' for '") else { return text.to_owned() };
+    let Some((place, after)) = rest.split_once('\'') else { return text.to_owned() };
+    let place = match place.split_once(' ') {
+        Some((flag, _)) if flag.starts_with('-') => flag,
+        _ => place.trim_matches(['[', ']', '<', '>', '.']),
+    };
+    format!("{before}' for {place}{after}")
+}
+
+/// Every flag that is taken means something. What is set in the environment is for other commands.
+fn takes_what_was_told(cli: &Cli) -> Result<(), Failure> {
+    let is_told = |is_some: bool, is_env: bool| is_some && !is_env;
+    let Global { api, api_is_env, data_dir, data_dir_is_env } = &cli.global;
+    let api = is_told(api.is_some(), *api_is_env);
+    let data_dir = is_told(data_dir.is_some(), *data_dir_is_env);
+    match &cli.verb {
+        Verb::Init(_) | Verb::Join(_) if api => {
+            let message = "--api says where an agent answers, and this command starts none";
+            Err(Failure::usage(message).hint("murmesh agent --api ADDR, or 'api' under [listen]"))
+        }
+        Verb::Demo(_) if api || data_dir => {
+            let message = "the demo chooses its own addresses and directories";
+            Err(Failure::usage(message).hint("murmesh demo, without --api and --data-dir"))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -162,6 +200,16 @@ fn duration(text: &str) -> Result<Duration, String> {
         true => Err("expected more than nothing".to_owned()),
         false => Ok(time),
     }
+}
+
+/// An address on the command line.
+fn socket_address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| "expected ip:port, for instance 10.0.0.1:7370".to_owned())
+}
+
+/// A number on the command line.
+fn whole_number<T: FromStr>(text: &str) -> Result<T, String> {
+    text.parse().map_err(|_| "expected a whole number that is not too large".to_owned())
 }
 
 fn start(cli: Cli) -> Outcome {
@@ -214,9 +262,26 @@ mod tests {
             assert_eq!(failure.exit, Exit::Usage);
             failure.to_string()
         };
+        let later = "grant-web curl-x stat top tap-web edges breakers routes net certs-all check \
+                     explain-web ping-web wait-agent drain maint-web reload forget-a policy-list \
+                     split-web switch-web canary-web fault-web limit-web revoke-a rotate-node \
+                     issuer-list operator-list debug-bundle record replay sim-x generate-systemd";
+        for words in later.split_whitespace().map(|words| words.replace('-', " ")) {
+            let told = refused(&format!("murmesh {words}"));
+            assert!(told.contains("not available yet"), "{words}: {told}");
+        }
+        for words in ["allow", "deny", "renew", "dashboard"] {
+            let told = refused(&format!("murmesh {words}"));
+            assert!(told.contains("unrecognized"), "{words}: {told}");
+        }
         for words in [
-            "murmesh breakers",
+            "murmesh log-level",
+            "murmesh drain web --timeout 30s --force",
             "murmesh init --deny",
+            "murmesh join t --replace",
+            "murmesh agent --gateway 127.0.0.1:80",
+            "murmesh expose a 1 --health /ready",
+            "murmesh invite --client",
             "murmesh agent --dns 127.0.0.1:53",
             "murmesh expose a 1 --allow b",
             "murmesh invite --issuer",
@@ -225,5 +290,31 @@ mod tests {
         }
         assert!(!refused("murmesh memers").contains("not available yet"));
         assert!(refused("murmesh memers").contains("members"), "a suggestion stays");
+    }
+
+    #[test]
+    fn errors_of_the_parser_name_place_and_value() {
+        for (words, place, value) in [
+            ("expose Web 80", "for NAME:", "'Web'"),
+            ("expose web :80", "for ADDR:", "':80'"),
+            ("expose web 80 --weight x", "for --weight:", "'x'"),
+            ("events --since 5", "for --since:", "'5'"),
+            ("invite revoke 12", "for ID:", "'12'"),
+            ("init --advertise x", "for --advertise:", "'x'"),
+            ("agent --seed a:b", "for --seed:", "'a:b'"),
+        ] {
+            let words = ["murmesh"].into_iter().chain(words.split(' ')).map(OsString::from);
+            let told = parse(words).unwrap_err().to_string();
+            assert!(told.contains(place) && told.contains(value), "{told}");
+            assert!(!told.contains(['[', '<']), "{told}");
+        }
+    }
+
+    #[test]
+    fn a_flag_without_a_meaning_is_refused() {
+        for words in ["init --api 127.0.0.1:1", "join t --api 127.0.0.1:1", "demo --data-dir x"] {
+            let words = ["murmesh"].into_iter().chain(words.split(' ')).map(OsString::from);
+            assert_eq!(parse(words).unwrap_err().exit, Exit::Usage);
+        }
     }
 }

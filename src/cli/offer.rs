@@ -8,8 +8,10 @@ use super::Global;
 use super::client::{Client, encoded};
 use super::exit::{Exit, Failure, Outcome};
 use super::output::{Drawing, Grid, Listing, cell, line, note, or_dash, show};
+use super::whole_number;
+use crate::agent::way_back;
 use crate::api::views::Service;
-use crate::api::{ExposeRequest, ExposeSpec, UpstreamSpec};
+use crate::api::{ExposeRequest, ExposeSpec, Exposed, UpstreamSpec};
 use crate::model::{InstanceId, Protocol, ServiceName, Target, Weight};
 
 /// Arguments of `expose`.
@@ -25,7 +27,7 @@ pub(super) struct ExposeArgs {
     #[arg(long)]
     id: Option<InstanceId>,
     /// The service's natural port [default: that of ADDR]
-    #[arg(long)]
+    #[arg(long, value_parser = whole_number::<u16>)]
     port: Option<u16>,
     /// What it speaks; only tcp in this version
     #[arg(long, value_name = "tcp")]
@@ -34,7 +36,7 @@ pub(super) struct ExposeArgs {
     #[arg(long = "tag", value_name = "TAG")]
     tags: Vec<String>,
     /// Its share of the traffic [default: 100]
-    #[arg(long)]
+    #[arg(long, value_parser = whole_number::<u16>)]
     weight: Option<u16>,
     #[command(flatten)]
     listing: Listing,
@@ -77,8 +79,14 @@ pub(super) async fn expose(global: &Global, args: ExposeArgs) -> Outcome {
         tags: args.tags,
         weight: args.weight.map(Weight),
     };
-    let spec: ExposeSpec = client.change(Method::POST, "/v1/mesh/expose", &request).await?;
-    line(format_args!("{} is offered as service {} (instance {})", spec.to, spec.service, spec.id));
+    let exposed: Exposed = client.change(Method::POST, "/v1/mesh/expose", &request).await?;
+    let Exposed { spec, changes } = exposed;
+    let what = format!("{} is offered as service {} (instance {})", spec.to, spec.service, spec.id);
+    match changes {
+        None => line(what),
+        Some(changes) if changes.is_empty() => line(format_args!("unchanged: {what}")),
+        Some(changes) => line(format_args!("changed: {}: {}", spec.id, changes.join(", "))),
+    };
     if let Target::Tcp(address) = &spec.to
         && tokio::net::TcpStream::connect(address).await.is_err()
     {
@@ -175,6 +183,9 @@ fn upstream_table(rows: &[UpstreamSpec]) -> String {
 pub(super) async fn leave(global: &Global) -> Outcome {
     let client = Client::new(global)?;
     let _: Value = client.change(Method::PUT, "/v1/agent/leave", &json!({})).await?;
-    line("this machine leaves its mesh; the agent drains and ends");
+    line("this machine leaves its mesh for good; the agent drains and ends");
+    if let Some(dir) = client.data_dir() {
+        note(format_args!("no agent starts here until '{}' brings it back", way_back(dir)));
+    }
     Ok(Exit::Ok)
 }

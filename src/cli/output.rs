@@ -64,8 +64,28 @@ pub(super) fn json<T: Serialize + ?Sized>(value: &T, listing: Listing) -> Result
     text.map_err(Failure::failed)
 }
 
-/// Draws once, or again and again.
+/// Goes on until `work` ends or somebody presses Ctrl-C. A listing that the user ended is no failure.
+pub(super) async fn until_interrupted(work: impl Future<Output = Outcome>) -> Outcome {
+    tokio::select! {
+        biased;
+        Ok(()) = tokio::signal::ctrl_c() => Ok(Exit::Ok),
+        outcome = work => outcome,
+    }
+}
+
+/// Draws once, or again and again until Ctrl-C.
 pub(super) async fn show<F, Fut>(listing: Listing, draw: F) -> Outcome
+where
+    F: Fn() -> Fut,
+    Fut: Future<Output = Result<Drawing, Failure>>,
+{
+    match listing.watch {
+        true => until_interrupted(draw_on(listing, draw)).await,
+        false => draw_on(listing, draw).await,
+    }
+}
+
+async fn draw_on<F, Fut>(listing: Listing, draw: F) -> Outcome
 where
     F: Fn() -> Fut,
     Fut: Future<Output = Result<Drawing, Failure>>,

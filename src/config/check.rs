@@ -60,10 +60,8 @@ pub fn validate(path: &Path) -> Result<Settings, ConfigError> {
     let mut faults = Vec::new();
     file::read(path.to_owned(), &text, &mut settings, &mut faults);
     together(&settings, &mut faults);
-    match faults.is_empty() {
-        true => Ok(settings),
-        false => Err(ConfigError::Faults(faults)),
-    }
+    ConfigError::check(faults, &[path.to_owned()])?;
+    Ok(settings)
 }
 
 /// As [`load`], from texts. The paths name places only.
@@ -73,8 +71,8 @@ pub fn load_texts(
 ) -> Result<Settings, ConfigError> {
     let mut settings = Settings::defaults(DataDir::new(""));
     let mut faults = Vec::new();
-    for (path, text) in files {
-        file::read(path, &text, &mut settings, &mut faults);
+    for (path, text) in &files {
+        file::read(path.clone(), text, &mut settings, &mut faults);
     }
     apply(overrides, &mut settings, &mut faults);
     if settings.data_dir.value.path().as_os_str().is_empty() {
@@ -87,10 +85,9 @@ pub fn load_texts(
         settings.advertise.value = default_advertise(settings.mesh.value);
     }
     together(&settings, &mut faults);
-    match faults.is_empty() {
-        true => Ok(settings),
-        false => Err(ConfigError::Faults(faults)),
-    }
+    let paths: Vec<PathBuf> = files.into_iter().map(|(path, _)| path).collect();
+    ConfigError::check(faults, &paths)?;
+    Ok(settings)
 }
 
 /// The file that is read when nobody names one.
@@ -154,8 +151,8 @@ fn apply(overrides: &Overrides, settings: &mut Settings, faults: &mut Vec<Fault>
 }
 
 fn flag_fault(origin: &Origin, value: &str, message: String) -> Fault {
-    let (place, value) = (origin.to_string(), Some(value.to_owned()));
-    Fault { place, key: String::new(), value, message }
+    let (origin, value) = (origin.clone(), Some(value.to_owned()));
+    Fault { origin, key: String::new(), value, message }
 }
 
 /// What `init` or `join` were told holds where nothing else was said.
@@ -177,7 +174,7 @@ fn fill_from_data_dir(settings: &mut Settings, faults: &mut Vec<Fault>) -> Resul
     let enrolled = enrolled_name(&dir);
     match (&settings.name.value, enrolled) {
         (Some(asked), Some(enrolled)) if *asked != enrolled => faults.push(Fault {
-            place: settings.name.origin.to_string(),
+            origin: settings.name.origin.clone(),
             key: "node.name".to_owned(),
             value: Some(format!("\"{asked}\"")),
             message: format!(
@@ -230,7 +227,7 @@ fn together(settings: &Settings, faults: &mut Vec<Fault>) {
 
 fn taken(origin: &Origin, key: &str, value: &str, message: String) -> Fault {
     let value = Some(format!("\"{value}\""));
-    Fault { place: origin.to_string(), key: key.to_owned(), value, message }
+    Fault { origin: origin.clone(), key: key.to_owned(), value, message }
 }
 
 /// `eu1/a`: region and, after a slash, zone.

@@ -3,11 +3,13 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use super::Origin;
+
 /// One thing that is wrong. Fault: whoever wrote it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
-    /// `murmesh.toml:12`, `flag --seed`, `env MURMESH_API`.
-    pub place: String,
+    /// Where it was written.
+    pub origin: Origin,
     /// For instance `expose[1].to`; empty when the file is no TOML.
     pub key: String,
     /// As written, cut short.
@@ -18,7 +20,7 @@ pub struct Fault {
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: ", self.place)?;
+        write!(f, "{}: ", self.origin)?;
         match (&self.value, self.key.is_empty()) {
             (_, true) => {}
             (Some(value), _) => write!(f, "{} = {value}: ", self.key)?,
@@ -31,7 +33,8 @@ impl fmt::Display for Fault {
 /// The configuration cannot be used. Nothing was started or changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
-    /// Fault: whoever wrote it. Never empty; in the order of the files.
+    /// Fault: whoever wrote it. Never empty; by file in the order they were read, then by line, and
+    /// flags last.
     #[error("{}", lines(.0))]
     Faults(Vec<Fault>),
     /// Fault: this machine or its operator.
@@ -48,6 +51,21 @@ pub enum ConfigError {
 }
 
 impl ConfigError {
+    /// Nothing is wrong, or all of it, in the order in which people read `files`.
+    pub(super) fn check(mut faults: Vec<Fault>, files: &[PathBuf]) -> Result<(), Self> {
+        if faults.is_empty() {
+            return Ok(());
+        }
+        faults.sort_by_key(|fault| match &fault.origin {
+            Origin::File { path, line } => {
+                let file = files.iter().position(|file| *file == **path);
+                (file.unwrap_or(files.len()), *line)
+            }
+            _ => (files.len(), 0),
+        });
+        Err(Self::Faults(faults))
+    }
+
     /// A file that cannot be read.
     pub(super) fn unreadable(path: &Path, error: impl ToString) -> Self {
         Self::Unreadable { path: path.to_owned(), error: error.to_string() }

@@ -1,6 +1,8 @@
 //! Reads one TOML file into settings. Every value is read even after a fault, so that all faults are
-//! told at once.
+//! told at once. What no TOML is makes doubtful what stands after it: of that only the lines that
+//! are no TOML either are told.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -27,11 +29,8 @@ type Value<'i> = Spanned<DeValue<'i>>;
 /// Reads `text`, the content of `path`, over `settings`.
 pub(super) fn read(path: PathBuf, text: &str, settings: &mut Settings, faults: &mut Vec<Fault>) {
     let (document, errors) = DeTable::parse_recoverable(text);
-    let mut reader = Reader { path: Arc::new(path), text, faults };
-    for error in errors {
-        let message = error.message().to_owned();
-        reader.fault(error.span().unwrap_or_default(), "", None, message);
-    }
+    let mut reader = Reader { path: Arc::new(path), text, broken_at: None, faults };
+    reader.syntax(&errors);
     for (name, value) in document.get_ref() {
         let key: &str = name.get_ref();
         match keys::section(key) {
@@ -52,10 +51,27 @@ pub(super) fn read(path: PathBuf, text: &str, settings: &mut Settings, faults: &
 struct Reader<'a> {
     path: Arc<PathBuf>,
     text: &'a str,
+    /// Where the first line begins that is no TOML.
+    broken_at: Option<usize>,
     faults: &'a mut Vec<Fault>,
 }
 
 impl Reader<'_> {
+    /// Tells of every line that is no TOML; the first complaint on a line is the one that helps.
+    fn syntax(&mut self, errors: &[toml::de::Error]) {
+        let mut lines = BTreeMap::new();
+        for error in errors {
+            let at = error.span().unwrap_or_default().start.min(self.text.len());
+            let line_start = self.text[..at].rfind('\n').map_or(0, |end| end + 1);
+            let earlier = lines.entry(line_start).or_insert((at, error.message()));
+            *earlier = (*earlier).min((at, error.message()));
+        }
+        for (at, message) in lines.values() {
+            self.fault(*at..*at, "", None, (*message).to_owned());
+        }
+        self.broken_at = lines.keys().next().copied();
+    }
+
     fn section(
         &mut self,
         section: &keys::Section,
@@ -290,6 +306,9 @@ impl Reader<'_> {
     }
 
     fn missing(&mut self, at: &str, key: &str, span: &Range<usize>) {
+        if self.broken_at.is_some() {
+            return; // it may be on a broken line
+        }
         self.fault(span.clone(), &format!("{at}.{key}"), None, "is missing".to_owned());
     }
 
@@ -321,8 +340,11 @@ impl Reader<'_> {
     }
 
     fn fault(&mut self, span: Range<usize>, key: &str, value: Option<String>, message: String) {
-        let place = self.origin(span).to_string();
-        self.faults.push(Fault { place, key: key.to_owned(), value, message });
+        if self.broken_at.is_some_and(|broken_at| broken_at < span.end) {
+            return;
+        }
+        let origin = self.origin(span);
+        self.faults.push(Fault { origin, key: key.to_owned(), value, message });
     }
 
     fn origin(&self, span: Range<usize>) -> Origin {

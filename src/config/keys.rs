@@ -95,23 +95,26 @@ pub(super) fn nearest(
     (differences <= candidate.len().max(3) / 3).then_some(candidate)
 }
 
-/// Letters to change, add or drop to make one word the other (Levenshtein 1966), by rows.
+/// Letters to change, add, drop or swap with their neighbour to make one word the other (optimal
+/// string alignment), by rows.
 fn distance(a: &str, b: &str) -> usize {
-    let mut row: Vec<usize> = (0..=b.chars().count()).collect();
-    for (i, left) in a.chars().enumerate() {
-        let mut diagonal = i;
-        let mut before = i + 1;
-        if let Some(first) = row.first_mut() {
-            *first = before;
+    let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
+    // The row of two letters ago, of the last letter, of this one.
+    let mut rows = [Vec::new(), (0..=b.len()).collect::<Vec<usize>>(), vec![0; b.len() + 1]];
+    for (i, left) in a.iter().enumerate() {
+        let [earlier, last, row] = &mut rows;
+        row[0] = i + 1;
+        for (j, right) in b.iter().enumerate() {
+            let changed = last[j] + usize::from(left != right);
+            row[j + 1] = changed.min(last[j + 1] + 1).min(row[j] + 1);
+            if i > 0 && j > 0 && *left == b[j - 1] && a[i - 1] == *right {
+                row[j + 1] = row[j + 1].min(earlier[j - 1] + 1);
+            }
         }
-        for (cell, right) in row.iter_mut().skip(1).zip(b.chars()) {
-            let changed = diagonal + usize::from(left != right);
-            diagonal = *cell;
-            before = changed.min(diagonal + 1).min(before + 1);
-            *cell = before;
-        }
+        rows.rotate_left(1);
+        rows[2].resize(b.len() + 1, 0);
     }
-    row.last().copied().unwrap_or(0)
+    rows[1][b.len()]
 }
 
 #[cfg(test)]
@@ -123,7 +126,12 @@ mod tests {
         let listen = section("listen").unwrap_or_else(|_| panic!("listen is read"));
         assert_eq!(listen.standing("mesh"), Standing::Read);
         assert_eq!(listen.standing("dns"), Standing::Later);
-        assert_eq!(listen.standing("mehs"), Standing::Unknown(None), "two of four letters differ");
+        assert_eq!(
+            listen.standing("mehs"),
+            Standing::Unknown(Some("mesh")),
+            "one slip of two keys"
+        );
+        assert_eq!(listen.standing("mash-x"), Standing::Unknown(None));
         assert_eq!(listen.standing("mes"), Standing::Unknown(Some("mesh")));
         assert_eq!(listen.standing("advertize"), Standing::Unknown(Some("advertise")));
         assert_eq!(listen.standing("colour"), Standing::Unknown(None));
@@ -132,9 +140,16 @@ mod tests {
     }
 
     #[test]
-    fn distance_counts_changes_additions_and_losses() {
-        for (a, b, expected) in [("", "", 0), ("a", "", 1), ("", "ab", 2), ("kitten", "sitting", 3)]
-        {
+    fn distance_counts_changes_additions_losses_and_swaps() {
+        for (a, b, expected) in [
+            ("", "", 0),
+            ("a", "", 1),
+            ("", "ab", 2),
+            ("kitten", "sitting", 3),
+            ("nmae", "name", 1),
+            ("abcd", "badc", 2),
+            ("abc", "cab", 2),
+        ] {
             assert_eq!(distance(a, b), expected, "{a} {b}");
         }
     }

@@ -61,6 +61,10 @@ const REMEMBERED_MAX: usize = 256;
 /// Members that are told directly when this one leaves or restarts.
 const FAREWELLS: usize = 8;
 
+/// How long after its farewell a member that leaves is taken off the detector's list. The other way
+/// round it would first look like one that died. A few round trips.
+const FAREWELL_TIME: Duration = Duration::from_millis(200);
+
 /// A node that cannot begin, or an entry that cannot be published. Nothing changed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -91,6 +95,8 @@ pub struct Mesh {
     epochs_until: Epoch,
     is_settled: bool,
     has_left: bool,
+    /// When the detector is to be told of the leave.
+    leave_at: Option<Moment>,
     settle_by: Moment,
     tick_at: Moment,
     outbid_at: Option<Moment>,
@@ -155,6 +161,7 @@ impl Mesh {
             epochs_until,
             is_settled: false,
             has_left: false,
+            leave_at: None,
             settle_by: now + SETTLE_WITHIN,
             tick_at: now + TICK,
             outbid_at: None,
@@ -233,6 +240,9 @@ impl Mesh {
         if !self.is_settled && now >= self.settle_by {
             self.settle(now);
         }
+        if self.leave_at.take_if(|at| *at <= now).is_some() {
+            self.membership.leave(now);
+        }
         self.membership.handle_timeout(now);
         self.say_hello(now);
         self.continue_repair(now);
@@ -284,11 +294,13 @@ impl Mesh {
         }
     }
 
-    /// Says goodbye for good. Drain the transmits before closing the socket.
+    /// Says goodbye for good, and that this member serves nothing any more. Go on for 400 ms before
+    /// closing the socket.
     pub fn leave(&mut self, now: Moment) {
+        self.publication.instances.clear();
         self.set_phase(now, MemberPhase::Left);
         self.has_left = true;
-        self.membership.leave(now);
+        self.leave_at = Some(now + FAREWELL_TIME);
         self.drain(now);
     }
 
@@ -319,7 +331,8 @@ impl Mesh {
         let settle = (!self.is_settled).then_some(self.settle_by);
         let publish = self.publication.next_deadline().filter(|_| self.is_settled);
         let repair = self.exchange.next_deadline().filter(|_| self.is_settled && !self.has_left);
-        [settle, publish, repair, self.membership.poll_timeout(), Some(self.tick_at)]
+        let detector = self.membership.poll_timeout();
+        [settle, publish, repair, detector, self.leave_at, Some(self.tick_at)]
             .into_iter()
             .flatten()
             .min()
@@ -346,9 +359,10 @@ impl Mesh {
         self.catalogue.record(member).into_iter().flat_map(|(record, _)| &record.instances)
     }
 
-    /// What people call a member, as its record says.
+    /// What people call a member, as its record says, or its enrolment before there is a record.
     pub fn member_name(&self, member: MemberId) -> Option<&MemberName> {
-        self.catalogue.record(member).map(|(record, _)| &record.name)
+        let recorded = self.catalogue.record(member).map(|(record, _)| &record.name);
+        recorded.or_else(|| self.catalogue.enrolment(member).map(|enrolment| &enrolment.name))
     }
 
     /// The newest entry of a key.

@@ -42,7 +42,7 @@ pub struct MemberView {
     pub version: u64,
     /// Names of what it serves, sorted, without repeats.
     pub services: Vec<ServiceName>,
-    /// When its state last changed or its record last arrived, on this agent's clock.
+    /// When its state last changed, on this agent's clock.
     pub changed_at: Moment,
 }
 

@@ -332,3 +332,29 @@ fn messages_survive_the_wire() {
         }
     }
 }
+
+/// Since when a member is as it is does not depend on what it serves, and leaving withdraws all that.
+#[test]
+fn a_change_of_services_is_none_of_state_and_who_leaves_serves_nothing_any_more() {
+    let mut nodes = pair();
+    nodes[1].set_instances(Moment::START, vec![instance("web")]);
+    run(&mut nodes, 0, 3_000);
+    let seen = |nodes: &[Mesh]| nodes[0].snapshot().members[&id(2)].clone();
+    let before = seen(&nodes);
+    assert_eq!((before.state, before.services.len()), (MemberState::Alive, 1));
+    let now = Moment::from_secs(3);
+    nodes[1].set_instances(now, vec![instance("web"), instance("db")]);
+    run(&mut nodes, 3_000, 6_000);
+    assert_eq!((seen(&nodes).changed_at, seen(&nodes).services.len()), (before.changed_at, 2));
+
+    events(&mut nodes[0]);
+    nodes[1].leave(Moment::from_secs(6));
+    run(&mut nodes, 6_000, 6_400);
+    let told = events(&mut nodes[0]);
+    assert!(told.contains(&MeshEvent::MemberLeft(id(2))), "{told:?}");
+    assert!(!told.contains(&MeshEvent::MemberDown(id(2))), "it did not die: {told:?}");
+    let after = seen(&nodes);
+    assert_eq!((after.state, after.services.len()), (MemberState::Left, 0));
+    assert!(after.changed_at >= Moment::from_secs(6));
+    assert!(nodes[0].snapshot().services.is_empty());
+}

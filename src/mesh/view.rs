@@ -206,7 +206,7 @@ impl Mesh {
             epoch: version.epoch,
             version: version.version,
             services,
-            changed_at: known.changed_at.max(known.record_at),
+            changed_at: known.changed_at,
         }
     }
 

@@ -38,7 +38,7 @@ pub(super) struct Inbound {
     pub(super) events: EventLog,
     pub(super) evidence: tokio::sync::mpsc::Sender<(MemberId, Evidence)>,
     pub(super) streams: TaskGroup,
-    pub(super) tasks: TaskGroup,
+    pub(super) refusals: TaskGroup,
     /// Data connections by peer.
     pub(super) connections: Mutex<BTreeMap<MemberId, u32>>,
 }
@@ -95,7 +95,7 @@ impl Inbound {
                     let (inbound, peer) = (Arc::clone(&self), Arc::clone(accepted.peer()));
                     // A drain waits for streams and cuts them in the end; a refusal is neither.
                     let is_draining = self.instances.is_draining();
-                    let group = if is_draining { &self.tasks } else { &self.streams };
+                    let group = if is_draining { &self.refusals } else { &self.streams };
                     group.spawn_connection("inbound", async move {
                         inbound.serve_tunnel(&peer, writer, reader).await;
                     });

@@ -15,7 +15,7 @@ mod traffic;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -49,6 +49,9 @@ use crate::transport::{BindError, Endpoint, Incoming, Limits, Peers};
 const COMMANDS_MAX: usize = 64;
 /// How long closing waits for peers to hear of it.
 const CLOSE_TIME_MAX: Duration = Duration::from_millis(500);
+/// How long closing waits for refusals on their way: some round trips, and no reason to wait for a
+/// caller that never says what it wants.
+const REFUSE_TIME_MAX: Duration = Duration::from_secs(1);
 
 /// What the data plane is made of.
 pub struct Settings {
@@ -135,6 +138,8 @@ pub struct Proxy {
     commands: mpsc::Sender<Command>,
     instances: Arc<Instances>,
     in_flight: InFlight,
+    /// Gone with the data thread, which must not be kept from freeing its port.
+    outbound: Weak<Outbound>,
 }
 
 #[derive(Debug)]
@@ -197,6 +202,12 @@ impl Proxy {
         &self.in_flight
     }
 
+    /// Why this member would rather not call an endpoint: the word of a refusal or loss of a moment
+    /// ago. Whatever gossip says of it, it is then the last resort.
+    pub fn trouble(&self, endpoint: &crate::mesh::Endpoint) -> Option<&'static str> {
+        self.outbound.upgrade()?.trouble(endpoint)
+    }
+
     /// Takes nothing new, waits until nothing is in flight, and after `deadline` resets the rest.
     /// True when nothing was cut.
     pub async fn drain(&self, deadline: Duration) -> bool {
@@ -233,6 +244,9 @@ struct DataPlane {
     tasks: TaskGroup,
     /// One for each connection that is carried.
     streams: TaskGroup,
+    /// One for each tunnel that came while draining: it is told so before its connection closes, or
+    /// its caller could not know that no byte has reached the instance.
+    refusals: TaskGroup,
 }
 
 type Shared = (Proxy, Endpoint, mpsc::Receiver<Incoming>, mpsc::Receiver<Incoming>);
@@ -244,7 +258,7 @@ impl DataPlane {
         seed: u64,
     ) -> Result<(Self, mpsc::Receiver<Command>, mpsc::Receiver<Incoming>, Shared), StartError> {
         let Settings { metrics, events, clock, shutdown, snapshot, evidence, .. } = settings;
-        let (tasks, streams) = (TaskGroup::new(shutdown.clone()), TaskGroup::new(shutdown));
+        let [tasks, streams, refusals] = [(); 3].map(|()| TaskGroup::new(shutdown.clone()));
         let me = settings.credentials.member_id();
         let (listen, limits) = (settings.listen, &settings.limits);
         let (endpoint, queues) =
@@ -263,7 +277,7 @@ impl DataPlane {
             events: events.clone(),
             evidence,
             streams: streams.clone(),
-            tasks: tasks.clone(),
+            refusals: refusals.clone(),
             connections: Mutex::default(),
         });
         let outbound = Arc::new(Outbound {
@@ -281,7 +295,12 @@ impl DataPlane {
             avoided: Avoided::default(),
         });
         let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
-        let proxy = Proxy { commands, instances: Arc::clone(&instances), in_flight };
+        let proxy = Proxy {
+            commands,
+            instances: Arc::clone(&instances),
+            in_flight,
+            outbound: Arc::downgrade(&outbound),
+        };
         let plane = Self {
             endpoint: endpoint.clone(),
             inbound,
@@ -292,6 +311,7 @@ impl DataPlane {
             events,
             tasks,
             streams,
+            refusals,
         };
         Ok((plane, inbox, queues.data, (proxy, endpoint, queues.gossip, queues.enrolment)))
     }
@@ -321,7 +341,9 @@ impl DataPlane {
                 }
             }
         };
+        self.instances.drain(); // what comes from now on is refused
         self.streams.stop().await; // every guard resets, while connections can still tell it
+        let _ = timeout(REFUSE_TIME_MAX, self.refusals.finished()).await; // late: its caller's fault
         self.endpoint.close();
         self.endpoint.closed(CLOSE_TIME_MAX).await;
         self.tasks.stop().await;

@@ -153,10 +153,11 @@ impl Outbound {
         }
     }
 
-    /// Whether new calls had better not go to this endpoint.
-    fn avoids(&self, endpoint: &Endpoint) -> bool {
-        self.avoided.has(&self.clock, endpoint)
-            || (endpoint.member != self.me && self.peers.is_silent(&endpoint.member))
+    /// Why new calls had better not go to this endpoint: the last trouble with it, if that was a
+    /// moment ago.
+    pub(super) fn trouble(&self, endpoint: &Endpoint) -> Option<&'static str> {
+        let is_silent = || endpoint.member != self.me && self.peers.is_silent(&endpoint.member);
+        self.avoided.why(&self.clock, endpoint).or_else(|| is_silent().then_some("silent"))
     }
 
     fn pick(
@@ -170,7 +171,7 @@ impl Outbound {
                     *member == endpoint.member && *instance == endpoint.instance
                 })
             },
-            avoids: &|endpoint| self.avoids(endpoint),
+            avoids: &|endpoint| self.trouble(endpoint).is_some(),
             load: &|endpoint| self.in_flight.of(&endpoint.member, &endpoint.instance),
         };
         let snapshot = self.snapshot.load();
@@ -211,7 +212,8 @@ impl Outbound {
                 }
                 Err(Setback::Next { reason, avoid }) => {
                     debug!(service = %ask.service, peer = %endpoint.member, reason, "next instance");
-                    self.avoided.add(&self.clock, &mut self.rng.lock(), &endpoint, avoid);
+                    let rng = &mut self.rng.lock();
+                    self.avoided.add(&self.clock, rng, &endpoint, avoid, reason);
                     last = Some(reason);
                 }
                 Err(Setback::Later) => {
@@ -472,20 +474,32 @@ pub(super) struct Avoided {
 struct Trouble {
     until: Moment,
     pause: Duration,
+    reason: &'static str,
 }
 
 impl Avoided {
-    fn has(&self, clock: &Clock, endpoint: &Endpoint) -> bool {
+    fn why(&self, clock: &Clock, endpoint: &Endpoint) -> Option<&'static str> {
         let avoided = self.until.lock();
         if avoided.is_empty() {
-            return false;
+            return None;
         }
         let now = clock.now();
-        let has = |key| avoided.get(&key).is_some_and(|trouble| now < trouble.until);
-        has((endpoint.member, None)) || has((endpoint.member, Some(endpoint.instance.clone())))
+        let why = |key| {
+            let trouble = avoided.get(&key).filter(|trouble| now < trouble.until);
+            trouble.map(|trouble| trouble.reason)
+        };
+        why((endpoint.member, None))
+            .or_else(|| why((endpoint.member, Some(endpoint.instance.clone()))))
     }
 
-    fn add(&self, clock: &Clock, rng: &mut SmallRng, endpoint: &Endpoint, avoid: Avoid) {
+    fn add(
+        &self,
+        clock: &Clock,
+        rng: &mut SmallRng,
+        endpoint: &Endpoint,
+        avoid: Avoid,
+        reason: &'static str,
+    ) {
         let instance = match avoid {
             Avoid::Nobody => return,
             Avoid::Instance => Some(endpoint.instance.clone()),
@@ -494,9 +508,12 @@ impl Avoided {
         let now = clock.now();
         let mut avoided = self.until.lock();
         avoided.retain(|_, trouble| now < trouble.until + AVOID_MAX); // long over: forgotten
-        let trouble = avoided
-            .entry((endpoint.member, instance))
-            .or_insert(Trouble { until: now, pause: AVOID_MIN / 2 });
+        let trouble = avoided.entry((endpoint.member, instance)).or_insert(Trouble {
+            until: now,
+            pause: AVOID_MIN / 2,
+            reason,
+        });
+        trouble.reason = reason;
         if trouble.until <= now {
             trouble.pause = (trouble.pause * 2).min(AVOID_MAX);
             trouble.until = now + trouble.pause.mul_f64(1.0 + rng.random::<f64>());

@@ -84,7 +84,7 @@ impl DataDir {
         }
         fs::create_dir_all(&self.path)
             .and_then(|()| fs::set_permissions(&self.path, Permissions::from_mode(0o700)))
-            .map_err(|error| self.failed("create", "", error))
+            .map_err(|error| StoreError::Io { action: "create", path: self.path.clone(), error })
     }
 
     /// Reads a file; `None` when there is none.

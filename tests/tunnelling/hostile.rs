@@ -4,16 +4,18 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use murmesh::model::MemberId;
+use murmesh::proxy::EntryOptions;
 use murmesh::telemetry::Door;
 use murmesh::tls::testing::mesh_of;
 use murmesh::tls::{Plane, server_name};
 use murmesh::transport::{DialError, refusal};
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{ClientConfig, Connection, ConnectionId, Endpoint, VarInt};
-use tokio::net::UdpSocket;
+use tokio::io::AsyncReadExt;
+use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::timeout;
 
-use super::nodes::{Node, PATIENCE, ask, echo_server, pair, until};
+use super::nodes::{Node, PATIENCE, ask, echo_server, named_server, pair, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn datagrams_of_junk_change_nothing() {
@@ -108,6 +110,37 @@ async fn streams_of_junk_are_cut_and_counted_and_neighbours_are_served() {
     let newer = b"\x02\x03web\x06nobody\x00\x00and more";
     assert_eq!(answer(&connection, &with_len(newer)).await[..2], [2, 1], "a newer header is read");
     assert_eq!(ask(entry, b"hello").await.unwrap(), b"hello");
+}
+
+/// A caller whose tunnel is refused may try another instance; one whose tunnel is lost may not.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tunnel_that_is_on_its_way_when_the_agent_closes_is_refused_and_not_lost() {
+    let (a, b, entry) = pair(named_server("b").await).await;
+    let mut carried = TcpStream::connect(entry).await.unwrap();
+    carried.read_exact(&mut [0]).await.unwrap();
+    let connection = a.endpoint.connect(Plane::Data, b.address, Some(b.id)).await.unwrap();
+    let proxy = b.proxy.clone();
+    tokio::spawn(async move { proxy.drain(PATIENCE).await });
+    let opens = async || {
+        let any = "127.0.0.1:0".parse().unwrap();
+        b.proxy.open_upstream("web".parse().unwrap(), any, EntryOptions::default()).await.is_ok()
+    };
+    timeout(PATIENCE, async { while opens().await {} }).await.expect("b drains");
+
+    let header = with_len(b"\x01\x03web\x03web\x00\x00");
+    let (first, rest) = header.split_at(4);
+    let (mut send, mut receive) = connection.open_bi().await.unwrap();
+    send.write_all(first).await.unwrap();
+    // Streams are accepted in their order: when a later one has its refusal, this one is there.
+    assert_eq!(answer(&connection, &header).await[..2], [2, 2], "draining");
+    let proxy = b.proxy.clone();
+    let closing = tokio::spawn(async move { proxy.close().await });
+    let cut = timeout(PATIENCE, carried.read(&mut [0])).await.unwrap();
+    assert!(cut.is_err(), "what was carried is cut: closing has begun");
+    send.write_all(rest).await.unwrap();
+    let refusal = timeout(PATIENCE, receive.read_to_end(200)).await.unwrap().unwrap();
+    assert_eq!(refusal[..2], [2, 2], "draining");
+    timeout(PATIENCE, closing).await.expect("and then it closes").unwrap();
 }
 
 fn with_len(payload: &[u8]) -> Vec<u8> {

@@ -92,7 +92,7 @@ pub enum JoinRefusal {
     #[error("the token expired {0} s ago; ask for a new one (murmesh invite)")]
     Expired(u64),
     /// The token did its work.
-    #[error("the token was used {0} times, as often as it may be")]
+    #[error("the token was used {}, as often as it may be", times(.0))]
     UsedUp(u32),
     /// Revoked by hand.
     #[error("the token was revoked")]
@@ -126,6 +126,10 @@ pub enum JoinRefusal {
     /// The issuer could not do its work.
     #[error("the issuer failed: {0}")]
     Internal(String),
+}
+
+fn times(count: &u32) -> String {
+    if *count == 1 { "once".to_owned() } else { format!("{count} times") }
 }
 
 impl JoinRefusal {
