@@ -80,7 +80,7 @@ async fn stand_in(mut commands: mpsc::Receiver<Control>) {
                 "nobody" => Err(ControlError::NotFound { what: "instance", name: id.to_string() }),
                 _ => Ok(()),
             })),
-            Control::Upstream { spec, reply } => drop(reply.send(Ok(spec))),
+            Control::Upstream { spec, reply, .. } => drop(reply.send(Ok(spec))),
             Control::CloseUpstreams { reply, .. } => drop(reply.send(Ok(Vec::new()))),
             Control::Invite { reply, .. } => drop(reply.send(Err(ControlError::NotIssuer))),
             Control::Invites { reply } => drop(reply.send(Ok(Vec::new()))),

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use super::control::{Control, ExposeSpec, UpstreamSelector, UpstreamSpec};
+use super::control::{Control, ExposeSpec, Lifetime, UpstreamSelector, UpstreamSpec};
 use super::events::{EventsQuery, events};
 use super::problem::Refusal;
 use super::{ApiState, Readiness, views};
@@ -239,7 +239,8 @@ async fn expose(State(state): State<ApiState>, request: Request) -> Answer {
     spec.weight = asked.weight.unwrap_or_default();
     let spec = spec.check().map_err(|error| malformed(&error))?;
     let accepted = spec.clone();
-    Control::ask(&state.control, |reply| Control::Expose { spec, reply }).await?;
+    let lifetime = Lifetime::Restarts;
+    Control::ask(&state.control, |reply| Control::Expose { spec, lifetime, reply }).await?;
     Ok((StatusCode::CREATED, Json(accepted)).into_response())
 }
 
@@ -256,7 +257,9 @@ async fn upstreams(State(state): State<ApiState>) -> Response {
 async fn upstream(State(state): State<ApiState>, request: Request) -> Answer {
     let asked: UpstreamSpec = body(request).await?;
     let spec = asked.check().map_err(|error| Refusal::malformed(error.to_string()))?;
-    let opened = Control::ask(&state.control, |reply| Control::Upstream { spec, reply }).await?;
+    let lifetime = Lifetime::Restarts;
+    let open = |reply| Control::Upstream { spec, lifetime, reply };
+    let opened = Control::ask(&state.control, open).await?;
     Ok((StatusCode::CREATED, Json(opened)).into_response())
 }
 
