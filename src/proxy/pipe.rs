@@ -98,7 +98,7 @@ impl AsyncRead for PipeReader {
         turn.made_progress();
         let writer = flow.writer.take();
         drop(flow);
-        writer.map(Waker::wake);
+        wake(writer);
         Poll::Ready(Ok(()))
     }
 }
@@ -123,7 +123,7 @@ impl AsyncWrite for PipeWriter {
         turn.made_progress();
         let reader = flow.reader.take();
         drop(flow);
-        reader.map(Waker::wake);
+        wake(reader);
         Poll::Ready(Ok(len))
     }
 
@@ -147,7 +147,14 @@ impl PipeWriter {
         }
         let reader = flow.reader.take();
         drop(flow);
-        reader.map(Waker::wake);
+        wake(reader);
+    }
+}
+
+/// Only once the lock is given back: whoever is woken takes it.
+fn wake(waker: Option<Waker>) {
+    if let Some(waker) = waker {
+        waker.wake();
     }
 }
 
@@ -164,7 +171,7 @@ impl Drop for PipeReader {
         flow.buffer = BytesMut::new();
         let writer = flow.writer.take();
         drop(flow);
-        writer.map(Waker::wake);
+        wake(writer);
     }
 }
 
