@@ -212,18 +212,24 @@ async fn exposed(State(state): State<ApiState>) -> Response {
 /// The body of `POST /v1/mesh/expose`: what is absent has its default.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[allow(missing_docs)]
 pub struct ExposeRequest {
+    /// The service.
     pub name: ServiceName,
+    /// Where the instance listens.
     pub to: Target,
+    /// Unique on this machine; the service's name unless set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<InstanceId>,
+    /// The natural port of the service; that of `to` unless set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
+    /// `tcp` unless set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub protocol: Option<Protocol>,
+    /// Free words.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tags: Vec<String>,
+    /// Its share; 100 unless set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weight: Option<Weight>,
 }
@@ -288,7 +294,6 @@ async fn close_upstream(
 /// The body of `POST /v1/mesh/invites`: what is absent has its default.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[allow(missing_docs)]
 pub struct InviteRequest {
     /// `1h` unless set; at most 30 days.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -296,8 +301,10 @@ pub struct InviteRequest {
     /// 1 unless set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uses: Option<u32>,
+    /// The only name that it lets in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<MemberName>,
+    /// The only services that whoever joins may offer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub services: Option<Vec<ServiceName>>,
 }
