@@ -342,6 +342,15 @@ async fn start_that_fails_says_why_and_leaves_nothing_running() {
     running.stop(MemberPhase::Restarting, PATIENCE).await;
 }
 
+#[test]
+fn agent_and_its_streams_may_be_shared_between_threads() {
+    fn is_shared<T: Send + Sync>() {}
+    fn is_sent<T: Send>() {}
+    is_shared::<Agent>();
+    is_shared::<murmesh::MeshStream>();
+    is_sent::<murmesh::Watch<usize>>();
+}
+
 async fn free() -> std::net::SocketAddr {
     TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
 }

@@ -94,6 +94,32 @@ impl Agent {
     /// Takes 5 s at most.
     ///
     /// Cancel safe: a call that is given up is reset.
+    ///
+    /// ```
+    /// # use murmesh::{Agent, DataDir, DialError, ExposeSpec, ServiceName, Settings, Target};
+    /// # use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let dir = tempfile::tempdir()?;
+    /// # let agent = Agent::found(Settings::local(DataDir::new(dir.path()))).await?;
+    /// let web: ServiceName = "web".parse()?;
+    /// assert_eq!(agent.dial(&web).await.unwrap_err(), DialError::UnknownService);
+    ///
+    /// # let server = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    /// agent.expose(ExposeSpec::new(web.clone(), Target::Tcp(server.local_addr()?))?).await?;
+    /// # let name = web.clone();
+    /// # agent.watch(move |mesh| mesh.ready(&name).count()).wait_for(|count| *count == 1).await;
+    /// let mut call = agent.dial(&web).await?;
+    /// println!("{} on {}", call.endpoint().instance, call.endpoint().member_name);
+    /// call.write_all(b"half a request").await?;
+    /// drop(call); // its end was not said
+    ///
+    /// let (mut called, _) = server.accept().await?;
+    /// let cut = called.read_to_end(&mut Vec::new()).await.unwrap_err();
+    /// assert_eq!(cut.kind(), std::io::ErrorKind::ConnectionReset);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn dial(&self, service: &ServiceName) -> Result<MeshStream, DialError> {
         self.proxy.dial(service.clone()).await
     }
@@ -105,6 +131,21 @@ impl Agent {
 
     /// Follows what `part` takes out of the mesh as seen from here: all instances of a service, the
     /// names of those alive, one member's state. See [`Watch`].
+    ///
+    /// ```
+    /// # use murmesh::{Agent, DataDir, ExposeSpec, ServiceName, Settings};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let dir = tempfile::tempdir()?;
+    /// # let agent = Agent::found(Settings::local(DataDir::new(dir.path()))).await?;
+    /// let mut names = agent.watch(|mesh| mesh.services.keys().cloned().collect::<Vec<_>>());
+    /// assert_eq!(names.changed().await, Some(vec![])); // at once: as it is
+    /// let web: ServiceName = "web".parse()?;
+    /// agent.expose(ExposeSpec::new(web.clone(), "127.0.0.1:8080".parse()?)?).await?;
+    /// assert_eq!(names.changed().await, Some(vec![web])); // when it differs
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn watch<T, F>(&self, part: F) -> Watch<T>
     where
         T: Clone + PartialEq,

@@ -120,7 +120,10 @@ pub enum Stopped {
 /// A running agent: one member of a mesh, in this process.
 ///
 /// It lives on two threads of its own and on the tokio runtime that started it, which needs its I/O
-/// and time drivers; it also answers on its local API, as `murmesh status` and its like ask it.
+/// and time drivers. It answers on its local API, as `murmesh status` and its like ask it, logs with
+/// `tracing`, and raises the number of files that the process may open as far as it may. Tasks share
+/// it in an `Arc`.
+///
 /// [`Agent::stop`] ends it in order. An agent that is dropped instead ends at
 /// once, as if it had crashed: what is open is cut, and the others notice by themselves.
 pub struct Agent {

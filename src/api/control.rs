@@ -136,6 +136,18 @@ pub struct ExposeSpec {
 
 impl ExposeSpec {
     /// An instance of `service` at `to`, everything else by default.
+    ///
+    /// ```
+    /// use murmesh::{ExposeSpec, Weight};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let plain = ExposeSpec::new("web".parse()?, "127.0.0.1:8080".parse()?)?;
+    /// assert_eq!((plain.id.as_str(), plain.weight), ("web", Weight(100)));
+    /// let second = ExposeSpec { id: "web-2".parse()?, tags: vec!["v2".into()], ..plain };
+    /// # assert_eq!(second.port, 8080);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn new(service: ServiceName, to: Target) -> Result<Self, NameError> {
         Ok(Self {
             id: InstanceId::try_new(service.as_str())?,
