@@ -4,6 +4,58 @@
 //! certificates of their own mesh, tell each other what they serve in signed records, and carry
 //! traffic between applications over QUIC with mutual TLS 1.3.
 //!
+//! # Where to begin
+//!
+//! Most people run the agent as a program, `murmesh`; the README tells how. A program can also be a
+//! member by itself, with an [`Agent`] inside it: [`Agent::found`] begins a mesh, [`Agent::join`] joins
+//! one, [`Agent::expose`] offers an instance of a service, [`Agent::dial`] calls a service by its name,
+//! [`Agent::watch`] follows what comes and goes, and [`Agent::stop`] lets what is open end.
+//!
+//! ```
+//! use std::time::Duration;
+//! use murmesh::{Agent, DataDir, ExposeSpec, MemberPhase, ServiceName, Settings, Target};
+//! use tokio::io::{AsyncReadExt, AsyncWriteExt};
+//! use tokio::net::TcpListener;
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let (dir_a, dir_b) = (tempfile::tempdir()?, tempfile::tempdir()?);
+//! // Two members on one machine; on two machines: Settings::machine instead of Settings::local.
+//! let settings = Settings::local(DataDir::new(dir_a.path())).with_name("a".parse()?);
+//! let a = Agent::found(settings).await?;
+//! let token = a.invite(Duration::from_secs(60), 1).await?.token;
+//! let settings = Settings::local(DataDir::new(dir_b.path())).with_name("b".parse()?);
+//! let b = Agent::join(settings, &token).await?;
+//!
+//! // What a serves is an ordinary server; b calls it by its name.
+//! let server = TcpListener::bind("127.0.0.1:0").await?;
+//! let greeter: ServiceName = "greeter".parse()?;
+//! a.expose(ExposeSpec::new(greeter.clone(), Target::Tcp(server.local_addr()?))?).await?;
+//! let service = greeter.clone();
+//! b.watch(move |mesh| mesh.ready(&service).count()).wait_for(|count| *count == 1).await;
+//! let mut call = b.dial(&greeter).await?;
+//! call.write_all(b"who are you?").await?;
+//! call.shutdown().await?; // the end of what b says
+//!
+//! let (mut called, _) = server.accept().await?;
+//! let (mut question, mut answer) = (String::new(), String::new());
+//! called.read_to_string(&mut question).await?;
+//! called.write_all(b"a greeter").await?;
+//! drop(called);
+//! call.read_to_string(&mut answer).await?;
+//! assert_eq!((question.as_str(), answer.as_str()), ("who are you?", "a greeter"));
+//!
+//! for agent in [a, b] {
+//!     agent.stop(MemberPhase::Restarting, Duration::from_secs(5)).await;
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! `examples/` has one program for each of these. The names that an embedding program needs are at the
+//! root of the crate; the modules below are the agent's inside, public for tests and the curious, and
+//! change more often.
+//!
 //! # The map
 //!
 //! Imports go down only; `tests/architecture.rs` holds this list as data.
@@ -46,3 +98,14 @@ pub mod config;
 pub mod agent;
 
 pub mod cli;
+
+pub use agent::{Agent, JoinError, JoinOptions, JoinReport, StartError, Stopped, Watch, join};
+pub use api::{ControlError, ExposeSpec, InviteMade};
+pub use config::{Seed, Settings};
+pub use mesh::{Endpoint, EndpointState, MemberView, NoEndpoint, ServiceView, Snapshot};
+pub use model::{
+    InstanceId, MemberId, MemberName, MemberPhase, MemberState, NameError, ServiceName, Target,
+    Unlisted, Weight,
+};
+pub use proxy::{DialError, MeshStream};
+pub use tls::store::{DataDir, InitOptions, InitReport, StoreError, init};

@@ -18,16 +18,26 @@ pub const VALUE_LEN_MAX: usize = 1024 * 1024;
 
 /// Bytes that are no value of the expected type. Fault: whoever sent them; nothing changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[allow(missing_docs)]
 pub enum WireError {
+    /// It is too long to be read or sent.
     #[error("{len} bytes are over the limit of {VALUE_LEN_MAX}")]
-    TooLong { len: usize },
+    TooLong {
+        /// In bytes.
+        len: usize,
+    },
+    /// It is no such value.
     #[error("cannot decode: {0}")]
     Malformed(String),
+    /// Something follows it.
     #[error("{len} bytes follow the value")]
-    Trailing { len: usize },
+    Trailing {
+        /// In bytes.
+        len: usize,
+    },
+    /// Fault: us.
     #[error("cannot encode: {0}")]
     Encode(String),
+    /// Its first byte is 0.
     #[error("payload version 0 does not exist")]
     Version,
 }

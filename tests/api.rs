@@ -83,7 +83,7 @@ fn replaced_by(spec: &ExposeSpec) -> Option<ExposeSpec> {
 async fn stand_in(mut commands: mpsc::Receiver<Control>) {
     while let Some(command) = commands.recv().await {
         match command {
-            Control::Expose { spec, reply } => drop(reply.send(Ok(replaced_by(&spec)))),
+            Control::Expose { spec, reply, .. } => drop(reply.send(Ok(replaced_by(&spec)))),
             Control::Leave { reply } | Control::RevokeInvite { reply, .. } => {
                 drop(reply.send(Ok(())))
             }
@@ -91,7 +91,7 @@ async fn stand_in(mut commands: mpsc::Receiver<Control>) {
                 "nobody" => Err(ControlError::NotFound { what: "instance", name: id.to_string() }),
                 _ => Ok(()),
             })),
-            Control::Upstream { spec, reply } => drop(reply.send(Ok(spec))),
+            Control::Upstream { spec, reply, .. } => drop(reply.send(Ok(spec))),
             Control::CloseUpstreams { reply, .. } => drop(reply.send(Ok(Vec::new()))),
             Control::Invite { reply, .. } => drop(reply.send(Err(ControlError::NotIssuer))),
             Control::Invites { reply } => drop(reply.send(Ok(Vec::new()))),

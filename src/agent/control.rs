@@ -10,7 +10,7 @@ use tracing::{info, warn};
 use super::left;
 use super::local::{LocalError, LocalServices};
 use crate::api::{
-    Control, ControlError, ExposeSpec, InviteMade, Local, UpstreamSelector, UpstreamSpec,
+    Control, ControlError, ExposeSpec, InviteMade, Lifetime, Local, UpstreamSelector, UpstreamSpec,
 };
 use crate::config::RuntimeFile;
 use crate::model::{InstanceId, MemberId, Target};
@@ -54,9 +54,17 @@ impl Controller {
     async fn answer(&mut self, command: Control) {
         // An asker that is gone does not need its answer: what it asked for is done all the same.
         match command {
-            Control::Expose { spec, reply } => drop(reply.send(self.expose_and_keep(spec).await)),
+            Control::Expose { spec, lifetime: Lifetime::Run, reply } => {
+                drop(reply.send(self.expose(spec).await));
+            }
+            Control::Expose { spec, lifetime: Lifetime::Restarts, reply } => {
+                drop(reply.send(self.expose_and_keep(spec).await));
+            }
             Control::Unexpose { id, reply } => drop(reply.send(self.unexpose(&id).await)),
-            Control::Upstream { spec, reply } => {
+            Control::Upstream { spec, lifetime: Lifetime::Run, reply } => {
+                drop(reply.send(self.open(spec).await));
+            }
+            Control::Upstream { spec, lifetime: Lifetime::Restarts, reply } => {
                 drop(reply.send(self.open_and_keep(spec).await));
             }
             Control::CloseUpstreams { which, reply } => {

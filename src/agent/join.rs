@@ -39,12 +39,14 @@ pub struct JoinReport {
 
 /// Joining failed. What was in the data directory still is.
 #[derive(Debug, thiserror::Error)]
-#[allow(missing_docs)]
 pub enum JoinError {
+    /// Fault: whoever wrote the token.
     #[error(transparent)]
     Token(#[from] TlsError),
+    /// Fault: the data directory, for instance one of another mesh.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// No issuer let us in.
     #[error(transparent)]
     Knock(#[from] KnockError),
 }

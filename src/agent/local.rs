@@ -18,20 +18,34 @@ const TAG_LEN_MAX: usize = 64;
 
 /// A declaration that cannot be taken. Nothing changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[allow(missing_docs)]
 pub enum LocalError {
+    /// No room for one more.
     #[error("{INSTANCES_MAX} instances are exposed here already, as many as one member may")]
     TooMany,
+    /// They would not fit the record of this member.
     #[error("all instances with their tags take {len} bytes, at most {RECORD_LEN_MAX} are allowed")]
-    TooLong { len: usize },
+    TooLong {
+        /// In bytes.
+        len: usize,
+    },
+    /// Nothing has this id.
     #[error("no instance {0} is exposed here")]
     Unknown(InstanceId),
+    /// A tag is malformed.
     #[error("tag '{0}' is not 1 to {TAG_LEN_MAX} printable characters without commas")]
     Tag(String),
+    /// One instance has too many.
     #[error("{0} tags, at most {TAGS_MAX} are allowed")]
     TooManyTags(usize),
+    /// Fault: whoever enrolled this member, or the name.
     #[error("this member was enrolled for {allowed}, not for '{service}'")]
-    NotAllowed { service: ServiceName, allowed: String },
+    NotAllowed {
+        /// Which was to be exposed.
+        service: ServiceName,
+        /// What it may expose.
+        allowed: String,
+    },
+    /// Of a later version.
     #[error("protocol {0} is not available yet, only tcp is")]
     Protocol(Protocol),
 }

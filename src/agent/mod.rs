@@ -9,6 +9,8 @@
 
 mod control;
 mod disk;
+mod embed;
+mod follow;
 mod join;
 mod left;
 mod local;
@@ -30,7 +32,7 @@ use crate::api::{
 };
 use crate::config::{RuntimeFile, Seed, Setting, Settings};
 use crate::mesh::{Mesh, MeshConfig, Snapshot};
-use crate::model::{Entry, MemberPhase, Target};
+use crate::model::{Entry, MemberId, MemberName, MemberPhase, Target};
 use crate::proxy::{self, Proxy};
 use crate::runtime::clock::Clock;
 use crate::runtime::{Shutdown, Stage, TaskGroup, Thread, ThreadError, entropy, limits};
@@ -43,6 +45,7 @@ use crate::transport::gossip::{Durable, Gossip, GossipHandle, gossip_channel};
 
 use control::Controller;
 
+pub use follow::Watch;
 pub use join::{JoinError, JoinOptions, JoinReport, join};
 pub use left::{come_back, has_left, way_back};
 pub use local::{LocalError, LocalServices};
@@ -55,30 +58,61 @@ const RESOLVE_INTERVAL: Duration = Duration::from_secs(30);
 /// The file that tells the command line where the API really listens.
 const API_ADDRESS: &str = api::ADDRESS_FILE;
 
-/// An agent could not start. Everything it had begun is undone.
+/// An agent could not start. Everything it had begun is undone; what it wrote into its data directory
+/// is of use to the next start.
 #[derive(Debug, thiserror::Error)]
-#[allow(missing_docs)]
 pub enum StartError {
+    /// No identity, a damaged one, or another agent has it. Fault: the data directory.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The member left its mesh for good. Fault: whoever starts it again.
     #[error("{} has left its mesh; '{way_back}' brings it back, then start the agent", path.display())]
-    Left { path: PathBuf, way_back: &'static str },
+    Left {
+        /// The data directory.
+        path: PathBuf,
+        /// The command that brings it back.
+        way_back: &'static str,
+    },
+    /// The mesh could not be joined ([`Agent::join`]).
+    #[error(transparent)]
+    Join(#[from] JoinError),
+    /// The port of the mesh is taken, or no address of this machine.
     #[error(transparent)]
     Proxy(#[from] proxy::StartError),
+    /// Fault: the system.
     #[error(transparent)]
     Thread(#[from] ThreadError),
+    /// Fault: the system.
     #[error(transparent)]
     Entropy(#[from] entropy::EntropyError),
+    /// The identity is not usable. Fault: the data directory.
     #[error(transparent)]
     Tls(#[from] crate::tls::TlsError),
+    /// What an issuer must remember cannot be read. Fault: the data directory.
     #[error(transparent)]
     Desk(#[from] enrolment::DeskError),
+    /// What this member would say of itself is no valid record.
     #[error("cannot begin as a member: {0}")]
     Mesh(#[from] crate::mesh::Error),
+    /// The API's address was asked for and is taken, or no address of this machine.
     #[error("listen.api: cannot listen on {address}: {error}")]
-    Api { address: SocketAddr, error: std::io::Error },
+    Api {
+        /// As asked.
+        address: SocketAddr,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// An instance or an entry of the settings cannot be had.
     #[error("{what} ({origin}): {error}")]
-    Entry { what: String, origin: String, error: ControlError },
+    Entry {
+        /// Which.
+        what: String,
+        /// Who asked for it: a flag, or a line of a file.
+        origin: String,
+        /// Why.
+        error: ControlError,
+    },
+    /// Nobody would know where to dial this member. Fault: the settings.
     #[error(
         "the mesh port {0} is bound on every address and this machine has no default route; \
          say where others reach it with --advertise ip:port"
@@ -95,10 +129,19 @@ pub enum Stopped {
     Cut,
 }
 
-/// A running agent.
+/// A running agent: one member of a mesh, in this process.
+///
+/// It lives on two threads of its own and on the tokio runtime that started it, which needs its I/O
+/// and time drivers. It answers on its local API, as `murmesh status` and its like ask it, logs with
+/// `tracing`, and raises the number of files that the process may open as far as it may. Tasks share
+/// it in an `Arc`.
+///
+/// [`Agent::stop`] ends it in order. An agent that is dropped instead ends at
+/// once, as if it had crashed: what is open is cut, and the others notice by themselves.
 pub struct Agent {
     credentials: NodeCredentials,
     snapshot: Arc<ArcSwap<Snapshot>>,
+    snapshots: watch::Receiver<Arc<Snapshot>>,
     proxy: Proxy,
     gossip: GossipHandle,
     events: EventLog,
@@ -110,18 +153,52 @@ pub struct Agent {
     dir: DataDir,
     mesh_address: SocketAddr,
     api_address: SocketAddr,
-    tasks: TaskGroup,
+    tasks: CancelOnDrop,
     /// Ends by itself once the gossip driver has handed over its last state and that is on disk.
     disk: TaskGroup,
-    gossip_thread: Thread,
-    data_thread: Thread,
+    threads: Vec<Thread>,
     _lock: DataDirLock,
+}
+
+/// Some tasks hold their own group, so that it would never be the last clone that is dropped.
+struct CancelOnDrop(TaskGroup);
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        self.0.cancel();
+    }
 }
 
 impl Agent {
     /// Starts an agent with the identity in its data directory. Returns when it is bound, gossiping
     /// and answering on its API; [`Agent::ready`] tells when the data plane can serve.
+    ///
+    /// Two agents cannot share a data directory; that and every other failure leaves nothing running.
     pub async fn start(settings: Settings) -> Result<Self, StartError> {
+        let shutdown = Shutdown::default();
+        let tasks = TaskGroup::new(shutdown.clone());
+        let mut threads = Vec::new();
+        match Self::wire(settings, shutdown, tasks.clone(), &mut threads).await {
+            Ok(mut agent) => {
+                agent.threads = threads;
+                Ok(agent)
+            }
+            Err(error) => {
+                tasks.stop().await;
+                join_all(threads).await; // every handle is gone, so they end
+                Err(error)
+            }
+        }
+    }
+
+    /// Starts every part and puts them together. What it started before it failed is in `tasks` and
+    /// `threads`.
+    async fn wire(
+        settings: Settings,
+        shutdown: Shutdown,
+        tasks: TaskGroup,
+        threads: &mut Vec<Thread>,
+    ) -> Result<Self, StartError> {
         let dir = settings.data_dir.value.clone();
         let credentials = dir.credentials()?;
         let lock = dir.lock()?;
@@ -131,12 +208,12 @@ impl Agent {
         }
         let open_files = limits::raise_open_files();
         info!(member = %credentials.name(), id = %credentials.member_id(), open_files, "starting");
-        let (shutdown, metrics, clock) = (Shutdown::default(), Metrics::new(), Clock::new());
+        let (metrics, clock) = (Metrics::new(), Clock::new());
         let events = EventLog::new(credentials.name().as_str());
         metrics.cert_expiry_leaf.set(credentials.expires_at() as f64);
         metrics.cert_expiry_root.set(credentials.root_expires_at()? as f64);
-        let tasks = TaskGroup::new(shutdown.clone());
         let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
+        let (snapshots, snapshots_reader) = watch::channel(snapshot.load_full());
 
         // The API's port first: the cheapest thing that can be wrong.
         let api_listener = listen_api(&settings.api).await?;
@@ -157,6 +234,7 @@ impl Agent {
             shutdown: shutdown.clone(),
         })
         .await?;
+        threads.push(data.thread);
         let mesh_address = data.endpoint.local_address();
         let advertise = advertised(settings.advertise.value, mesh_address)?;
 
@@ -190,13 +268,14 @@ impl Agent {
             commands,
             evidence: evidence_queue,
             snapshot: snapshot.clone(),
+            snapshots,
             durable,
             settled,
             events: events.clone(),
             metrics: metrics.clone(),
             tasks: gossip_tasks,
         };
-        let gossip_thread = Thread::start("gossip", shutdown.clone(), move || driver.run())?;
+        threads.push(Thread::start("gossip", shutdown.clone(), move || driver.run())?);
         let disk = TaskGroup::new(shutdown.clone());
         disk.spawn("persist", disk::persist(dir.clone(), durable_reader, gossip.clone()));
         tasks.spawn("resolve-seeds", resolve_again(settings.seeds.value.clone(), gossip.clone()));
@@ -271,6 +350,7 @@ impl Agent {
         Ok(Self {
             credentials,
             snapshot,
+            snapshots: snapshots_reader,
             proxy: data.proxy,
             gossip,
             events,
@@ -282,10 +362,9 @@ impl Agent {
             dir,
             mesh_address,
             api_address,
-            tasks,
+            tasks: CancelOnDrop(tasks),
             disk,
-            gossip_thread,
-            data_thread: data.thread,
+            threads: Vec::new(),
             _lock: lock,
         })
     }
@@ -293,6 +372,16 @@ impl Agent {
     /// Who this is.
     pub fn credentials(&self) -> &NodeCredentials {
         &self.credentials
+    }
+
+    /// This member's id.
+    pub fn id(&self) -> MemberId {
+        self.credentials.member_id()
+    }
+
+    /// What people call this member.
+    pub fn name(&self) -> &MemberName {
+        self.credentials.name()
     }
 
     /// The address of the mesh port, with the port that was really bound.
@@ -361,14 +450,18 @@ impl Agent {
         gossip.stop().await;
         shutdown.advance(Stage::Closing);
         proxy.close().await;
-        tasks.stop().await;
+        tasks.0.stop().await;
         self.disk.finished().await;
-        for thread in [self.gossip_thread, self.data_thread] {
-            if let Err(error) = thread.join().await {
-                warn!(%error, "a thread did not end in order");
-            }
-        }
+        join_all(self.threads).await;
         if is_drained { Stopped::Drained } else { Stopped::Cut }
+    }
+}
+
+async fn join_all(threads: Vec<Thread>) {
+    for thread in threads {
+        if let Err(error) = thread.join().await {
+            warn!(%error, "a thread did not end in order");
+        }
     }
 }
 

@@ -25,10 +25,12 @@ pub type Reply<T> = oneshot::Sender<Result<T, ControlError>>;
 /// What the agent is asked to do.
 #[derive(Debug)]
 pub enum Control {
-    /// Offer an instance to the mesh. The same id again replaces it. Survives restarts.
+    /// Offer an instance to the mesh. The same id again replaces it.
     Expose {
         /// What to offer.
         spec: ExposeSpec,
+        /// For how long.
+        lifetime: Lifetime,
         /// What it replaces. Answered once the record is published, not once everybody has it.
         reply: Reply<Option<ExposeSpec>>,
     },
@@ -39,10 +41,12 @@ pub enum Control {
         /// [`ControlError::NotFound`] when nothing has that id.
         reply: Reply<()>,
     },
-    /// Open a local entry to a service, which need not exist yet. Survives restarts.
+    /// Open a local entry to a service, which need not exist yet.
     Upstream {
         /// Which service, and where to listen.
         spec: UpstreamSpec,
+        /// For how long.
+        lifetime: Lifetime,
         /// Answered once it listens, with the address it got (port 0 asks for any).
         reply: Reply<UpstreamSpec>,
     },
@@ -96,6 +100,15 @@ impl Control {
     }
 }
 
+/// How long something holds that nobody takes back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lifetime {
+    /// Until the agent stops: whoever asked will ask again.
+    Run,
+    /// Across restarts: it is kept in the data directory.
+    Restarts,
+}
+
 /// An instance to offer: an `[[expose]]` of a file, `murmesh expose`, or the body of
 /// `POST /v1/mesh/expose`. Unknown fields are let pass, because a later version's runtime file is
 /// read with this, too; what people write is checked where it comes in.
@@ -123,6 +136,18 @@ pub struct ExposeSpec {
 
 impl ExposeSpec {
     /// An instance of `service` at `to`, everything else by default.
+    ///
+    /// ```
+    /// use murmesh::{ExposeSpec, Weight};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let plain = ExposeSpec::new("web".parse()?, "127.0.0.1:8080".parse()?)?;
+    /// assert_eq!((plain.id.as_str(), plain.weight), ("web", Weight(100)));
+    /// let second = ExposeSpec { id: "web-2".parse()?, tags: vec!["v2".into()], ..plain };
+    /// # assert_eq!(second.port, 8080);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn new(service: ServiceName, to: Target) -> Result<Self, NameError> {
         Ok(Self {
             id: InstanceId::try_new(service.as_str())?,
@@ -202,16 +227,20 @@ impl UpstreamSpec {
 
 /// An instance or entry that this version cannot offer. Fault: whoever wrote it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[allow(missing_docs)]
 pub enum SpecError {
+    /// Of a later version.
     #[error("protocol '{0}' is not available yet in this version, use 'tcp'")]
     Protocol(Protocol),
+    /// There are this many.
     #[error("{0} tags are too many, at most {TAGS_MAX} are allowed")]
     Tags(usize),
+    /// One of them is malformed.
     #[error("tag: {0}")]
     Tag(NameError),
+    /// It would drown all others.
     #[error("weight {0} is over {WEIGHT_MAX}")]
     Weight(u16),
+    /// Other machines could reach the entry.
     #[error("'{0}' is no loopback address; an entry for other machines is not available yet")]
     Public(Target),
 }

@@ -12,7 +12,9 @@ mod server;
 mod state;
 pub mod views;
 
-pub use control::{Control, ControlError, ExposeSpec, InviteMade, UpstreamSelector, UpstreamSpec};
+pub use control::{
+    Control, ControlError, ExposeSpec, InviteMade, Lifetime, UpstreamSelector, UpstreamSpec,
+};
 pub use problem::Problem;
 pub use routes::{ExposeRequest, Exposed, InviteRequest, routes};
 pub use server::{ADDRESS_FILE, serve};

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use super::control::{Control, ExposeSpec, UpstreamSelector, UpstreamSpec};
+use super::control::{Control, ExposeSpec, Lifetime, UpstreamSelector, UpstreamSpec};
 use super::events::{EventsQuery, events};
 use super::problem::Refusal;
 use super::{ApiState, Readiness, views};
@@ -212,18 +212,24 @@ async fn exposed(State(state): State<ApiState>) -> Response {
 /// The body of `POST /v1/mesh/expose`: what is absent has its default.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[allow(missing_docs)]
 pub struct ExposeRequest {
+    /// The service.
     pub name: ServiceName,
+    /// Where the instance listens.
     pub to: Target,
+    /// Unique on this machine; the service's name unless set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<InstanceId>,
+    /// The natural port of the service; that of `to` unless set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
+    /// `tcp` unless set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub protocol: Option<Protocol>,
+    /// Free words.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tags: Vec<String>,
+    /// Its share; 100 unless set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weight: Option<Weight>,
 }
@@ -250,7 +256,9 @@ async fn expose(State(state): State<ApiState>, request: Request) -> Answer {
     spec.weight = asked.weight.unwrap_or_default();
     let spec = spec.check().map_err(|error| malformed(&error))?;
     let accepted = spec.clone();
-    let replaced = Control::ask(&state.control, |reply| Control::Expose { spec, reply }).await?;
+    let lifetime = Lifetime::Restarts;
+    let expose = |reply| Control::Expose { spec, lifetime, reply };
+    let replaced = Control::ask(&state.control, expose).await?;
     let (status, changes) = match replaced {
         Some(before) => (StatusCode::OK, Some(accepted.changes_since(&before))),
         None => (StatusCode::CREATED, None),
@@ -271,7 +279,9 @@ async fn upstreams(State(state): State<ApiState>) -> Response {
 async fn upstream(State(state): State<ApiState>, request: Request) -> Answer {
     let asked: UpstreamSpec = body(request).await?;
     let spec = asked.check().map_err(|error| Refusal::malformed(error.to_string()))?;
-    let opened = Control::ask(&state.control, |reply| Control::Upstream { spec, reply }).await?;
+    let lifetime = Lifetime::Restarts;
+    let open = |reply| Control::Upstream { spec, lifetime, reply };
+    let opened = Control::ask(&state.control, open).await?;
     Ok((StatusCode::CREATED, Json(opened)).into_response())
 }
 
@@ -300,7 +310,6 @@ async fn close_upstream(
 /// The body of `POST /v1/mesh/invites`: what is absent has its default.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[allow(missing_docs)]
 pub struct InviteRequest {
     /// `1h` unless set; at most 30 days.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -308,8 +317,10 @@ pub struct InviteRequest {
     /// 1 unless set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uses: Option<u32>,
+    /// The only name that it lets in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<MemberName>,
+    /// The only services that whoever joins may offer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub services: Option<Vec<ServiceName>>,
 }

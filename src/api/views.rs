@@ -10,18 +10,28 @@ use crate::transport::enrolment::InviteView;
 
 /// One member, this one included.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(missing_docs)]
 pub struct Member {
+    /// What people call it.
     pub name: String,
+    /// 32 hexadecimal digits.
     pub id: String,
+    /// Where it is dialled.
     pub address: String,
+    /// For instance `eu1/a`; may be empty.
     pub zone: String,
+    /// `alive`, `suspect`, `restarting`, `down` or `left`.
     pub state: String,
+    /// Whether its rights were taken away.
     pub revoked: bool,
+    /// Whether it takes nothing new.
     pub draining: bool,
+    /// Which run of it, higher is later.
     pub epoch: u64,
+    /// Of its record.
     pub version: u64,
+    /// Names of what it serves.
     pub services: Vec<String>,
+    /// Since its state or record last changed.
     pub age_ms: u64,
     /// Whether it is the member that answers.
     pub me: bool,
@@ -29,45 +39,60 @@ pub struct Member {
 
 /// One service of the mesh.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(missing_docs)]
 pub struct Service {
+    /// What callers ask for.
     pub name: String,
+    /// What it speaks.
     pub protocol: String,
+    /// How many there are.
     pub instances: usize,
+    /// How many of them take work.
     pub ready: usize,
 }
 
 /// One instance of a service.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[allow(missing_docs)]
 pub struct EndpointRow {
+    /// Of which service.
     pub service: String,
+    /// Unique on its node.
     pub instance: String,
+    /// The member in front of it.
     pub node: String,
+    /// Where that member is dialled.
     pub address: String,
+    /// `ready`, `draining`, `failing`, `maint` or `down`.
     pub state: String,
     /// Why it is in that state, or why it takes less work than that says; empty when all is well.
     pub reason: String,
+    /// Its share; 100 is usual.
     pub weight: u16,
+    /// Free words.
     pub tags: Vec<String>,
+    /// Connections that this agent has with it now.
     pub inflight: u64,
     /// Not measured yet in this version.
     pub latency_ms: Option<f64>,
+    /// Since it last changed.
     pub age_ms: u64,
 }
 
 /// One invite that this member made.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(missing_docs)]
 pub struct InviteRow {
+    /// To revoke it by.
     pub id: String,
     /// `open`, `used`, `expired` or `revoked`.
     pub state: String,
+    /// How many may join.
     pub uses: u32,
+    /// How many have.
     pub redeemed: usize,
     /// Unix seconds.
     pub expires_at: u64,
+    /// The only name that it lets in.
     pub name: Option<String>,
+    /// The only services that whoever joins may offer.
     pub services: Option<Vec<String>>,
 }
 

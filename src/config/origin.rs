@@ -23,6 +23,8 @@ pub enum Origin {
     Env(&'static str),
     /// The command line.
     Flag(&'static str),
+    /// The program that the agent is embedded in.
+    Program,
 }
 
 impl fmt::Display for Origin {
@@ -33,6 +35,7 @@ impl fmt::Display for Origin {
             Self::File { path, line } => write!(f, "{}:{line}", path.display()),
             Self::Env(name) => write!(f, "env {name}"),
             Self::Flag(name) => write!(f, "flag {name}"),
+            Self::Program => f.pad("program"),
         }
     }
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use super::Setting;
+use super::{Origin, Setting, default_advertise};
 use crate::api::{ExposeSpec, SettingView, UpstreamSpec};
 use crate::membership::Profile;
 use crate::model::MemberName;
@@ -62,8 +62,7 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Defaults for `data_dir`, with loopback addresses that nothing else uses. For tests and
-    /// embedding.
+    /// For agents of one machine, for instance in tests: any free ports, on loopback only.
     pub fn local(data_dir: DataDir) -> Self {
         let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         Self {
@@ -73,6 +72,47 @@ impl Settings {
             profile: Setting::default(Profile::Local),
             ..Self::defaults(data_dir)
         }
+    }
+
+    /// What `murmesh agent` runs with when nobody says otherwise: the mesh port 7370 on every address,
+    /// the API on loopback, profile `lan`.
+    pub fn machine(data_dir: DataDir) -> Self {
+        let settings = Self::defaults(data_dir);
+        let advertise = Setting::default(default_advertise(settings.mesh.value));
+        Self { advertise, ..settings }
+    }
+
+    /// With this name for the member, where it founds or joins a mesh.
+    pub fn with_name(mut self, name: MemberName) -> Self {
+        self.name = Setting::new(Some(name), Origin::Program);
+        self
+    }
+
+    /// With the UDP port of the mesh bound here; others reach it there, or at the default route's
+    /// address when it is bound on every address.
+    pub fn with_mesh(mut self, address: SocketAddr) -> Self {
+        self.mesh = Setting::new(address, Origin::Program);
+        self.advertise = Setting::default(default_advertise(address));
+        self
+    }
+
+    /// With this address for others to dial, for instance behind a port forwarding.
+    pub fn with_advertise(mut self, address: SocketAddr) -> Self {
+        self.advertise = Setting::new(Some(address), Origin::Program);
+        self
+    }
+
+    /// With the local API here.
+    pub fn with_api(mut self, address: SocketAddr) -> Self {
+        self.api = Setting::new(address, Origin::Program);
+        self
+    }
+
+    /// With one more member to ask first.
+    pub fn with_seed(mut self, seed: Seed) -> Self {
+        self.seeds.value.push(seed);
+        self.seeds.origin = Origin::Program;
+        self
     }
 
     /// The built-in values.
@@ -170,6 +210,12 @@ impl Seed {
     /// [`MESH_PORT`] unless said otherwise.
     pub fn port(&self) -> u16 {
         self.port
+    }
+}
+
+impl From<SocketAddr> for Seed {
+    fn from(address: SocketAddr) -> Self {
+        Self { host: address.ip().to_string(), port: address.port() }
     }
 }
 

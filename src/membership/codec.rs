@@ -64,10 +64,12 @@ pub struct MemberUpdate {
 
 /// What is believed of a member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[allow(missing_docs)]
 pub enum Belief {
+    /// It answers, or others vouch for it.
     Alive,
+    /// It failed a probe and may still refute it.
     Suspect,
+    /// It was convicted.
     Down,
 }
 

@@ -19,6 +19,24 @@ pub struct Snapshot {
     pub services: BTreeMap<ServiceName, Arc<ServiceView>>,
 }
 
+impl Snapshot {
+    /// All instances of `service`, whatever their state; none when nobody offers it.
+    pub fn endpoints(&self, service: &ServiceName) -> &[Endpoint] {
+        self.services.get(service).map_or(&[], |view| &view.endpoints)
+    }
+
+    /// The instances of `service` that take work.
+    pub fn ready(&self, service: &ServiceName) -> impl Iterator<Item = &Endpoint> {
+        self.endpoints(service).iter().filter(|endpoint| endpoint.state == EndpointState::Ready)
+    }
+
+    /// The members that answer, this one included.
+    pub fn alive(&self) -> impl Iterator<Item = &MemberView> {
+        let members = self.members.values().map(Arc::as_ref);
+        members.filter(|member| member.state == MemberState::Alive)
+    }
+}
+
 /// One member as seen from here.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MemberView {

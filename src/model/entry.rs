@@ -98,16 +98,30 @@ pub struct EntryVersion {
 
 /// Bytes that are no entry. Fault: whoever sent them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[allow(missing_docs)]
 pub enum EntryError {
+    /// It ends too early.
     #[error("entry of {len} bytes ends before its field '{field}'")]
-    Truncated { field: &'static str, len: usize },
+    Truncated {
+        /// Which field.
+        field: &'static str,
+        /// In bytes.
+        len: usize,
+    },
+    /// It is of a format that this version does not know.
     #[error("entry format {0} is unknown, expected {FORMAT}")]
     Format(u8),
+    /// Its payload is too long.
     #[error("entry payload of {len} bytes is over the limit of {PAYLOAD_LEN_MAX}")]
-    PayloadTooLong { len: usize },
+    PayloadTooLong {
+        /// In bytes.
+        len: usize,
+    },
+    /// Something follows it.
     #[error("entry is followed by {len} bytes that do not belong to it")]
-    Trailing { len: usize },
+    Trailing {
+        /// In bytes.
+        len: usize,
+    },
 }
 
 /// A signed, single-writer entry. Cheap to clone: the bytes are shared.

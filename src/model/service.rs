@@ -13,20 +13,46 @@ const NAME_LEN_MAX: usize = 63;
 
 /// A name that breaks the rules. Fault: whoever wrote it; nothing changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[allow(missing_docs)]
 pub enum NameError {
+    /// There is no text.
     #[error("a name must not be empty")]
     Empty,
+    /// It does not fit a DNS label.
     #[error("name '{text}…' is {len} bytes long, at most {NAME_LEN_MAX} are allowed")]
-    TooLong { text: String, len: usize },
+    TooLong {
+        /// As written, cut where it is long.
+        text: String,
+        /// In bytes.
+        len: usize,
+    },
+    /// It has a character that no name has.
     #[error("name '{text}' has '{found}', only a-z, 0-9 and '-' inside are allowed")]
-    Character { text: String, found: char },
+    Character {
+        /// As written, cut where it is long.
+        text: String,
+        /// The first that is wrong.
+        found: char,
+    },
+    /// It means something else.
     #[error("name '{text}' is reserved")]
-    Reserved { text: String },
+    Reserved {
+        /// As written, cut where it is long.
+        text: String,
+    },
+    /// It is no identifier of this many digits.
     #[error("'{text}' is not {digits} hexadecimal digits")]
-    Hexadecimal { text: String, digits: usize },
+    Hexadecimal {
+        /// As written, cut where it is long.
+        text: String,
+        /// How many it should have.
+        digits: usize,
+    },
+    /// It is no protocol.
     #[error("protocol '{text}' is unknown, expected tcp, http, h2, grpc or udp")]
-    Protocol { text: String },
+    Protocol {
+        /// As written, cut where it is long.
+        text: String,
+    },
 }
 
 pub(super) fn check_name(text: &str) -> Result<(), NameError> {

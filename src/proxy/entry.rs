@@ -16,8 +16,9 @@ use crate::model::ServiceName;
 use crate::runtime::TaskGroup;
 use crate::telemetry::{Door, EventKind};
 
-/// Connections that one listener may have open; the next are reset and counted as `overflow`.
-const CONNECTIONS_MAX: usize = 16_384;
+/// Connections that one listener, or all dials of this process together, may have open; the next are
+/// reset and counted as `overflow`.
+pub(super) const CONNECTIONS_MAX: usize = 16_384;
 /// How long a SOCKS client may take to say what it wants.
 const NEGOTIATION_TIME_MAX: Duration = Duration::from_secs(10);
 /// After an accept that failed for want of descriptors or memory: they come back when others end.
@@ -86,7 +87,7 @@ async fn serve(mut client: LocalSocket, leads: Leads, outbound: &Outbound) {
             }
         },
     };
-    outbound.serve(client, &ask).await;
+    outbound.serve(client, ask).await;
 }
 
 async fn negotiate(client: &mut LocalSocket) -> Result<ServiceName, &'static str> {

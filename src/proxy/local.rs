@@ -1,8 +1,9 @@
-//! Stream sockets of this machine: TCP and unix, towards clients and towards instances.
+//! Connections of this machine, towards clients and towards instances: TCP, unix, and pipes to tasks
+//! of this very process.
 //!
-//! A TCP socket dropped before our end was said is reset (linger 0), so that a cut never looks
-//! complete. Unix sockets know no reset: there a cut is an end, and only what the protocol inside
-//! says tells the two apart.
+//! A TCP socket or a pipe dropped before our end was said is reset (TCP: linger 0), so that a cut
+//! never looks complete. Unix sockets know no reset: there a cut is an end, and only what the
+//! protocol inside says tells the two apart.
 
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -18,6 +19,7 @@ use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream, tcp, unix};
 use tokio::time::timeout;
 
+use super::pipe::{Pipe, PipeReader, PipeWriter};
 use super::stalls::{STALL_AFTER, Stalls, WriteError};
 use crate::model::Target;
 
@@ -41,6 +43,7 @@ thread_local! {
 enum Stream {
     Tcp(TcpStream),
     Unix(UnixStream),
+    Pipe(Pipe),
 }
 
 /// A connection on this machine. Dropped before its end was said it is reset.
@@ -75,25 +78,28 @@ impl LocalSocket {
         }))
     }
 
+    /// The data plane's end of a connection to a task of this process.
+    pub(super) fn of_task(pipe: Pipe) -> Self {
+        Self::new(Stream::Pipe(pipe))
+    }
+
     /// Both directions at once.
     pub(super) fn split(&mut self) -> (LocalReader<'_>, LocalWriter<'_>) {
-        let is_ended = &mut self.is_ended;
-        match &mut self.stream {
+        let (read, write) = match &mut self.stream {
             Stream::Tcp(stream) => {
                 let (read, write) = stream.split();
-                (
-                    LocalReader(ReadHalf::Tcp(read)),
-                    LocalWriter { half: WriteHalf::Tcp(write), is_ended },
-                )
+                (ReadHalf::Tcp(read), WriteHalf::Tcp(write))
             }
             Stream::Unix(stream) => {
                 let (read, write) = stream.split();
-                (
-                    LocalReader(ReadHalf::Unix(read)),
-                    LocalWriter { half: WriteHalf::Unix(write), is_ended },
-                )
+                (ReadHalf::Unix(read), WriteHalf::Unix(write))
             }
-        }
+            Stream::Pipe(pipe) => {
+                let (read, write) = pipe.split();
+                (ReadHalf::Pipe(read), WriteHalf::Pipe(write))
+            }
+        };
+        (LocalReader(read), LocalWriter { half: write, is_ended: &mut self.is_ended })
     }
 
     /// Reads exactly `buffer`. For the short exchanges before bytes are carried.
@@ -101,6 +107,7 @@ impl LocalSocket {
         match &mut self.stream {
             Stream::Tcp(stream) => stream.read_exact(buffer).await,
             Stream::Unix(stream) => stream.read_exact(buffer).await,
+            Stream::Pipe(pipe) => pipe.read_exact(buffer).await,
         }
         .map(|_| ())
     }
@@ -110,6 +117,7 @@ impl LocalSocket {
         match &mut self.stream {
             Stream::Tcp(stream) => stream.write_all(bytes).await,
             Stream::Unix(stream) => stream.write_all(bytes).await,
+            Stream::Pipe(pipe) => pipe.write_all(bytes).await,
         }
     }
 
@@ -133,6 +141,7 @@ pub(super) struct LocalReader<'a>(ReadHalf<'a>);
 enum ReadHalf<'a> {
     Tcp(tcp::ReadHalf<'a>),
     Unix(unix::ReadHalf<'a>),
+    Pipe(&'a mut PipeReader),
 }
 
 impl LocalReader<'_> {
@@ -155,6 +164,7 @@ impl LocalReader<'_> {
         ready!(match &mut self.0 {
             ReadHalf::Tcp(half) => pin!(half.read_buf(&mut space)).poll(cx),
             ReadHalf::Unix(half) => pin!(half.read_buf(&mut space)).poll(cx),
+            ReadHalf::Pipe(half) => pin!(half.read_buf(&mut space)).poll(cx),
         })?;
         Poll::Ready(Ok(arena.split().freeze()))
     }
@@ -169,6 +179,7 @@ pub(super) struct LocalWriter<'a> {
 enum WriteHalf<'a> {
     Tcp(tcp::WriteHalf<'a>),
     Unix(unix::WriteHalf<'a>),
+    Pipe(&'a mut PipeWriter),
 }
 
 impl LocalWriter<'_> {
@@ -210,6 +221,7 @@ impl LocalWriter<'_> {
         match &mut self.half {
             WriteHalf::Tcp(half) => half.shutdown().await,
             WriteHalf::Unix(half) => half.shutdown().await,
+            WriteHalf::Pipe(half) => half.shutdown().await,
         }?;
         *self.is_ended = true;
         Ok(())
@@ -224,6 +236,7 @@ impl LocalWriter<'_> {
         let written = ready!(match &mut self.half {
             WriteHalf::Tcp(half) => Pin::new(half).poll_write_vectored(cx, &slices[..count]),
             WriteHalf::Unix(half) => Pin::new(half).poll_write_vectored(cx, &slices[..count]),
+            WriteHalf::Pipe(half) => Pin::new(half).poll_write_vectored(cx, &slices[..count]),
         })?;
         match written {
             0 => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),

@@ -3,11 +3,13 @@
 //! All of it lives on one thread with a runtime of its own, so that no lock is contended where bytes
 //! move and no busy stream delays gossip. [`Proxy`] is the handle for everybody else.
 
+mod dial;
 mod entry;
 mod inbound;
 mod instances;
 mod local;
 mod outbound;
+mod pipe;
 mod socks;
 mod stalls;
 mod tcp;
@@ -22,26 +24,28 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
+pub use dial::{DialError, MeshStream};
 pub use instances::{InFlight, LocalInstance};
 
-use self::entry::{Leads, accept};
+use self::entry::{CONNECTIONS_MAX, Leads, accept};
 use self::inbound::Inbound;
 use self::instances::Instances;
-use self::local::LocalListener;
-use self::outbound::{Avoided, Outbound};
+use self::local::{LocalListener, LocalSocket};
+use self::outbound::{Ask, Avoided, Greeting, Outbound};
+use self::pipe::{Pipe, pipe};
 use self::stalls::Stalls;
 use self::traffic::Traffic;
-use crate::mesh::{Evidence, Snapshot};
+use crate::mesh::{self, Evidence, NoEndpoint, Snapshot};
 use crate::model::{MemberId, ServiceName, Target};
 use crate::runtime::clock::Clock;
 use crate::runtime::entropy::{self, EntropyError};
 use crate::runtime::{Shutdown, TaskGroup, Thread, ThreadError};
-use crate::telemetry::{EventKind, EventLog, Metrics};
+use crate::telemetry::{Door, EventKind, EventLog, Metrics};
 use crate::tls::NodeCredentials;
 use crate::transport::{BindError, Endpoint, Incoming, Limits, Peers};
 
@@ -138,13 +142,16 @@ pub struct Proxy {
     commands: mpsc::Sender<Command>,
     instances: Arc<Instances>,
     in_flight: InFlight,
-    /// Gone with the data thread, which must not be kept from freeing its port.
+    /// Weak, because what it leads to ends with the data thread.
     outbound: Weak<Outbound>,
 }
+
+type Dialled = oneshot::Sender<Result<mesh::Endpoint, DialError>>;
 
 #[derive(Debug)]
 enum Command {
     Open { listen: Target, leads: Leads, reply: oneshot::Sender<Result<Target, EntryError>> },
+    Dial { service: ServiceName, client: Pipe, reply: Dialled },
     CloseEntry { listen: Target, reply: oneshot::Sender<Result<(), EntryError>> },
     Drain { deadline: Duration, reply: oneshot::Sender<bool> },
     Close { reply: oneshot::Sender<()> },
@@ -190,6 +197,22 @@ impl Proxy {
     /// Closes the entry at `listen`, as opening returned it. Its connections go on.
     pub async fn close_entry(&self, listen: Target) -> Result<(), EntryError> {
         self.ask(|reply| Command::CloseEntry { listen, reply }).await.ok_or(EntryError::Closed)?
+    }
+
+    /// Calls `service` from within this process, on the same way as a client of a local entry.
+    ///
+    /// Cancel safe: a call that is given up is reset.
+    pub async fn dial(&self, service: ServiceName) -> Result<MeshStream, DialError> {
+        let (near, client) = pipe();
+        let dialled = self.ask(|reply| Command::Dial { service, client, reply }).await;
+        let endpoint = dialled.ok_or(DialError::Stopping)??;
+        Ok(MeshStream::new(near, endpoint))
+    }
+
+    /// The instance that a call of `service` would go to first, now.
+    pub fn pick(&self, service: &ServiceName) -> Result<mesh::Endpoint, NoEndpoint> {
+        let outbound = self.outbound.upgrade().ok_or(NoEndpoint::NoEndpoints)?;
+        outbound.pick(service, &[])
     }
 
     /// Replaces what this member serves. Connections to instances that are gone go on.
@@ -238,7 +261,10 @@ struct DataPlane {
     outbound: Arc<Outbound>,
     instances: Arc<Instances>,
     entries: BTreeMap<Target, CancellationToken>,
+    /// One for each call from within this process.
+    dials: Arc<Semaphore>,
     is_draining: bool,
+    metrics: Metrics,
     events: EventLog,
     /// What lives as long as the data plane: listeners, connections, dials.
     tasks: TaskGroup,
@@ -288,26 +314,24 @@ impl DataPlane {
             in_flight: in_flight.clone(),
             traffic,
             stalls,
-            metrics,
+            metrics: metrics.clone(),
             events: events.clone(),
             clock,
             rng: Mutex::new(SmallRng::seed_from_u64(seed)),
             avoided: Avoided::default(),
         });
         let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
-        let proxy = Proxy {
-            commands,
-            instances: Arc::clone(&instances),
-            in_flight,
-            outbound: Arc::downgrade(&outbound),
-        };
+        let (own, weak) = (Arc::clone(&instances), Arc::downgrade(&outbound));
+        let proxy = Proxy { commands, instances: own, in_flight, outbound: weak };
         let plane = Self {
             endpoint: endpoint.clone(),
             inbound,
             outbound,
             instances,
             entries: BTreeMap::new(),
+            dials: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
             is_draining: false,
+            metrics,
             events,
             tasks,
             streams,
@@ -327,6 +351,9 @@ impl DataPlane {
                 command = commands.recv() => match command {
                     Some(Command::Open { listen, leads, reply }) => {
                         let _ = reply.send(self.open(listen, leads).await); // nobody waits: fine
+                    }
+                    Some(Command::Dial { service, client, reply }) => {
+                        self.dial(service, LocalSocket::of_task(client), reply);
                     }
                     Some(Command::CloseEntry { listen, reply }) => {
                         let _ = reply.send(self.close_entry(listen)); // nobody waits: fine
@@ -369,6 +396,25 @@ impl DataPlane {
         self.tasks.spawn("entry", task);
         self.entries.insert(address.clone(), closed);
         Ok(address)
+    }
+
+    fn dial(&self, service: ServiceName, client: LocalSocket, reply: Dialled) {
+        let refuse = |error: DialError| {
+            self.metrics.count_refused(Door::dial, error.reason());
+            Err(error)
+        };
+        if self.is_draining {
+            return drop(reply.send(refuse(DialError::Stopping)));
+        }
+        let Ok(slot) = Arc::clone(&self.dials).try_acquire_owned() else {
+            return drop(reply.send(refuse(DialError::Overflow)));
+        };
+        let ask = Ask { service, source: None, greeting: Greeting::Dial(reply) };
+        let outbound = Arc::clone(&self.outbound);
+        self.streams.spawn_connection("dial", async move {
+            outbound.serve(client, ask).await;
+            drop(slot);
+        });
     }
 
     fn close_entry(&mut self, listen: Target) -> Result<(), EntryError> {

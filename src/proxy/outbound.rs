@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::future::pending;
+use std::io;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,9 +17,11 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use rand::RngExt;
 use rand::rngs::SmallRng;
+use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tracing::debug;
 
+use super::dial::DialError;
 use super::instances::{Call, InFlight, Instances};
 use super::local::{LocalReader, LocalSocket};
 use super::socks;
@@ -32,7 +35,7 @@ use crate::telemetry::{Direction, Door, EventKind, EventLog, Metrics};
 use crate::transport::tunnel::{
     Answer, Header, Mode, OpenError, Refusal, RefusalCode, TunnelReader, TunnelWriter,
 };
-use crate::transport::{DialError, Link, Peers};
+use crate::transport::{self, Link, Peers};
 
 /// Bytes of the client that are kept until an instance has answered.
 const PREFIX_LEN_MAX: usize = 64 * 1024;
@@ -50,25 +53,52 @@ const AVOID_MIN: Duration = Duration::from_millis(500);
 const AVOID_MAX: Duration = Duration::from_secs(4);
 
 /// Who asks, and how it is told.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(super) enum Greeting {
     /// A connection to a service's own entry: nothing is said but the instance's bytes.
     None,
     /// SOCKS5: the client waits for a reply.
     Socks,
+    /// A task of this process waits for who took its call.
+    Dial(oneshot::Sender<Result<Endpoint, DialError>>),
 }
 
 impl Greeting {
-    fn door(self) -> Door {
+    fn door(&self) -> Door {
         match self {
             Self::None => Door::upstream,
             Self::Socks => Door::socks,
+            Self::Dial(_) => Door::dial,
+        }
+    }
+
+    /// Tells the client that `endpoint` took its call. An error means that it is gone.
+    async fn welcome(self, client: &mut LocalSocket, endpoint: &Endpoint) -> io::Result<()> {
+        match self {
+            Self::None => Ok(()),
+            Self::Socks => client.write_all(&socks::SUCCESS).await,
+            Self::Dial(reply) => {
+                reply.send(Ok(endpoint.clone())).map_err(|_| io::ErrorKind::BrokenPipe.into())
+            }
+        }
+    }
+
+    /// Tells the client why nobody took its call. One that is gone needs no answer.
+    async fn turn_away(self, mut client: LocalSocket, error: DialError) {
+        match self {
+            Self::None => {}
+            Self::Socks => {
+                if client.write_all(&socks::refusal(error)).await.is_ok() {
+                    let _ = client.end().await;
+                }
+            }
+            Self::Dial(reply) => drop(reply.send(Err(error))),
         }
     }
 }
 
 /// What a client asks for.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct Ask {
     pub(super) service: ServiceName,
     pub(super) source: Option<ServiceName>,
@@ -94,12 +124,8 @@ pub(super) struct Outbound {
 /// Why a client was not served.
 #[derive(Debug)]
 enum Failure {
-    /// No endpoint takes it.
-    NoEndpoint(NoEndpoint),
-    /// The last of all tries was refused for this reason.
-    Tried(&'static str),
-    /// Not in time.
-    Timeout,
+    /// No instance took the call.
+    NotTaken(DialError),
     /// The client went away, or a loss that proves nothing.
     Cut(Cut),
 }
@@ -107,11 +133,11 @@ enum Failure {
 /// Why one try did not connect.
 enum Setback {
     /// No byte reached the application: another instance may be tried.
-    Next { reason: &'static str, avoid: Avoid },
+    Next { reason: DialError, avoid: Avoid },
     /// Its dial takes long; it goes on while another instance is tried first.
     Later,
     /// The answer would be the same everywhere.
-    Final(&'static str),
+    Final(DialError),
     /// The client went away, or a loss that proves nothing.
     Cut(Cut),
 }
@@ -139,17 +165,17 @@ struct Connected {
 
 impl Outbound {
     /// Serves one client until its connection ends.
-    pub(super) async fn serve(&self, mut client: LocalSocket, ask: &Ask) {
+    pub(super) async fn serve(&self, mut client: LocalSocket, ask: Ask) {
         let mut prefix = Prefix::default();
-        let connecting = self.connect(&mut client, ask, &mut prefix);
+        let connecting = self.connect(&mut client, &ask, &mut prefix);
         let connected = timeout(CONNECT_TIME_MAX, connecting).await;
-        match connected.unwrap_or(Err(Failure::Timeout)) {
+        match connected.unwrap_or(Err(Failure::NotTaken(DialError::Timeout))) {
             Ok(connected) => {
                 let len = prefix.len;
                 drop(prefix); // it would pin its block for as long as the connection lives
                 self.carry(client, ask, connected, len).await;
             }
-            Err(failure) => self.turn_away(client, ask, &failure).await,
+            Err(failure) => self.turn_away(client, ask, failure).await,
         }
     }
 
@@ -160,7 +186,8 @@ impl Outbound {
         self.avoided.why(&self.clock, endpoint).or_else(|| is_silent().then_some("silent"))
     }
 
-    fn pick(
+    /// The instance that takes the next call, among those that were not `tried`.
+    pub(super) fn pick(
         &self,
         service: &ServiceName,
         tried: &[(MemberId, InstanceId)],
@@ -193,7 +220,7 @@ impl Outbound {
             let (endpoint, patience) = match self.pick(&ask.service, &tried) {
                 Ok(endpoint) => (endpoint, Some(DIAL_PATIENCE)),
                 Err(_) if !later.is_empty() => (later.remove(0), None),
-                Err(none) => return Err(last.map_or(Failure::NoEndpoint(none), Failure::Tried)),
+                Err(none) => return Err(Failure::NotTaken(last.unwrap_or(none.into()))),
             };
             let call = self.in_flight.enter(endpoint.member, &endpoint.instance);
             let route = if endpoint.member == self.me {
@@ -211,20 +238,22 @@ impl Outbound {
                     return Ok(Connected { endpoint, route, _call: call });
                 }
                 Err(Setback::Next { reason, avoid }) => {
-                    debug!(service = %ask.service, peer = %endpoint.member, reason, "next instance");
+                    let (service, peer) = (&ask.service, endpoint.member);
+                    let word = reason.reason();
+                    debug!(%service, %peer, reason = word, "next instance");
                     let rng = &mut self.rng.lock();
-                    self.avoided.add(&self.clock, rng, &endpoint, avoid, reason);
+                    self.avoided.add(&self.clock, rng, &endpoint, avoid, word);
                     last = Some(reason);
                 }
                 Err(Setback::Later) => {
                     debug!(service = %ask.service, peer = %endpoint.member, "its dial takes long");
                     later.push(endpoint);
                 }
-                Err(Setback::Final(reason)) => return Err(Failure::Tried(reason)),
+                Err(Setback::Final(reason)) => return Err(Failure::NotTaken(reason)),
                 Err(Setback::Cut(cut)) => return Err(Failure::Cut(cut)),
             }
         }
-        Err(Failure::Tried(last.unwrap_or("no_endpoints")))
+        Err(Failure::NotTaken(last.unwrap_or(DialError::NoEndpoints)))
     }
 
     /// An instance of this very member: no QUIC between.
@@ -254,7 +283,7 @@ impl Outbound {
             source: ask.source.clone(),
             mode: Mode::SPLICE,
         };
-        let header = header.encode().map_err(|_| Setback::Final("unsupported"))?;
+        let header = header.encode().map_err(|_| Setback::Final(DialError::Unsupported))?;
         let dial = self.peers.link(endpoint.member, endpoint.address);
         let link = match patience {
             Some(patience) => timeout(patience, dial).await.map_err(|_| Setback::Later)??,
@@ -269,7 +298,7 @@ impl Outbound {
     async fn carry(
         &self,
         mut client: LocalSocket,
-        ask: &Ask,
+        ask: Ask,
         connected: Connected,
         prefix_len: usize,
     ) {
@@ -278,7 +307,7 @@ impl Outbound {
         let traffic = self.traffic.of(Direction::outbound, service, peer, &endpoint.member_name);
         let open = traffic.begin();
         traffic.bytes.inc_by(prefix_len as u64);
-        if ask.greeting == Greeting::Socks && client.write_all(&socks::SUCCESS).await.is_err() {
+        if ask.greeting.welcome(&mut client, &endpoint).await.is_err() {
             return;
         }
         let outcome = match route {
@@ -300,23 +329,17 @@ impl Outbound {
         open.end(&outcome);
     }
 
-    async fn turn_away(&self, mut client: LocalSocket, ask: &Ask, failure: &Failure) {
-        let reason = match failure {
-            Failure::NoEndpoint(none) => none.as_str(),
-            Failure::Tried(reason) => reason,
-            Failure::Timeout => "timeout",
+    async fn turn_away(&self, client: LocalSocket, ask: Ask, failure: Failure) {
+        let error = match failure {
+            Failure::NotTaken(error) => error,
             Failure::Cut(cut) => {
                 return debug!(service = %ask.service, %cut, "cut before an answer");
             }
         };
+        let (service, reason) = (ask.service.as_str(), error.reason());
         self.metrics.count_refused(ask.greeting.door(), reason);
-        let service = ask.service.as_str();
         self.traffic.report(&self.events, EventKind::ConnectionRefused, service, reason);
-        if ask.greeting == Greeting::Socks
-            && client.write_all(&socks::refusal(reason)).await.is_ok()
-        {
-            let _ = client.end().await; // the client is gone: nobody to tell
-        }
+        ask.greeting.turn_away(client, error).await;
     }
 }
 
@@ -343,7 +366,7 @@ async fn open(
             },
             () = link.silent(), if !is_silent => {
                 if sending.prefix.is_empty() {
-                    return Err(Setback::Next { reason: "silent", avoid: Avoid::Member });
+                    return Err(Setback::Next { reason: DialError::Silent, avoid: Avoid::Member });
                 }
                 is_silent = true;
             }
@@ -353,38 +376,38 @@ async fn open(
         Ok(Answer::Accepted) => Ok(sending.left()),
         Ok(Answer::Refused(refusal)) => Err(refusal.into()),
         Err(_) if link.was_refused() || sending.prefix.is_empty() => {
-            Err(Setback::Next { reason: "lost", avoid: Avoid::Member })
+            Err(Setback::Next { reason: DialError::Lost, avoid: Avoid::Member })
         }
         Err(error) => Err(Setback::Cut(error.into())),
     }
 }
 
 impl From<Refusal> for Setback {
-    fn from(refusal: Refusal) -> Self {
-        let reason = refusal.code.as_str();
-        if !refusal.code.is_retryable() {
-            return Self::Final(reason);
+    fn from(Refusal { code, .. }: Refusal) -> Self {
+        if !code.is_retryable() {
+            return Self::Final(code.into());
         }
-        let avoid = match refusal.code {
+        let avoid = match code {
             RefusalCode::OVERFLOW => Avoid::Nobody, // one stream less changes that
             _ => Avoid::Instance,
         };
-        Self::Next { reason, avoid }
+        Self::Next { reason: code.into(), avoid }
     }
 }
 
-impl From<DialError> for Setback {
-    fn from(error: DialError) -> Self {
-        Self::Next { reason: error.reason(), avoid: Avoid::Member }
+impl From<transport::DialError> for Setback {
+    fn from(error: transport::DialError) -> Self {
+        Self::Next { reason: error.into(), avoid: Avoid::Member }
     }
 }
 
 impl From<OpenError> for Setback {
     fn from(error: OpenError) -> Self {
-        match error {
-            OpenError::Overflow => Self::Next { reason: "overflow", avoid: Avoid::Nobody },
-            OpenError::Lost(_) => Self::Next { reason: "lost", avoid: Avoid::Member },
-        }
+        let avoid = match error {
+            OpenError::Overflow => Avoid::Nobody,
+            OpenError::Lost(_) => Avoid::Member,
+        };
+        Self::Next { reason: error.into(), avoid }
     }
 }
 

@@ -4,6 +4,7 @@
 
 use std::io;
 
+use super::dial::DialError;
 use super::local::LocalSocket;
 use crate::model::ServiceName;
 
@@ -32,12 +33,12 @@ pub(super) enum SocksError {
 }
 
 /// The reply that says why a service could not be reached.
-pub(super) fn refusal(reason: &str) -> [u8; 10] {
-    reply(match reason {
-        "denied" => 2,
-        "unknown_service" => 4,
-        "unreachable" | "refused" => 5,
-        "timeout" => 6,
+pub(super) fn refusal(error: DialError) -> [u8; 10] {
+    reply(match error {
+        DialError::Denied => 2,
+        DialError::UnknownService => 4,
+        DialError::Unreachable | DialError::Refused => 5,
+        DialError::Timeout => 6,
         _ => 1,
     })
 }

@@ -90,19 +90,30 @@ impl TaskGroup {
         self.tracker.wait().await;
     }
 
+    /// Cancels every task, and every one that is spawned later.
+    pub fn cancel(&self) {
+        self.owner.0.cancel();
+    }
+
     /// Cancels every task and returns when all are gone.
     pub async fn stop(&self) {
-        self.owner.0.cancel();
+        self.cancel();
         self.finished().await;
     }
 }
 
 /// Starting or ending a thread failed.
 #[derive(Debug, thiserror::Error)]
-#[allow(missing_docs)]
 pub enum ThreadError {
+    /// The system gave no thread or no runtime.
     #[error("cannot start thread {name}: {error}")]
-    Start { name: &'static str, error: std::io::Error },
+    Start {
+        /// Which.
+        name: &'static str,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// What it owned is gone.
     #[error("thread {0} panicked")]
     Panicked(&'static str),
 }

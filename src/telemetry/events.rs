@@ -35,33 +35,58 @@ pub struct Event {
 /// What kind of thing happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-#[allow(missing_docs)]
 pub enum EventKind {
+    /// This agent runs.
     AgentStarted,
+    /// This agent takes nothing new.
     AgentDraining,
+    /// A member answers.
     MemberUp,
+    /// A member failed a probe.
     MemberSuspect,
+    /// A member was convicted.
     MemberDown,
+    /// A member said goodbye for good.
     MemberLeft,
+    /// A member said that it will be back.
     MemberRestarting,
+    /// A newcomer was let in.
     MemberEnrolled,
+    /// A member has a new certificate.
     MemberRenewed,
+    /// Two members have one name.
     NameConflict,
+    /// Two processes have one key.
     DuplicateKey,
+    /// Nobody answers this member.
     Isolated,
+    /// Somebody answers it again.
     Healed,
+    /// A member offers one more instance.
     InstanceAdded,
+    /// A member took an instance back.
     InstanceRemoved,
+    /// An instance has other properties.
     InstanceChanged,
+    /// An own instance accepts no connection.
     InstanceUnreachable,
+    /// A signed entry was not taken.
     EntryRefused,
+    /// A signed entry cannot be read and is kept aside.
     EntryQuarantined,
+    /// No instance took a call.
     ConnectionRefused,
+    /// A connection was cut on the way.
     StreamCut,
+    /// A connection was given up because its reader took nothing.
     StreamStalled,
+    /// An invite was made.
     InviteCreated,
+    /// An invite was taken back.
     InviteRevoked,
+    /// A local entry listens.
     EntryOpened,
+    /// A local entry cannot listen or accept.
     EntryFailed,
 }
 

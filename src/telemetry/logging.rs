@@ -16,10 +16,16 @@ pub enum LogFormat {
 
 /// Logging cannot start.
 #[derive(Debug, thiserror::Error)]
-#[allow(missing_docs)]
 pub enum LoggingError {
+    /// Fault: whoever wrote the filter.
     #[error("log filter '{filter}' is not understood: {error}")]
-    Filter { filter: String, error: String },
+    Filter {
+        /// As written.
+        filter: String,
+        /// Why.
+        error: String,
+    },
+    /// Fault: the program; the first start holds.
     #[error("logging was started before")]
     Twice,
 }

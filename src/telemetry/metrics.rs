@@ -17,39 +17,53 @@ pub type Counter = prometheus_client::metrics::counter::Counter<u64, AtomicU64>;
 
 /// Which way traffic goes, seen from this machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
-#[allow(non_camel_case_types, missing_docs)]
+#[allow(non_camel_case_types)]
 pub enum Direction {
+    /// To an instance of this machine.
     inbound,
+    /// From a client of this machine.
     outbound,
 }
 
 /// Where something was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
-#[allow(non_camel_case_types, missing_docs)]
+#[allow(non_camel_case_types)]
 pub enum Door {
+    /// The UDP port, for members.
     mesh,
+    /// The UDP port, for newcomers.
     enrol,
+    /// The local API.
     api,
+    /// The HTTP gateway.
     gateway,
+    /// SOCKS5.
     socks,
+    /// DNS.
     dns,
+    /// A local entry to one service.
     upstream,
+    /// A call from within the agent's own process.
+    dial,
 }
 
 /// Labels of what was refused; `reason` is a fixed word, never from the network.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-#[allow(missing_docs)]
 pub struct RefusedLabels {
+    /// Where.
     pub door: Door,
+    /// Why.
     pub reason: &'static str,
 }
 
 /// Labels of traffic: names that the mesh checked, so their number is bounded.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-#[allow(missing_docs)]
 pub struct TrafficLabels {
+    /// Seen from this machine.
     pub direction: Direction,
+    /// What is called.
     pub service: String,
+    /// The member at the other end.
     pub peer: String,
 }
 
@@ -63,9 +77,10 @@ struct OutcomeLabels {
 
 /// Labels of endpoint counts.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-#[allow(missing_docs)]
 pub struct EndpointLabels {
+    /// Of which service.
     pub service: String,
+    /// A fixed word.
     pub state: &'static str,
 }
 

@@ -59,12 +59,19 @@ pub struct Limits {
 
 /// The port cannot be opened. Fault: the configuration, the system, or our credentials.
 #[derive(Debug, thiserror::Error)]
-#[allow(missing_docs)]
 pub enum BindError {
+    /// The address is taken or is not ours.
     #[error("cannot bind udp {address}: {error}")]
-    Socket { address: SocketAddr, error: std::io::Error },
+    Socket {
+        /// Where.
+        address: SocketAddr,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// The certificate or key is not usable.
     #[error(transparent)]
     Credentials(#[from] TlsError),
+    /// TLS offers nothing that QUIC can use.
     #[error("no cipher suite for QUIC: {0}")]
     Cipher(#[from] NoInitialCipherSuite),
 }
@@ -157,10 +164,12 @@ impl Incoming {
 
 /// Attempts to connect, for the owner of each plane. A dropped receiver closes its door.
 #[derive(Debug)]
-#[allow(missing_docs)]
 pub struct PlaneQueues {
+    /// Members that want to gossip.
     pub gossip: mpsc::Receiver<Incoming>,
+    /// Members that want our instances.
     pub data: mpsc::Receiver<Incoming>,
+    /// Newcomers with a token.
     pub enrolment: mpsc::Receiver<Incoming>,
 }
 

@@ -33,6 +33,7 @@ pub(super) struct Driver {
     commands: mpsc::Receiver<Command>,
     evidence: mpsc::Receiver<(MemberId, Evidence)>,
     snapshot: Arc<ArcSwap<Snapshot>>,
+    snapshots: watch::Sender<Arc<Snapshot>>,
     durable: watch::Sender<Durable>,
     /// When a change is to be handed to the disk.
     durable_due: Option<Moment>,
@@ -73,6 +74,7 @@ impl Driver {
             commands: parts.commands.receiver,
             evidence: parts.evidence,
             snapshot: parts.snapshot,
+            snapshots: parts.snapshots,
             durable: parts.durable,
             durable_due: None,
             epochs_needed: None,
@@ -225,7 +227,9 @@ impl Driver {
         if self.mesh.take_changed() {
             let snapshot = self.mesh.snapshot();
             self.count(&snapshot);
-            self.snapshot.store(Arc::new(snapshot));
+            let snapshot = Arc::new(snapshot);
+            self.snapshot.store(Arc::clone(&snapshot));
+            self.snapshots.send_replace(snapshot);
             self.durable_due.get_or_insert(now + DURABLE_INTERVAL);
         }
         if self.durable_due.is_some_and(|due| due <= now) {

@@ -129,8 +129,10 @@ pub struct Gossip {
     pub commands: GossipCommands,
     /// What the data plane saw.
     pub evidence: mpsc::Receiver<(MemberId, Evidence)>,
-    /// For readers.
+    /// For those who read it when they need it.
     pub snapshot: Arc<ArcSwap<Snapshot>>,
+    /// For those who wait for a change: the same one.
+    pub snapshots: watch::Sender<Arc<Snapshot>>,
     /// For the disk.
     pub durable: watch::Sender<Durable>,
     /// Becomes true when this member takes part.
