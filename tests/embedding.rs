@@ -323,7 +323,7 @@ async fn start_that_fails_says_why_and_leaves_nothing_running() {
 
     // The mesh port is taken: nothing is left of the API, which was bound before it.
     let api = free().await;
-    let founded = || settings(&dir, "b").with_api(api);
+    let founded = || settings(&dir, "b").with_api_port(api.port());
     let taken = Agent::found(founded().with_mesh(running.mesh_address())).await.map(drop);
     let taken = taken.unwrap_err();
     let port = running.mesh_address().port().to_string();

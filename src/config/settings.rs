@@ -102,9 +102,9 @@ impl Settings {
         self
     }
 
-    /// With the local API here.
-    pub fn with_api(mut self, address: SocketAddr) -> Self {
-        self.api = Setting::new(address, Origin::Program);
+    /// With the local API at this port of loopback: it is for this machine only.
+    pub fn with_api_port(mut self, port: u16) -> Self {
+        self.api = Setting::new((Ipv4Addr::LOCALHOST, port).into(), Origin::Program);
         self
     }
 

@@ -354,6 +354,11 @@ impl Mesh {
         self.known.get(&member).map(|known| known.state)
     }
 
+    /// What this node itself saw of a member last; `None` when that is too long ago.
+    pub fn experience(&self, member: MemberId) -> Option<Evidence> {
+        self.known.get(&member)?.experience(self.now)
+    }
+
     /// What a member's record offers, whatever the member's state.
     pub fn instances(&self, member: MemberId) -> impl Iterator<Item = &InstanceRecord> {
         self.catalogue.record(member).into_iter().flat_map(|(record, _)| &record.instances)

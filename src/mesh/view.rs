@@ -73,7 +73,7 @@ impl Known {
     }
 
     /// What this node's own recent experience says; `None` when it has none.
-    fn experience(&self, now: Moment) -> Option<Evidence> {
+    pub(super) fn experience(&self, now: Moment) -> Option<Evidence> {
         let answered = self.answered_at.filter(|at| now.since(*at) < ANSWER_VALID);
         match (answered, self.failed_at) {
             (Some(answered), failed) if failed.is_none_or(|at| at < answered) => {

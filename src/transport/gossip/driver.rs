@@ -286,8 +286,11 @@ impl Driver {
             MeshEvent::MemberDown(member) => {
                 record(EventKind::MemberDown, member, "it did not refute a suspicion in time");
                 // A connection that lasted through a cut waits for a timer of its own before it
-                // sends again; a fresh dial does not.
-                self.pool.close(member, None);
+                // sends again; a fresh dial does not. One that works stays: a member that leaves
+                // says so in a packet, and its last record may still be on its way.
+                if self.mesh.experience(member) == Some(Evidence::Failed) {
+                    self.pool.close(member, None);
+                }
             }
             MeshEvent::MemberLeft(member) => {
                 record(EventKind::MemberLeft, member, "it said goodbye");
