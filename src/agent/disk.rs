@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use tracing::warn;
 
 use crate::model::{Epoch, MemberId};
+use crate::runtime::blocking;
 use crate::tls::TlsError;
 use crate::tls::store::{DataDir, StoreError};
 use crate::transport::gossip::{Durable, GossipHandle};
@@ -35,12 +36,12 @@ pub(super) async fn persist(
         let state = durable.borrow_and_update().clone();
         let dir = dir.clone();
         // Syncing a file takes as long as the disk likes.
-        let written = tokio::task::spawn_blocking(move || write(&dir, &state)).await;
-        if let Ok(Ok(Some(until))) = written {
+        let written = blocking(move || write(&dir, &state)).await;
+        if let Some(Ok(Some(until))) = written {
             gossip.extend_epochs(until).await;
         }
         let is_quiet = || complained_at.is_some_and(|at| at.elapsed() < COMPLAINT_INTERVAL);
-        if let Ok(Err(error)) = written
+        if let Some(Err(error)) = written
             && !is_quiet()
         {
             warn!(%error, "state cannot be kept on disk");

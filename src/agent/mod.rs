@@ -35,7 +35,7 @@ use crate::mesh::{Mesh, MeshConfig, Snapshot};
 use crate::model::{Entry, MemberId, MemberName, MemberPhase, Target};
 use crate::proxy::{self, Proxy};
 use crate::runtime::clock::Clock;
-use crate::runtime::{Shutdown, Stage, TaskGroup, Thread, ThreadError, entropy, limits};
+use crate::runtime::{Shutdown, Stage, TaskGroup, Thread, ThreadError, entropy, limits, machine};
 use crate::telemetry::{EventKind, EventLog, Metrics};
 use crate::tls::NodeCredentials;
 use crate::tls::store::{DataDir, DataDirLock, StoreError};
@@ -217,9 +217,12 @@ impl Agent {
 
         // The API's port first: the cheapest thing that can be wrong.
         let api_listener = listen_api(&settings.api).await?;
-        let api_address = api_listener
-            .local_addr()
-            .map_err(|error| StartError::Api { address: settings.api.value, error })?;
+        let api_address = match &api_listener {
+            Some(listener) => listener
+                .local_addr()
+                .map_err(|error| StartError::Api { address: settings.api.value, error })?,
+            None => settings.api.value,
+        };
 
         let (evidence, evidence_queue) = mpsc::channel(EVIDENCE_LEN);
         let data = Proxy::start(proxy::Settings {
@@ -344,7 +347,9 @@ impl Agent {
             token: ApiToken::new(&dir.api_token()?),
         };
         dir.write(API_ADDRESS, api_address.to_string().as_bytes())?;
-        tasks.spawn("api", api::serve(api_listener, state, tasks.clone()));
+        if let Some(listener) = api_listener {
+            tasks.spawn("api", api::serve(listener, state, tasks.clone()));
+        }
 
         events.record(EventKind::AgentStarted, credentials.name(), format!("mesh {mesh_address}"));
         Ok(Self {
@@ -402,6 +407,11 @@ impl Agent {
     /// Asks the agent what the local API would ask it.
     pub async fn ask<T>(&self, make: impl FnOnce(Reply<T>) -> Control) -> Result<T, ControlError> {
         Control::ask(&self.control, make).await
+    }
+
+    /// What happened.
+    pub fn events(&self) -> &EventLog {
+        &self.events
     }
 
     /// What is counted.
@@ -465,15 +475,20 @@ async fn join_all(threads: Vec<Thread>) {
     }
 }
 
-/// Listens where the settings say; a default that is taken gives way to any free port.
-async fn listen_api(setting: &Setting<SocketAddr>) -> Result<TcpListener, StartError> {
+/// Listens where the settings say; a default that is taken gives way to any free port. On a simulated
+/// machine nobody asks over HTTP.
+async fn listen_api(setting: &Setting<SocketAddr>) -> Result<Option<TcpListener>, StartError> {
     let address = setting.value;
+    if machine::simulated().is_some() {
+        return Ok(None);
+    }
     match TcpListener::bind(address).await {
-        Ok(listener) => Ok(listener),
+        Ok(listener) => Ok(Some(listener)),
         Err(error) if !setting.is_asked() => {
             warn!(%address, %error, "the API's default address is taken, any free port will do");
             let any = SocketAddr::new(address.ip(), 0);
-            TcpListener::bind(any).await.map_err(|error| StartError::Api { address: any, error })
+            let listener = TcpListener::bind(any).await;
+            listener.map(Some).map_err(|error| StartError::Api { address: any, error })
         }
         Err(error) => Err(StartError::Api { address, error }),
     }

@@ -22,6 +22,7 @@ use tokio::time::timeout;
 use super::pipe::{Pipe, PipeReader, PipeWriter};
 use super::stalls::{STALL_AFTER, Stalls, WriteError};
 use crate::model::Target;
+use crate::runtime::machine::{self, ByteListener, ByteStream};
 
 /// Chunks that one write takes at most.
 pub(super) const CHUNKS_MAX: usize = 16;
@@ -39,15 +40,14 @@ thread_local! {
     static ARENA: RefCell<BytesMut> = RefCell::new(BytesMut::new());
 }
 
-#[derive(Debug)]
 enum Stream {
     Tcp(TcpStream),
     Unix(UnixStream),
     Pipe(Pipe),
+    Simulated(Box<dyn ByteStream>),
 }
 
 /// A connection on this machine. Dropped before its end was said it is reset.
-#[derive(Debug)]
 pub(super) struct LocalSocket {
     stream: Stream,
     is_ended: bool,
@@ -63,8 +63,11 @@ impl LocalSocket {
 
     /// Connects to an instance.
     pub(super) async fn connect(target: &Target) -> io::Result<Self> {
-        Ok(Self::new(match target {
-            Target::Tcp(address) => {
+        Ok(Self::new(match (target, machine::simulated()) {
+            (Target::Tcp(address), Some(machine)) => {
+                Stream::Simulated(machine.connect(*address).await?)
+            }
+            (Target::Tcp(address), None) => {
                 let stream = TcpStream::connect(address).await?;
                 // Where nobody listens, the kernel may give us the very port that we dial, and
                 // then connects us with ourselves.
@@ -74,7 +77,7 @@ impl LocalSocket {
                 }
                 Stream::Tcp(stream)
             }
-            Target::Unix(path) => Stream::Unix(UnixStream::connect(path).await?),
+            (Target::Unix(path), _) => Stream::Unix(UnixStream::connect(path).await?),
         }))
     }
 
@@ -98,6 +101,10 @@ impl LocalSocket {
                 let (read, write) = pipe.split();
                 (ReadHalf::Pipe(read), WriteHalf::Pipe(write))
             }
+            Stream::Simulated(stream) => {
+                let (read, write) = tokio::io::split(stream);
+                (ReadHalf::Simulated(read), WriteHalf::Simulated(write))
+            }
         };
         (LocalReader(read), LocalWriter { half: write, is_ended: &mut self.is_ended })
     }
@@ -108,6 +115,7 @@ impl LocalSocket {
             Stream::Tcp(stream) => stream.read_exact(buffer).await,
             Stream::Unix(stream) => stream.read_exact(buffer).await,
             Stream::Pipe(pipe) => pipe.read_exact(buffer).await,
+            Stream::Simulated(stream) => stream.read_exact(buffer).await,
         }
         .map(|_| ())
     }
@@ -118,6 +126,7 @@ impl LocalSocket {
             Stream::Tcp(stream) => stream.write_all(bytes).await,
             Stream::Unix(stream) => stream.write_all(bytes).await,
             Stream::Pipe(pipe) => pipe.write_all(bytes).await,
+            Stream::Simulated(stream) => stream.write_all(bytes).await,
         }
     }
 
@@ -142,6 +151,7 @@ enum ReadHalf<'a> {
     Tcp(tcp::ReadHalf<'a>),
     Unix(unix::ReadHalf<'a>),
     Pipe(&'a mut PipeReader),
+    Simulated(tokio::io::ReadHalf<&'a mut Box<dyn ByteStream>>),
 }
 
 impl LocalReader<'_> {
@@ -165,6 +175,7 @@ impl LocalReader<'_> {
             ReadHalf::Tcp(half) => pin!(half.read_buf(&mut space)).poll(cx),
             ReadHalf::Unix(half) => pin!(half.read_buf(&mut space)).poll(cx),
             ReadHalf::Pipe(half) => pin!(half.read_buf(&mut space)).poll(cx),
+            ReadHalf::Simulated(half) => pin!(half.read_buf(&mut space)).poll(cx),
         })?;
         Poll::Ready(Ok(arena.split().freeze()))
     }
@@ -180,6 +191,7 @@ enum WriteHalf<'a> {
     Tcp(tcp::WriteHalf<'a>),
     Unix(unix::WriteHalf<'a>),
     Pipe(&'a mut PipeWriter),
+    Simulated(tokio::io::WriteHalf<&'a mut Box<dyn ByteStream>>),
 }
 
 impl LocalWriter<'_> {
@@ -222,6 +234,7 @@ impl LocalWriter<'_> {
             WriteHalf::Tcp(half) => half.shutdown().await,
             WriteHalf::Unix(half) => half.shutdown().await,
             WriteHalf::Pipe(half) => half.shutdown().await,
+            WriteHalf::Simulated(half) => half.shutdown().await,
         }?;
         *self.is_ended = true;
         Ok(())
@@ -237,6 +250,7 @@ impl LocalWriter<'_> {
             WriteHalf::Tcp(half) => Pin::new(half).poll_write_vectored(cx, &slices[..count]),
             WriteHalf::Unix(half) => Pin::new(half).poll_write_vectored(cx, &slices[..count]),
             WriteHalf::Pipe(half) => Pin::new(half).poll_write_vectored(cx, &slices[..count]),
+            WriteHalf::Simulated(half) => Pin::new(half).poll_write_vectored(cx, &slices[..count]),
         })?;
         match written {
             0 => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
@@ -246,10 +260,10 @@ impl LocalWriter<'_> {
 }
 
 /// Where local clients, or applications behind us, connect.
-#[derive(Debug)]
 pub(super) enum LocalListener {
     Tcp(TcpListener),
     Unix(UnixListener, SocketFile),
+    Simulated(Box<dyn ByteListener>),
 }
 
 /// A unix socket's file, removed with its listener.
@@ -265,15 +279,18 @@ impl Drop for SocketFile {
 impl LocalListener {
     /// Listens at `target`. A unix socket's file that nobody answers behind is taken over.
     pub(super) async fn bind(target: &Target) -> io::Result<Self> {
-        match target {
-            Target::Tcp(address) => {
+        match (target, machine::simulated()) {
+            (Target::Tcp(address), Some(machine)) => {
+                Ok(Self::Simulated(machine.listen(*address).await?))
+            }
+            (Target::Tcp(address), None) => {
                 let socket =
                     if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
                 socket.set_reuseaddr(true)?;
                 socket.bind(*address)?;
                 Ok(Self::Tcp(socket.listen(BACKLOG)?))
             }
-            Target::Unix(path) => {
+            (Target::Unix(path), _) => {
                 remove_stale(path).await?;
                 let listener = UnixListener::bind(path)?;
                 let file = SocketFile(path.clone());
@@ -289,6 +306,7 @@ impl LocalListener {
         match self {
             Self::Tcp(listener) => listener.local_addr().map(Target::Tcp),
             Self::Unix(_, file) => Ok(Target::Unix(file.0.clone())),
+            Self::Simulated(listener) => listener.local_address().map(Target::Tcp),
         }
     }
 
@@ -297,6 +315,7 @@ impl LocalListener {
         Ok(LocalSocket::new(match self {
             Self::Tcp(listener) => Stream::Tcp(listener.accept().await?.0),
             Self::Unix(listener, _) => Stream::Unix(listener.accept().await?.0),
+            Self::Simulated(listener) => Stream::Simulated(listener.accept().await?),
         }))
     }
 }

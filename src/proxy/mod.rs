@@ -348,6 +348,7 @@ impl DataPlane {
     ) {
         let closed = loop {
             tokio::select! {
+                biased;
                 command = commands.recv() => match command {
                     Some(Command::Open { listen, leads, reply }) => {
                         let _ = reply.send(self.open(listen, leads).await); // nobody waits: fine

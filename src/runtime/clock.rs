@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::time::Instant;
 
+use super::machine;
 use crate::model::Moment;
 
 /// The agent's monotonic clock. Follows tokio's time, so a paused runtime pauses it, too.
@@ -34,11 +35,17 @@ impl Clock {
 
 /// Wall time in whole seconds since 1970. For certificates, epochs and displays only.
 pub fn unix_seconds() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+    unix_time().as_secs()
 }
 
 /// Wall time in milliseconds since 1970. For displays only.
 pub fn unix_millis() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    u64::try_from(unix_time().as_millis()).unwrap_or(u64::MAX)
+}
+
+fn unix_time() -> Duration {
+    match machine::simulated() {
+        None => SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default(),
+        Some(machine) => machine.unix_time(),
+    }
 }

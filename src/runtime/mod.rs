@@ -1,10 +1,12 @@
-//! The only doors to the machine: clock, tasks, shutdown, entropy.
+//! The only doors to the machine: clock, tasks, shutdown, entropy; and the machine itself, where a
+//! simulation takes its place.
 
 pub mod clock;
 pub mod entropy;
 pub mod limits;
+pub mod machine;
 mod shutdown;
 mod tasks;
 
 pub use shutdown::{Shutdown, Stage};
-pub use tasks::{TaskGroup, Thread, ThreadError};
+pub use tasks::{TaskGroup, Thread, ThreadError, blocking};

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, error, error_span};
 
-use super::{Shutdown, Stage};
+use super::{Shutdown, Stage, machine};
 
 /// Tasks with one owner. Dropping the last clone of the group cancels them.
 #[derive(Clone, Debug)]
@@ -102,6 +102,16 @@ impl TaskGroup {
     }
 }
 
+/// Runs `work`, which waits for a disk, beside the tasks of this runtime. `None` when it panicked.
+///
+/// A simulated machine has one thread, and its disk takes no time.
+pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    match machine::simulated() {
+        Some(_) => Some(work()),
+        None => tokio::task::spawn_blocking(work).await.ok(),
+    }
+}
+
 /// Starting or ending a thread failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ThreadError {
@@ -134,8 +144,11 @@ impl Thread {
     ) -> Result<Self, ThreadError>
     where
         F: FnOnce() -> Fut + Send + 'static,
-        Fut: Future<Output = ()>,
+        Fut: Future<Output = ()> + 'static,
     {
+        if machine::simulated().is_some() {
+            return Ok(Self::start_here(name, shutdown, main));
+        }
         let failed = |error| ThreadError::Start { name, error };
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
@@ -154,6 +167,24 @@ impl Thread {
             })
             .map_err(failed)?;
         Ok(Self { name, ended })
+    }
+
+    /// On a simulated machine every thread of an agent is a task of its one runtime.
+    fn start_here<F, Fut>(name: &'static str, shutdown: Shutdown, main: F) -> Self
+    where
+        F: FnOnce() -> Fut + 'static,
+        Fut: Future<Output = ()> + 'static,
+    {
+        let (done, ended) = oneshot::channel();
+        tokio::task::spawn_local(async move {
+            let is_clean = AssertUnwindSafe(main()).catch_unwind().await.is_ok();
+            if !is_clean {
+                error!(thread = name, "thread panicked, the agent stops");
+                shutdown.advance(Stage::Draining);
+            }
+            let _ = done.send(is_clean);
+        });
+        Self { name, ended }
     }
 
     /// Returns when the thread's main future has ended.

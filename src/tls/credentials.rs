@@ -1,17 +1,20 @@
 //! What one member proves itself with, and the TLS configurations made of it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustls::client::Resumption;
 use rustls::crypto::CryptoProvider;
 use rustls::server::NoServerSessionStorage;
+use rustls::time_provider::TimeProvider;
 use rustls::version::TLS13;
 use rustls::{ClientConfig, ServerConfig};
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
 
 use super::verifier::{Anchor, MemberVerifier, carried_enrolment, not_after};
 use super::{Plane, SecretKey, TlsError, Token};
 use crate::model::{Enrolment, Entry, Genesis, MemberId, MemberName, MeshId, PublicKey, Signer};
+use crate::runtime::clock;
 
 /// A member's key, chain and enrolment. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -101,8 +104,8 @@ impl NodeCredentials {
 
     /// To accept on `plane`. A client certificate is mandatory but at the enrolment door.
     pub fn server_config(&self, plane: Plane) -> Result<ServerConfig, TlsError> {
-        let builder =
-            ServerConfig::builder_with_provider(provider()).with_protocol_versions(&[&TLS13])?;
+        let builder = ServerConfig::builder_with_details(provider(), Arc::new(WallClock))
+            .with_protocol_versions(&[&TLS13])?;
         let builder = match plane {
             Plane::Enrolment => builder.with_no_client_auth(),
             Plane::Gossip | Plane::Data => builder.with_client_cert_verifier(self.verifier()),
@@ -118,7 +121,7 @@ impl NodeCredentials {
 
     /// To dial on `plane` with our certificate.
     pub fn client_config(&self, plane: Plane) -> Result<ClientConfig, TlsError> {
-        let mut config = ClientConfig::builder_with_provider(provider())
+        let mut config = ClientConfig::builder_with_details(provider(), Arc::new(WallClock))
             .with_protocol_versions(&[&TLS13])?
             .dangerous() // the verifier is ours, and stricter
             .with_custom_certificate_verifier(self.verifier())
@@ -141,7 +144,7 @@ impl NodeCredentials {
 /// To knock at the enrolment door with a token: no certificate, and only the root's key is known.
 pub fn joiner_config(token: &Token) -> Result<ClientConfig, TlsError> {
     let verifier = MemberVerifier::new(token.mesh, Anchor::RootKey(token.root), provider());
-    let mut config = ClientConfig::builder_with_provider(provider())
+    let mut config = ClientConfig::builder_with_details(provider(), Arc::new(WallClock))
         .with_protocol_versions(&[&TLS13])?
         .dangerous() // the verifier is ours, and stricter
         .with_custom_certificate_verifier(Arc::new(verifier))
@@ -153,6 +156,16 @@ pub fn joiner_config(token: &Token) -> Result<ClientConfig, TlsError> {
 /// The provider is always passed by hand: a process-wide default could be changed by others.
 fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
+}
+
+/// The agent's wall clock, as rustls asks for it.
+#[derive(Debug)]
+struct WallClock;
+
+impl TimeProvider for WallClock {
+    fn current_time(&self) -> Option<UnixTime> {
+        Some(UnixTime::since_unix_epoch(Duration::from_secs(clock::unix_seconds())))
+    }
 }
 
 const ANY: &str = "any.member";

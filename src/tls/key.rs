@@ -8,6 +8,11 @@ use zeroize::Zeroizing;
 
 use super::TlsError;
 use crate::model::{PublicKey, Signature, Signer};
+use crate::runtime::entropy;
+
+/// What stands before the 32 bytes of an Ed25519 key in PKCS#8 (RFC 8410, section 7).
+const PKCS8_PREFIX: [u8; 16] =
+    [0x30, 0x2e, 0x02, 0x01, 0, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20];
 
 /// An Ed25519 private key. Its bytes are wiped when it is dropped and never printed.
 pub struct SecretKey {
@@ -18,10 +23,9 @@ pub struct SecretKey {
 impl SecretKey {
     /// A new key.
     pub fn generate() -> Result<Self, TlsError> {
-        let refused = |_| TlsError::Key("the system's random generator failed".into());
-        let random = ring::rand::SystemRandom::new();
-        let document = Ed25519KeyPair::generate_pkcs8(&random).map_err(refused)?;
-        Self::from_pkcs8(document.as_ref())
+        let seed = Zeroizing::new(entropy::random_bytes::<32>()?);
+        let der = Zeroizing::new([&PKCS8_PREFIX[..], &seed[..]].concat());
+        Self::from_pkcs8(&der)
     }
 
     /// From PKCS#8 (DER).

@@ -32,6 +32,7 @@ use super::planes::transport_config;
 use super::socket;
 use crate::model::MemberId;
 use crate::runtime::TaskGroup;
+use crate::runtime::entropy::{self, EntropyError};
 use crate::telemetry::{Door, Metrics};
 use crate::tls::{NodeCredentials, Peer, Plane, TlsError, peer_of, server_name};
 
@@ -74,6 +75,9 @@ pub enum BindError {
     /// TLS offers nothing that QUIC can use.
     #[error("no cipher suite for QUIC: {0}")]
     Cipher(#[from] NoInitialCipherSuite),
+    /// Fault: the system.
+    #[error(transparent)]
+    Entropy(#[from] EntropyError),
 }
 
 /// A connection could not be made. No byte of any stream has reached the peer's streams.
@@ -202,7 +206,7 @@ impl Endpoint {
         let token_key = Arc::new(token_key.extract(&limits.reset_secret));
         let configs = Configs::new(credentials, &token_key)?;
         let inner = quinn::Endpoint::new_with_abstract_socket(
-            endpoint_config(limits),
+            endpoint_config(limits)?,
             Some(configs.data.server.as_ref().clone()),
             socket,
             Arc::new(TokioRuntime),
@@ -404,7 +408,7 @@ fn alert_reason(code: u64) -> Option<&'static str> {
     })
 }
 
-fn endpoint_config(limits: &Limits) -> EndpointConfig {
+fn endpoint_config(limits: &Limits) -> Result<EndpointConfig, EntropyError> {
     let reset_key = hmac::Key::new(hmac::HMAC_SHA256, &limits.reset_secret);
     let tag = hmac::sign(&reset_key, b"murmesh connection ids");
     let cid_key = tag.as_ref().iter().take(8).fold(0, |key, byte| key << 8 | u64::from(*byte));
@@ -413,7 +417,8 @@ fn endpoint_config(limits: &Limits) -> EndpointConfig {
     config.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(cid_key)));
     // The bound is within quinn's range of 1,200 to 65,527.
     let _ = config.max_udp_payload_size(socket::PAYLOAD_LEN_MAX);
-    config
+    config.rng_seed(Some(entropy::random_bytes()?));
+    Ok(config)
 }
 
 struct Doors {

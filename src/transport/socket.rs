@@ -8,9 +8,11 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use quinn::udp::{RecvMeta, Transmit};
-use quinn::{AsyncUdpSocket, Runtime, TokioRuntime, UdpPoller};
+use quinn::{AsyncUdpSocket, Endpoint, EndpointConfig, Runtime, TokioRuntime, UdpPoller};
 use socket2::{Domain, Protocol, Socket, Type};
 use tracing::{info, warn};
+
+use crate::runtime::{entropy, machine};
 
 /// Largest UDP payload that we send or accept: what a jumbo frame of 9,000 bytes carries. Loopback
 /// and jumbo links then move 2.1 times the bytes of 1,452-byte datagrams; MTU discovery finds what
@@ -27,8 +29,19 @@ const BUFFER_LEN: usize = 4 * 1024 * 1024;
 /// Most pieces that [`spread`] makes of what one call received.
 const PIECES_MAX: usize = 8;
 
+/// An endpoint that only dials, bound to `any` address.
+pub(super) fn client(any: SocketAddr) -> io::Result<Endpoint> {
+    let (mut config, runtime) = (EndpointConfig::default(), Arc::new(TokioRuntime));
+    config.rng_seed(Some(entropy::random_bytes().map_err(io::Error::other)?));
+    Endpoint::new_with_abstract_socket(config, None, bind(any)?, runtime)
+}
+
 /// Binds `listen` and registers it with the current tokio runtime.
 pub(super) fn bind(listen: SocketAddr) -> io::Result<Arc<dyn AsyncUdpSocket>> {
+    if let Some(machine) = machine::simulated() {
+        let inner = machine.bind_udp(listen)?;
+        return Ok(Arc::new(CappedSocket { inner }));
+    }
     let socket = Socket::new(Domain::for_address(listen), Type::DGRAM, Some(Protocol::UDP))?;
     if listen.is_ipv6() {
         socket.set_only_v6(false)?;

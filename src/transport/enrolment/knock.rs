@@ -9,6 +9,7 @@ use tokio::time::timeout;
 use tracing::debug;
 
 use super::super::endpoint::client_config;
+use super::super::socket;
 use super::{ANSWER_LEN_MAX, EXCHANGE_TIME_MAX, JoinAnswer, JoinRefusal, JoinRequest};
 use crate::model::{Entry, MemberId, MemberName, MeshId};
 use crate::tls::{Plane, SecretKey, TlsError, Token, joiner_config, peer_of, server_name};
@@ -100,7 +101,7 @@ async fn knock_at(
         SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
         SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
     };
-    let socket = quinn::Endpoint::client(any)?;
+    let socket = socket::client(any)?;
     let config = client_config(Plane::Enrolment, joiner_config(token)?)
         .map_err(|error| failed(error.to_string()))?;
     let connecting = socket

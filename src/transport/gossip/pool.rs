@@ -278,6 +278,7 @@ async fn read_loop(
 ) {
     loop {
         tokio::select! {
+            biased;
             datagram = connection.read_datagram() => {
                 let Ok(data) = datagram else { return };
                 if inputs.try_send(Input::Datagram(member, data)).is_err() {
