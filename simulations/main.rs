@@ -6,6 +6,7 @@
 
 #![allow(clippy::expect_used)] // a simulation that cannot go on has failed
 
+mod agents;
 mod figures;
 mod invariants;
 mod network;
