@@ -41,9 +41,10 @@ fn draw(
     None
 }
 
-/// Load over weight of `this`, scaled by the other's weight: compares without division.
+/// Load over weight of `this`, scaled by the other's weight: compares without division. The call to
+/// come is not counted: between two that rest the draw decides, which follows the weights already.
 fn fullness(candidates: &[Candidate], this: usize, other: usize) -> u64 {
-    (u64::from(candidates[this].load) + 1) * weight(&candidates[other])
+    u64::from(candidates[this].load) * weight(&candidates[other])
 }
 
 fn weight(candidate: &Candidate) -> u64 {
@@ -79,6 +80,12 @@ mod tests {
         for share in shares(&[(100, 0), (100, 0), (100, 0), (100, 0)]) {
             assert!((2_200..2_800).contains(&share), "{share}");
         }
+    }
+
+    #[test]
+    fn calls_one_after_another_follow_the_weights() {
+        let light = shares(&[(950, 0), (50, 0)])[1];
+        assert!((400..600).contains(&light), "{light} of 10,000 went to the 5 %");
     }
 
     #[test]
