@@ -6,13 +6,15 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use murmesh::api::{
-    ApiState, ApiToken, Control, ControlError, InFlight, Local, Problem, Readiness, routes, serve,
+    ApiState, ApiToken, Control, ControlError, Identity, InFlight, Local, Problem, Readiness,
+    routes, serve,
 };
 use murmesh::mesh::{Endpoint, EndpointState, MemberView, ServiceView, Snapshot};
 use murmesh::model::{Epoch, MemberId, MemberPhase, MemberState, MeshId, Moment, Protocol, Weight};
 use murmesh::runtime::clock::Clock;
 use murmesh::runtime::{Shutdown, TaskGroup};
 use murmesh::telemetry::{Door, EventKind, EventLog, Metrics};
+use murmesh::tls::testing::mesh_of;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -69,6 +71,11 @@ fn snapshot() -> Snapshot {
     snapshot
 }
 
+fn identity() -> Identity {
+    let credentials = mesh_of(&["eins"]).unwrap().remove(0);
+    Identity { credentials, renews_at: 4_000_000_000, degraded: None }
+}
+
 /// An agent that says yes, except to the instance `nobody`.
 async fn stand_in(mut commands: mpsc::Receiver<Control>) {
     while let Some(command) = commands.recv().await {
@@ -101,6 +108,7 @@ async fn api_that_forgets_after(forget_after: Duration) -> Api {
         mesh: MeshId([9; 32]),
         snapshot: Arc::new(ArcSwap::from_pointee(snapshot())),
         local: Arc::new(ArcSwap::from_pointee(Local::default())),
+        identity: Arc::new(ArcSwap::from_pointee(identity())),
         in_flight: InFlight::new(|_| 4),
         readiness: watched,
         control,

@@ -54,7 +54,8 @@ async fn sees(agent: &Agent, count: usize) {
             sleep(Duration::from_millis(5)).await;
         }
     });
-    let name = agent.credentials().name();
+    let credentials = agent.credentials();
+    let name = credentials.name();
     seen.await.unwrap_or_else(|_| panic!("{name} sees {} of {count} members", alive()));
 }
 

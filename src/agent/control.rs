@@ -34,7 +34,7 @@ pub(super) struct Controller {
     pub(super) view: Arc<ArcSwap<Local>>,
     pub(super) proxy: Proxy,
     pub(super) gossip: GossipHandle,
-    pub(super) desk: Option<Arc<Mutex<IssuerDesk>>>,
+    pub(super) desk: Arc<Mutex<IssuerDesk>>,
     /// Where newcomers knock.
     pub(super) advertise: SocketAddr,
     pub(super) events: EventLog,
@@ -193,7 +193,7 @@ impl Controller {
 
     async fn invite(&self, options: InviteOptions) -> Result<InviteMade, ControlError> {
         let expires_at = crate::runtime::clock::unix_seconds() + options.ttl.as_secs();
-        let mut desk = self.desk()?.lock().await;
+        let mut desk = self.desk.lock().await;
         let token = desk.invite(options, vec![self.advertise]).await.map_err(desk_error)?;
         let id = token.key().map_err(|error| ControlError::Failed(error.to_string()))?;
         let id = crate::model::Signer::public_key(&id).member_id();
@@ -201,15 +201,11 @@ impl Controller {
     }
 
     async fn invites(&self) -> Result<Vec<InviteView>, ControlError> {
-        self.desk()?.lock().await.invites().await.map_err(desk_error)
+        self.desk.lock().await.invites().await.map_err(desk_error)
     }
 
     async fn revoke_invite(&self, id: MemberId) -> Result<(), ControlError> {
-        self.desk()?.lock().await.revoke_invite(id).await.map_err(desk_error)
-    }
-
-    fn desk(&self) -> Result<&Mutex<IssuerDesk>, ControlError> {
-        self.desk.as_deref().ok_or(ControlError::NotIssuer)
+        self.desk.lock().await.revoke_invite(id).await.map_err(desk_error)
     }
 }
 
@@ -242,6 +238,7 @@ fn desk_error(error: DeskError) -> ControlError {
     match error {
         DeskError::NoInvite(id) => ControlError::NotFound { what: "invite", name: id.to_string() },
         DeskError::Stopping => ControlError::Stopping,
+        DeskError::NotIssuer => ControlError::NotIssuer,
         DeskError::TooManyInvites => ControlError::Conflict(error.to_string()),
         other => ControlError::Failed(other.to_string()),
     }

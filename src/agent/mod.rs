@@ -9,6 +9,7 @@
 
 mod control;
 mod disk;
+mod identity;
 mod join;
 mod local;
 
@@ -18,12 +19,13 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::net::TcpListener;
-use tokio::sync::{Mutex, mpsc, watch};
+use tokio::sync::{Mutex, Notify, mpsc, watch};
 use tracing::{info, warn};
 
 use crate::api::control::{CONTROL_QUEUE_LEN_MAX, Reply};
 use crate::api::{
-    self, ApiState, ApiToken, Control, ControlError, InFlight, Local, Readiness, UpstreamSpec,
+    self, ApiState, ApiToken, Control, ControlError, Identity, InFlight, Local, Readiness,
+    UpstreamSpec,
 };
 use crate::config::{RuntimeFile, Seed, Setting, Settings};
 use crate::mesh::{Mesh, MeshConfig, Snapshot};
@@ -39,6 +41,7 @@ use crate::transport::enrolment::{self, IssuerDesk};
 use crate::transport::gossip::{Durable, Gossip, GossipHandle, gossip_channel};
 
 use control::Controller;
+use identity::Keeper;
 
 pub use join::{JoinError, JoinOptions, JoinReport, join};
 pub use local::{LocalError, LocalServices};
@@ -91,7 +94,7 @@ pub enum Stopped {
 
 /// A running agent.
 pub struct Agent {
-    credentials: NodeCredentials,
+    identity: Arc<ArcSwap<Identity>>,
     snapshot: Arc<ArcSwap<Snapshot>>,
     proxy: Proxy,
     gossip: GossipHandle,
@@ -190,17 +193,35 @@ impl Agent {
         tasks.spawn("persist", persist);
         tasks.spawn("resolve-seeds", resolve_again(settings.seeds.value.clone(), gossip.clone()));
 
-        let desk = match dir.authority()? {
-            None => None,
-            Some(authority) => Some(Arc::new(Mutex::new(IssuerDesk::open(
-                authority,
-                credentials.clone(),
-                dir.clone(),
-                gossip.clone(),
-                metrics.clone(),
-                events.clone(),
-            )?))),
-        };
+        let desk = Arc::new(Mutex::new(IssuerDesk::open(
+            dir.authority()?,
+            credentials.clone(),
+            dir.clone(),
+            gossip.clone(),
+            metrics.clone(),
+            events.clone(),
+        )?));
+        let identity = Arc::new(ArcSwap::from_pointee(Identity {
+            credentials: credentials.clone(),
+            renews_at: 0,
+            degraded: None,
+        }));
+        let keeper = Arc::new(Keeper {
+            dir: dir.clone(),
+            endpoint: data.endpoint.clone(),
+            gossip: gossip.clone(),
+            desk: desk.clone(),
+            seeds: literal(&settings.seeds.value),
+            snapshot: snapshot.clone(),
+            identity: identity.clone(),
+            events: events.clone(),
+            metrics: metrics.clone(),
+            clock,
+            chance: Notify::new(),
+            outdated: Notify::new(),
+        });
+        tasks.spawn("renew certificate", keeper.clone().renew_for_ever(entropy::seed()?));
+        tasks.spawn("watch certificates", keeper.watch());
         let door = enrolment::serve(
             data.endpoint,
             data.enrolment,
@@ -240,6 +261,7 @@ impl Agent {
             mesh: *credentials.mesh(),
             snapshot: snapshot.clone(),
             local,
+            identity: identity.clone(),
             in_flight: InFlight::new(move |endpoint| {
                 in_flight.of(&endpoint.member, &endpoint.instance).into()
             }),
@@ -257,7 +279,7 @@ impl Agent {
 
         events.record(EventKind::AgentStarted, credentials.name(), format!("mesh {mesh_address}"));
         Ok(Self {
-            credentials,
+            identity,
             snapshot,
             proxy: data.proxy,
             gossip,
@@ -278,9 +300,9 @@ impl Agent {
         })
     }
 
-    /// Who this is.
-    pub fn credentials(&self) -> &NodeCredentials {
-        &self.credentials
+    /// Who this is, with the leaf in use now.
+    pub fn credentials(&self) -> NodeCredentials {
+        self.identity.load().credentials.clone()
     }
 
     /// The address of the mesh port, with the port that was really bound.
@@ -330,10 +352,10 @@ impl Agent {
     /// Stops the agent: announces it, lets what is open end for at most `drain`, then says why it
     /// goes (`phase`: restarting or left) and awaits every task.
     pub async fn stop(self, phase: MemberPhase, drain: Duration) -> Stopped {
-        let Self { credentials, gossip, proxy, shutdown, events, tasks, .. } = &self;
+        let Self { gossip, proxy, shutdown, events, tasks, .. } = &self;
         shutdown.advance(Stage::Draining);
         let reason = format!("open connections have {drain:?}");
-        events.record(EventKind::AgentDraining, credentials.name(), reason);
+        events.record(EventKind::AgentDraining, self.credentials().name(), reason);
         gossip.set_phase(MemberPhase::Draining).await;
         let is_drained = proxy.drain(drain).await;
         match phase {

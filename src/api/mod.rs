@@ -16,4 +16,4 @@ pub use control::{Control, ControlError, ExposeSpec, InviteMade, UpstreamSelecto
 pub use problem::Problem;
 pub use routes::{ExposeRequest, InviteRequest, routes};
 pub use server::{ADDRESS_FILE, serve};
-pub use state::{ApiState, ApiToken, InFlight, Local, Readiness, SettingView};
+pub use state::{ApiState, ApiToken, Identity, InFlight, Local, Readiness, SettingView};

@@ -194,6 +194,7 @@ pub(super) fn agent_self(state: &ApiState) -> Value {
     let snapshot = state.snapshot.load();
     let me = snapshot.members.get(&state.me);
     let zone = me.map_or("", |view| view.zone.as_str());
+    let identity = state.identity.load();
     let readiness = state.readiness.borrow().clone();
     let (is_ready, reason) = match readiness {
         Readiness::Ready => (true, ""),
@@ -217,7 +218,9 @@ pub(super) fn agent_self(state: &ApiState) -> Value {
             "version": env!("CARGO_PKG_VERSION"),
             "ready": is_ready,
             "reason": reason,
-            "certificate_expires_at": state.metrics.cert_expiry_leaf.get() as u64,
+            "certificate_expires_at": identity.credentials.expires_at(),
+            "certificate_renews_at": identity.renews_at,
+            "degraded": identity.degraded,
             "uptime_ms": age_ms(state.clock.now(), Moment::START),
         },
     })

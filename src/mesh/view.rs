@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{
-    Endpoint, EndpointState, Evidence, MemberView, Mesh, MeshEvent, ServiceView, Snapshot,
+    Endpoint, EndpointState, Enrolled, Evidence, MemberView, Mesh, MeshEvent, ServiceView, Snapshot,
 };
 use crate::membership::Belief;
 use crate::model::{
@@ -181,6 +181,13 @@ impl Mesh {
         }
         snapshot.services =
             services.into_iter().map(|(name, service)| (name, Arc::new(service))).collect();
+        snapshot.issuers =
+            self.catalogue.issuers().map(|(id, issuer)| (id, Arc::clone(issuer))).collect();
+        let enrolled = self.catalogue.enrolled_members().filter_map(|member| {
+            let (issuer, enrolment) = self.catalogue.newest_enrolment(member)?;
+            Some((member, Enrolled { issuer, enrolment: Arc::clone(enrolment) }))
+        });
+        snapshot.enrolments = enrolled.collect();
         snapshot
     }
 

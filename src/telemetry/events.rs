@@ -61,6 +61,11 @@ pub enum EventKind {
     StreamStalled,
     InviteCreated,
     InviteRevoked,
+    CertificateRenewed,
+    RenewalFailed,
+    EndedAccepted,
+    Degraded,
+    Restored,
     EntryOpened,
     EntryFailed,
 }

@@ -107,7 +107,8 @@ pub struct Metrics {
     members: Family<StateLabels, Gauge>,
     entries_refused: Family<ReasonLabels, Counter>,
     gossip_dropped: Family<ReasonLabels, Counter>,
-    retries: Family<RetryLabels, Counter>,
+    retries: Family<ResultLabels, Counter>,
+    renewals: Family<ResultLabels, Counter>,
     series: Arc<Mutex<std::collections::HashSet<TrafficLabels>>>,
     /// Series not made because a family was full.
     pub series_dropped: Counter,
@@ -132,7 +133,7 @@ pub struct Metrics {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct RetryLabels {
+struct ResultLabels {
     result: &'static str,
 }
 
@@ -168,9 +169,10 @@ impl Metrics {
             "members" "Members by state, this one included" Family::default();
             "gossip_entries_refused" "Entries refused or quarantined" Family::default();
         };
-        let (gossip_dropped, retries, series_dropped, member_flaps) = table! {
+        let (gossip_dropped, retries, renewals, series_dropped, member_flaps) = table! {
             "gossip_dropped" "Gossip messages dropped, by reason" Family::default();
             "retries" "Attempts on another instance" Family::default();
+            "cert_renewals" "Attempts to renew this member's certificate, by result" Family::default();
             "series_dropped" "Series not made because a family was full" Counter::default();
             "member_flaps" "Members back within a minute of being down" Counter::default();
         };
@@ -195,6 +197,7 @@ impl Metrics {
             entries_refused,
             gossip_dropped,
             retries,
+            renewals,
             series: Arc::default(),
             series_dropped,
             member_flaps,
@@ -231,7 +234,12 @@ impl Metrics {
 
     /// Counts an attempt on another instance: `success` or `failure`.
     pub fn count_retry(&self, result: &'static str) {
-        self.retries.get_or_create(&RetryLabels { result }).inc();
+        self.retries.get_or_create(&ResultLabels { result }).inc();
+    }
+
+    /// Counts an attempt to renew this member's certificate. `result` is a fixed word.
+    pub fn count_renewal(&self, result: &'static str) {
+        self.renewals.get_or_create(&ResultLabels { result }).inc();
     }
 
     /// Sets how many members are in each state.

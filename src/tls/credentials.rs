@@ -1,17 +1,21 @@
 //! What one member proves itself with, and the TLS configurations made of it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustls::client::Resumption;
 use rustls::crypto::CryptoProvider;
 use rustls::server::NoServerSessionStorage;
 use rustls::version::TLS13;
 use rustls::{ClientConfig, ServerConfig};
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
 
-use super::verifier::{Anchor, MemberVerifier, carried_enrolment, not_after};
+use super::grace::Grace;
+use super::rotation::Life;
+use super::verifier::{Anchor, MemberVerifier, Tolerance, carried_enrolment, not_after};
 use super::{Plane, SecretKey, TlsError, Token};
 use crate::model::{Enrolment, Entry, Genesis, MemberId, MemberName, MeshId, PublicKey, Signer};
+use crate::runtime::clock;
 
 /// A member's key, chain and enrolment. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -28,6 +32,7 @@ struct Inner {
     enrolment: Enrolment,
     entry: Entry,
     expires_at: u64,
+    grace: Arc<Grace>,
 }
 
 impl NodeCredentials {
@@ -39,14 +44,58 @@ impl NodeCredentials {
         key: SecretKey,
         chain: Vec<CertificateDer<'static>>,
     ) -> Result<Self, TlsError> {
+        let grace = Grace::new(Duration::from_secs(genesis.leaf_ttl_secs));
+        Self::with_grace(mesh, genesis, key, chain, grace)
+    }
+
+    fn with_grace(
+        mesh: MeshId,
+        genesis: Genesis,
+        key: SecretKey,
+        chain: Vec<CertificateDer<'static>>,
+        grace: Arc<Grace>,
+    ) -> Result<Self, TlsError> {
         let leaf = chain.first().ok_or(super::VerifyError::NoEnrolment)?;
         let (enrolment, entry) = carried_enrolment(leaf)?;
         if enrolment.key != key.public_key() {
             return Err(super::VerifyError::OtherKey.into());
         }
         let expires_at = not_after(leaf)?;
-        let inner = Inner { mesh, genesis, key, chain, enrolment, entry, expires_at };
+        let inner = Inner { mesh, genesis, key, chain, enrolment, entry, expires_at, grace };
         Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// The same member with the next leaf, which must be valid now and for the same key and name.
+    pub fn renewed(&self, chain: Vec<CertificateDer<'static>>) -> Result<Self, TlsError> {
+        let Inner { mesh, genesis, key, grace, .. } = &*self.inner;
+        let (key, grace) = (key.duplicate()?, Arc::clone(grace));
+        let renewed = Self::with_grace(*mesh, genesis.clone(), key, chain, grace)?;
+        if renewed.name() != self.name() {
+            return Err(super::VerifyError::OtherName(renewed.name().clone()).into());
+        }
+        let [leaf, intermediates @ ..] = &renewed.inner.chain[..] else {
+            return Err(super::VerifyError::NoEnrolment.into());
+        };
+        let now = UnixTime::since_unix_epoch(Duration::from_secs(clock::unix_seconds()));
+        let usage = webpki::KeyUsage::client_auth();
+        renewed.verifier(Tolerance::None).verify(leaf, intermediates, now, usage)?;
+        Ok(renewed)
+    }
+
+    /// Leaf, issuer, root.
+    pub fn chain(&self) -> &[CertificateDer<'static>] {
+        &self.inner.chain
+    }
+
+    /// From when to when the leaf lives.
+    pub fn life(&self) -> Life {
+        let from = Duration::from_secs(self.inner.enrolment.issued_at);
+        Life { from, until: Duration::from_secs(self.inner.expires_at) }
+    }
+
+    /// Whether peers' ended leaves are accepted; one for all leaves of this member.
+    pub fn grace(&self) -> &Arc<Grace> {
+        &self.inner.grace
     }
 
     /// Which mesh.
@@ -105,7 +154,12 @@ impl NodeCredentials {
             ServerConfig::builder_with_provider(provider()).with_protocol_versions(&[&TLS13])?;
         let builder = match plane {
             Plane::Enrolment => builder.with_no_client_auth(),
-            Plane::Gossip | Plane::Data => builder.with_client_cert_verifier(self.verifier()),
+            Plane::Gossip | Plane::Data => {
+                builder.with_client_cert_verifier(self.verifier(self.tolerance()))
+            }
+            Plane::Renewal => {
+                builder.with_client_cert_verifier(self.verifier(Tolerance::Renewable))
+            }
         };
         let mut config = builder.with_single_cert(self.inner.chain.clone(), self.private_key())?;
         config.alpn_protocols = vec![plane.alpn(&self.inner.mesh)];
@@ -121,16 +175,20 @@ impl NodeCredentials {
         let mut config = ClientConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&TLS13])?
             .dangerous() // the verifier is ours, and stricter
-            .with_custom_certificate_verifier(self.verifier())
+            .with_custom_certificate_verifier(self.verifier(self.tolerance()))
             .with_client_auth_cert(self.inner.chain.clone(), self.private_key())?;
         config.resumption = Resumption::disabled();
         config.alpn_protocols = vec![plane.alpn(&self.inner.mesh)];
         Ok(config)
     }
 
-    fn verifier(&self) -> Arc<MemberVerifier> {
+    fn tolerance(&self) -> Tolerance {
+        Tolerance::Grace(Arc::clone(&self.inner.grace))
+    }
+
+    fn verifier(&self, tolerance: Tolerance) -> Arc<MemberVerifier> {
         let root = CertificateDer::from(self.inner.genesis.root_certificate.clone());
-        Arc::new(MemberVerifier::new(self.inner.mesh, Anchor::Root(root), provider()))
+        Arc::new(MemberVerifier::new(self.inner.mesh, Anchor::Root(root), tolerance, provider()))
     }
 
     fn private_key(&self) -> PrivateKeyDer<'static> {
@@ -140,7 +198,8 @@ impl NodeCredentials {
 
 /// To knock at the enrolment door with a token: no certificate, and only the root's key is known.
 pub fn joiner_config(token: &Token) -> Result<ClientConfig, TlsError> {
-    let verifier = MemberVerifier::new(token.mesh, Anchor::RootKey(token.root), provider());
+    let anchor = Anchor::RootKey(token.root);
+    let verifier = MemberVerifier::new(token.mesh, anchor, Tolerance::None, provider());
     let mut config = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&TLS13])?
         .dangerous() // the verifier is ours, and stricter
@@ -322,6 +381,31 @@ mod tests {
                 CertificateError::Expired | CertificateError::ExpiredContext { .. }
             )
         ));
+    }
+
+    #[test]
+    fn an_ended_leaf_opens_the_renewal_door_for_thirty_days_and_peers_for_one_life_of_grace() {
+        const DAY: u64 = 24 * 3_600;
+        let [a, b] = &mesh_of(&["a", "b"]).unwrap()[..] else { panic!("two members") };
+        let life = 3_600;
+        for (plane, is_open, late, is_taken) in [
+            (Plane::Renewal, false, 1, true),
+            (Plane::Renewal, false, 30 * DAY, true),
+            (Plane::Renewal, true, 30 * DAY + 1, false),
+            (Plane::Data, false, 1, false),
+            (Plane::Data, true, life, true),
+            (Plane::Gossip, true, life, true),
+            (Plane::Data, true, life + 1, false),
+        ] {
+            b.grace().set_open(is_open);
+            let mut server = b.server_config(plane).unwrap();
+            server.time_provider = Arc::new(At(a.expires_at() + late));
+            let taken = handshake(a.client_config(plane).unwrap(), server, &server_name(None));
+            let is_grace = is_taken && plane != Plane::Renewal;
+            assert_eq!(taken.is_ok(), is_taken, "{plane:?} {late} s late: {taken:?}");
+            let accepted = b.grace().take_accepted();
+            assert_eq!(accepted.contains(&a.member_id()), is_grace, "what grace lets in is told");
+        }
     }
 
     #[test]

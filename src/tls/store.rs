@@ -185,20 +185,35 @@ impl DataDir {
             return Ok(None);
         };
         let Some(certificate) = self.read(ISSUER_CERTIFICATE)? else {
-            return Err(self.damaged(ISSUER_CERTIFICATE, "it is missing beside issuer.key"));
+            return Ok(None); // the root has not made it an issuer yet
         };
         let authority = Authority::new(mesh, &genesis, key, &certificate)
             .map_err(|error| self.damaged(ISSUER_CERTIFICATE, error))?;
         Ok(Some(authority))
     }
 
+    /// The issuing key, made now if there is none: until the root makes it an issuer it signs
+    /// nothing that anybody believes.
+    pub fn issuing_key(&self) -> Result<SecretKey, StoreError> {
+        self.key_or_new(ISSUER_KEY)
+    }
+
+    /// Stores the certificate of [`DataDir::issuing_key`].
+    pub fn store_issuer_certificate(&self, certificate: &[u8]) -> Result<(), StoreError> {
+        self.write(ISSUER_CERTIFICATE, certificate)
+    }
+
     /// The node key, made now if there is none: a join that is tried again keeps its key.
     pub fn node_key(&self) -> Result<SecretKey, StoreError> {
-        if let Some(key) = self.read_key(NODE_KEY)? {
+        self.key_or_new(NODE_KEY)
+    }
+
+    fn key_or_new(&self, name: &str) -> Result<SecretKey, StoreError> {
+        if let Some(key) = self.read_key(name)? {
             return Ok(key);
         }
         let key = SecretKey::generate()?;
-        self.write_key(NODE_KEY, &key)?;
+        self.write_key(name, &key)?;
         Ok(key)
     }
 
@@ -212,8 +227,13 @@ impl DataDir {
         self.write(GENESIS, genesis)?;
         self.store_entries(entries)?;
         self.api_token()?;
+        self.store_chain(chain)
+    }
+
+    /// Stores this member's chain: its leaf and the enrolment inside it, in one atomic step.
+    pub fn store_chain(&self, chain: &[CertificateDer<'_>]) -> Result<(), StoreError> {
         let pem: String = chain.iter().map(|certificate| pem("CERTIFICATE", certificate)).collect();
-        self.write(NODE_CHAIN, pem.as_bytes())
+        self.write_secret(NODE_CHAIN, pem.as_bytes())
     }
 
     /// The replicated entries that were known when the agent last wrote them. A damaged tail is cut.
