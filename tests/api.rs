@@ -90,6 +90,9 @@ async fn stand_in(mut commands: mpsc::Receiver<Control>) {
             Control::Upstream { spec, reply } => drop(reply.send(Ok(spec))),
             Control::CloseUpstreams { reply, .. } => drop(reply.send(Ok(Vec::new()))),
             Control::Invite { reply, .. } => drop(reply.send(Err(ControlError::NotIssuer))),
+            Control::IssuingKey { reply, .. } => drop(reply.send(Err(ControlError::Stopping))),
+            Control::KeepMembers { reply, .. } => drop(reply.send(Ok(Vec::new()))),
+            Control::Publish { reply, .. } => drop(reply.send(Ok(()))),
             Control::Invites { reply } => drop(reply.send(Ok(Vec::new()))),
         }
     }

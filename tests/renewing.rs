@@ -202,3 +202,100 @@ fn a_newcomer_comes_in_long_after_the_first_leaves_have_ended() {
     mesh.agents.push(newcomer);
     wait_all(&mesh);
 }
+
+#[test]
+fn certs_lists_who_proves_what_until_when() {
+    let _turn = alone();
+    let mesh = mesh_of(&["issuer", "member"], 3_600);
+    let [_, member] = &mesh.agents[..] else { panic!("two agents") };
+    let list = |arguments: &[&str]| -> Vec<serde_json::Value> {
+        let arguments = [&["certs", "--json"], arguments].concat();
+        serde_json::from_str(&member.run(&arguments).ok()).unwrap()
+    };
+    let words = |rows: &[serde_json::Value]| -> Vec<String> {
+        let word = |row: &serde_json::Value| {
+            format!("{} {}", row["kind"].as_str().unwrap(), row["node"].as_str().unwrap())
+        };
+        rows.iter().map(word).collect()
+    };
+    let own = list(&[]);
+    assert_eq!(words(&own), ["leaf member", "root ", "issuer issuer"], "soonest first");
+    let identity = on_disk(member);
+    let leaf = &own[0];
+    assert_eq!(leaf["not_after"], identity.expires_at());
+    assert_eq!(leaf["key_hash"], identity.member_id().to_string());
+    assert_eq!(leaf["issuer"], own[2]["key_hash"]);
+    assert_eq!(own[2]["issuer"], own[1]["key_hash"]);
+    let renews_in = leaf["renews_at"].as_u64().unwrap() - identity.enrolled().issued_at;
+    assert!((1_620..=1_980).contains(&renews_in), "half of an hour: {renews_in}");
+    assert!(leaf["uris"][0].as_str().unwrap().ends_with("/node/member"), "{leaf}");
+    assert_eq!(list(&["--all"]).len(), 4);
+    let soon = list(&["--all", "--expiring", "2h"]);
+    let soon = words(&soon);
+    assert!(soon.len() == 2 && soon.iter().all(|row| row.starts_with("leaf")), "{soon:?}");
+    assert!(list(&["--expiring", "1m"]).is_empty());
+    let expiry = |kind: &str| {
+        member.metric("murmesh_cert_expiry_timestamp_seconds", &[&format!("kind=\"{kind}\"")])
+    };
+    assert_eq!(expiry("leaf"), identity.expires_at() as f64);
+    assert_eq!(expiry("root"), own[1]["not_after"].as_f64().unwrap());
+    assert!(member.run(&["certs"]).ok().contains("member"));
+    eventually("the clocks of one machine agree", SOON, || {
+        let skew = member.metric("murmesh_clock_skew_seconds", &[]);
+        check(skew.abs() < 1.0, skew)
+    });
+}
+
+/// The member id of the issuer key that signed an agent's leaf.
+fn issuer_of(agent: &Agent) -> String {
+    on_disk(agent).enrolment().signer().member_id().to_string()
+}
+
+#[test]
+fn a_second_issuer_takes_over_without_a_restart_and_the_first_may_go() {
+    let _turn = alone();
+    let mut mesh = mesh_of(&["first", "second", "third"], 20);
+    let [first, second, third] = &mesh.agents[..] else { panic!("three agents") };
+    let key = first.data_dir.join("root.key");
+    let offline = mesh.home.path().join("offline.key");
+    fs::rename(&key, &offline).unwrap();
+    let offline = offline.to_str().unwrap();
+    first.run(&["issuer", "add", "second"]).fails(77);
+    let last = first.run(&["issuer", "remove", "first", "--root-key", offline]).fails(2);
+    assert!(last.contains("last issuer"), "{last}");
+    second.run(&["invite"]).fails(77);
+    first.run(&["issuer", "add", "second", "--root-key", offline]).ok();
+    eventually("the second issues", SOON, || {
+        check(!second.events("issuer_appointed").is_empty(), "not yet")
+    });
+    let again = first.run(&["issuer", "add", "second", "--root-key", offline]).ok();
+    assert!(again.contains("unchanged"), "{again}");
+    let operator = first.data_dir.join("operator.key");
+    let operator = operator.to_str().unwrap();
+    second.run(&["issuer", "remove", "first", "--root-key", operator]).fails(77);
+
+    // Run where the other issuer is, but with the founder's root key.
+    let before: Vec<_> = [first, second, third].map(issuer_of).into();
+    assert!(before.iter().all(|issuer| *issuer == before[0]), "{before:?}");
+    let told = second.run(&["issuer", "remove", "first", "--root-key", offline]).ok();
+    assert!(told.contains("issues nothing"), "{told}");
+    for agent in [first, second, third] {
+        eventually(&format!("{} has its leaf from the second", agent.name), SOON, || {
+            let now = issuer_of(agent);
+            check(now != before[0], now)
+        });
+    }
+    first.run(&["invite"]).fails(77);
+    let listed = third.run(&["issuer", "list", "--json"]).ok();
+    let listed: serde_json::Value = serde_json::from_str(&listed).unwrap();
+    let active = |row: &serde_json::Value| (row["node"].clone(), row["active"].clone());
+    let rows: Vec<_> = listed.as_array().unwrap().iter().map(active).collect();
+    assert_eq!(rows, [("first".into(), false.into()), ("second".into(), true.into())]);
+
+    let token = second.run(&["invite"]).ok();
+    first.kill();
+    mesh.join("fourth", token.trim());
+    let fourth = mesh.agent("fourth");
+    fourth.wait_state("third", "alive", SOON);
+    mesh.agent("third").wait_state("fourth", "alive", SOON);
+}

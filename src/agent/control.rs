@@ -12,10 +12,13 @@ use crate::api::{
     Control, ControlError, ExposeSpec, InviteMade, Local, UpstreamSelector, UpstreamSpec,
 };
 use crate::config::RuntimeFile;
-use crate::model::{InstanceId, MemberId, Target};
+use crate::mesh::{MemberView, Snapshot};
+use crate::model::{Entry, InstanceId, MemberId, MemberName, MemberState, PublicKey, Target};
 use crate::proxy::{EntryOptions, Proxy};
 use crate::telemetry::{EventKind, EventLog};
 use crate::tls::store::DataDir;
+use crate::transport::Endpoint;
+use crate::transport::enrolment::renewal::{Door, ask_issuing_key};
 use crate::transport::enrolment::{DeskError, InviteOptions, InviteView, IssuerDesk};
 use crate::transport::gossip::GossipHandle;
 
@@ -35,6 +38,10 @@ pub(super) struct Controller {
     pub(super) proxy: Proxy,
     pub(super) gossip: GossipHandle,
     pub(super) desk: Arc<Mutex<IssuerDesk>>,
+    pub(super) me: MemberId,
+    pub(super) snapshot: Arc<ArcSwap<Snapshot>>,
+    /// To ask other members.
+    pub(super) endpoint: Endpoint,
     /// Where newcomers knock.
     pub(super) advertise: SocketAddr,
     pub(super) events: EventLog,
@@ -67,6 +74,14 @@ impl Controller {
             }
             Control::Invite { options, reply } => drop(reply.send(self.invite(options).await)),
             Control::Invites { reply } => drop(reply.send(self.invites().await)),
+            Control::IssuingKey { name, reply } => {
+                drop(reply.send(self.issuing_key(name).await));
+            }
+            Control::KeepMembers { issuer, reply } => {
+                let kept = self.desk.lock().await.keep_members(issuer).await;
+                drop(reply.send(kept.map_err(desk_error)));
+            }
+            Control::Publish { entry, reply } => drop(reply.send(self.publish_entry(entry).await)),
             Control::RevokeInvite { id, reply } => drop(reply.send(self.revoke_invite(id).await)),
         }
     }
@@ -198,6 +213,29 @@ impl Controller {
         let id = token.key().map_err(|error| ControlError::Failed(error.to_string()))?;
         let id = crate::model::Signer::public_key(&id).member_id();
         Ok(InviteMade { id, token: token.to_string(), expires_at })
+    }
+
+    /// Asks a member for its issuing key, which need not exist yet.
+    async fn issuing_key(&self, name: MemberName) -> Result<(MemberId, PublicKey), ControlError> {
+        let snapshot = self.snapshot.load_full();
+        let is_meant =
+            |view: &&Arc<MemberView>| view.name == name && view.state == MemberState::Alive;
+        let view = snapshot.members.values().find(is_meant).ok_or_else(|| {
+            ControlError::NotFound { what: "living member", name: name.to_string() }
+        })?;
+        if view.id == self.me {
+            let key = self.desk.lock().await.issuing_key().map_err(desk_error)?;
+            return Ok((view.id, key));
+        }
+        let door = Door { member: Some(view.id), address: view.address };
+        let key = ask_issuing_key(&self.endpoint, door).await;
+        key.map(|key| (view.id, key))
+            .map_err(|error| ControlError::Failed(format!("{name}: {error}")))
+    }
+
+    async fn publish_entry(&self, entry: Entry) -> Result<(), ControlError> {
+        let published = self.gossip.publish(entry).await.ok_or(ControlError::Stopping)?;
+        published.map_err(ControlError::Invalid)
     }
 
     async fn invites(&self) -> Result<Vec<InviteView>, ControlError> {

@@ -16,13 +16,13 @@ use tracing::warn;
 
 use crate::api::Identity;
 use crate::mesh::Snapshot;
-use crate::model::{MemberId, MemberState, Moment};
+use crate::model::{MemberId, MemberState, Moment, PublicKey};
 use crate::runtime::clock::{self, Clock};
 use crate::telemetry::{EventKind, EventLog, Metrics};
 use crate::tls::grace::IssuerWatch;
 use crate::tls::rotation::Rotation;
 use crate::tls::store::{DataDir, StoreError};
-use crate::tls::{NodeCredentials, TlsError};
+use crate::tls::{Certificate, NodeCredentials, TlsError};
 use crate::transport::enrolment::renewal::{AskError, Door, RenewedLeaf, ask_leaf};
 use crate::transport::enrolment::{DeskError, IssuerDesk};
 use crate::transport::gossip::GossipHandle;
@@ -186,7 +186,7 @@ impl Keeper {
             Err(error) => warn!(%error, "the task that keeps the new leaf broke"),
         }
         self.endpoint.set_credentials(&renewed)?;
-        self.metrics.cert_expiry_leaf.set(renewed.expires_at() as f64);
+        count_expiry(&self.metrics, &renewed);
         self.show(|identity| identity.credentials = renewed.clone());
         let late = clock::unix_seconds().saturating_sub(old.expires_at());
         let reason = match late {
@@ -203,13 +203,20 @@ impl Keeper {
     /// Looks at the mesh every second: whether an issuer is there, whose ended leaves were accepted.
     pub(super) async fn watch(self: Arc<Self>) {
         let (mut issuers, mut accepted) = (IssuerWatch::default(), BTreeMap::new());
-        let mut warned_at: Option<Moment> = None;
+        let (mut warned_at, mut was_outdated): (Option<Moment>, _) = (None, false);
+        let mut appointed = BTreeSet::new();
         loop {
             let (now, credentials) = (self.clock.now(), self.credentials());
             let is_reachable = self.is_issuer_there(credentials.member_id());
             if issuers.handle_look(since_start(now), is_reachable) {
                 self.chance.notify_one();
             }
+            self.appoint_if_named(credentials.member_id(), &mut appointed).await;
+            let is_outdated = self.is_outdated(&credentials);
+            if is_outdated && !was_outdated {
+                self.outdated.notify_one();
+            }
+            was_outdated = is_outdated;
             credentials.grace().set_open(issuers.is_grace_open(since_start(now)));
             for member in credentials.grace().take_accepted() {
                 if accepted.insert(member, now).is_none() {
@@ -234,6 +241,40 @@ impl Keeper {
             let state = snapshot.members.get(&issuer.member).map(|view| view.state);
             issuer.member == me || matches!(state, Some(MemberState::Alive | MemberState::Suspect))
         })
+    }
+
+    /// Begins to issue when the root has made this member an issuer. The key is already here.
+    async fn appoint_if_named(&self, me: MemberId, appointed: &mut BTreeSet<PublicKey>) {
+        let snapshot = self.snapshot.load_full();
+        let named = snapshot.active_issuers().filter(|issuer| issuer.member == me);
+        for issuer in named {
+            if appointed.contains(&issuer.key) {
+                continue;
+            }
+            match self.desk.lock().await.appoint(issuer) {
+                Ok(true) => {
+                    let name = self.credentials().name().clone();
+                    self.events.record(EventKind::IssuerAppointed, name, "by the root key");
+                }
+                Ok(false) | Err(DeskError::NotIssuer) => {} // known, or a key that was here once
+                Err(error) => {
+                    warn!(%error, "cannot issue with the key that the root named, tried again");
+                    continue;
+                }
+            }
+            appointed.insert(issuer.key);
+        }
+    }
+
+    /// Whether the leaf in use is from an issuer that the root took back, or allows other services
+    /// than the newest enrolment.
+    fn is_outdated(&self, credentials: &NodeCredentials) -> bool {
+        let snapshot = self.snapshot.load();
+        let issuer = snapshot.issuers.get(&credentials.enrolment().signer().member_id());
+        let newest = snapshot.enrolments.get(&credentials.member_id());
+        issuer.is_some_and(|issuer| !issuer.is_active)
+            || newest
+                .is_some_and(|newest| newest.enrolment.services != credentials.enrolled().services)
     }
 
     /// What is wrong with the certificates in use here, if anything is.
@@ -284,6 +325,18 @@ impl Keeper {
         let snapshot = self.snapshot.load();
         let view = snapshot.members.get(&member);
         view.map_or_else(|| member.to_string(), |view| view.name.to_string())
+    }
+}
+
+/// Sets the gauges of when the certificates of this member's chain end.
+pub(super) fn count_expiry(metrics: &Metrics, credentials: &NodeCredentials) {
+    let gauges =
+        [&metrics.cert_expiry_leaf, &metrics.cert_expiry_issuer, &metrics.cert_expiry_root];
+    for (gauge, der) in gauges.into_iter().zip(credentials.chain()) {
+        match Certificate::read(der) {
+            Ok(facts) => drop(gauge.set(facts.not_after as f64)),
+            Err(error) => warn!(%error, "a certificate of the own chain cannot be read"),
+        }
     }
 }
 

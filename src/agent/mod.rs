@@ -7,6 +7,7 @@
 //! Stopping goes in stages: announce draining, stop taking work, let what is open end, announce the
 //! restart (or the leave), say goodbye on the gossip plane, close the port, await every task.
 
+mod clocks;
 mod control;
 mod disk;
 mod identity;
@@ -125,8 +126,7 @@ impl Agent {
         info!(member = %credentials.name(), id = %credentials.member_id(), open_files, "starting");
         let (shutdown, metrics, clock) = (Shutdown::default(), Metrics::new(), Clock::new());
         let events = EventLog::new(credentials.name().as_str());
-        metrics.cert_expiry_leaf.set(credentials.expires_at() as f64);
-        metrics.cert_expiry_root.set(credentials.root_expires_at()? as f64);
+        identity::count_expiry(&metrics, &credentials);
         let tasks = TaskGroup::new(shutdown.clone());
         let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
 
@@ -222,6 +222,15 @@ impl Agent {
         });
         tasks.spawn("renew certificate", keeper.clone().renew_for_ever(entropy::seed()?));
         tasks.spawn("watch certificates", keeper.watch());
+        let measure = clocks::measure(
+            credentials.member_id(),
+            data.endpoint.clone(),
+            snapshot.clone(),
+            metrics.clone(),
+            entropy::seed()?,
+        );
+        tasks.spawn("compare clocks", measure);
+        let endpoint = data.endpoint.clone();
         let door = enrolment::serve(
             data.endpoint,
             data.enrolment,
@@ -244,6 +253,9 @@ impl Agent {
             proxy: data.proxy.clone(),
             gossip: gossip.clone(),
             desk,
+            me: credentials.member_id(),
+            snapshot: snapshot.clone(),
+            endpoint,
             advertise,
             events: events.clone(),
             leaving: leave,

@@ -106,7 +106,7 @@ fn cert_ttl(text: &str) -> Result<Duration, String> {
     }
 }
 
-fn open_dir(global: &Global) -> Result<DataDir, Failure> {
+pub(super) fn open_dir(global: &Global) -> Result<DataDir, Failure> {
     let path = data_dir(global).ok_or_else(|| {
         Failure::usage("no data directory is known").hint("--data-dir DIR or MURMESH_DATA_DIR")
     })?;

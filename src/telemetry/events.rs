@@ -66,6 +66,7 @@ pub enum EventKind {
     EndedAccepted,
     Degraded,
     Restored,
+    IssuerAppointed,
     EntryOpened,
     EntryFailed,
 }

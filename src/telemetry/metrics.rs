@@ -126,8 +126,12 @@ pub struct Metrics {
     pub gossip_turn_max: Gauge<f64, AtomicU64>,
     /// Seconds since 1970 at which this member's certificate ends.
     pub cert_expiry_leaf: Gauge<f64, AtomicU64>,
+    /// Seconds since 1970 at which the certificate of this member's issuer ends.
+    pub cert_expiry_issuer: Gauge<f64, AtomicU64>,
     /// Seconds since 1970 at which the root certificate ends.
     pub cert_expiry_root: Gauge<f64, AtomicU64>,
+    /// By how many seconds the others' clocks are ahead of ours; not a number until measured.
+    pub clock_skew: Gauge<f64, AtomicU64>,
     /// Round trip to peers with a data connection.
     pub tunnel_rtt: Histogram,
 }
@@ -151,6 +155,7 @@ impl Metrics {
         r.register("build", "Version of this agent", build);
         let expiry = Family::<KindLabels, Gauge<f64, AtomicU64>>::default();
         let cert_expiry_leaf = expiry.get_or_create_owned(&KindLabels { kind: "leaf" });
+        let cert_expiry_issuer = expiry.get_or_create_owned(&KindLabels { kind: "issuer" });
         let cert_expiry_root = expiry.get_or_create_owned(&KindLabels { kind: "root" });
         r.register("cert_expiry_timestamp_seconds", "When a certificate ends", expiry);
         macro_rules! table {
@@ -183,9 +188,11 @@ impl Metrics {
             "gossip_received_bytes" "Gossip payload bytes received" Counter::default();
             "gossip_turn_seconds_max" "Longest turn of the gossip driver in the last minute" Gauge::default();
         };
-        let tunnel_rtt = table! {
+        let (clock_skew, tunnel_rtt) = table! {
+            "clock_skew_seconds" "By how much peers' clocks are ahead of ours, median of the last five asked" Gauge::default();
             "tunnel_rtt_seconds" "Round trip to peers with a data connection" Histogram::new(exponential_buckets(0.000_05, 2.0, 16));
         };
+        Gauge::<f64, AtomicU64>::set(&clock_skew, f64::NAN);
         Self {
             registry: Arc::new(Mutex::new(registry)),
             requests,
@@ -207,7 +214,9 @@ impl Metrics {
             gossip_bytes_received: bytes_received,
             gossip_turn_max: turn,
             cert_expiry_leaf,
+            cert_expiry_issuer,
             cert_expiry_root,
+            clock_skew,
             tunnel_rtt,
         }
     }

@@ -8,6 +8,7 @@ use rcgen::{
 use rustls_pki_types::CertificateDer;
 use time::{Duration, OffsetDateTime};
 
+use super::certificate::member_uri;
 use super::verifier::ENROLMENT_OID;
 use super::{SecretKey, TlsError};
 use crate::model::{
@@ -18,7 +19,7 @@ use crate::runtime::{clock, entropy};
 use crate::wire;
 
 /// Clocks of newcomers may be behind ours by this much.
-const BACKDATE: Duration = Duration::hours(1);
+pub(super) const BACKDATE: std::time::Duration = std::time::Duration::from_secs(3_600);
 /// Life of roots and issuers: rotated by hand, not by expiry.
 const AUTHORITY_LIFE: Duration = Duration::days(365 * 20);
 
@@ -90,8 +91,7 @@ impl Authority {
         let from = enrolment.issued_at;
         let mut params = params(&format!("murmesh member {}", enrolment.name), from, ttl)?;
         params.serial_number = Some(SerialNumber::from(enrolment.serial));
-        let uri = format!("spiffe://{}.mesh/node/{}", self.mesh.short(), enrolment.name);
-        let uri = uri.try_into().map_err(failed)?;
+        let uri = member_uri(&self.mesh, enrolment).try_into().map_err(failed)?;
         params.subject_alt_names = vec![SanType::URI(uri)];
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages =
@@ -240,10 +240,12 @@ fn params(name: &str, from: u64, life: Duration) -> Result<CertificateParams, Tl
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, name);
     params.serial_number = Some(SerialNumber::from_slice(&entropy::random_bytes::<16>()?));
-    let from = i64::try_from(from).unwrap_or(i64::MAX);
-    let from = OffsetDateTime::from_unix_timestamp(from).map_err(failed)?;
-    params.not_before = from.saturating_sub(BACKDATE);
-    params.not_after = from.saturating_add(life);
+    let at = |seconds: u64| {
+        let seconds = i64::try_from(seconds).unwrap_or(i64::MAX);
+        OffsetDateTime::from_unix_timestamp(seconds).map_err(failed)
+    };
+    params.not_before = at(from.saturating_sub(BACKDATE.as_secs()))?;
+    params.not_after = at(from)?.saturating_add(life);
     Ok(params)
 }
 

@@ -143,11 +143,6 @@ impl NodeCredentials {
         self.inner.expires_at
     }
 
-    /// When the root certificate ends, in seconds since 1970.
-    pub fn root_expires_at(&self) -> Result<u64, TlsError> {
-        Ok(not_after(&CertificateDer::from(self.inner.genesis.root_certificate.clone()))?)
-    }
-
     /// To accept on `plane`. A client certificate is mandatory but at the enrolment door.
     pub fn server_config(&self, plane: Plane) -> Result<ServerConfig, TlsError> {
         let builder =

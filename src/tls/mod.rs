@@ -7,6 +7,7 @@
 //! issues ([`rotation`]); what is accepted past the end is in [`grace`].
 
 mod authority;
+mod certificate;
 mod credentials;
 pub mod grace;
 mod key;
@@ -19,6 +20,7 @@ mod token;
 mod verifier;
 
 pub use authority::{Authority, FoundedMesh, Root, found_mesh};
+pub use certificate::Certificate;
 pub use credentials::{NodeCredentials, Peer, joiner_config, peer_of, server_name};
 pub use key::SecretKey;
 pub use plane::Plane;

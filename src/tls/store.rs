@@ -134,15 +134,7 @@ impl DataDir {
 
     /// A secret key, which must be private.
     fn read_key(&self, name: &str) -> Result<Option<SecretKey>, StoreError> {
-        let Some(pem) = self.read(name)? else { return Ok(None) };
-        let pem = zeroize::Zeroizing::new(pem);
-        let metadata =
-            fs::metadata(self.file(name)).map_err(|error| self.failed("inspect", name, error))?;
-        let mode = metadata.permissions().mode() & 0o777;
-        if mode & 0o077 != 0 {
-            return Err(StoreError::NotPrivate { path: self.file(name), mode });
-        }
-        SecretKey::from_pem(&pem).map(Some).map_err(|error| self.damaged(name, error))
+        read_key(&self.file(name))
     }
 
     fn write_key(&self, name: &str, key: &SecretKey) -> Result<(), StoreError> {
@@ -328,6 +320,24 @@ impl DataDir {
             Err(error) => Err(self.failed("lock", LOCK, error.into())),
         }
     }
+}
+
+/// Reads a secret key in PEM, which must be private; `None` when there is no such file.
+pub fn read_key(path: &Path) -> Result<Option<SecretKey>, StoreError> {
+    let failed = |action, error| StoreError::Io { action, path: path.to_owned(), error };
+    let pem = match fs::read(path) {
+        Ok(pem) => zeroize::Zeroizing::new(pem),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(failed("read", error)),
+    };
+    let metadata = fs::metadata(path).map_err(|error| failed("inspect", error))?;
+    let mode = metadata.permissions().mode() & 0o777;
+    if mode & 0o077 != 0 {
+        return Err(StoreError::NotPrivate { path: path.to_owned(), mode });
+    }
+    let damaged =
+        |error: TlsError| StoreError::Damaged { path: path.to_owned(), what: error.to_string() };
+    SecretKey::from_pem(&pem).map(Some).map_err(damaged)
 }
 
 /// Held while an agent runs.

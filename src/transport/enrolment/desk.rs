@@ -1,6 +1,6 @@
 //! The issuer's desk: makes invites and redeems them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -154,15 +154,21 @@ impl IssuerDesk {
         Ok(Self { authority, credentials, dir, state, gossip, metrics, events })
     }
 
-    /// Begins to issue with `key`, which the root's `entry` made an issuer. The certificate goes to
-    /// disk, so that the next start knows.
-    pub fn appoint(&mut self, key: SecretKey, entry: &Entry) -> Result<(), DeskError> {
-        let issuer: Issuer = wire::decode_payload(&entry.payload())?;
+    /// Begins to issue as the root's word says, if this member holds that issuing key; returns
+    /// whether that is news. The certificate goes to disk, so that the next start knows.
+    pub fn appoint(&mut self, issuer: &Issuer) -> Result<bool, DeskError> {
+        if self.authority().is_ok_and(|authority| authority.key().public_key() == issuer.key) {
+            return Ok(false);
+        }
+        let key = self.dir.issuing_key()?;
+        if key.public_key() != issuer.key {
+            return Err(DeskError::NotIssuer);
+        }
         let (mesh, genesis) = (*self.credentials.mesh(), self.credentials.genesis());
         let authority = Authority::new(mesh, genesis, key, &issuer.certificate)?;
         self.dir.store_issuer_certificate(&issuer.certificate)?;
         self.authority = Some(authority);
-        Ok(())
+        Ok(true)
     }
 
     /// Makes an invite, gossips it, and returns the token that redeems it.
@@ -360,6 +366,35 @@ impl IssuerDesk {
         Ok(RenewedLeaf { chain, entries: vec![own, entry] })
     }
 
+    /// Vouches for the members that only the issuer with that key's hash vouches for: the root is
+    /// about to take it back. Their leaves go on; the next come from others. Returns their names.
+    pub async fn keep_members(&mut self, issuer: MemberId) -> Result<Vec<MemberName>, DeskError> {
+        self.check_active().await?;
+        let issuers = self.active_issuers().await?;
+        let all = self.gossip.entries(EntryKind::ENROLMENT).await.ok_or(DeskError::Stopping)?;
+        let is_vouched =
+            |entry: &Entry| issuers.contains_key(&entry.signer()) && entry.key().owner != issuer;
+        let vouched: BTreeSet<_> =
+            all.iter().filter(|entry| is_vouched(entry)).map(|entry| entry.key().subject).collect();
+        let mut kept = Vec::new();
+        for entry in all.iter().filter(|entry| entry.key().owner == issuer) {
+            let Ok(enrolment) = wire::decode_payload::<Enrolment>(&entry.payload()) else {
+                continue;
+            };
+            let is_sound = *enrolment.key.member_id().as_bytes() == entry.key().subject;
+            if vouched.contains(&entry.key().subject) || !is_sound {
+                continue;
+            }
+            self.state.serial += 1;
+            self.save()?;
+            let enrolment = Enrolment { serial: self.state.serial, ..enrolment };
+            let (entry, _) = self.authority()?.enrol(&enrolment)?;
+            self.publish(entry).await?;
+            kept.push(enrolment.name);
+        }
+        Ok(kept)
+    }
+
     /// Answers one question at the renewal door, asked by `peer`, given as the bytes that came in.
     pub async fn answer_member(&mut self, peer: &Peer, request: &[u8]) -> RenewalAnswer {
         let reply = match wire::decode(request) {
@@ -384,7 +419,8 @@ impl IssuerDesk {
         renewal::answer(reply)
     }
 
-    fn issuing_key(&self) -> Result<PublicKey, DeskError> {
+    /// The public half of this member's issuing key, made now if there is none.
+    pub fn issuing_key(&self) -> Result<PublicKey, DeskError> {
         Ok(self.dir.issuing_key()?.public_key())
     }
 

@@ -273,10 +273,12 @@ mod tests {
         let refused = ask_leaf(&endpoint, founder.door()).await.unwrap_err();
         assert!(matches!(refused, AskError::Refused(RenewalRefusal::NotIssuer)), "{refused}");
         // A fresh issuer is active, and whom only the dismissed one vouched for is nobody to it.
-        let fresh = SecretKey::generate().unwrap();
-        let appointed = founder.root().appoint(&fresh.public_key(), founder.me).unwrap();
+        std::fs::remove_file(dir.file("issuer.key")).unwrap();
+        let fresh = dir.issuing_key().unwrap().public_key();
+        let appointed = founder.root().appoint(&fresh, founder.me).unwrap();
         founder.gossip.publish(appointed.clone()).await.unwrap().unwrap();
-        founder.desk.lock().await.appoint(fresh, &appointed).unwrap();
+        let appointed = wire::decode_payload(&appointed.payload()).unwrap();
+        assert!(founder.desk.lock().await.appoint(&appointed).unwrap());
         let refused = ask_leaf(&endpoint, founder.door()).await.unwrap_err();
         assert!(matches!(refused, AskError::Refused(RenewalRefusal::Revoked)), "{refused}");
         assert_eq!((founder.refused("not_issuer"), founder.refused("revoked")), (1, 1));
