@@ -25,6 +25,9 @@ use crate::transport::gossip::GossipHandle;
 /// Local entries that one agent may open.
 const UPSTREAMS_MAX: usize = 256;
 
+/// Issuers that one token names: more would only make it longer.
+const TOKEN_ISSUERS_MAX: usize = 4;
+
 /// The desk behind the API's commands.
 pub(super) struct Controller {
     pub(super) dir: DataDir,
@@ -209,7 +212,7 @@ impl Controller {
     async fn invite(&self, options: InviteOptions) -> Result<InviteMade, ControlError> {
         let expires_at = crate::runtime::clock::unix_seconds() + options.ttl.as_secs();
         let mut desk = self.desk.lock().await;
-        let token = desk.invite(options, vec![self.advertise]).await.map_err(desk_error)?;
+        let token = desk.invite(options, self.issuer_addresses()).await.map_err(desk_error)?;
         let id = token.key().map_err(|error| ControlError::Failed(error.to_string()))?;
         let id = crate::model::Signer::public_key(&id).member_id();
         Ok(InviteMade { id, token: token.to_string(), expires_at })
@@ -236,6 +239,16 @@ impl Controller {
     async fn publish_entry(&self, entry: Entry) -> Result<(), ControlError> {
         let published = self.gossip.publish(entry).await.ok_or(ControlError::Stopping)?;
         published.map_err(ControlError::Invalid)
+    }
+
+    /// Where a newcomer may knock: here first, then at other living issuers.
+    fn issuer_addresses(&self) -> Vec<SocketAddr> {
+        let snapshot = self.snapshot.load();
+        let others = snapshot.active_issuers().filter(|issuer| issuer.member != self.me);
+        let others = others.filter_map(|issuer| snapshot.members.get(&issuer.member));
+        let others = others.filter(|view| view.state == MemberState::Alive);
+        let addresses = others.map(|view| view.address);
+        [self.advertise].into_iter().chain(addresses).take(TOKEN_ISSUERS_MAX).collect()
     }
 
     async fn invites(&self) -> Result<Vec<InviteView>, ControlError> {

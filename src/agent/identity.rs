@@ -22,7 +22,7 @@ use crate::telemetry::{EventKind, EventLog, Metrics};
 use crate::tls::grace::IssuerWatch;
 use crate::tls::rotation::Rotation;
 use crate::tls::store::{DataDir, StoreError};
-use crate::tls::{Certificate, NodeCredentials, TlsError};
+use crate::tls::{Certificate, Dismissed, NodeCredentials, TlsError};
 use crate::transport::enrolment::renewal::{AskError, Door, RenewedLeaf, ask_leaf};
 use crate::transport::enrolment::{DeskError, IssuerDesk};
 use crate::transport::gossip::GossipHandle;
@@ -54,6 +54,8 @@ enum RenewError {
     NoLater,
     #[error("the new leaf cannot be kept: {0}")]
     Store(#[from] StoreError),
+    #[error("the task that keeps the new leaf broke")]
+    Broken,
     #[error("the new leaf cannot be used: {0}")]
     Bind(#[from] BindError),
 }
@@ -67,7 +69,7 @@ impl RenewError {
             Self::Ask { error: AskError::Refused(_), .. } => "refused",
             Self::Ask { .. } => "unreachable",
             Self::Unusable(_) | Self::NoLater => "unusable",
-            Self::Store(_) | Self::Bind(_) => "failed",
+            Self::Store(_) | Self::Broken | Self::Bind(_) => "failed",
         }
     }
 }
@@ -138,12 +140,11 @@ impl Keeper {
     async fn renew(&self, rng: &mut SmallRng) -> Result<NodeCredentials, RenewError> {
         let old = self.credentials();
         let own = self.desk.lock().await.renew(old.member_id(), old.enrolment()).await;
-        match own {
+        let mut last = match own {
             Ok(leaf) => return self.take(&old, leaf).await,
-            Err(DeskError::NotIssuer) => {}
-            Err(error) => return Err(error.into()),
-        }
-        let mut last = RenewError::NoIssuer;
+            Err(DeskError::NotIssuer) => RenewError::NoIssuer,
+            Err(error) => error.into(), // for instance a full disk: another issuer may have room
+        };
         let mut doors = doors(&self.snapshot.load(), old.member_id(), rng);
         if doors.is_empty() {
             let seed = |address: &SocketAddr| Door { member: None, address: *address };
@@ -181,10 +182,7 @@ impl Keeper {
         }
         let (dir, chain) = (self.dir.clone(), renewed.chain().to_vec());
         let stored = tokio::task::spawn_blocking(move || dir.store_chain(&chain)).await;
-        match stored {
-            Ok(stored) => stored?,
-            Err(error) => warn!(%error, "the task that keeps the new leaf broke"),
-        }
+        stored.map_err(|_| RenewError::Broken)??;
         self.endpoint.set_credentials(&renewed)?;
         count_expiry(&self.metrics, &renewed);
         self.show(|identity| identity.credentials = renewed.clone());
@@ -212,6 +210,7 @@ impl Keeper {
                 self.chance.notify_one();
             }
             self.appoint_if_named(credentials.member_id(), &mut appointed).await;
+            credentials.dismissals().set(dismissed(&self.snapshot.load()));
             let is_outdated = self.is_outdated(&credentials);
             if is_outdated && !was_outdated {
                 self.outdated.notify_one();
@@ -326,6 +325,16 @@ impl Keeper {
         let view = snapshot.members.get(&member);
         view.map_or_else(|| member.to_string(), |view| view.name.to_string())
     }
+}
+
+/// Whose leaves prove nobody any more. Free in a mesh that never dismissed an issuer.
+fn dismissed(snapshot: &Snapshot) -> Dismissed {
+    let gone = snapshot.issuers.values().filter(|issuer| !issuer.is_active);
+    let issuers: BTreeSet<_> = gone.map(|issuer| issuer.key).collect();
+    if issuers.is_empty() {
+        return Dismissed::default();
+    }
+    Dismissed { issuers, kept: snapshot.enrolments.keys().copied().collect() }
 }
 
 /// Sets the gauges of when the certificates of this member's chain end.

@@ -10,6 +10,7 @@ use rustls::version::TLS13;
 use rustls::{ClientConfig, ServerConfig};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
 
+use super::dismissal::Dismissals;
 use super::grace::Grace;
 use super::rotation::Life;
 use super::verifier::{Anchor, MemberVerifier, Tolerance, carried_enrolment, not_after};
@@ -32,7 +33,14 @@ struct Inner {
     enrolment: Enrolment,
     entry: Entry,
     expires_at: u64,
+    trust: Trust,
+}
+
+/// What an agent learns about others' leaves while it runs; shared by all its own leaves.
+#[derive(Clone, Debug)]
+struct Trust {
     grace: Arc<Grace>,
+    dismissals: Dismissals,
 }
 
 impl NodeCredentials {
@@ -45,15 +53,16 @@ impl NodeCredentials {
         chain: Vec<CertificateDer<'static>>,
     ) -> Result<Self, TlsError> {
         let grace = Grace::new(Duration::from_secs(genesis.leaf_ttl_secs));
-        Self::with_grace(mesh, genesis, key, chain, grace)
+        let trust = Trust { grace, dismissals: Dismissals::default() };
+        Self::with_trust(mesh, genesis, key, chain, trust)
     }
 
-    fn with_grace(
+    fn with_trust(
         mesh: MeshId,
         genesis: Genesis,
         key: SecretKey,
         chain: Vec<CertificateDer<'static>>,
-        grace: Arc<Grace>,
+        trust: Trust,
     ) -> Result<Self, TlsError> {
         let leaf = chain.first().ok_or(super::VerifyError::NoEnrolment)?;
         let (enrolment, entry) = carried_enrolment(leaf)?;
@@ -61,15 +70,15 @@ impl NodeCredentials {
             return Err(super::VerifyError::OtherKey.into());
         }
         let expires_at = not_after(leaf)?;
-        let inner = Inner { mesh, genesis, key, chain, enrolment, entry, expires_at, grace };
+        let inner = Inner { mesh, genesis, key, chain, enrolment, entry, expires_at, trust };
         Ok(Self { inner: Arc::new(inner) })
     }
 
     /// The same member with the next leaf, which must be valid now and for the same key and name.
     pub fn renewed(&self, chain: Vec<CertificateDer<'static>>) -> Result<Self, TlsError> {
-        let Inner { mesh, genesis, key, grace, .. } = &*self.inner;
-        let (key, grace) = (key.duplicate()?, Arc::clone(grace));
-        let renewed = Self::with_grace(*mesh, genesis.clone(), key, chain, grace)?;
+        let Inner { mesh, genesis, key, trust, .. } = &*self.inner;
+        let (key, trust) = (key.duplicate()?, trust.clone());
+        let renewed = Self::with_trust(*mesh, genesis.clone(), key, chain, trust)?;
         if renewed.name() != self.name() {
             return Err(super::VerifyError::OtherName(renewed.name().clone()).into());
         }
@@ -95,7 +104,12 @@ impl NodeCredentials {
 
     /// Whether peers' ended leaves are accepted; one for all leaves of this member.
     pub fn grace(&self) -> &Arc<Grace> {
-        &self.inner.grace
+        &self.inner.trust.grace
+    }
+
+    /// Which issuers' leaves prove nobody any more; one for all leaves of this member.
+    pub fn dismissals(&self) -> &Dismissals {
+        &self.inner.trust.dismissals
     }
 
     /// Which mesh.
@@ -178,12 +192,14 @@ impl NodeCredentials {
     }
 
     fn tolerance(&self) -> Tolerance {
-        Tolerance::Grace(Arc::clone(&self.inner.grace))
+        Tolerance::Grace(Arc::clone(&self.inner.trust.grace))
     }
 
     fn verifier(&self, tolerance: Tolerance) -> Arc<MemberVerifier> {
         let root = CertificateDer::from(self.inner.genesis.root_certificate.clone());
-        Arc::new(MemberVerifier::new(self.inner.mesh, Anchor::Root(root), tolerance, provider()))
+        let anchor = Anchor::Root(root);
+        let dismissals = self.inner.trust.dismissals.clone();
+        Arc::new(MemberVerifier::new(self.inner.mesh, anchor, tolerance, dismissals, provider()))
     }
 
     fn private_key(&self) -> PrivateKeyDer<'static> {
@@ -194,7 +210,8 @@ impl NodeCredentials {
 /// To knock at the enrolment door with a token: no certificate, and only the root's key is known.
 pub fn joiner_config(token: &Token) -> Result<ClientConfig, TlsError> {
     let anchor = Anchor::RootKey(token.root);
-    let verifier = MemberVerifier::new(token.mesh, anchor, Tolerance::None, provider());
+    let verifier =
+        MemberVerifier::new(token.mesh, anchor, Tolerance::None, Dismissals::default(), provider());
     let mut config = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&TLS13])?
         .dangerous() // the verifier is ours, and stricter
@@ -243,12 +260,14 @@ pub fn peer_of(connection: &quinn::Connection) -> Option<Peer> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use rustls::{AlertDescription, CertificateError, ClientConnection, Error, ServerConnection};
 
     use super::*;
     use crate::model::Unlisted;
     use crate::tls::testing::{members_of, mesh_of};
-    use crate::tls::{Plane, found_mesh};
+    use crate::tls::{Dismissed, Plane, found_mesh};
 
     /// Runs a handshake in memory. The first error of either side, the server's first.
     fn handshake(client: ClientConfig, server: ServerConfig, name: &str) -> Result<(), Error> {
@@ -401,6 +420,21 @@ mod tests {
             let accepted = b.grace().take_accepted();
             assert_eq!(accepted.contains(&a.member_id()), is_grace, "what grace lets in is told");
         }
+    }
+
+    #[test]
+    fn a_dismissed_issuers_leaf_proves_only_whom_an_active_issuer_vouches_for() {
+        let [a, b] = &mesh_of(&["a", "b"]).unwrap()[..] else { panic!("two members") };
+        let try_it = || {
+            let server = b.server_config(Plane::Data).unwrap();
+            handshake(a.client_config(Plane::Data).unwrap(), server, &server_name(None))
+        };
+        let issuers: BTreeSet<_> = [a.enrolment().signer()].into();
+        b.dismissals().set(Dismissed { issuers: issuers.clone(), kept: BTreeSet::new() });
+        let refused = try_it().unwrap_err();
+        assert_eq!(refused, Error::InvalidCertificate(CertificateError::Revoked));
+        b.dismissals().set(Dismissed { issuers, kept: [a.member_id()].into() });
+        try_it().unwrap();
     }
 
     #[test]

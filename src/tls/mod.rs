@@ -9,6 +9,7 @@
 mod authority;
 mod certificate;
 mod credentials;
+mod dismissal;
 pub mod grace;
 mod key;
 mod plane;
@@ -22,6 +23,7 @@ mod verifier;
 pub use authority::{Authority, FoundedMesh, Root, found_mesh};
 pub use certificate::Certificate;
 pub use credentials::{NodeCredentials, Peer, joiner_config, peer_of, server_name};
+pub use dismissal::{Dismissals, Dismissed};
 pub use key::SecretKey;
 pub use plane::Plane;
 pub use token::Token;

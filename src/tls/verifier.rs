@@ -18,6 +18,7 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+use super::dismissal::Dismissals;
 use super::grace::{Grace, RENEWABLE};
 use crate::model::{
     Enrolment, Entry, EntryError, EntryKind, MemberId, MemberName, MeshId, PublicKey,
@@ -46,6 +47,8 @@ pub enum VerifyError {
     OtherKey,
     #[error("the enrolment was not signed by the issuer of the certificate")]
     OtherIssuer,
+    #[error("the issuer of the certificate was dismissed, and no other vouches for the member")]
+    Dismissed,
     #[error("the enrolment's signature does not hold in this mesh")]
     Signature,
     #[error("the certificate is for the name '{0}'")]
@@ -62,6 +65,7 @@ impl From<VerifyError> for RustlsError {
     fn from(error: VerifyError) -> Self {
         match error {
             VerifyError::OtherRoot => CertificateError::UnknownIssuer.into(),
+            VerifyError::Dismissed => CertificateError::Revoked.into(),
             VerifyError::OtherMember { .. } => CertificateError::NotValidForName.into(),
             other => CertificateError::Other(OtherError(Arc::new(other))).into(),
         }
@@ -104,6 +108,7 @@ pub(super) struct MemberVerifier {
     mesh: MeshId,
     anchor: Anchor,
     tolerance: Tolerance,
+    dismissals: Dismissals,
     provider: Arc<CryptoProvider>,
 }
 
@@ -112,9 +117,10 @@ impl MemberVerifier {
         mesh: MeshId,
         anchor: Anchor,
         tolerance: Tolerance,
+        dismissals: Dismissals,
         provider: Arc<CryptoProvider>,
     ) -> Self {
-        Self { mesh, anchor, tolerance, provider }
+        Self { mesh, anchor, tolerance, dismissals, provider }
     }
 
     /// Whose leaf this is, if everything about it holds at `now`.
@@ -172,6 +178,9 @@ impl MemberVerifier {
         }
         if !entry.is_signed(&self.mesh) {
             return Err(VerifyError::Signature);
+        }
+        if !self.dismissals.admit(&entry.signer(), &enrolment) {
+            return Err(VerifyError::Dismissed);
         }
         Ok((enrolment, entry))
     }
