@@ -272,7 +272,7 @@ pub enum ControlError {
     #[error("{0}")]
     NotPermitted(String),
     /// Only issuers can; ask one.
-    #[error("this member is no issuer; run this on one (murmesh issuer list)")]
+    #[error("this member is no issuer; run this where 'murmesh init' was run, or see murmesh issuer list")]
     NotIssuer,
     /// The agent answers nothing any more. A retry after its restart is safe.
     #[error("the agent is stopping")]
