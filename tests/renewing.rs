@@ -299,3 +299,36 @@ fn a_second_issuer_takes_over_without_a_restart_and_the_first_may_go() {
     fourth.wait_state("third", "alive", SOON);
     mesh.agent("third").wait_state("fourth", "alive", SOON);
 }
+
+#[test]
+fn a_grant_reaches_the_certificate_and_what_is_not_granted_is_nobodys_to_call() {
+    let _turn = alone();
+    let mesh = mesh_of(&["issuer", "member"], 3_600);
+    let [issuer, member] = &mesh.agents[..] else { panic!("two agents") };
+    let echo = Server::start(Kind::Echo);
+    member.expose("web", echo.address);
+    member.expose("db", echo.address);
+    issuer.wait_endpoints("db", 1);
+    member.run(&["grant", "member", "--services", "db"]).fails(77);
+    issuer.run(&["grant", "nobody", "--services", "db"]).fails(2);
+    issuer.run(&["grant", "member", "--services", "web,cache"]).ok();
+    issuer.wait_endpoints("db", 0);
+    issuer.wait_endpoints("web", 1);
+    eventually("the certificate says so, too", SOON, || {
+        let services = on_disk(member).enrolled().services.clone();
+        check(services.as_ref().is_some_and(|allowed| allowed.len() == 2), services)
+    });
+    // From the renewed certificate the agent knows at once, without a restart.
+    eventually("the member may offer a cache", SOON, || {
+        let ran = member.run(&["expose", "cache", &echo.address.to_string()]);
+        check(ran.code == Some(0), ran)
+    });
+    issuer.wait_endpoints("cache", 1);
+    member.run(&["expose", "db", &echo.address.to_string()]).fails(77);
+    issuer.run(&["grant", "member", "--all"]).ok();
+    eventually("the member may offer a db again", SOON, || {
+        let ran = member.run(&["expose", "db", &echo.address.to_string()]);
+        check(ran.code == Some(0), ran)
+    });
+    issuer.wait_endpoints("db", 1);
+}

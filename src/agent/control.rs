@@ -13,7 +13,9 @@ use crate::api::{
 };
 use crate::config::RuntimeFile;
 use crate::mesh::{MemberView, Snapshot};
-use crate::model::{Entry, InstanceId, MemberId, MemberName, MemberState, PublicKey, Target};
+use crate::model::{
+    Entry, InstanceId, MemberId, MemberName, MemberState, PublicKey, ServiceName, Target,
+};
 use crate::proxy::{EntryOptions, Proxy};
 use crate::telemetry::{EventKind, EventLog};
 use crate::tls::store::DataDir;
@@ -42,6 +44,8 @@ pub(super) struct Controller {
     pub(super) gossip: GossipHandle,
     pub(super) desk: Arc<Mutex<IssuerDesk>>,
     pub(super) me: MemberId,
+    /// What this member may offer, as its newest leaf says; all when absent.
+    pub(super) allowed: watch::Receiver<Option<Vec<ServiceName>>>,
     pub(super) snapshot: Arc<ArcSwap<Snapshot>>,
     /// To ask other members.
     pub(super) endpoint: Endpoint,
@@ -55,8 +59,24 @@ pub(super) struct Controller {
 impl Controller {
     /// Answers commands until nobody can ask any more.
     pub(super) async fn run(mut self, mut commands: mpsc::Receiver<Control>) {
-        while let Some(command) = commands.recv().await {
-            self.answer(command).await;
+        loop {
+            tokio::select! {
+                command = commands.recv() => match command {
+                    Some(command) => self.answer(command).await,
+                    None => return,
+                },
+                Ok(()) = self.allowed.changed() => self.keep_to_allowed().await,
+            }
+        }
+    }
+
+    /// Takes back what this member may not offer any more; a wider grant needs a new `expose`.
+    async fn keep_to_allowed(&mut self) {
+        let allowed = self.allowed.borrow_and_update().clone();
+        let over = self.services.allow(allowed);
+        if !over.is_empty() {
+            warn!(instances = ?over, "taken back: this member may not offer them any more");
+            self.publish().await;
         }
     }
 
@@ -83,6 +103,10 @@ impl Controller {
             Control::KeepMembers { issuer, reply } => {
                 let kept = self.desk.lock().await.keep_members(issuer).await;
                 drop(reply.send(kept.map_err(desk_error)));
+            }
+            Control::Grant { name, services, reply } => {
+                let granted = self.desk.lock().await.grant(&name, services).await;
+                drop(reply.send(granted.map_err(desk_error)));
             }
             Control::Publish { entry, reply } => drop(reply.send(self.publish_entry(entry).await)),
             Control::RevokeInvite { id, reply } => drop(reply.send(self.revoke_invite(id).await)),
@@ -289,6 +313,9 @@ fn desk_error(error: DeskError) -> ControlError {
     match error {
         DeskError::NoInvite(id) => ControlError::NotFound { what: "invite", name: id.to_string() },
         DeskError::Stopping => ControlError::Stopping,
+        DeskError::NoMember(name) => {
+            ControlError::NotFound { what: "member", name: name.to_string() }
+        }
         DeskError::NotIssuer => ControlError::NotIssuer,
         DeskError::TooManyInvites => ControlError::Conflict(error.to_string()),
         other => ControlError::Failed(other.to_string()),

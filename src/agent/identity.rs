@@ -10,13 +10,13 @@ use arc_swap::ArcSwap;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use rand::seq::SliceRandom;
-use tokio::sync::{Mutex, Notify};
+use tokio::sync::{Mutex, Notify, watch};
 use tokio::time::sleep;
 use tracing::warn;
 
 use crate::api::Identity;
 use crate::mesh::Snapshot;
-use crate::model::{MemberId, MemberState, Moment, PublicKey};
+use crate::model::{EntryVersion, MemberId, MemberState, Moment, PublicKey, ServiceName};
 use crate::runtime::clock::{self, Clock};
 use crate::telemetry::{EventKind, EventLog, Metrics};
 use crate::tls::grace::IssuerWatch;
@@ -50,8 +50,8 @@ enum RenewError {
     #[error("the new leaf is not usable: {0}")]
     Unusable(#[from] TlsError),
     /// Fault: the issuer's clock, or ours.
-    #[error("the new leaf ends no later than the old one; are the clocks right?")]
-    NoLater,
+    #[error("the new leaf is no newer than the old one; is the issuer's clock right?")]
+    NotNewer,
     #[error("the new leaf cannot be kept: {0}")]
     Store(#[from] StoreError),
     #[error("the task that keeps the new leaf broke")]
@@ -68,7 +68,7 @@ impl RenewError {
             Self::Desk(_) => "failed",
             Self::Ask { error: AskError::Refused(_), .. } => "refused",
             Self::Ask { .. } => "unreachable",
-            Self::Unusable(_) | Self::NoLater => "unusable",
+            Self::Unusable(_) | Self::NotNewer => "unusable",
             Self::Store(_) | Self::Broken | Self::Bind(_) => "failed",
         }
     }
@@ -83,6 +83,8 @@ pub(super) struct Keeper {
     /// Asked when no issuer's address is known.
     pub(super) seeds: Vec<SocketAddr>,
     pub(super) snapshot: Arc<ArcSwap<Snapshot>>,
+    /// Told what this member may offer, when that changes.
+    pub(super) allow: watch::Sender<Option<Vec<ServiceName>>>,
     /// For readers, replaced whole.
     pub(super) identity: Arc<ArcSwap<Identity>>,
     pub(super) events: EventLog,
@@ -173,8 +175,9 @@ impl Keeper {
     ) -> Result<NodeCredentials, RenewError> {
         let renewed = old.renewed(leaf.chain)?;
         let has_same_issuer = renewed.enrolment().signer() == old.enrolment().signer();
-        if has_same_issuer && renewed.expires_at() <= old.expires_at() {
-            return Err(RenewError::NoLater);
+        let number = |leaf: &NodeCredentials| (leaf.enrolled().issued_at, leaf.enrolled().serial);
+        if has_same_issuer && number(&renewed) <= number(old) {
+            return Err(RenewError::NotNewer);
         }
         // Others, and our own next start, believe the enrolment only with its issuer's entry.
         for entry in leaf.entries {
@@ -186,6 +189,12 @@ impl Keeper {
         self.endpoint.set_credentials(&renewed)?;
         count_expiry(&self.metrics, &renewed);
         self.show(|identity| identity.credentials = renewed.clone());
+        self.allow.send_if_modified(|allowed| {
+            let services = &renewed.enrolled().services;
+            let has_changed = allowed != services;
+            allowed.clone_from(services);
+            has_changed
+        });
         let late = clock::unix_seconds().saturating_sub(old.expires_at());
         let reason = match late {
             0 => format!("serial {}", renewed.enrolled().serial),
@@ -201,7 +210,7 @@ impl Keeper {
     /// Looks at the mesh every second: whether an issuer is there, whose ended leaves were accepted.
     pub(super) async fn watch(self: Arc<Self>) {
         let (mut issuers, mut accepted) = (IssuerWatch::default(), BTreeMap::new());
-        let (mut warned_at, mut was_outdated): (Option<Moment>, _) = (None, false);
+        let (mut warned_at, mut outdated): (Option<Moment>, Option<EntryVersion>) = (None, None);
         let mut appointed = BTreeSet::new();
         loop {
             let (now, credentials) = (self.clock.now(), self.credentials());
@@ -211,11 +220,11 @@ impl Keeper {
             }
             self.appoint_if_named(credentials.member_id(), &mut appointed).await;
             credentials.dismissals().set(dismissed(&self.snapshot.load()));
-            let is_outdated = self.is_outdated(&credentials);
-            if is_outdated && !was_outdated {
+            let leaf = credentials.enrolment().version();
+            if self.is_outdated(&credentials) && outdated != Some(leaf) {
+                outdated = Some(leaf); // once for each leaf: failures have pauses of their own
                 self.outdated.notify_one();
             }
-            was_outdated = is_outdated;
             credentials.grace().set_open(issuers.is_grace_open(since_start(now)));
             for member in credentials.grace().take_accepted() {
                 if accepted.insert(member, now).is_none() {

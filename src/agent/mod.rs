@@ -206,7 +206,9 @@ impl Agent {
             renews_at: 0,
             degraded: None,
         }));
+        let (allow, allowed) = watch::channel(credentials.enrolled().services.clone());
         let keeper = Arc::new(Keeper {
+            allow,
             dir: dir.clone(),
             endpoint: data.endpoint.clone(),
             gossip: gossip.clone(),
@@ -254,6 +256,7 @@ impl Agent {
             gossip: gossip.clone(),
             desk,
             me: credentials.member_id(),
+            allowed,
             snapshot: snapshot.clone(),
             endpoint,
             advertise,

@@ -87,6 +87,15 @@ pub enum Control {
         /// Their names; [`ControlError::NotIssuer`] on a member that may not.
         reply: Reply<Vec<MemberName>>,
     },
+    /// Say what a member may offer.
+    Grant {
+        /// Which member.
+        name: MemberName,
+        /// Everything when absent.
+        services: Option<Vec<ServiceName>>,
+        /// [`ControlError::NotFound`] when nobody is enrolled under that name.
+        reply: Reply<()>,
+    },
     /// Spread an entry that was signed elsewhere.
     Publish {
         /// By whoever may.
@@ -272,7 +281,9 @@ pub enum ControlError {
     #[error("{0}")]
     NotPermitted(String),
     /// Only issuers can; ask one.
-    #[error("this member is no issuer; run this where 'murmesh init' was run, or see murmesh issuer list")]
+    #[error(
+        "this member is no issuer; run this where 'murmesh init' was run, or see murmesh issuer list"
+    )]
     NotIssuer,
     /// The agent answers nothing any more. A retry after its restart is safe.
     #[error("the agent is stopping")]

@@ -14,6 +14,6 @@ pub mod views;
 
 pub use control::{Control, ControlError, ExposeSpec, InviteMade, UpstreamSelector, UpstreamSpec};
 pub use problem::Problem;
-pub use routes::{ExposeRequest, InviteRequest, routes};
+pub use routes::{ExposeRequest, GrantRequest, InviteRequest, routes};
 pub use server::{ADDRESS_FILE, serve};
 pub use state::{ApiState, ApiToken, Identity, InFlight, Local, Readiness, SettingView};

@@ -60,6 +60,7 @@ fn table() -> Vec<Route> {
         (Method::POST, "/v1/mesh/upstream", on(MethodFilter::POST, upstream)),
         (Method::DELETE, "/v1/mesh/upstream", on(MethodFilter::DELETE, close_upstream)),
         (Method::POST, "/v1/mesh/entries", on(MethodFilter::POST, publish)),
+        (Method::POST, "/v1/mesh/grants", on(MethodFilter::POST, grant)),
         (Method::GET, "/v1/mesh/issuers", on(MethodFilter::GET, issuers)),
         (Method::POST, "/v1/mesh/issuers/{node}/key", on(MethodFilter::POST, issuing_key)),
         (Method::POST, "/v1/mesh/issuers/{node}/keep", on(MethodFilter::POST, keep_members)),
@@ -381,6 +382,23 @@ async fn keep_members(State(state): State<ApiState>, Path(issuer): Path<String>)
     let issuer = named::<MemberId>(&issuer)?;
     let kept = Control::ask(&state.control, |reply| Control::KeepMembers { issuer, reply });
     Ok(Json(kept.await?).into_response())
+}
+
+/// The body of `POST /v1/mesh/grants`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct GrantRequest {
+    pub node: MemberName,
+    /// All when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub services: Option<Vec<ServiceName>>,
+}
+
+async fn grant(State(state): State<ApiState>, request: Request) -> Answer {
+    let GrantRequest { node: name, services } = body(request).await?;
+    Control::ask(&state.control, |reply| Control::Grant { name, services, reply }).await?;
+    Ok(Json(json!({ "granted": true })).into_response())
 }
 
 /// The body of `POST /v1/mesh/entries`.

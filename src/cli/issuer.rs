@@ -1,5 +1,5 @@
 //! `issuer`: who may let members in and renew their certificates. The root key signs here, on the
-//! command line; agents only carry what it signed.
+//! command line; agents only carry what it signed. `grant`: what an issuer lets a member offer.
 
 use std::path::PathBuf;
 
@@ -14,8 +14,9 @@ use super::client::{Client, encoded};
 use super::exit::{Exit, Failure, Outcome};
 use super::found::{open_dir, store_failure};
 use super::output::{Drawing, Grid, Listing, cell, count, line, note, show, state};
+use crate::api::GrantRequest;
 use crate::api::views::{IssuerRow, IssuingKey};
-use crate::model::{Entry, Issuer, MemberName};
+use crate::model::{Entry, Issuer, MemberName, ServiceName};
 use crate::tls::Root;
 use crate::tls::store::{self, StoreError};
 
@@ -38,6 +39,31 @@ pub(super) struct IssuerArgs {
     /// The root key of the mesh [default: root.key in the data directory]
     #[arg(long, value_name = "FILE", env = "MURMESH_ROOT_KEY", hide_env_values = true)]
     root_key: Option<PathBuf>,
+}
+
+/// Arguments of `grant`.
+#[derive(Debug, Args)]
+pub(super) struct GrantArgs {
+    /// Which member
+    node: MemberName,
+    /// The only services that it may offer
+    #[arg(long, value_delimiter = ',', value_name = "web,db", required_unless_present = "all")]
+    services: Option<Vec<ServiceName>>,
+    /// It may offer every service
+    #[arg(long, conflicts_with = "services")]
+    all: bool,
+}
+
+/// Says what a member may offer. Issuers only.
+pub(super) async fn grant(global: &Global, args: GrantArgs) -> Outcome {
+    let client = Client::new(global)?;
+    let request = GrantRequest { node: args.node.clone(), services: args.services };
+    client.change::<Value>(Method::POST, "/v1/mesh/grants", &request).await?;
+    let what = request.services.map_or("every service".to_owned(), |services| {
+        services.iter().map(ServiceName::as_str).collect::<Vec<_>>().join(", ")
+    });
+    line(format_args!("{} may offer {what}", args.node));
+    Ok(Exit::Ok)
 }
 
 /// Makes issuers, lists them, takes them back.

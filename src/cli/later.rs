@@ -6,7 +6,6 @@ use clap::error::{ContextKind, ContextValue, Error, ErrorKind};
 use super::exit::Failure;
 
 const VERBS: &[&str] = &[
-    "grant",
     "curl",
     "stat",
     "top",

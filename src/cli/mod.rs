@@ -107,6 +107,8 @@ enum Verb {
     Certs(certs::CertsArgs),
     /// Tell what happened
     Events(look::EventsArgs),
+    /// Say what a member may offer; on an issuer
+    Grant(issuer::GrantArgs),
     /// Say who may let members in and renew their certificates
     #[command(subcommand)]
     Issuer(issuer::IssuerVerb),
@@ -197,6 +199,7 @@ async fn answer(cli: Cli) -> Outcome {
         Verb::Endpoints(args) => look::endpoints(global, args).await,
         Verb::Certs(args) => certs::certs(global, args).await,
         Verb::Events(args) => look::events(global, args).await,
+        Verb::Grant(args) => issuer::grant(global, args).await,
         Verb::Issuer(verb) => issuer::issuer(global, verb).await,
         Verb::Leave => offer::leave(global).await,
         Verb::Validate(args) => settings::validate(&args),

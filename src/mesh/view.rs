@@ -166,7 +166,12 @@ impl Mesh {
         let mut services: BTreeMap<ServiceName, ServiceView> = BTreeMap::new();
         for (id, record, version) in self.catalogue.records() {
             let known = self.known.get(&id).copied().unwrap_or_else(|| Known::new(self.now));
-            for instance in &record.instances {
+            // What an enrolment does not allow, or no more, is nobody's to call.
+            let allowed = self.catalogue.enrolment(id).and_then(|known| known.services.as_ref());
+            let is_allowed = |instance: &&InstanceRecord| {
+                allowed.is_none_or(|allowed| allowed.contains(&instance.service))
+            };
+            for instance in record.instances.iter().filter(is_allowed) {
                 let endpoint = self.endpoint(id, record, instance, &known);
                 let service = services.entry(instance.service.clone());
                 let service = service.or_insert_with(|| ServiceView {

@@ -67,6 +67,7 @@ pub enum EventKind {
     Degraded,
     Restored,
     IssuerAppointed,
+    ServicesGranted,
     EntryOpened,
     EntryFailed,
 }

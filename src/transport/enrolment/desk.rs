@@ -134,6 +134,8 @@ pub enum DeskError {
     Revoked,
     #[error("the mesh refused the entry: {0}")]
     Refused(String),
+    #[error("no member '{0}' is enrolled")]
+    NoMember(MemberName),
     #[error("no invite with id {0} was made here")]
     NoInvite(MemberId),
     #[error("{INVITES_MAX} invites are open; revoke some (murmesh invite revoke ID)")]
@@ -393,6 +395,33 @@ impl IssuerDesk {
             kept.push(enrolment.name);
         }
         Ok(kept)
+    }
+
+    /// Lets the member called `name` offer these services and no others; all when absent. Its next
+    /// leaf says so, too.
+    pub async fn grant(
+        &mut self,
+        name: &MemberName,
+        services: Option<Vec<ServiceName>>,
+    ) -> Result<(), DeskError> {
+        self.check_active().await?;
+        let issuers = self.active_issuers().await?;
+        let all = self.gossip.entries(EntryKind::ENROLMENT).await.ok_or(DeskError::Stopping)?;
+        let held = all
+            .iter()
+            .filter(|entry| issuers.contains_key(&entry.signer()))
+            .filter_map(|entry| wire::decode_payload::<Enrolment>(&entry.payload()).ok())
+            .filter(|enrolment| enrolment.name == *name);
+        let newest = held.max_by_key(|enrolment| (enrolment.issued_at, enrolment.serial));
+        let newest = newest.ok_or_else(|| DeskError::NoMember(name.clone()))?;
+        self.state.serial += 1;
+        self.save()?;
+        let (serial, issued_at) = (self.state.serial, clock::unix_seconds());
+        let enrolment = Enrolment { serial, issued_at, services, ..newest };
+        let (entry, _) = self.authority()?.enrol(&enrolment)?;
+        self.publish(entry).await?;
+        self.events.record(EventKind::ServicesGranted, name, "asked for by the local API");
+        Ok(())
     }
 
     /// Answers one question at the renewal door, asked by `peer`, given as the bytes that came in.
