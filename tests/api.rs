@@ -6,14 +6,15 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use murmesh::api::{
-    ApiState, ApiToken, CallView, Calls, Control, ControlError, ExposeSpec, Local, Problem,
-    Readiness, routes, serve,
+    ApiState, ApiToken, CallView, Calls, Control, ControlError, ExposeSpec, Identity, Local,
+    Problem, Readiness, routes, serve,
 };
 use murmesh::mesh::{Endpoint, EndpointState, MemberView, ServiceView, Snapshot};
 use murmesh::model::{Epoch, MemberId, MemberPhase, MemberState, MeshId, Moment, Protocol, Weight};
 use murmesh::runtime::clock::Clock;
 use murmesh::runtime::{Shutdown, TaskGroup};
 use murmesh::telemetry::{Door, EventKind, EventLog, Metrics};
+use murmesh::tls::testing::mesh_of;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -79,6 +80,11 @@ fn replaced_by(spec: &ExposeSpec) -> Option<ExposeSpec> {
     }
 }
 
+fn identity() -> Identity {
+    let credentials = mesh_of(&["eins"]).unwrap().remove(0);
+    Identity { credentials, renews_at: 4_000_000_000, degraded: None }
+}
+
 /// An agent that says yes, except to the instance `nobody`.
 async fn stand_in(mut commands: mpsc::Receiver<Control>) {
     while let Some(command) = commands.recv().await {
@@ -94,6 +100,10 @@ async fn stand_in(mut commands: mpsc::Receiver<Control>) {
             Control::Upstream { spec, reply, .. } => drop(reply.send(Ok(spec))),
             Control::CloseUpstreams { reply, .. } => drop(reply.send(Ok(Vec::new()))),
             Control::Invite { reply, .. } => drop(reply.send(Err(ControlError::NotIssuer))),
+            Control::IssuingKey { reply, .. } => drop(reply.send(Err(ControlError::Stopping))),
+            Control::KeepMembers { reply, .. } => drop(reply.send(Ok(Vec::new()))),
+            Control::Grant { reply, .. } => drop(reply.send(Ok(()))),
+            Control::Publish { reply, .. } => drop(reply.send(Ok(()))),
             Control::Invites { reply } => drop(reply.send(Ok(Vec::new()))),
         }
     }
@@ -112,6 +122,7 @@ async fn api_that_forgets_after(forget_after: Duration) -> Api {
         mesh: MeshId([9; 32]),
         snapshot: Arc::new(ArcSwap::from_pointee(snapshot())),
         local: Arc::new(ArcSwap::from_pointee(Local::default())),
+        identity: Arc::new(ArcSwap::from_pointee(identity())),
         calls: Calls::new(|endpoint| CallView {
             in_flight: 4,
             trouble: (endpoint.instance.as_str() == "web-4").then_some("unreachable"),

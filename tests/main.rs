@@ -13,6 +13,7 @@ mod hostile;
 mod joining;
 mod partitions;
 mod reaching;
+mod renewing;
 mod sixteen;
 mod support;
 mod surviving;

@@ -13,15 +13,23 @@ use crate::api::{
     Control, ControlError, ExposeSpec, InviteMade, Lifetime, Local, UpstreamSelector, UpstreamSpec,
 };
 use crate::config::RuntimeFile;
-use crate::model::{InstanceId, MemberId, Target};
+use crate::mesh::{MemberView, Snapshot};
+use crate::model::{
+    Entry, InstanceId, MemberId, MemberName, MemberState, PublicKey, ServiceName, Target,
+};
 use crate::proxy::{EntryOptions, Proxy};
 use crate::telemetry::{EventKind, EventLog};
 use crate::tls::store::DataDir;
+use crate::transport::Endpoint;
+use crate::transport::enrolment::renewal::{Door, ask_issuing_key};
 use crate::transport::enrolment::{DeskError, InviteOptions, InviteView, IssuerDesk};
 use crate::transport::gossip::GossipHandle;
 
 /// Local entries that one agent may open.
 const UPSTREAMS_MAX: usize = 256;
+
+/// Issuers that one token names: more would only make it longer.
+const TOKEN_ISSUERS_MAX: usize = 4;
 
 /// The desk behind the API's commands.
 pub(super) struct Controller {
@@ -35,7 +43,13 @@ pub(super) struct Controller {
     pub(super) view: Arc<ArcSwap<Local>>,
     pub(super) proxy: Proxy,
     pub(super) gossip: GossipHandle,
-    pub(super) desk: Option<Arc<Mutex<IssuerDesk>>>,
+    pub(super) desk: Arc<Mutex<IssuerDesk>>,
+    pub(super) me: MemberId,
+    /// What this member may offer, as its newest leaf says; all when absent.
+    pub(super) allowed: watch::Receiver<Option<Vec<ServiceName>>>,
+    pub(super) snapshot: Arc<ArcSwap<Snapshot>>,
+    /// To ask other members.
+    pub(super) endpoint: Endpoint,
     /// Where newcomers knock.
     pub(super) advertise: SocketAddr,
     pub(super) events: EventLog,
@@ -46,8 +60,24 @@ pub(super) struct Controller {
 impl Controller {
     /// Answers commands until nobody can ask any more.
     pub(super) async fn run(mut self, mut commands: mpsc::Receiver<Control>) {
-        while let Some(command) = commands.recv().await {
-            self.answer(command).await;
+        loop {
+            tokio::select! {
+                command = commands.recv() => match command {
+                    Some(command) => self.answer(command).await,
+                    None => return,
+                },
+                Ok(()) = self.allowed.changed() => self.keep_to_allowed().await,
+            }
+        }
+    }
+
+    /// Takes back what this member may not offer any more; a wider grant needs a new `expose`.
+    async fn keep_to_allowed(&mut self) {
+        let allowed = self.allowed.borrow_and_update().clone();
+        let over = self.services.allow(allowed);
+        if !over.is_empty() {
+            warn!(instances = ?over, "taken back: this member may not offer them any more");
+            self.publish().await;
         }
     }
 
@@ -73,6 +103,18 @@ impl Controller {
             Control::Leave { reply } => drop(reply.send(self.leave())),
             Control::Invite { options, reply } => drop(reply.send(self.invite(options).await)),
             Control::Invites { reply } => drop(reply.send(self.invites().await)),
+            Control::IssuingKey { name, reply } => {
+                drop(reply.send(self.issuing_key(name).await));
+            }
+            Control::KeepMembers { issuer, reply } => {
+                let kept = self.desk.lock().await.keep_members(issuer).await;
+                drop(reply.send(kept.map_err(desk_error)));
+            }
+            Control::Grant { name, services, reply } => {
+                let granted = self.desk.lock().await.grant(&name, services).await;
+                drop(reply.send(granted.map_err(desk_error)));
+            }
+            Control::Publish { entry, reply } => drop(reply.send(self.publish_entry(entry).await)),
             Control::RevokeInvite { id, reply } => drop(reply.send(self.revoke_invite(id).await)),
         }
     }
@@ -213,23 +255,52 @@ impl Controller {
 
     async fn invite(&self, options: InviteOptions) -> Result<InviteMade, ControlError> {
         let expires_at = crate::runtime::clock::unix_seconds() + options.ttl.as_secs();
-        let mut desk = self.desk()?.lock().await;
-        let token = desk.invite(options, vec![self.advertise]).await.map_err(desk_error)?;
+        let mut desk = self.desk.lock().await;
+        let token = desk.invite(options, self.issuer_addresses()).await.map_err(desk_error)?;
         let id = token.key().map_err(|error| ControlError::Failed(error.to_string()))?;
         let id = crate::model::Signer::public_key(&id).member_id();
         Ok(InviteMade { id, token: token.to_string(), expires_at })
     }
 
+    /// Asks a member for its issuing key, which need not exist yet.
+    async fn issuing_key(&self, name: MemberName) -> Result<(MemberId, PublicKey), ControlError> {
+        let snapshot = self.snapshot.load_full();
+        let is_meant =
+            |view: &&Arc<MemberView>| view.name == name && view.state == MemberState::Alive;
+        let view = snapshot.members.values().find(is_meant).ok_or_else(|| {
+            ControlError::NotFound { what: "living member", name: name.to_string() }
+        })?;
+        if view.id == self.me {
+            let key = self.desk.lock().await.issuing_key().map_err(desk_error)?;
+            return Ok((view.id, key));
+        }
+        let door = Door { member: Some(view.id), address: view.address };
+        let key = ask_issuing_key(&self.endpoint, door).await;
+        key.map(|key| (view.id, key))
+            .map_err(|error| ControlError::Failed(format!("{name}: {error}")))
+    }
+
+    async fn publish_entry(&self, entry: Entry) -> Result<(), ControlError> {
+        let published = self.gossip.publish(entry).await.ok_or(ControlError::Stopping)?;
+        published.map_err(ControlError::Invalid)
+    }
+
+    /// Where a newcomer may knock: here first, then at other living issuers.
+    fn issuer_addresses(&self) -> Vec<SocketAddr> {
+        let snapshot = self.snapshot.load();
+        let others = snapshot.active_issuers().filter(|issuer| issuer.member != self.me);
+        let others = others.filter_map(|issuer| snapshot.members.get(&issuer.member));
+        let others = others.filter(|view| view.state == MemberState::Alive);
+        let addresses = others.map(|view| view.address);
+        [self.advertise].into_iter().chain(addresses).take(TOKEN_ISSUERS_MAX).collect()
+    }
+
     async fn invites(&self) -> Result<Vec<InviteView>, ControlError> {
-        self.desk()?.lock().await.invites().await.map_err(desk_error)
+        self.desk.lock().await.invites().await.map_err(desk_error)
     }
 
     async fn revoke_invite(&self, id: MemberId) -> Result<(), ControlError> {
-        self.desk()?.lock().await.revoke_invite(id).await.map_err(desk_error)
-    }
-
-    fn desk(&self) -> Result<&Mutex<IssuerDesk>, ControlError> {
-        self.desk.as_deref().ok_or(ControlError::NotIssuer)
+        self.desk.lock().await.revoke_invite(id).await.map_err(desk_error)
     }
 }
 
@@ -262,6 +333,10 @@ fn desk_error(error: DeskError) -> ControlError {
     match error {
         DeskError::NoInvite(id) => ControlError::NotFound { what: "invite", name: id.to_string() },
         DeskError::Stopping => ControlError::Stopping,
+        DeskError::NoMember(name) => {
+            ControlError::NotFound { what: "member", name: name.to_string() }
+        }
+        DeskError::NotIssuer => ControlError::NotIssuer,
         DeskError::TooManyInvites => ControlError::Conflict(error.to_string()),
         other => ControlError::Failed(other.to_string()),
     }

@@ -65,6 +65,17 @@ impl LocalServices {
         Self { instances: BTreeMap::new(), allowed }
     }
 
+    /// From now on only `allowed` may be exposed. Returns what had to go.
+    pub fn allow(&mut self, allowed: Option<Vec<ServiceName>>) -> Vec<InstanceId> {
+        self.allowed = allowed;
+        let is_over = |spec: &&ExposeSpec| {
+            self.allowed.as_ref().is_some_and(|allowed| !allowed.contains(&spec.service))
+        };
+        let over: Vec<_> = self.instances.values().filter(is_over).map(|s| s.id.clone()).collect();
+        over.iter().for_each(|id| drop(self.instances.remove(id)));
+        over
+    }
+
     /// Takes an instance. One with the same id is replaced and returned.
     pub fn expose(&mut self, instance: ExposeSpec) -> Result<Option<ExposeSpec>, LocalError> {
         if instance.protocol != Protocol::Tcp {

@@ -7,10 +7,12 @@
 //! Stopping goes in stages: announce draining, stop taking work, let what is open end, announce the
 //! restart (or the leave), say goodbye on the gossip plane, close the port, await every task.
 
+mod clocks;
 mod control;
 mod disk;
 mod embed;
 mod follow;
+mod identity;
 mod join;
 mod left;
 mod local;
@@ -22,12 +24,12 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::net::TcpListener;
-use tokio::sync::{Mutex, mpsc, watch};
+use tokio::sync::{Mutex, Notify, mpsc, watch};
 use tracing::{info, warn};
 
 use crate::api::control::{CONTROL_QUEUE_LEN_MAX, Reply};
 use crate::api::{
-    self, ApiState, ApiToken, CallView, Calls, Control, ControlError, Local, Readiness,
+    self, ApiState, ApiToken, CallView, Calls, Control, ControlError, Identity, Local, Readiness,
     UpstreamSpec,
 };
 use crate::config::{RuntimeFile, Seed, Setting, Settings};
@@ -44,6 +46,7 @@ use crate::transport::enrolment::{self, IssuerDesk};
 use crate::transport::gossip::{Durable, Gossip, GossipHandle, gossip_channel};
 
 use control::Controller;
+use identity::Keeper;
 
 pub use follow::Watch;
 pub use join::{JoinError, JoinOptions, JoinReport, join};
@@ -139,7 +142,9 @@ pub enum Stopped {
 /// [`Agent::stop`] ends it in order. An agent that is dropped instead ends at
 /// once, as if it had crashed: what is open is cut, and the others notice by themselves.
 pub struct Agent {
-    credentials: NodeCredentials,
+    id: MemberId,
+    name: MemberName,
+    identity: Arc<ArcSwap<Identity>>,
     snapshot: Arc<ArcSwap<Snapshot>>,
     snapshots: watch::Receiver<Arc<Snapshot>>,
     proxy: Proxy,
@@ -210,8 +215,7 @@ impl Agent {
         info!(member = %credentials.name(), id = %credentials.member_id(), open_files, "starting");
         let (metrics, clock) = (Metrics::new(), Clock::new());
         let events = EventLog::new(credentials.name().as_str());
-        metrics.cert_expiry_leaf.set(credentials.expires_at() as f64);
-        metrics.cert_expiry_root.set(credentials.root_expires_at()? as f64);
+        identity::count_expiry(&metrics, &credentials);
         let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
         let (snapshots, snapshots_reader) = watch::channel(snapshot.load_full());
 
@@ -283,17 +287,46 @@ impl Agent {
         disk.spawn("persist", disk::persist(dir.clone(), durable_reader, gossip.clone()));
         tasks.spawn("resolve-seeds", resolve_again(settings.seeds.value.clone(), gossip.clone()));
 
-        let desk = match dir.authority()? {
-            None => None,
-            Some(authority) => Some(Arc::new(Mutex::new(IssuerDesk::open(
-                authority,
-                credentials.clone(),
-                dir.clone(),
-                gossip.clone(),
-                metrics.clone(),
-                events.clone(),
-            )?))),
-        };
+        let desk = Arc::new(Mutex::new(IssuerDesk::open(
+            dir.authority()?,
+            credentials.clone(),
+            dir.clone(),
+            gossip.clone(),
+            metrics.clone(),
+            events.clone(),
+        )?));
+        let identity = Arc::new(ArcSwap::from_pointee(Identity {
+            credentials: credentials.clone(),
+            renews_at: 0,
+            degraded: None,
+        }));
+        let (allow, allowed) = watch::channel(credentials.enrolled().services.clone());
+        let keeper = Arc::new(Keeper {
+            allow,
+            dir: dir.clone(),
+            endpoint: data.endpoint.clone(),
+            gossip: gossip.clone(),
+            desk: desk.clone(),
+            seeds: literal(&settings.seeds.value),
+            snapshot: snapshot.clone(),
+            identity: identity.clone(),
+            events: events.clone(),
+            metrics: metrics.clone(),
+            clock,
+            chance: Notify::new(),
+            outdated: Notify::new(),
+        });
+        tasks.spawn("renew certificate", keeper.clone().renew_for_ever(entropy::seed()?));
+        tasks.spawn("watch certificates", keeper.watch());
+        let measure = clocks::measure(
+            credentials.member_id(),
+            data.endpoint.clone(),
+            snapshot.clone(),
+            metrics.clone(),
+            entropy::seed()?,
+        );
+        tasks.spawn("compare clocks", measure);
+        let endpoint = data.endpoint.clone();
         let door = enrolment::serve(
             data.endpoint,
             data.enrolment,
@@ -316,6 +349,10 @@ impl Agent {
             proxy: data.proxy.clone(),
             gossip: gossip.clone(),
             desk,
+            me: credentials.member_id(),
+            allowed,
+            snapshot: snapshot.clone(),
+            endpoint,
             advertise,
             events: events.clone(),
             leaving: leave,
@@ -333,6 +370,7 @@ impl Agent {
             mesh: *credentials.mesh(),
             snapshot: snapshot.clone(),
             local,
+            identity: identity.clone(),
             calls: Calls::new(move |endpoint| CallView {
                 in_flight: calls.in_flight().of(&endpoint.member, &endpoint.instance).into(),
                 trouble: calls.trouble(endpoint),
@@ -353,7 +391,9 @@ impl Agent {
 
         events.record(EventKind::AgentStarted, credentials.name(), format!("mesh {mesh_address}"));
         Ok(Self {
-            credentials,
+            id: credentials.member_id(),
+            name: credentials.name().clone(),
+            identity,
             snapshot,
             snapshots: snapshots_reader,
             proxy: data.proxy,
@@ -374,19 +414,19 @@ impl Agent {
         })
     }
 
-    /// Who this is.
-    pub fn credentials(&self) -> &NodeCredentials {
-        &self.credentials
+    /// Who this is, with the leaf in use now.
+    pub fn credentials(&self) -> NodeCredentials {
+        self.identity.load().credentials.clone()
     }
 
     /// This member's id.
     pub fn id(&self) -> MemberId {
-        self.credentials.member_id()
+        self.id
     }
 
     /// What people call this member.
     pub fn name(&self) -> &MemberName {
-        self.credentials.name()
+        &self.name
     }
 
     /// The address of the mesh port, with the port that was really bound.
@@ -442,7 +482,7 @@ impl Agent {
     /// goes (`phase`: restarting or left) and awaits every task. Left lasts: this directory starts no
     /// agent until it is brought back ([`come_back`], [`join`]).
     pub async fn stop(self, phase: MemberPhase, drain: Duration) -> Stopped {
-        let Self { credentials, gossip, proxy, shutdown, events, tasks, .. } = &self;
+        let Self { gossip, proxy, shutdown, events, tasks, .. } = &self;
         shutdown.advance(Stage::Draining);
         if phase == MemberPhase::Left
             && let Err(error) = left::mark(&self.dir)
@@ -450,7 +490,7 @@ impl Agent {
             warn!(%error, "this machine leaves, but its next agent will not know");
         }
         let reason = format!("open connections have {drain:?}");
-        events.record(EventKind::AgentDraining, credentials.name(), reason);
+        events.record(EventKind::AgentDraining, self.credentials().name(), reason);
         gossip.set_phase(MemberPhase::Draining).await;
         let is_drained = proxy.drain(drain).await;
         match phase {

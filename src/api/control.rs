@@ -6,7 +6,10 @@
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::model::{InstanceId, MemberId, NameError, Protocol, ServiceName, Target, Weight};
+use crate::model::{
+    Entry, InstanceId, MemberId, MemberName, NameError, Protocol, PublicKey, ServiceName, Target,
+    Weight,
+};
 use crate::transport::enrolment::{InviteOptions, InviteView};
 
 /// How many commands may wait. People and deploy scripts write them one at a time; a queue that is
@@ -73,6 +76,36 @@ pub enum Control {
     Invites {
         /// Open, used up and expired ones.
         reply: Reply<Vec<InviteView>>,
+    },
+    /// Ask a member for the public half of its issuing key.
+    IssuingKey {
+        /// Which member.
+        name: MemberName,
+        /// Its id and key; [`ControlError::NotFound`] when it is not there.
+        reply: Reply<(MemberId, PublicKey)>,
+    },
+    /// Vouch for the members that only this issuer vouches for.
+    KeepMembers {
+        /// The hash of its issuing key.
+        issuer: MemberId,
+        /// Their names; [`ControlError::NotIssuer`] on a member that may not.
+        reply: Reply<Vec<MemberName>>,
+    },
+    /// Say what a member may offer.
+    Grant {
+        /// Which member.
+        name: MemberName,
+        /// Everything when absent.
+        services: Option<Vec<ServiceName>>,
+        /// [`ControlError::NotFound`] when nobody is enrolled under that name.
+        reply: Reply<()>,
+    },
+    /// Spread an entry that was signed elsewhere.
+    Publish {
+        /// By whoever may.
+        entry: Entry,
+        /// [`ControlError::Invalid`] when nobody would believe it.
+        reply: Reply<()>,
     },
     /// Take an invite back; who joined with it stays.
     RevokeInvite {
@@ -279,9 +312,9 @@ pub struct InviteMade {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ControlError {
     /// Fault: whoever asked.
-    #[error("there is no {what} '{name}' on this machine")]
+    #[error("there is no {what} '{name}' here")]
     NotFound {
-        /// `instance`, `upstream`, `invite`.
+        /// `instance`, `upstream`, `invite`, `living member`.
         what: &'static str,
         /// As asked.
         name: String,
@@ -296,7 +329,9 @@ pub enum ControlError {
     #[error("{0}")]
     NotPermitted(String),
     /// Only issuers can; ask one.
-    #[error("this member is no issuer; run this where 'murmesh init' was run")]
+    #[error(
+        "this member is no issuer; run this where 'murmesh init' was run, or see murmesh issuer list"
+    )]
     NotIssuer,
     /// The agent answers nothing any more. A retry after its restart is safe.
     #[error("the agent is stopping")]

@@ -16,6 +16,6 @@ pub use control::{
     Control, ControlError, ExposeSpec, InviteMade, Lifetime, UpstreamSelector, UpstreamSpec,
 };
 pub use problem::Problem;
-pub use routes::{ExposeRequest, Exposed, InviteRequest, routes};
+pub use routes::{ExposeRequest, Exposed, GrantRequest, InviteRequest, routes};
 pub use server::{ADDRESS_FILE, serve};
-pub use state::{ApiState, ApiToken, CallView, Calls, Local, Readiness, SettingView};
+pub use state::{ApiState, ApiToken, CallView, Calls, Identity, Local, Readiness, SettingView};

@@ -8,6 +8,8 @@ use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodFilter, MethodRouter, Router, on};
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
@@ -21,7 +23,9 @@ use super::control::{Control, ExposeSpec, Lifetime, UpstreamSelector, UpstreamSp
 use super::events::{EventsQuery, events};
 use super::problem::Refusal;
 use super::{ApiState, Readiness, views};
-use crate::model::{InstanceId, MemberId, MemberName, Protocol, ServiceName, Target, Weight};
+use crate::model::{
+    Entry, InstanceId, MemberId, MemberName, Protocol, ServiceName, Target, Weight,
+};
 use crate::runtime::clock;
 use crate::telemetry::EndpointLabels;
 use crate::transport::enrolment::InviteOptions;
@@ -47,6 +51,7 @@ fn table() -> Vec<Route> {
         (Method::GET, "/v1/mesh/services", on(MethodFilter::GET, services)),
         (Method::GET, "/v1/mesh/endpoints/{svc}", on(MethodFilter::GET, endpoints)),
         (Method::GET, "/v1/mesh/events", on(MethodFilter::GET, list_events)),
+        (Method::GET, "/v1/mesh/certs", on(MethodFilter::GET, certs)),
         (Method::GET, "/v1/mesh/config", on(MethodFilter::GET, config)),
         (Method::GET, "/v1/mesh/expose", on(MethodFilter::GET, exposed)),
         (Method::POST, "/v1/mesh/expose", on(MethodFilter::POST, expose)),
@@ -54,6 +59,11 @@ fn table() -> Vec<Route> {
         (Method::GET, "/v1/mesh/upstream", on(MethodFilter::GET, upstreams)),
         (Method::POST, "/v1/mesh/upstream", on(MethodFilter::POST, upstream)),
         (Method::DELETE, "/v1/mesh/upstream", on(MethodFilter::DELETE, close_upstream)),
+        (Method::POST, "/v1/mesh/entries", on(MethodFilter::POST, publish)),
+        (Method::POST, "/v1/mesh/grants", on(MethodFilter::POST, grant)),
+        (Method::GET, "/v1/mesh/issuers", on(MethodFilter::GET, issuers)),
+        (Method::POST, "/v1/mesh/issuers/{node}/key", on(MethodFilter::POST, issuing_key)),
+        (Method::POST, "/v1/mesh/issuers/{node}/keep", on(MethodFilter::POST, keep_members)),
         (Method::GET, "/v1/mesh/invites", on(MethodFilter::GET, invites)),
         (Method::POST, "/v1/mesh/invites", on(MethodFilter::POST, invite)),
         (Method::DELETE, "/v1/mesh/invites/{id}", on(MethodFilter::DELETE, revoke_invite)),
@@ -77,7 +87,6 @@ const LATER: &[&str] = &[
     "/v1/mesh/net",
     "/v1/mesh/policy",
     "/v1/mesh/routes",
-    "/v1/mesh/certs",
     "/v1/mesh/check",
     "/v1/mesh/explain",
     "/v1/mesh/tap",
@@ -199,6 +208,29 @@ async fn list_events(
 ) -> Answer {
     let Query(query) = query.map_err(|error| Refusal::malformed(error.body_text()))?;
     events(&state, &query, &headers)
+}
+
+/// What `GET /v1/mesh/certs` lists: by default this member's own chain.
+#[derive(Clone, Debug, Deserialize)]
+struct CertsQuery {
+    #[serde(default)]
+    all: bool,
+    /// For instance `30d`.
+    expiring: Option<String>,
+}
+
+async fn certs(
+    State(state): State<ApiState>,
+    query: Result<Query<CertsQuery>, QueryRejection>,
+) -> Answer {
+    let Query(query) = query.map_err(|error| Refusal::malformed(error.body_text()))?;
+    let within = query.expiring.as_deref().map(duration).transpose()?;
+    let mut rows = views::certs(&state, query.all);
+    if let Some(within) = within {
+        let until = clock::unix_seconds().saturating_add(within.as_secs());
+        rows.retain(|row| row.not_after <= until);
+    }
+    Ok(Json(rows).into_response())
 }
 
 async fn config(State(state): State<ApiState>) -> Response {
@@ -359,6 +391,58 @@ async fn revoke_invite(State(state): State<ApiState>, Path(id): Path<String>) ->
     let id = named::<MemberId>(&id)?;
     Control::ask(&state.control, |reply| Control::RevokeInvite { id, reply }).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+async fn issuers(State(state): State<ApiState>) -> Json<Vec<views::IssuerRow>> {
+    Json(views::issuers(&state))
+}
+
+async fn issuing_key(State(state): State<ApiState>, Path(node): Path<String>) -> Answer {
+    let name = named::<MemberName>(&node)?;
+    let asked = Control::ask(&state.control, |reply| Control::IssuingKey { name, reply });
+    let (member, key) = asked.await?;
+    Ok(Json(views::IssuingKey { member, key }).into_response())
+}
+
+async fn keep_members(State(state): State<ApiState>, Path(issuer): Path<String>) -> Answer {
+    let issuer = named::<MemberId>(&issuer)?;
+    let kept = Control::ask(&state.control, |reply| Control::KeepMembers { issuer, reply });
+    Ok(Json(kept.await?).into_response())
+}
+
+/// The body of `POST /v1/mesh/grants`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct GrantRequest {
+    pub node: MemberName,
+    /// All when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub services: Option<Vec<ServiceName>>,
+}
+
+async fn grant(State(state): State<ApiState>, request: Request) -> Answer {
+    let GrantRequest { node: name, services } = body(request).await?;
+    Control::ask(&state.control, |reply| Control::Grant { name, services, reply }).await?;
+    Ok(Json(json!({ "granted": true })).into_response())
+}
+
+/// The body of `POST /v1/mesh/entries`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct EntryRequest {
+    /// A signed entry in base64.
+    entry: String,
+}
+
+/// Carries what somebody entitled signed: the API itself has no key.
+async fn publish(State(state): State<ApiState>, request: Request) -> Answer {
+    let asked: EntryRequest = body(request).await?;
+    let malformed = |error: &dyn ToString| Refusal::malformed(error.to_string());
+    let bytes = BASE64_STANDARD.decode(&asked.entry).map_err(|error| malformed(&error))?;
+    let entry = Entry::decode(bytes.into()).map_err(|error| malformed(&error))?;
+    Control::ask(&state.control, |reply| Control::Publish { entry, reply }).await?;
+    Ok(Json(json!({ "published": true })).into_response())
 }
 
 fn named<T: std::str::FromStr<Err: ToString>>(text: &str) -> Result<T, Refusal> {

@@ -13,6 +13,7 @@ use crate::mesh::{Endpoint, Snapshot};
 use crate::model::{MemberId, MemberName, MeshId};
 use crate::runtime::clock::Clock;
 use crate::telemetry::{EventLog, Metrics};
+use crate::tls::NodeCredentials;
 
 /// What the API's handlers see of the agent. Cheap to clone; made once by the agent.
 #[derive(Clone)]
@@ -27,6 +28,8 @@ pub struct ApiState {
     pub snapshot: Arc<ArcSwap<Snapshot>>,
     /// What this machine offers and opens; the agent stores a new one on every change.
     pub local: Arc<ArcSwap<Local>>,
+    /// Who this member proves to be; the agent stores a new one on every change.
+    pub identity: Arc<ArcSwap<Identity>>,
     /// What this agent's own calls tell of each endpoint.
     pub calls: Calls,
     /// Whether the data plane can serve.
@@ -45,6 +48,17 @@ pub struct ApiState {
     pub clock: Clock,
     /// Opens what changes anything or tells secrets.
     pub token: ApiToken,
+}
+
+/// Who this member proves to be, and how well.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// In use for every new handshake.
+    pub credentials: NodeCredentials,
+    /// When the next leaf is asked for, in seconds since 1970.
+    pub renews_at: u64,
+    /// What is wrong with the certificates in use here; absent when nothing is.
+    pub degraded: Option<String>,
 }
 
 /// What this machine offers and opens.

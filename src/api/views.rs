@@ -1,11 +1,18 @@
 //! The JSON of listings. Fields may be added, never renamed.
 
+use std::sync::Arc;
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{ApiState, Readiness};
 use crate::mesh::{Endpoint, EndpointState, MemberView, ServiceView};
-use crate::model::{MemberPhase, MemberState, Moment, ServiceName};
+use crate::model::{
+    Enrolment, Issuer, MemberId, MemberPhase, MemberState, Moment, PublicKey, ServiceName,
+};
+use crate::tls::Certificate;
 use crate::transport::enrolment::InviteView;
 
 /// One member, this one included.
@@ -75,6 +82,55 @@ pub struct EndpointRow {
     pub latency_ms: Option<f64>,
     /// Since it last changed.
     pub age_ms: u64,
+}
+
+/// One certificate, as `/v1/mesh/certs` lists it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct CertRow {
+    /// Whose key it certifies; empty for the root, which is no node's.
+    pub node: String,
+    /// `root`, `issuer` or `leaf`.
+    pub kind: String,
+    pub uris: Vec<String>,
+    /// Hexadecimal.
+    pub serial: String,
+    /// The hash of the key that signed it.
+    pub issuer: String,
+    /// Unix seconds.
+    pub not_before: u64,
+    /// Unix seconds.
+    pub not_after: u64,
+    /// Unix seconds; leaves only, and of other members about.
+    pub renews_at: Option<u64>,
+    pub key_hash: String,
+}
+
+/// One issuer, as `/v1/mesh/issuers` lists it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct IssuerRow {
+    pub node: String,
+    /// The hash of its issuing key.
+    pub id: String,
+    pub member: MemberId,
+    pub key: PublicKey,
+    /// False once the root took it back.
+    pub active: bool,
+    /// The state of its member.
+    pub state: String,
+    /// Members whose newest enrolment it signed.
+    pub members: usize,
+    /// Its certificate: DER in base64.
+    pub certificate: String,
+}
+
+/// A member's issuing key, as it told it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct IssuingKey {
+    pub member: MemberId,
+    pub key: PublicKey,
 }
 
 /// One invite that this member made.
@@ -211,6 +267,79 @@ fn reason(endpoint: &Endpoint, node: Option<MemberState>, trouble: Option<&str>)
     words.to_owned()
 }
 
+/// `/v1/mesh/certs`: the chain of this member, with `all` those of every issuer and member, too.
+/// The soonest to end come first.
+pub(super) fn certs(state: &ApiState, all: bool) -> Vec<CertRow> {
+    let (identity, snapshot) = (state.identity.load(), state.snapshot.load());
+    let credentials = &identity.credentials;
+    let genesis = credentials.genesis();
+    let root = genesis.root.member_id();
+    let own_issuer = credentials.enrolment().signer().member_id();
+    let name = |id: &MemberId| match snapshot.members.get(id) {
+        Some(view) => view.name.to_string(),
+        None => id.to_string(),
+    };
+    let row = |node, kind: &str, issuer: MemberId, facts: Certificate| CertRow {
+        node,
+        kind: kind.to_owned(),
+        uris: facts.uris,
+        serial: facts.serial,
+        issuer: issuer.to_string(),
+        not_before: facts.not_before,
+        not_after: facts.not_after,
+        renews_at: None,
+        key_hash: facts.key_hash.to_string(),
+    };
+    let mut rows = Vec::new();
+    let facts = Certificate::read(&genesis.root_certificate).ok();
+    rows.extend(facts.map(|facts| row(String::new(), "root", root, facts)));
+    let issuers = snapshot.issuers.iter();
+    for (_, issuer) in issuers.filter(|(id, issuer)| **id == own_issuer || all && issuer.is_active)
+    {
+        let facts = Certificate::read(&issuer.certificate).ok();
+        rows.extend(facts.map(|facts| row(name(&issuer.member), "issuer", root, facts)));
+    }
+    let ttl_secs = genesis.leaf_ttl_secs;
+    let leaf = |issuer, enrolment: &Enrolment, renews_at| CertRow {
+        renews_at: Some(renews_at),
+        ..row(
+            enrolment.name.to_string(),
+            "leaf",
+            issuer,
+            Certificate::of_enrolment(credentials.mesh(), enrolment, ttl_secs),
+        )
+    };
+    rows.push(leaf(own_issuer, credentials.enrolled(), identity.renews_at));
+    let others = snapshot.enrolments.iter().filter(|(id, _)| all && **id != state.me);
+    rows.extend(others.map(|(_, enrolled)| {
+        let about = enrolled.enrolment.issued_at.saturating_add(ttl_secs / 2);
+        leaf(enrolled.issuer, &enrolled.enrolment, about)
+    }));
+    rows.sort_by(|a, b| (a.not_after, &a.node).cmp(&(b.not_after, &b.node)));
+    rows
+}
+
+/// `/v1/mesh/issuers`, by name.
+pub(super) fn issuers(state: &ApiState) -> Vec<IssuerRow> {
+    let snapshot = state.snapshot.load();
+    let row = |(id, issuer): (&MemberId, &Arc<Issuer>)| {
+        let view = snapshot.members.get(&issuer.member);
+        IssuerRow {
+            node: view.map_or_else(|| issuer.member.to_string(), |view| view.name.to_string()),
+            id: id.to_string(),
+            member: issuer.member,
+            key: issuer.key,
+            active: issuer.is_active,
+            state: view.map_or(MemberState::Down, |view| view.state).to_string(),
+            members: snapshot.enrolments.values().filter(|enrolled| enrolled.issuer == *id).count(),
+            certificate: BASE64_STANDARD.encode(&issuer.certificate),
+        }
+    };
+    let mut rows: Vec<_> = snapshot.issuers.iter().map(row).collect();
+    rows.sort_by(|a, b| (&a.node, &a.id).cmp(&(&b.node, &b.id)));
+    rows
+}
+
 /// One row of `/v1/mesh/invites`.
 pub(super) fn invite(view: &InviteView, now_secs: u64) -> InviteRow {
     let invite = &view.invite;
@@ -245,6 +374,7 @@ pub(super) fn agent_self(state: &ApiState) -> Value {
     let snapshot = state.snapshot.load();
     let me = snapshot.members.get(&state.me);
     let zone = me.map_or("", |view| view.zone.as_str());
+    let identity = state.identity.load();
     let readiness = state.readiness.borrow().clone();
     let (is_ready, reason) = match readiness {
         Readiness::Ready => (true, ""),
@@ -268,7 +398,9 @@ pub(super) fn agent_self(state: &ApiState) -> Value {
             "version": env!("CARGO_PKG_VERSION"),
             "ready": is_ready,
             "reason": reason,
-            "certificate_expires_at": state.metrics.cert_expiry_leaf.get() as u64,
+            "certificate_expires_at": identity.credentials.expires_at(),
+            "certificate_renews_at": identity.renews_at,
+            "degraded": identity.degraded,
             "uptime_ms": age_ms(state.clock.now(), Moment::START),
         },
     })

@@ -87,7 +87,7 @@ impl Catalogue {
             return Ok(Content::Unreadable);
         };
         // A wider enrolment may be on its way: wait for it rather than refuse.
-        match self.enrolments(member).any(|enrolment| covers(enrolment, &record)) {
+        match self.enrolments(member).any(|(_, enrolment)| covers(enrolment, &record)) {
             true => Ok(Content::Record(record)),
             false => Err(Refusal::NoGround),
         }

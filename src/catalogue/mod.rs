@@ -170,7 +170,28 @@ impl Catalogue {
 
     /// The newest enrolment of a member by an issuer that is still active.
     pub fn enrolment(&self, member: MemberId) -> Option<&Arc<Enrolment>> {
-        self.enrolments(member).max_by_key(|enrolment| (enrolment.issued_at, enrolment.serial))
+        self.newest_enrolment(member).map(|(_, enrolment)| enrolment)
+    }
+
+    /// The same, with the hash of the issuer's key.
+    pub fn newest_enrolment(&self, member: MemberId) -> Option<(MemberId, &Arc<Enrolment>)> {
+        let all = self.enrolments(member);
+        all.max_by_key(|(_, enrolment)| (enrolment.issued_at, enrolment.serial))
+    }
+
+    /// Everybody whom an issuer ever enrolled, ordered.
+    pub fn enrolled_members(&self) -> impl Iterator<Item = MemberId> {
+        self.issuers_of.keys().copied()
+    }
+
+    /// All issuers with the hash of their key, those that the root took back, too.
+    pub fn issuers(&self) -> impl Iterator<Item = (MemberId, &Arc<Issuer>)> {
+        self.entries.range(of_kind(EntryKind::ISSUER)).filter_map(|(key, stored)| {
+            match &stored.content {
+                Content::Issuer(issuer) => Some((MemberId::from_bytes(key.subject), issuer)),
+                _ => None,
+            }
+        })
     }
 
     /// The entries that let others accept a member's record: issuers first, the record last.
@@ -311,13 +332,13 @@ impl Catalogue {
         keys.iter().filter_map(|key| self.pending.remove(key)).collect()
     }
 
-    fn enrolments(&self, member: MemberId) -> impl Iterator<Item = &Arc<Enrolment>> {
+    fn enrolments(&self, member: MemberId) -> impl Iterator<Item = (MemberId, &Arc<Enrolment>)> {
         let issuers = self.issuers_of.get(&member).into_iter().flatten();
         issuers.filter(|issuer| self.issuer(**issuer).is_some()).filter_map(move |issuer| {
             let subject = *member.as_bytes();
             let key = EntryKey { kind: EntryKind::ENROLMENT, owner: *issuer, subject };
             match &self.entries.get(&key)?.content {
-                Content::Enrolment(enrolment) => Some(enrolment),
+                Content::Enrolment(enrolment) => Some((*issuer, enrolment)),
                 _ => None,
             }
         })

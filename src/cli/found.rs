@@ -2,6 +2,7 @@
 
 use std::io::Read;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
@@ -40,8 +41,8 @@ pub(super) struct InitArgs {
     /// Where the mesh port is bound [default: 0.0.0.0:7370]
     #[arg(long, value_name = "ADDR", value_parser = socket_address)]
     mesh: Option<SocketAddr>,
-    /// How long certificates live; nothing renews them yet
-    #[arg(long, value_name = "TIME", default_value = "7d", value_parser = duration)]
+    /// How long certificates live; they are renewed at half of it
+    #[arg(long, value_name = "TIME", default_value = "7d", value_parser = cert_ttl)]
     cert_ttl: Duration,
 }
 
@@ -100,7 +101,17 @@ enum InviteVerb {
     },
 }
 
-fn open_dir(global: &Global) -> Result<DataDir, Failure> {
+/// Shorter leaves end while a dead issuer is still being dialled, longer ones outlive their issuer.
+fn cert_ttl(text: &str) -> Result<Duration, String> {
+    const RANGE: RangeInclusive<u64> = 5..=10 * 365 * 24 * 3_600;
+    let time = duration(text)?;
+    match RANGE.contains(&time.as_secs()) {
+        true => Ok(time),
+        false => Err("expected a life of 5s to 3650d".to_owned()),
+    }
+}
+
+pub(super) fn open_dir(global: &Global) -> Result<DataDir, Failure> {
     let path = data_dir(global).ok_or_else(|| {
         Failure::usage("no data directory is known").hint("--data-dir DIR or MURMESH_DATA_DIR")
     })?;

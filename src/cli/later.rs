@@ -6,7 +6,6 @@ use clap::error::{ContextKind, ContextValue, Error, ErrorKind};
 use super::exit::Failure;
 
 const VERBS: &[&str] = &[
-    "grant",
     "curl",
     "stat",
     "top",
@@ -15,7 +14,6 @@ const VERBS: &[&str] = &[
     "breakers",
     "routes",
     "net",
-    "certs",
     "check",
     "explain",
     "ping",
@@ -32,7 +30,6 @@ const VERBS: &[&str] = &[
     "limit",
     "revoke",
     "rotate",
-    "issuer",
     "operator",
     "debug",
     "record",

@@ -25,9 +25,6 @@ const RED: &str = "31";
 const DIM: &str = "2";
 const BOLD: &str = "1";
 
-/// A certificate that ends within this time is worth a word: nothing renews it yet.
-const EXPIRY_WARNING: Duration = Duration::from_secs(24 * 3_600);
-
 /// Arguments of `endpoints`.
 #[derive(Debug, Args)]
 pub(super) struct EndpointsArgs {
@@ -196,9 +193,17 @@ fn event_line(event: &Event) -> String {
     let at = humantime::format_rfc3339_millis(UNIX_EPOCH + Duration::from_millis(event.at));
     let kind = kind_word(event.kind);
     let colour = match event.kind {
-        EventKind::MemberUp | EventKind::Healed | EventKind::InstanceAdded => GREEN,
+        EventKind::MemberUp
+        | EventKind::Healed
+        | EventKind::InstanceAdded
+        | EventKind::Restored => GREEN,
         EventKind::MemberDown | EventKind::DuplicateKey | EventKind::Isolated => RED,
-        EventKind::MemberSuspect | EventKind::MemberRestarting | EventKind::StreamCut => YELLOW,
+        EventKind::MemberSuspect
+        | EventKind::MemberRestarting
+        | EventKind::RenewalFailed
+        | EventKind::EndedAccepted
+        | EventKind::Degraded
+        | EventKind::StreamCut => YELLOW,
         _ => "0",
     };
     let fields = event.fields.iter().map(|(name, value)| format!(" {name}={value}"));
@@ -234,7 +239,8 @@ pub(super) async fn status(global: &Global, listing: Listing) -> Outcome {
             *states.entry(member.state.as_str()).or_default() += 1;
         }
         let is_ready = me["ready"] == true;
-        let exit = if is_ready { Exit::Ok } else { Exit::Warning };
+        let is_whole = me["degraded"].is_null();
+        let exit = if is_ready && is_whole { Exit::Ok } else { Exit::Warning };
         if listing.json {
             let whole = json!({
                 "me": me,
@@ -275,8 +281,11 @@ fn status_screen(
         ("members", states_line(states)),
         ("services", services_line(services)),
     ];
-    let expires_at = me["certificate_expires_at"].as_u64();
-    rows.extend(expires_at.map(|at| ("certificate", expiry_line(at))));
+    let at = |key: &str| me[key].as_u64();
+    let expiry = at("certificate_expires_at").zip(at("certificate_renews_at"));
+    rows.extend(expiry.map(|(ends, renews)| ("certificate", expiry_line(ends, renews))));
+    let degraded = me["degraded"].as_str();
+    rows.extend(degraded.map(|reason| ("degraded", painted(reason, RED))));
     let mut offers: Vec<_> =
         exposed.iter().map(|spec| format!("{} at {}", spec.id, spec.to)).collect();
     offers.sort();
@@ -323,15 +332,12 @@ fn services_line(services: &[Service]) -> String {
     format!("{}, {ready}{without}", count(services.len(), "service"))
 }
 
-fn expiry_line(at: u64) -> String {
-    let left = Duration::from_secs(at.saturating_sub(clock::unix_seconds()));
-    let text = match left.is_zero() {
-        true => "ended; join this machine again".to_owned(),
-        false => format!("ends in {}", age(left)),
-    };
-    match left < EXPIRY_WARNING {
-        true => painted(text, RED),
-        false => text,
+fn expiry_line(ends: u64, renews: u64) -> String {
+    let now = clock::unix_seconds();
+    let until = |at: u64| age(Duration::from_secs(at.saturating_sub(now)));
+    match ends > now {
+        true => format!("ends in {}, renewed in {}", until(ends), until(renews)),
+        false => painted(format_args!("ended {} ago", age(Duration::from_secs(now - ends))), RED),
     }
 }
 

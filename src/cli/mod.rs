@@ -1,9 +1,11 @@
 //! The command line: one file per verb family. Talks to a running agent through its API only.
 
+mod certs;
 mod client;
 mod demo;
 mod exit;
 mod found;
+mod issuer;
 mod later;
 mod look;
 mod offer;
@@ -103,8 +105,15 @@ enum Verb {
     Services(Listing),
     /// List the instances of a service
     Endpoints(look::EndpointsArgs),
+    /// List certificates, and when they end
+    Certs(certs::CertsArgs),
     /// Tell what happened
     Events(look::EventsArgs),
+    /// Say what a member may offer; on an issuer
+    Grant(issuer::GrantArgs),
+    /// Say who may let members in and renew their certificates
+    #[command(subcommand)]
+    Issuer(issuer::IssuerVerb),
     /// Leave the mesh for good
     Leave,
     /// Check a configuration file
@@ -236,7 +245,10 @@ async fn answer(cli: Cli) -> Outcome {
         Verb::Members(listing) => look::members(global, listing).await,
         Verb::Services(listing) => look::services(global, listing).await,
         Verb::Endpoints(args) => look::endpoints(global, args).await,
+        Verb::Certs(args) => certs::certs(global, args).await,
         Verb::Events(args) => look::events(global, args).await,
+        Verb::Grant(args) => issuer::grant(global, args).await,
+        Verb::Issuer(verb) => issuer::issuer(global, verb).await,
         Verb::Leave => offer::leave(global).await,
         Verb::Validate(args) => settings::validate(&args),
         Verb::Config(verb) => settings::config(global, verb).await,

@@ -41,7 +41,7 @@ use view::Known;
 
 pub use config::{EPOCH_RESERVE, MeshConfig};
 pub use pick::{Caller, NoEndpoint, pick};
-pub use snapshot::{Endpoint, EndpointState, MemberView, ServiceView, Snapshot};
+pub use snapshot::{Endpoint, EndpointState, Enrolled, MemberView, ServiceView, Snapshot};
 pub use transmit::{
     Channel, DATAGRAM_LEN_MAX, Destination, Evidence, MESSAGE_LEN_MAX, MeshEvent, Transmit,
 };
@@ -312,6 +312,13 @@ impl Mesh {
             self.say_hello(now);
             self.drain(now);
         }
+    }
+
+    /// Dials everybody who is away soon: what made them refuse this member is mended.
+    pub fn retry_contacts(&mut self, now: Moment) {
+        self.membership.hurry_contacts(now);
+        self.say_hello(now);
+        self.drain(now);
     }
 
     /// Epochs up to `until` are durable now.

@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::model::{
-    Epoch, InstanceId, InstanceState, MemberId, MemberName, MemberPhase, MemberState, Moment,
-    Protocol, ServiceName, Weight,
+    Enrolment, Epoch, InstanceId, InstanceState, Issuer, MemberId, MemberName, MemberPhase,
+    MemberState, Moment, Protocol, ServiceName, Weight,
 };
 
 /// The mesh as this member sees it. One decision reads one snapshot.
@@ -17,6 +17,26 @@ pub struct Snapshot {
     /// All services that any listed member offers; endpoints of suspended members are kept with
     /// their state, so that a listing can say why they take no work.
     pub services: BTreeMap<ServiceName, Arc<ServiceView>>,
+    /// All issuers, by the hash of their issuing key; those that the root took back, too.
+    pub issuers: BTreeMap<MemberId, Arc<Issuer>>,
+    /// The newest enrolment of each member by an active issuer.
+    pub enrolments: BTreeMap<MemberId, Enrolled>,
+}
+
+impl Snapshot {
+    /// The issuers that the root lets issue.
+    pub fn active_issuers(&self) -> impl Iterator<Item = &Arc<Issuer>> {
+        self.issuers.values().filter(|issuer| issuer.is_active)
+    }
+}
+
+/// An enrolment and who signed it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Enrolled {
+    /// The hash of the issuing key.
+    pub issuer: MemberId,
+    /// Its word.
+    pub enrolment: Arc<Enrolment>,
 }
 
 impl Snapshot {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{
-    Endpoint, EndpointState, Evidence, MemberView, Mesh, MeshEvent, ServiceView, Snapshot,
+    Endpoint, EndpointState, Enrolled, Evidence, MemberView, Mesh, MeshEvent, ServiceView, Snapshot,
 };
 use crate::membership::Belief;
 use crate::model::{
@@ -166,7 +166,12 @@ impl Mesh {
         let mut services: BTreeMap<ServiceName, ServiceView> = BTreeMap::new();
         for (id, record, version) in self.catalogue.records() {
             let known = self.known.get(&id).copied().unwrap_or_else(|| Known::new(self.now));
-            for instance in &record.instances {
+            // What an enrolment does not allow, or no more, is nobody's to call.
+            let allowed = self.catalogue.enrolment(id).and_then(|known| known.services.as_ref());
+            let is_allowed = |instance: &&InstanceRecord| {
+                allowed.is_none_or(|allowed| allowed.contains(&instance.service))
+            };
+            for instance in record.instances.iter().filter(is_allowed) {
                 let endpoint = self.endpoint(id, record, instance, &known);
                 let service = services.entry(instance.service.clone());
                 let service = service.or_insert_with(|| ServiceView {
@@ -181,6 +186,13 @@ impl Mesh {
         }
         snapshot.services =
             services.into_iter().map(|(name, service)| (name, Arc::new(service))).collect();
+        snapshot.issuers =
+            self.catalogue.issuers().map(|(id, issuer)| (id, Arc::clone(issuer))).collect();
+        let enrolled = self.catalogue.enrolled_members().filter_map(|member| {
+            let (issuer, enrolment) = self.catalogue.newest_enrolment(member)?;
+            Some((member, Enrolled { issuer, enrolment: Arc::clone(enrolment) }))
+        });
+        snapshot.enrolments = enrolled.collect();
         snapshot
     }
 

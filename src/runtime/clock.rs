@@ -38,14 +38,15 @@ pub fn unix_seconds() -> u64 {
     unix_time().as_secs()
 }
 
-/// Wall time in milliseconds since 1970. For displays only.
-pub fn unix_millis() -> u64 {
-    u64::try_from(unix_time().as_millis()).unwrap_or(u64::MAX)
-}
-
-fn unix_time() -> Duration {
+/// Wall time since 1970. For what ends by wall time: certificates.
+pub fn unix_time() -> Duration {
     match machine::simulated() {
         None => SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default(),
         Some(machine) => machine.unix_time(),
     }
+}
+
+/// Wall time in milliseconds since 1970. For displays and for comparing clocks only.
+pub fn unix_millis() -> u64 {
+    u64::try_from(unix_time().as_millis()).unwrap_or(u64::MAX)
 }

@@ -84,6 +84,20 @@ pub enum EventKind {
     InviteCreated,
     /// An invite was taken back.
     InviteRevoked,
+    /// This member has its next certificate.
+    CertificateRenewed,
+    /// No issuer gave this member its next certificate yet.
+    RenewalFailed,
+    /// A peer's certificate has ended and was accepted for want of an issuer.
+    EndedAccepted,
+    /// This member lives on certificates that have ended, its own or others'.
+    Degraded,
+    /// It does no more.
+    Restored,
+    /// The root made a member an issuer, or no more.
+    IssuerAppointed,
+    /// An issuer changed what a member may offer.
+    ServicesGranted,
     /// A local entry listens.
     EntryOpened,
     /// A local entry cannot listen or accept.

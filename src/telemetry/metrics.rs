@@ -122,7 +122,8 @@ pub struct Metrics {
     members: Family<StateLabels, Gauge>,
     entries_refused: Family<ReasonLabels, Counter>,
     gossip_dropped: Family<ReasonLabels, Counter>,
-    retries: Family<RetryLabels, Counter>,
+    retries: Family<ResultLabels, Counter>,
+    renewals: Family<ResultLabels, Counter>,
     series: Arc<Mutex<std::collections::HashSet<TrafficLabels>>>,
     /// Series not made because a family was full.
     pub series_dropped: Counter,
@@ -140,14 +141,18 @@ pub struct Metrics {
     pub gossip_turn_max: Gauge<f64, AtomicU64>,
     /// Seconds since 1970 at which this member's certificate ends.
     pub cert_expiry_leaf: Gauge<f64, AtomicU64>,
+    /// Seconds since 1970 at which the certificate of this member's issuer ends.
+    pub cert_expiry_issuer: Gauge<f64, AtomicU64>,
     /// Seconds since 1970 at which the root certificate ends.
     pub cert_expiry_root: Gauge<f64, AtomicU64>,
+    /// By how many seconds the others' clocks are ahead of ours; not a number until measured.
+    pub clock_skew: Gauge<f64, AtomicU64>,
     /// Round trip to peers with a data connection.
     pub tunnel_rtt: Histogram,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct RetryLabels {
+struct ResultLabels {
     result: &'static str,
 }
 
@@ -165,6 +170,7 @@ impl Metrics {
         r.register("build", "Version of this agent", build);
         let expiry = Family::<KindLabels, Gauge<f64, AtomicU64>>::default();
         let cert_expiry_leaf = expiry.get_or_create_owned(&KindLabels { kind: "leaf" });
+        let cert_expiry_issuer = expiry.get_or_create_owned(&KindLabels { kind: "issuer" });
         let cert_expiry_root = expiry.get_or_create_owned(&KindLabels { kind: "root" });
         r.register("cert_expiry_timestamp_seconds", "When a certificate ends", expiry);
         macro_rules! table {
@@ -183,9 +189,10 @@ impl Metrics {
             "members" "Members by state, this one included" Family::default();
             "gossip_entries_refused" "Entries refused or quarantined" Family::default();
         };
-        let (gossip_dropped, retries, series_dropped, member_flaps) = table! {
+        let (gossip_dropped, retries, renewals, series_dropped, member_flaps) = table! {
             "gossip_dropped" "Gossip messages dropped, by reason" Family::default();
             "retries" "Attempts on another instance" Family::default();
+            "cert_renewals" "Attempts to renew this member's certificate, by result" Family::default();
             "series_dropped" "Series not made because a family was full" Counter::default();
             "member_flaps" "Members back within a minute of being down" Counter::default();
         };
@@ -196,9 +203,11 @@ impl Metrics {
             "gossip_received_bytes" "Gossip payload bytes received" Counter::default();
             "gossip_turn_seconds_max" "Longest turn of the gossip driver in the last minute" Gauge::default();
         };
-        let tunnel_rtt = table! {
+        let (clock_skew, tunnel_rtt) = table! {
+            "clock_skew_seconds" "By how much peers' clocks are ahead of ours, median of the last five asked" Gauge::default();
             "tunnel_rtt_seconds" "Round trip to peers with a data connection" Histogram::new(exponential_buckets(0.000_05, 2.0, 16));
         };
+        Gauge::<f64, AtomicU64>::set(&clock_skew, f64::NAN);
         Self {
             registry: Arc::new(Mutex::new(registry)),
             requests,
@@ -210,6 +219,7 @@ impl Metrics {
             entries_refused,
             gossip_dropped,
             retries,
+            renewals,
             series: Arc::default(),
             series_dropped,
             member_flaps,
@@ -219,7 +229,9 @@ impl Metrics {
             gossip_bytes_received: bytes_received,
             gossip_turn_max: turn,
             cert_expiry_leaf,
+            cert_expiry_issuer,
             cert_expiry_root,
+            clock_skew,
             tunnel_rtt,
         }
     }
@@ -246,7 +258,12 @@ impl Metrics {
 
     /// Counts an attempt on another instance: `success` or `failure`.
     pub fn count_retry(&self, result: &'static str) {
-        self.retries.get_or_create(&RetryLabels { result }).inc();
+        self.retries.get_or_create(&ResultLabels { result }).inc();
+    }
+
+    /// Counts an attempt to renew this member's certificate. `result` is a fixed word.
+    pub fn count_renewal(&self, result: &'static str) {
+        self.renewals.get_or_create(&ResultLabels { result }).inc();
     }
 
     /// Sets how many members are in each state.

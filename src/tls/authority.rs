@@ -8,17 +8,18 @@ use rcgen::{
 use rustls_pki_types::CertificateDer;
 use time::{Duration, OffsetDateTime};
 
+use super::certificate::member_uri;
 use super::verifier::ENROLMENT_OID;
 use super::{SecretKey, TlsError};
 use crate::model::{
-    Enrolment, Entry, EntryKind, Epoch, Genesis, Issuer, MeshId, Operator, PublicKey, Signer,
-    Unlisted,
+    Enrolment, Entry, EntryKind, Epoch, Genesis, Issuer, MemberId, MeshId, Operator, PublicKey,
+    Signer, Unlisted,
 };
 use crate::runtime::{clock, entropy};
 use crate::wire;
 
 /// Clocks of newcomers may be behind ours by this much.
-const BACKDATE: Duration = Duration::hours(1);
+pub(super) const BACKDATE: std::time::Duration = std::time::Duration::from_secs(3_600);
 /// Life of roots and issuers: rotated by hand, not by expiry.
 const AUTHORITY_LIFE: Duration = Duration::days(365 * 20);
 
@@ -79,25 +80,77 @@ impl Authority {
         Ok((entry, chain))
     }
 
-    fn issue_leaf(
+    /// Issues the leaf of an enrolment that this issuer signed: leaf, issuer, root. Its life and
+    /// serial number follow from the enrolment, so that everybody who has heard of that knows both.
+    pub fn issue_leaf(
         &self,
         enrolment: &Enrolment,
         entry: &Entry,
     ) -> Result<Vec<CertificateDer<'static>>, TlsError> {
         let ttl = Duration::seconds(i64::try_from(self.leaf_ttl_secs).unwrap_or(i64::MAX));
-        let mut params = params(&format!("murmesh member {}", enrolment.name), ttl)?;
-        let uri = format!("spiffe://{}.mesh/node/{}", self.mesh.short(), enrolment.name);
-        let uri = uri.try_into().map_err(failed)?;
+        let from = enrolment.issued_at;
+        let mut params = params(&format!("murmesh member {}", enrolment.name), from, ttl)?;
+        params.serial_number = Some(SerialNumber::from(enrolment.serial));
+        let uri = member_uri(&self.mesh, enrolment).try_into().map_err(failed)?;
         params.subject_alt_names = vec![SanType::URI(uri)];
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages =
             vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         let carried = CustomExtension::from_oid_content(ENROLMENT_OID, entry.bytes().to_vec());
         params.custom_extensions = vec![carried];
-        let signing =
-            Signing::new(ca_params(&issuer_name(&self.key))?, self.key.certificate_key()?);
+        let signing = Signing::new(
+            ca_params(&issuer_name(&self.key.public_key()))?,
+            self.key.certificate_key()?,
+        );
         let leaf = params.signed_by(&SubjectKey(enrolment.key), &signing).map_err(failed)?;
         Ok([&[leaf.der().clone()], &self.chain[..]].concat())
+    }
+}
+
+/// The root at work: makes issuers and takes them back. Its key is offline; a person brings it.
+#[derive(Debug)]
+pub struct Root {
+    mesh: MeshId,
+    key: SecretKey,
+}
+
+impl Root {
+    /// The root of `genesis`; the key must be its key.
+    pub fn new(mesh: MeshId, genesis: &Genesis, key: SecretKey) -> Result<Self, TlsError> {
+        match genesis.root == key.public_key() {
+            true => Ok(Self { mesh, key }),
+            false => Err(TlsError::OtherRoot { mesh: mesh.short() }),
+        }
+    }
+
+    /// Lets `member` issue with the key whose public half is `issuing`: the entry that says so,
+    /// with the certificate inside. The private half never leaves its machine.
+    pub fn appoint(&self, issuing: &PublicKey, member: MemberId) -> Result<Entry, TlsError> {
+        let signing = Signing::new(
+            ca_params(&root_name(&self.key.public_key()))?,
+            self.key.certificate_key()?,
+        );
+        let certificate = ca_params(&issuer_name(issuing))?
+            .signed_by(&SubjectKey(*issuing), &signing)
+            .map_err(failed)?;
+        self.sign_issuer(&Issuer {
+            key: *issuing,
+            member,
+            certificate: certificate.der().to_vec(),
+            is_active: true,
+        })
+    }
+
+    /// Takes back what [`Root::appoint`] gave: the entry that says so.
+    pub fn dismiss(&self, issuer: &Issuer) -> Result<Entry, TlsError> {
+        self.sign_issuer(&Issuer { is_active: false, ..issuer.clone() })
+    }
+
+    fn sign_issuer(&self, issuer: &Issuer) -> Result<Entry, TlsError> {
+        let payload = wire::encode_payload(issuer)?;
+        let subject = *issuer.key.member_id().as_bytes();
+        let epoch = Epoch(clock::unix_seconds());
+        Ok(Entry::sign(&self.mesh, &self.key, EntryKind::ISSUER, subject, epoch, 1, &payload)?)
     }
 }
 
@@ -130,7 +183,7 @@ pub fn found_mesh(
 ) -> Result<FoundedMesh, TlsError> {
     let (root, operator, issuer) =
         (SecretKey::generate()?, SecretKey::generate()?, SecretKey::generate()?);
-    let root_params = ca_params(&root_name(&root))?;
+    let root_params = ca_params(&root_name(&root.public_key()))?;
     let root_certificate = root_params.self_signed(&root.certificate_key()?).map_err(failed)?;
     let genesis = Genesis {
         root: root.public_key(),
@@ -142,30 +195,19 @@ pub fn found_mesh(
     };
     let genesis_bytes = wire::encode_payload(&genesis)?;
     let mesh = MeshId::of_genesis(&genesis_bytes);
-    let issuer_certificate = ca_params(&issuer_name(&issuer))?
-        .signed_by(&issuer.certificate_key()?, &Signing::new(root_params, root.certificate_key()?))
-        .map_err(failed)?
-        .der()
-        .to_vec();
-    let sign = |kind, key: &PublicKey, payload: Vec<u8>| {
-        let subject = *key.member_id().as_bytes();
-        Entry::sign(&mesh, &root, kind, subject, Epoch(genesis.created_at), 1, &payload)
-    };
-    let issuer_payload = wire::encode_payload(&Issuer {
-        key: issuer.public_key(),
-        member: node.member_id(),
-        certificate: issuer_certificate.clone(),
-        is_active: true,
-    })?;
+    let appointed = Root::new(mesh, &genesis, root.duplicate()?)?
+        .appoint(&issuer.public_key(), node.member_id())?;
+    let issuer_certificate = wire::decode_payload::<Issuer>(&appointed.payload())?.certificate;
     let operator_payload = wire::encode_payload(&Operator {
         key: operator.public_key(),
         name: "founder".into(),
         is_active: true,
     })?;
-    let entries = vec![
-        sign(EntryKind::ISSUER, &issuer.public_key(), issuer_payload)?,
-        sign(EntryKind::OPERATOR, &operator.public_key(), operator_payload)?,
-    ];
+    let subject = *operator.public_key().member_id().as_bytes();
+    let epoch = Epoch(genesis.created_at);
+    let operator_entry =
+        Entry::sign(&mesh, &root, EntryKind::OPERATOR, subject, epoch, 1, &operator_payload)?;
+    let entries = vec![appointed, operator_entry];
     Ok(FoundedMesh {
         mesh,
         genesis,
@@ -178,30 +220,32 @@ pub fn found_mesh(
     })
 }
 
-fn root_name(key: &SecretKey) -> String {
-    format!("murmesh root {}", &key.public_key().to_string()[..16])
+fn root_name(key: &PublicKey) -> String {
+    format!("murmesh root {}", &key.to_string()[..16])
 }
 
-fn issuer_name(key: &SecretKey) -> String {
-    format!("murmesh issuer {}", &key.public_key().to_string()[..16])
+fn issuer_name(key: &PublicKey) -> String {
+    format!("murmesh issuer {}", &key.to_string()[..16])
 }
 
 fn ca_params(name: &str) -> Result<CertificateParams, TlsError> {
-    let mut params = params(name, AUTHORITY_LIFE)?;
+    let mut params = params(name, clock::unix_seconds(), AUTHORITY_LIFE)?;
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
     Ok(params)
 }
 
-fn params(name: &str, life: Duration) -> Result<CertificateParams, TlsError> {
+fn params(name: &str, from: u64, life: Duration) -> Result<CertificateParams, TlsError> {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, name);
     params.serial_number = Some(SerialNumber::from_slice(&entropy::random_bytes::<16>()?));
-    let now = i64::try_from(clock::unix_seconds()).unwrap_or(i64::MAX);
-    let now = OffsetDateTime::from_unix_timestamp(now).map_err(failed)?;
-    params.not_before = now.saturating_sub(BACKDATE);
-    params.not_after = now.saturating_add(life);
+    let at = |seconds: u64| {
+        let seconds = i64::try_from(seconds).unwrap_or(i64::MAX);
+        OffsetDateTime::from_unix_timestamp(seconds).map_err(failed)
+    };
+    params.not_before = at(from.saturating_sub(BACKDATE.as_secs()))?;
+    params.not_after = at(from)?.saturating_add(life);
     Ok(params)
 }
 

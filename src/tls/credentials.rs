@@ -11,7 +11,10 @@ use rustls::version::TLS13;
 use rustls::{ClientConfig, ServerConfig};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
 
-use super::verifier::{Anchor, MemberVerifier, carried_enrolment, not_after};
+use super::dismissal::Dismissals;
+use super::grace::Grace;
+use super::rotation::Life;
+use super::verifier::{Anchor, MemberVerifier, Tolerance, carried_enrolment, not_after};
 use super::{Plane, SecretKey, TlsError, Token};
 use crate::model::{Enrolment, Entry, Genesis, MemberId, MemberName, MeshId, PublicKey, Signer};
 use crate::runtime::clock;
@@ -31,6 +34,14 @@ struct Inner {
     enrolment: Enrolment,
     entry: Entry,
     expires_at: u64,
+    trust: Trust,
+}
+
+/// What an agent learns about others' leaves while it runs; shared by all its own leaves.
+#[derive(Clone, Debug)]
+struct Trust {
+    grace: Arc<Grace>,
+    dismissals: Dismissals,
 }
 
 impl NodeCredentials {
@@ -42,14 +53,64 @@ impl NodeCredentials {
         key: SecretKey,
         chain: Vec<CertificateDer<'static>>,
     ) -> Result<Self, TlsError> {
+        let grace = Grace::new(Duration::from_secs(genesis.leaf_ttl_secs));
+        let trust = Trust { grace, dismissals: Dismissals::default() };
+        Self::with_trust(mesh, genesis, key, chain, trust)
+    }
+
+    fn with_trust(
+        mesh: MeshId,
+        genesis: Genesis,
+        key: SecretKey,
+        chain: Vec<CertificateDer<'static>>,
+        trust: Trust,
+    ) -> Result<Self, TlsError> {
         let leaf = chain.first().ok_or(super::VerifyError::NoEnrolment)?;
         let (enrolment, entry) = carried_enrolment(leaf)?;
         if enrolment.key != key.public_key() {
             return Err(super::VerifyError::OtherKey.into());
         }
         let expires_at = not_after(leaf)?;
-        let inner = Inner { mesh, genesis, key, chain, enrolment, entry, expires_at };
+        let inner = Inner { mesh, genesis, key, chain, enrolment, entry, expires_at, trust };
         Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// The same member with the next leaf, which must be valid now and for the same key and name.
+    pub fn renewed(&self, chain: Vec<CertificateDer<'static>>) -> Result<Self, TlsError> {
+        let Inner { mesh, genesis, key, trust, .. } = &*self.inner;
+        let (key, trust) = (key.duplicate()?, trust.clone());
+        let renewed = Self::with_trust(*mesh, genesis.clone(), key, chain, trust)?;
+        if renewed.name() != self.name() {
+            return Err(super::VerifyError::OtherName(renewed.name().clone()).into());
+        }
+        let [leaf, intermediates @ ..] = &renewed.inner.chain[..] else {
+            return Err(super::VerifyError::NoEnrolment.into());
+        };
+        let now = UnixTime::since_unix_epoch(Duration::from_secs(clock::unix_seconds()));
+        let usage = webpki::KeyUsage::client_auth();
+        renewed.verifier(Tolerance::None).verify(leaf, intermediates, now, usage)?;
+        Ok(renewed)
+    }
+
+    /// Leaf, issuer, root.
+    pub fn chain(&self) -> &[CertificateDer<'static>] {
+        &self.inner.chain
+    }
+
+    /// From when to when the leaf lives.
+    pub fn life(&self) -> Life {
+        let from = Duration::from_secs(self.inner.enrolment.issued_at);
+        Life { from, until: Duration::from_secs(self.inner.expires_at) }
+    }
+
+    /// Whether peers' ended leaves are accepted; one for all leaves of this member.
+    pub fn grace(&self) -> &Arc<Grace> {
+        &self.inner.trust.grace
+    }
+
+    /// Which issuers' leaves prove nobody any more; one for all leaves of this member.
+    pub fn dismissals(&self) -> &Dismissals {
+        &self.inner.trust.dismissals
     }
 
     /// Which mesh.
@@ -97,18 +158,18 @@ impl NodeCredentials {
         self.inner.expires_at
     }
 
-    /// When the root certificate ends, in seconds since 1970.
-    pub fn root_expires_at(&self) -> Result<u64, TlsError> {
-        Ok(not_after(&CertificateDer::from(self.inner.genesis.root_certificate.clone()))?)
-    }
-
     /// To accept on `plane`. A client certificate is mandatory but at the enrolment door.
     pub fn server_config(&self, plane: Plane) -> Result<ServerConfig, TlsError> {
         let builder = ServerConfig::builder_with_details(provider(), Arc::new(WallClock))
             .with_protocol_versions(&[&TLS13])?;
         let builder = match plane {
             Plane::Enrolment => builder.with_no_client_auth(),
-            Plane::Gossip | Plane::Data => builder.with_client_cert_verifier(self.verifier()),
+            Plane::Gossip | Plane::Data => {
+                builder.with_client_cert_verifier(self.verifier(self.tolerance()))
+            }
+            Plane::Renewal => {
+                builder.with_client_cert_verifier(self.verifier(Tolerance::Renewable))
+            }
         };
         let mut config = builder.with_single_cert(self.inner.chain.clone(), self.private_key())?;
         config.alpn_protocols = vec![plane.alpn(&self.inner.mesh)];
@@ -124,16 +185,22 @@ impl NodeCredentials {
         let mut config = ClientConfig::builder_with_details(provider(), Arc::new(WallClock))
             .with_protocol_versions(&[&TLS13])?
             .dangerous() // the verifier is ours, and stricter
-            .with_custom_certificate_verifier(self.verifier())
+            .with_custom_certificate_verifier(self.verifier(self.tolerance()))
             .with_client_auth_cert(self.inner.chain.clone(), self.private_key())?;
         config.resumption = Resumption::disabled();
         config.alpn_protocols = vec![plane.alpn(&self.inner.mesh)];
         Ok(config)
     }
 
-    fn verifier(&self) -> Arc<MemberVerifier> {
+    fn tolerance(&self) -> Tolerance {
+        Tolerance::Grace(Arc::clone(&self.inner.trust.grace))
+    }
+
+    fn verifier(&self, tolerance: Tolerance) -> Arc<MemberVerifier> {
         let root = CertificateDer::from(self.inner.genesis.root_certificate.clone());
-        Arc::new(MemberVerifier::new(self.inner.mesh, Anchor::Root(root), provider()))
+        let anchor = Anchor::Root(root);
+        let dismissals = self.inner.trust.dismissals.clone();
+        Arc::new(MemberVerifier::new(self.inner.mesh, anchor, tolerance, dismissals, provider()))
     }
 
     fn private_key(&self) -> PrivateKeyDer<'static> {
@@ -143,7 +210,9 @@ impl NodeCredentials {
 
 /// To knock at the enrolment door with a token: no certificate, and only the root's key is known.
 pub fn joiner_config(token: &Token) -> Result<ClientConfig, TlsError> {
-    let verifier = MemberVerifier::new(token.mesh, Anchor::RootKey(token.root), provider());
+    let anchor = Anchor::RootKey(token.root);
+    let verifier =
+        MemberVerifier::new(token.mesh, anchor, Tolerance::None, Dismissals::default(), provider());
     let mut config = ClientConfig::builder_with_details(provider(), Arc::new(WallClock))
         .with_protocol_versions(&[&TLS13])?
         .dangerous() // the verifier is ours, and stricter
@@ -202,12 +271,14 @@ pub fn peer_of(connection: &quinn::Connection) -> Option<Peer> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use rustls::{AlertDescription, CertificateError, ClientConnection, Error, ServerConnection};
 
     use super::*;
     use crate::model::Unlisted;
     use crate::tls::testing::{members_of, mesh_of};
-    use crate::tls::{Plane, found_mesh};
+    use crate::tls::{Dismissed, Plane, found_mesh};
 
     /// Runs a handshake in memory. The first error of either side, the server's first.
     fn handshake(client: ClientConfig, server: ServerConfig, name: &str) -> Result<(), Error> {
@@ -335,6 +406,46 @@ mod tests {
                 CertificateError::Expired | CertificateError::ExpiredContext { .. }
             )
         ));
+    }
+
+    #[test]
+    fn an_ended_leaf_opens_the_renewal_door_for_thirty_days_and_peers_for_one_life_of_grace() {
+        const DAY: u64 = 24 * 3_600;
+        let [a, b] = &mesh_of(&["a", "b"]).unwrap()[..] else { panic!("two members") };
+        let life = 3_600;
+        for (plane, is_open, late, is_taken) in [
+            (Plane::Renewal, false, 1, true),
+            (Plane::Renewal, false, 30 * DAY, true),
+            (Plane::Renewal, true, 30 * DAY + 1, false),
+            (Plane::Data, false, 1, false),
+            (Plane::Data, true, life, true),
+            (Plane::Gossip, true, life, true),
+            (Plane::Data, true, life + 1, false),
+        ] {
+            b.grace().set_open(is_open);
+            let mut server = b.server_config(plane).unwrap();
+            server.time_provider = Arc::new(At(a.expires_at() + late));
+            let taken = handshake(a.client_config(plane).unwrap(), server, &server_name(None));
+            let is_grace = is_taken && plane != Plane::Renewal;
+            assert_eq!(taken.is_ok(), is_taken, "{plane:?} {late} s late: {taken:?}");
+            let accepted = b.grace().take_accepted();
+            assert_eq!(accepted.contains(&a.member_id()), is_grace, "what grace lets in is told");
+        }
+    }
+
+    #[test]
+    fn a_dismissed_issuers_leaf_proves_only_whom_an_active_issuer_vouches_for() {
+        let [a, b] = &mesh_of(&["a", "b"]).unwrap()[..] else { panic!("two members") };
+        let try_it = || {
+            let server = b.server_config(Plane::Data).unwrap();
+            handshake(a.client_config(Plane::Data).unwrap(), server, &server_name(None))
+        };
+        let issuers: BTreeSet<_> = [a.enrolment().signer()].into();
+        b.dismissals().set(Dismissed { issuers: issuers.clone(), kept: BTreeSet::new() });
+        let refused = try_it().unwrap_err();
+        assert_eq!(refused, Error::InvalidCertificate(CertificateError::Revoked));
+        b.dismissals().set(Dismissed { issuers, kept: [a.member_id()].into() });
+        try_it().unwrap();
     }
 
     #[test]

@@ -3,20 +3,27 @@
 //! Three levels of Ed25519 X.509 certificates: the root (offline after `init`), issuers, and a leaf
 //! for every member. A leaf carries its member's enrolment in an extension, so that one handshake
 //! proves key, name and rights together, and no handshake waits for gossip. TLS 1.3 only, mutual
-//! everywhere but at the enrolment door, no early data.
+//! everywhere but at the enrolment door, no early data. Leaves are short-lived and renewed by whoever
+//! issues ([`rotation`]); what is accepted past the end is in [`grace`].
 
 mod authority;
+mod certificate;
 mod credentials;
+mod dismissal;
+pub mod grace;
 mod key;
 mod plane;
+pub mod rotation;
 pub mod store;
 #[doc(hidden)]
 pub mod testing;
 mod token;
 mod verifier;
 
-pub use authority::{Authority, FoundedMesh, found_mesh};
+pub use authority::{Authority, FoundedMesh, Root, found_mesh};
+pub use certificate::Certificate;
 pub use credentials::{NodeCredentials, Peer, joiner_config, peer_of, server_name};
+pub use dismissal::{Dismissals, Dismissed};
 pub use key::SecretKey;
 pub use plane::Plane;
 pub use token::Token;
@@ -41,6 +48,9 @@ pub enum TlsError {
     /// The files do not belong together, or to this mesh.
     #[error("identity is not valid: {0}")]
     Verify(#[from] VerifyError),
+    /// Fault: whoever brought the key.
+    #[error("this is not the root key of mesh {mesh}")]
+    OtherRoot { mesh: String },
     #[error("join token is not valid: {0}")]
     Token(&'static str),
 }

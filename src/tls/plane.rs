@@ -1,4 +1,4 @@
-//! The three planes that share one UDP port.
+//! The four planes that share one UDP port.
 
 use crate::model::MeshId;
 
@@ -11,11 +11,13 @@ pub enum Plane {
     Data,
     /// The only door without a client certificate: joining.
     Enrolment,
+    /// A member asks an issuer for its next leaf; one that ended opens this door, too.
+    Renewal,
 }
 
 impl Plane {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Gossip, Self::Data, Self::Enrolment];
+    pub const ALL: [Self; 4] = [Self::Gossip, Self::Data, Self::Enrolment, Self::Renewal];
 
     /// First byte of the initial destination connection id that a dialler chooses.
     pub const fn marker(self) -> u8 {
@@ -23,6 +25,7 @@ impl Plane {
             Self::Gossip => 0x67,
             Self::Data => 0x64,
             Self::Enrolment => 0x65,
+            Self::Renewal => 0x72,
         }
     }
 
@@ -37,6 +40,7 @@ impl Plane {
             Self::Gossip => "gossip",
             Self::Data => "data",
             Self::Enrolment => "enrol",
+            Self::Renewal => "renew",
         };
         format!("murmesh-{plane}/1/{}", mesh.short()).into_bytes()
     }

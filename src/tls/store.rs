@@ -134,15 +134,7 @@ impl DataDir {
 
     /// A secret key, which must be private.
     fn read_key(&self, name: &str) -> Result<Option<SecretKey>, StoreError> {
-        let Some(pem) = self.read(name)? else { return Ok(None) };
-        let pem = zeroize::Zeroizing::new(pem);
-        let metadata =
-            fs::metadata(self.file(name)).map_err(|error| self.failed("inspect", name, error))?;
-        let mode = metadata.permissions().mode() & 0o777;
-        if mode & 0o077 != 0 {
-            return Err(StoreError::NotPrivate { path: self.file(name), mode });
-        }
-        SecretKey::from_pem(&pem).map(Some).map_err(|error| self.damaged(name, error))
+        read_key(&self.file(name))
     }
 
     fn write_key(&self, name: &str, key: &SecretKey) -> Result<(), StoreError> {
@@ -185,20 +177,35 @@ impl DataDir {
             return Ok(None);
         };
         let Some(certificate) = self.read(ISSUER_CERTIFICATE)? else {
-            return Err(self.damaged(ISSUER_CERTIFICATE, "it is missing beside issuer.key"));
+            return Ok(None); // the root has not made it an issuer yet
         };
         let authority = Authority::new(mesh, &genesis, key, &certificate)
             .map_err(|error| self.damaged(ISSUER_CERTIFICATE, error))?;
         Ok(Some(authority))
     }
 
+    /// The issuing key, made now if there is none: until the root makes it an issuer it signs
+    /// nothing that anybody believes.
+    pub fn issuing_key(&self) -> Result<SecretKey, StoreError> {
+        self.key_or_new(ISSUER_KEY)
+    }
+
+    /// Stores the certificate of [`DataDir::issuing_key`].
+    pub fn store_issuer_certificate(&self, certificate: &[u8]) -> Result<(), StoreError> {
+        self.write(ISSUER_CERTIFICATE, certificate)
+    }
+
     /// The node key, made now if there is none: a join that is tried again keeps its key.
     pub fn node_key(&self) -> Result<SecretKey, StoreError> {
-        if let Some(key) = self.read_key(NODE_KEY)? {
+        self.key_or_new(NODE_KEY)
+    }
+
+    fn key_or_new(&self, name: &str) -> Result<SecretKey, StoreError> {
+        if let Some(key) = self.read_key(name)? {
             return Ok(key);
         }
         let key = SecretKey::generate()?;
-        self.write_key(NODE_KEY, &key)?;
+        self.write_key(name, &key)?;
         Ok(key)
     }
 
@@ -212,8 +219,13 @@ impl DataDir {
         self.write(GENESIS, genesis)?;
         self.store_entries(entries)?;
         self.api_token()?;
+        self.store_chain(chain)
+    }
+
+    /// Stores this member's chain: its leaf and the enrolment inside it, in one atomic step.
+    pub fn store_chain(&self, chain: &[CertificateDer<'_>]) -> Result<(), StoreError> {
         let pem: String = chain.iter().map(|certificate| pem("CERTIFICATE", certificate)).collect();
-        self.write(NODE_CHAIN, pem.as_bytes())
+        self.write_secret(NODE_CHAIN, pem.as_bytes())
     }
 
     /// The replicated entries that were known when the agent last wrote them. A damaged tail is cut.
@@ -308,6 +320,24 @@ impl DataDir {
             Err(error) => Err(self.failed("lock", LOCK, error.into())),
         }
     }
+}
+
+/// Reads a secret key in PEM, which must be private; `None` when there is no such file.
+pub fn read_key(path: &Path) -> Result<Option<SecretKey>, StoreError> {
+    let failed = |action, error| StoreError::Io { action, path: path.to_owned(), error };
+    let pem = match fs::read(path) {
+        Ok(pem) => zeroize::Zeroizing::new(pem),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(failed("read", error)),
+    };
+    let metadata = fs::metadata(path).map_err(|error| failed("inspect", error))?;
+    let mode = metadata.permissions().mode() & 0o777;
+    if mode & 0o077 != 0 {
+        return Err(StoreError::NotPrivate { path: path.to_owned(), mode });
+    }
+    let damaged =
+        |error: TlsError| StoreError::Damaged { path: path.to_owned(), what: error.to_string() };
+    SecretKey::from_pem(&pem).map(Some).map_err(damaged)
 }
 
 /// Held while an agent runs.

@@ -5,6 +5,7 @@
 //! server is the member we meant to reach.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls13_signature};
@@ -17,7 +18,11 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use crate::model::{Enrolment, Entry, EntryError, EntryKind, MemberId, MeshId, PublicKey};
+use super::dismissal::Dismissals;
+use super::grace::{Grace, RENEWABLE};
+use crate::model::{
+    Enrolment, Entry, EntryError, EntryKind, MemberId, MemberName, MeshId, PublicKey,
+};
 use crate::wire::{self, WireError};
 
 /// Where a leaf carries its enrolment: an arc under 2.25 (ITU-T X.667), where no registration is
@@ -42,8 +47,12 @@ pub enum VerifyError {
     OtherKey,
     #[error("the enrolment was not signed by the issuer of the certificate")]
     OtherIssuer,
+    #[error("the issuer of the certificate was dismissed, and no other vouches for the member")]
+    Dismissed,
     #[error("the enrolment's signature does not hold in this mesh")]
     Signature,
+    #[error("the certificate is for the name '{0}'")]
+    OtherName(MemberName),
     #[error("the peer is {found}, not {expected}")]
     OtherMember { expected: MemberId, found: MemberId },
     #[error("the chain does not hold: {0}")]
@@ -56,6 +65,7 @@ impl From<VerifyError> for RustlsError {
     fn from(error: VerifyError) -> Self {
         match error {
             VerifyError::OtherRoot => CertificateError::UnknownIssuer.into(),
+            VerifyError::Dismissed => CertificateError::Revoked.into(),
             VerifyError::OtherMember { .. } => CertificateError::NotValidForName.into(),
             other => CertificateError::Other(OtherError(Arc::new(other))).into(),
         }
@@ -71,20 +81,50 @@ pub(super) enum Anchor {
     RootKey(PublicKey),
 }
 
+/// How far past its end a leaf is accepted.
+#[derive(Clone, Debug)]
+pub(super) enum Tolerance {
+    /// Not at all.
+    None,
+    /// As far as this agent's grace goes now.
+    Grace(Arc<Grace>),
+    /// As long as it may be renewed.
+    Renewable,
+}
+
+impl Tolerance {
+    fn len(&self) -> Duration {
+        match self {
+            Self::None => Duration::ZERO,
+            Self::Grace(grace) => grace.tolerance(),
+            Self::Renewable => RENEWABLE,
+        }
+    }
+}
+
 /// Verifies members, as servers and as clients.
 #[derive(Debug)]
 pub(super) struct MemberVerifier {
     mesh: MeshId,
     anchor: Anchor,
+    tolerance: Tolerance,
+    dismissals: Dismissals,
     provider: Arc<CryptoProvider>,
 }
 
 impl MemberVerifier {
-    pub(super) fn new(mesh: MeshId, anchor: Anchor, provider: Arc<CryptoProvider>) -> Self {
-        Self { mesh, anchor, provider }
+    pub(super) fn new(
+        mesh: MeshId,
+        anchor: Anchor,
+        tolerance: Tolerance,
+        dismissals: Dismissals,
+        provider: Arc<CryptoProvider>,
+    ) -> Self {
+        Self { mesh, anchor, tolerance, dismissals, provider }
     }
 
-    fn verify(
+    /// Whose leaf this is, if everything about it holds at `now`.
+    pub(super) fn verify(
         &self,
         leaf: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
@@ -99,6 +139,11 @@ impl MemberVerifier {
                 .ok_or(VerifyError::OtherRoot)?,
         };
         let anchors = [anchor_from_trusted_cert(root).map_err(chain_error)?];
+        let end = UnixTime::since_unix_epoch(Duration::from_secs(not_after(leaf)?));
+        let late = Duration::from_secs(now.as_secs().saturating_sub(end.as_secs()));
+        let is_tolerated = !late.is_zero() && late <= self.tolerance.len();
+        // Everything about a tolerated leaf must have held when it ended.
+        let now = if is_tolerated { end } else { now };
         EndEntityCert::try_from(leaf)
             .and_then(|certificate| {
                 let algorithms = &[webpki::ring::ED25519];
@@ -114,7 +159,11 @@ impl MemberVerifier {
                 Ok(())
             })
             .map_err(chain_error)?;
-        Ok(self.enrolment_of(leaf, intermediates)?)
+        let (enrolment, entry) = self.enrolment_of(leaf, intermediates)?;
+        if let (true, Tolerance::Grace(grace)) = (is_tolerated, &self.tolerance) {
+            grace.note_accepted(enrolment.key.member_id());
+        }
+        Ok((enrolment, entry))
     }
 
     fn enrolment_of(
@@ -129,6 +178,9 @@ impl MemberVerifier {
         }
         if !entry.is_signed(&self.mesh) {
             return Err(VerifyError::Signature);
+        }
+        if !self.dismissals.admit(&entry.signer(), &enrolment) {
+            return Err(VerifyError::Dismissed);
         }
         Ok((enrolment, entry))
     }

@@ -1,4 +1,4 @@
-//! The one UDP port and its three planes.
+//! The one UDP port and its planes.
 //!
 //! A dialler marks the plane in the first byte of the destination connection id that it chooses;
 //! the acceptor reads it before any handshake, and hands the attempt to that plane's queue. A quinn
@@ -338,7 +338,7 @@ impl Endpoint {
     fn refuse(&self, plane: Plane, reason: &'static str) -> AcceptError {
         let door = match plane {
             Plane::Gossip | Plane::Data => Door::mesh,
-            Plane::Enrolment => Door::enrol,
+            Plane::Enrolment | Plane::Renewal => Door::enrol,
         };
         self.metrics.count_refused(door, reason);
         AcceptError { reason }
@@ -441,7 +441,7 @@ impl Doors {
         match plane {
             Plane::Gossip => &self.gossip,
             Plane::Data => &self.data,
-            Plane::Enrolment => &self.enrolment,
+            Plane::Enrolment | Plane::Renewal => &self.enrolment,
         }
     }
 }
@@ -452,6 +452,7 @@ struct Configs {
     gossip: PlaneConfig,
     data: PlaneConfig,
     enrolment: PlaneConfig,
+    renewal: PlaneConfig,
 }
 
 struct PlaneConfig {
@@ -465,6 +466,7 @@ impl Configs {
             gossip: PlaneConfig::new(Plane::Gossip, credentials, token_key)?,
             data: PlaneConfig::new(Plane::Data, credentials, token_key)?,
             enrolment: PlaneConfig::new(Plane::Enrolment, credentials, token_key)?,
+            renewal: PlaneConfig::new(Plane::Renewal, credentials, token_key)?,
         })
     }
 
@@ -473,6 +475,7 @@ impl Configs {
             Plane::Gossip => &self.gossip,
             Plane::Data => &self.data,
             Plane::Enrolment => &self.enrolment,
+            Plane::Renewal => &self.renewal,
         }
     }
 }

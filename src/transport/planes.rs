@@ -38,7 +38,7 @@ pub(super) fn transport_config(plane: Plane) -> Arc<TransportConfig> {
     match plane {
         Plane::Gossip => gossip(&mut config),
         Plane::Data => data(&mut config),
-        Plane::Enrolment => enrolment(&mut config),
+        Plane::Enrolment | Plane::Renewal => enrolment(&mut config),
     }
     Arc::new(config)
 }
@@ -75,7 +75,7 @@ fn data(config: &mut TransportConfig) {
         .datagram_receive_buffer_size(None);
 }
 
-/// Whoever comes here has proved nothing yet.
+/// One question, one answer; whoever comes to the enrolment door has proved nothing yet.
 fn enrolment(config: &mut TransportConfig) {
     config
         .initial_mtu(1_200)

@@ -1,23 +1,26 @@
 //! The issuer's desk: makes invites and redeems them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tracing::warn;
+use tracing::{debug, warn};
 
 use super::super::gossip::GossipHandle;
+use super::renewal::{
+    self, RenewalAnswer, RenewalRefusal, RenewalReply, RenewalRequest, RenewedLeaf, is_fresh,
+};
 use super::{JoinAnswer, JoinRefusal, JoinRequest};
 use crate::mesh::Snapshot;
 use crate::model::{
-    Enrolment, Entry, EntryKey, EntryKind, Invite, MemberId, MemberName, MemberState, PublicKey,
-    ServiceName, Signer,
+    Enrolment, Entry, EntryKey, EntryKind, Invite, Issuer, MemberId, MemberName, MemberState,
+    PublicKey, ServiceName, Signer,
 };
 use crate::runtime::{clock, entropy};
 use crate::telemetry::{Door, EventKind, EventLog, Metrics};
 use crate::tls::store::{DataDir, StoreError};
-use crate::tls::{Authority, NodeCredentials, SecretKey, TlsError, Token};
+use crate::tls::{Authority, NodeCredentials, Peer, SecretKey, TlsError, Token};
 use crate::wire::{self, WireError};
 
 /// How far a newcomer's clock may be from the issuer's.
@@ -97,10 +100,12 @@ pub struct InviteView {
     pub redeemed: usize,
 }
 
-/// An issuer at its desk: makes invites and redeems them. One per issuing member.
+/// An issuer at its desk: makes invites, redeems them and renews leaves. Every member has one; it
+/// signs something once the root made the member an issuer.
 #[derive(Debug)]
 pub struct IssuerDesk {
-    authority: Authority,
+    /// Absent on a member that is no issuer.
+    authority: Option<Authority>,
     credentials: NodeCredentials,
     dir: DataDir,
     state: IssuerState,
@@ -123,8 +128,14 @@ pub enum DeskError {
     Entropy(#[from] entropy::EntropyError),
     #[error("the agent is stopping")]
     Stopping,
+    #[error("this member is no issuer")]
+    NotIssuer,
+    #[error("no active issuer vouches for this member any more")]
+    Revoked,
     #[error("the mesh refused the entry: {0}")]
     Refused(String),
+    #[error("no member '{0}' is enrolled")]
+    NoMember(MemberName),
     #[error("no invite with id {0} was made here")]
     NoInvite(MemberId),
     #[error("{INVITES_MAX} invites are open; revoke some (murmesh invite revoke ID)")]
@@ -134,7 +145,7 @@ pub enum DeskError {
 impl IssuerDesk {
     /// Opens the desk with what it remembers.
     pub fn open(
-        authority: Authority,
+        authority: Option<Authority>,
         credentials: NodeCredentials,
         dir: DataDir,
         gossip: GossipHandle,
@@ -145,12 +156,30 @@ impl IssuerDesk {
         Ok(Self { authority, credentials, dir, state, gossip, metrics, events })
     }
 
+    /// Begins to issue as the root's word says, if this member holds that issuing key; returns
+    /// whether that is news. The certificate goes to disk, so that the next start knows.
+    pub fn appoint(&mut self, issuer: &Issuer) -> Result<bool, DeskError> {
+        if self.authority().is_ok_and(|authority| authority.key().public_key() == issuer.key) {
+            return Ok(false);
+        }
+        let key = self.dir.issuing_key()?;
+        if key.public_key() != issuer.key {
+            return Err(DeskError::NotIssuer);
+        }
+        let (mesh, genesis) = (*self.credentials.mesh(), self.credentials.genesis());
+        let authority = Authority::new(mesh, genesis, key, &issuer.certificate)?;
+        self.dir.store_issuer_certificate(&issuer.certificate)?;
+        self.authority = Some(authority);
+        Ok(true)
+    }
+
     /// Makes an invite, gossips it, and returns the token that redeems it.
     pub async fn invite(
         &mut self,
         options: InviteOptions,
         issuers: Vec<SocketAddr>,
     ) -> Result<Token, DeskError> {
+        self.check_active().await?;
         let now = clock::unix_seconds();
         if self.invites().await?.iter().filter(|view| view.invite.expires_at > now).count()
             >= INVITES_MAX
@@ -184,7 +213,7 @@ impl IssuerDesk {
 
     /// The invites that this issuer made.
     pub async fn invites(&self) -> Result<Vec<InviteView>, DeskError> {
-        let mine = self.authority.key().public_key().member_id();
+        let mine = self.authority()?.key().public_key().member_id();
         let entries = self.gossip.entries(EntryKind::INVITE).await.ok_or(DeskError::Stopping)?;
         let own = entries.iter().filter(|entry| entry.key().owner == mine);
         let decoded = own.filter_map(|entry| wire::decode_payload(&entry.payload()).ok());
@@ -203,11 +232,31 @@ impl IssuerDesk {
         self.state.invite_version += 1;
         let version = self.state.invite_version;
         let entry =
-            self.authority.sign_entry(EntryKind::INVITE, *id.as_bytes(), version, &payload)?;
+            self.authority()?.sign_entry(EntryKind::INVITE, *id.as_bytes(), version, &payload)?;
         self.state.forget_ended(clock::unix_seconds());
         self.state.invites.insert(id, entry.bytes().to_vec());
         self.save()?;
         self.publish(entry).await
+    }
+
+    fn authority(&self) -> Result<&Authority, DeskError> {
+        self.authority.as_ref().ok_or(DeskError::NotIssuer)
+    }
+
+    /// The keys that the root lets issue now.
+    async fn active_issuers(&self) -> Result<BTreeMap<PublicKey, Entry>, DeskError> {
+        let entries = self.gossip.entries(EntryKind::ISSUER).await.ok_or(DeskError::Stopping)?;
+        let active = entries.into_iter().filter_map(|entry| {
+            let issuer: Issuer = wire::decode_payload(&entry.payload()).ok()?;
+            issuer.is_active.then_some((issuer.key, entry))
+        });
+        Ok(active.collect())
+    }
+
+    /// This issuer's entry; an error when the root has not made it one, or took it back.
+    async fn check_active(&self) -> Result<Entry, DeskError> {
+        let mine = self.authority()?.key().public_key();
+        self.active_issuers().await?.remove(&mine).ok_or(DeskError::NotIssuer)
     }
 
     async fn publish(&self, entry: Entry) -> Result<(), DeskError> {
@@ -223,7 +272,10 @@ impl IssuerDesk {
     /// Answers one request, given as the bytes that came in.
     pub async fn answer(&mut self, request: &[u8], snapshot: &Snapshot) -> JoinAnswer {
         let answered = match wire::decode(request) {
-            Ok(request) => self.redeem(&request, snapshot).await,
+            Ok(request) => match self.check_active().await {
+                Ok(_) => self.redeem(&request, snapshot).await,
+                Err(_) => Err(JoinRefusal::NotIssuer),
+            },
             Err(_) => Err(JoinRefusal::Malformed),
         };
         answered.unwrap_or_else(|refusal| {
@@ -281,6 +333,126 @@ impl IssuerDesk {
             .map_err(|error| JoinRefusal::Internal(error.to_string()))
     }
 
+    /// The next leaf of a member that proved its key and showed the enrolment of its last one. The
+    /// newest word of an active issuer decides on name and services. Repeated soon, the answer is
+    /// the same enrolment again.
+    pub async fn renew(
+        &mut self,
+        member: MemberId,
+        shown: &Entry,
+    ) -> Result<RenewedLeaf, DeskError> {
+        let own = self.check_active().await?;
+        let (mine, now) = (own_key(&own)?, clock::unix_seconds());
+        let issuers = self.active_issuers().await?;
+        let known = self.gossip.entries(EntryKind::ENROLMENT).await.ok_or(DeskError::Stopping)?;
+        let newest = known
+            .iter()
+            .chain([shown])
+            .filter(|entry| entry.key().subject == *member.as_bytes())
+            .filter(|entry| issuers.contains_key(&entry.signer()))
+            .filter_map(|entry| Some((wire::decode_payload(&entry.payload()).ok()?, entry)))
+            .filter(|(enrolment, _): &(Enrolment, _)| enrolment.key.member_id() == member)
+            .max_by_key(|(enrolment, _)| (enrolment.issued_at, enrolment.serial));
+        let (newest, entry) = newest.ok_or(DeskError::Revoked)?;
+        let ttl_secs = self.credentials.genesis().leaf_ttl_secs;
+        if entry.signer() == mine && is_fresh(newest.issued_at, now, ttl_secs) {
+            let chain = self.authority()?.issue_leaf(&newest, entry)?;
+            return Ok(RenewedLeaf { chain, entries: vec![own, entry.clone()] });
+        }
+        self.state.serial += 1;
+        self.save()?; // no serial is given twice
+        let enrolment = Enrolment { serial: self.state.serial, issued_at: now, ..newest };
+        let (entry, chain) = self.authority()?.enrol(&enrolment)?;
+        self.publish(entry.clone()).await?;
+        debug!(member = %enrolment.name, serial = enrolment.serial, "leaf renewed");
+        Ok(RenewedLeaf { chain, entries: vec![own, entry] })
+    }
+
+    /// Vouches for the members that only the issuer with that key's hash vouches for: the root is
+    /// about to take it back. Their leaves go on; the next come from others. Returns their names.
+    pub async fn keep_members(&mut self, issuer: MemberId) -> Result<Vec<MemberName>, DeskError> {
+        self.check_active().await?;
+        let issuers = self.active_issuers().await?;
+        let all = self.gossip.entries(EntryKind::ENROLMENT).await.ok_or(DeskError::Stopping)?;
+        let is_vouched =
+            |entry: &Entry| issuers.contains_key(&entry.signer()) && entry.key().owner != issuer;
+        let vouched: BTreeSet<_> =
+            all.iter().filter(|entry| is_vouched(entry)).map(|entry| entry.key().subject).collect();
+        let mut kept = Vec::new();
+        for entry in all.iter().filter(|entry| entry.key().owner == issuer) {
+            let Ok(enrolment) = wire::decode_payload::<Enrolment>(&entry.payload()) else {
+                continue;
+            };
+            let is_sound = *enrolment.key.member_id().as_bytes() == entry.key().subject;
+            if vouched.contains(&entry.key().subject) || !is_sound {
+                continue;
+            }
+            self.state.serial += 1;
+            self.save()?;
+            let enrolment = Enrolment { serial: self.state.serial, ..enrolment };
+            let (entry, _) = self.authority()?.enrol(&enrolment)?;
+            self.publish(entry).await?;
+            kept.push(enrolment.name);
+        }
+        Ok(kept)
+    }
+
+    /// Lets the member called `name` offer these services and no others; all when absent. Its next
+    /// leaf says so, too.
+    pub async fn grant(
+        &mut self,
+        name: &MemberName,
+        services: Option<Vec<ServiceName>>,
+    ) -> Result<(), DeskError> {
+        self.check_active().await?;
+        let issuers = self.active_issuers().await?;
+        let all = self.gossip.entries(EntryKind::ENROLMENT).await.ok_or(DeskError::Stopping)?;
+        let held = all
+            .iter()
+            .filter(|entry| issuers.contains_key(&entry.signer()))
+            .filter_map(|entry| wire::decode_payload::<Enrolment>(&entry.payload()).ok())
+            .filter(|enrolment| enrolment.name == *name);
+        let newest = held.max_by_key(|enrolment| (enrolment.issued_at, enrolment.serial));
+        let newest = newest.ok_or_else(|| DeskError::NoMember(name.clone()))?;
+        self.state.serial += 1;
+        self.save()?;
+        let (serial, issued_at) = (self.state.serial, clock::unix_seconds());
+        let enrolment = Enrolment { serial, issued_at, services, ..newest };
+        let (entry, _) = self.authority()?.enrol(&enrolment)?;
+        self.publish(entry).await?;
+        self.events.record(EventKind::ServicesGranted, name, "asked for by the local API");
+        Ok(())
+    }
+
+    /// Answers one question at the renewal door, asked by `peer`, given as the bytes that came in.
+    pub async fn answer_member(&mut self, peer: &Peer, request: &[u8]) -> RenewalAnswer {
+        let reply = match wire::decode(request) {
+            Ok(RenewalRequest::Leaf) => {
+                self.renew(peer.id, &peer.enrolment).await.map(RenewedLeaf::into_reply)
+            }
+            Ok(RenewalRequest::Time) => Ok(RenewalReply::Time),
+            Ok(RenewalRequest::IssuingKey) => self.issuing_key().map(RenewalReply::IssuingKey),
+            Err(error) => Err(error.into()),
+        };
+        let reply = reply.unwrap_or_else(|error| {
+            let refusal = match error {
+                DeskError::NotIssuer => RenewalRefusal::NotIssuer,
+                DeskError::Revoked => RenewalRefusal::Revoked,
+                DeskError::Wire(_) => RenewalRefusal::Malformed,
+                other => RenewalRefusal::Internal(other.to_string()),
+            };
+            self.metrics.count_refused(Door::enrol, refusal.as_str());
+            warn!(member = %peer.name, reason = %refusal, "renewal refused");
+            RenewalReply::Refused(refusal)
+        });
+        renewal::answer(reply)
+    }
+
+    /// The public half of this member's issuing key, made now if there is none.
+    pub fn issuing_key(&self) -> Result<PublicKey, DeskError> {
+        Ok(self.dir.issuing_key()?.public_key())
+    }
+
     async fn find_invite(
         &self,
         key: &PublicKey,
@@ -293,12 +465,13 @@ impl IssuerDesk {
             .iter()
             .find(|entry| entry.key().subject == subject)
             .ok_or(JoinRefusal::UnknownInvite)?;
-        if entry.signer() != self.authority.key().public_key() {
+        let mine = self.authority().map(|authority| authority.key().public_key());
+        if mine.ok() != Some(entry.signer()) {
             // Uses are counted where the invite was made; others redeem only while that is dead.
             let issuers = self.gossip.entries(EntryKind::ISSUER).await.ok_or_else(stopping)?;
             let maker = issuers.iter().find_map(|issuer| {
                 let EntryKey { subject, .. } = issuer.key();
-                let decoded: crate::model::Issuer = wire::decode_payload(&issuer.payload()).ok()?;
+                let decoded: Issuer = wire::decode_payload(&issuer.payload()).ok()?;
                 (subject == *entry.key().owner.as_bytes()).then_some(decoded.member)
             });
             let alive = maker.and_then(|maker| snapshot.members.get(&maker));
@@ -327,7 +500,7 @@ impl IssuerDesk {
         snapshot: &Snapshot,
     ) -> Result<JoinAnswer, DeskError> {
         self.save()?; // counted before it is given
-        let (entry, chain) = self.authority.enrol(enrolment)?;
+        let (entry, chain) = self.authority()?.enrol(enrolment)?;
         self.publish(entry.clone()).await?;
         let mut entries = vec![entry];
         for kind in [EntryKind::ISSUER, EntryKind::OPERATOR] {
@@ -343,4 +516,9 @@ impl IssuerDesk {
             contacts: alive.take(CONTACTS_MAX).map(|view| (view.id, view.address)).collect(),
         })
     }
+}
+
+/// The issuing key that an issuer's entry is about.
+fn own_key(entry: &Entry) -> Result<PublicKey, DeskError> {
+    Ok(wire::decode_payload::<Issuer>(&entry.payload())?.key)
 }

@@ -1,4 +1,4 @@
-//! The issuer's side of the door: who comes in, for how long, and what is counted.
+//! The issuer's side of both doors: who comes in, for how long, and what is counted.
 
 use std::sync::Arc;
 
@@ -8,20 +8,21 @@ use tokio::sync::{Mutex, Semaphore, mpsc};
 use tokio::time::timeout;
 
 use super::super::{Endpoint, Incoming};
-use super::{EXCHANGE_TIME_MAX, IssuerDesk, JoinAnswer, JoinRefusal, REQUEST_LEN_MAX};
+use super::{EXCHANGE_TIME_MAX, IssuerDesk, REQUEST_LEN_MAX};
 use crate::mesh::Snapshot;
 use crate::runtime::TaskGroup;
 use crate::telemetry::{Door, Metrics};
+use crate::tls::Peer;
 use crate::wire;
 
 /// Newcomers at the door at once; more are refused and try again.
 const EXCHANGES_MAX: usize = 64;
 
-/// Answers newcomers until the queue ends. A member without a desk refuses them by name.
+/// Answers newcomers and members until the queue ends. Who may not issue refuses by name.
 pub async fn serve(
     endpoint: Endpoint,
     mut queue: mpsc::Receiver<Incoming>,
-    desk: Option<Arc<Mutex<IssuerDesk>>>,
+    desk: Arc<Mutex<IssuerDesk>>,
     snapshot: Arc<ArcSwap<Snapshot>>,
     metrics: Metrics,
     tasks: TaskGroup,
@@ -35,8 +36,8 @@ pub async fn serve(
         let (endpoint, desk) = (endpoint.clone(), desk.clone());
         let (snapshot, metrics) = (snapshot.load_full(), metrics.clone());
         tasks.spawn_connection("enrolment", async move {
-            let Ok((connection, _)) = endpoint.accept(incoming).await else { return };
-            let exchange = answer_one(&connection, desk.as_deref(), &snapshot, &metrics);
+            let Ok((connection, peer)) = endpoint.accept(incoming).await else { return };
+            let exchange = answer_one(&connection, peer.as_ref(), &desk, &snapshot, &metrics);
             if timeout(EXCHANGE_TIME_MAX, exchange).await.is_err() {
                 metrics.count_refused(Door::enrol, "timeout");
             }
@@ -48,7 +49,8 @@ pub async fn serve(
 
 async fn answer_one(
     connection: &Connection,
-    desk: Option<&Mutex<IssuerDesk>>,
+    peer: Option<&Peer>,
+    desk: &Mutex<IssuerDesk>,
     snapshot: &Snapshot,
     metrics: &Metrics,
 ) {
@@ -56,14 +58,13 @@ async fn answer_one(
     let Ok(request) = receive.read_to_end(REQUEST_LEN_MAX).await else {
         return metrics.count_refused(Door::enrol, "oversized");
     };
-    let answer = match desk {
-        Some(desk) => desk.lock().await.answer(&request, snapshot).await,
-        None => {
-            metrics.count_refused(Door::enrol, JoinRefusal::NotIssuer.as_str());
-            JoinAnswer::Refused(JoinRefusal::NotIssuer)
-        }
+    let mut desk = desk.lock().await;
+    let answer = match peer {
+        Some(peer) => wire::encode(&desk.answer_member(peer, &request).await),
+        None => wire::encode(&desk.answer(&request, snapshot).await),
     };
-    let Ok(bytes) = wire::encode(&answer) else { return };
+    drop(desk);
+    let Ok(bytes) = answer else { return };
     if send.write_all(&bytes).await.is_ok() && send.finish().is_ok() {
         let _ = send.stopped().await; // they have it, or they are gone
     }

@@ -5,12 +5,16 @@
 //! sends one [`JoinRequest`] signed by both keys. The issuer checks the invite, counts the use on
 //! disk before it answers, and replies with the leaf's chain and all that a member starts from.
 //!
-//! Limits of the door: one stream, [`REQUEST_LEN_MAX`] bytes, [`EXCHANGE_TIME_MAX`].
+//! Beside it, on a plane of its own, is the renewal door: members come with their certificate, also
+//! an ended one, and ask for the next leaf ([`renewal`]).
+//!
+//! Limits of both doors: one stream, [`REQUEST_LEN_MAX`] bytes, [`EXCHANGE_TIME_MAX`].
 
 mod desk;
 mod door;
 mod knock;
 mod message;
+pub mod renewal;
 
 use std::time::Duration;
 
@@ -33,19 +37,23 @@ mod tests {
 
     use tokio::sync::Mutex;
 
+    use super::renewal::{AskError, Door as At, RenewalRefusal, ask_leaf, ask_time};
     use super::*;
-    use crate::model::{Signer, Unlisted};
-    use crate::runtime::{Shutdown, TaskGroup};
+    use crate::model::{Enrolment, Issuer, MemberId, Signer, Unlisted};
+    use crate::runtime::{Shutdown, TaskGroup, clock};
     use crate::telemetry::{Door, EventLog, Metrics};
     use crate::tls::store::{DataDir, InitOptions, init};
-    use crate::tls::{Plane, SecretKey, Token, joiner_config, server_name};
+    use crate::tls::{NodeCredentials, Plane, Root, SecretKey, Token, joiner_config, server_name};
     use crate::transport::endpoint::client_config;
-    use crate::transport::gossip::{gossip_channel, testing};
+    use crate::transport::gossip::{GossipHandle, gossip_channel, testing};
     use crate::transport::{Endpoint, Limits};
+    use crate::wire;
 
     /// A founder with its door open on loopback.
     struct Founder {
         desk: Arc<Mutex<IssuerDesk>>,
+        gossip: GossipHandle,
+        me: MemberId,
         address: SocketAddr,
         metrics: Metrics,
         tasks: TaskGroup,
@@ -71,21 +79,28 @@ mod tests {
             let (endpoint, queues) =
                 Endpoint::bind(listen, &credentials, &limits, &metrics, &tasks).unwrap();
             let address = endpoint.local_address();
-            let authority = dir.authority().unwrap().unwrap();
+            let authority = dir.authority().unwrap();
             let events = EventLog::new("first");
-            let desk =
-                IssuerDesk::open(authority, credentials, dir, gossip, metrics.clone(), events);
+            let me = credentials.member_id();
+            let desk = IssuerDesk::open(
+                authority,
+                credentials,
+                dir,
+                gossip.clone(),
+                metrics.clone(),
+                events,
+            );
             let desk = Arc::new(Mutex::new(desk.unwrap()));
             let door = serve(
                 endpoint,
                 queues.enrolment,
-                Some(desk.clone()),
+                desk.clone(),
                 Arc::default(),
                 metrics.clone(),
                 tasks.clone(),
             );
             tasks.spawn("door", door);
-            Self { desk, address, metrics, tasks, dir: temporary }
+            Self { desk, gossip, me, address, metrics, tasks, dir: temporary }
         }
 
         async fn invite(&self, ttl_secs: u64, uses: u32) -> Token {
@@ -97,6 +112,44 @@ mod tests {
         async fn join(&self, token: &Token, name: &str) -> Result<Welcome, KnockError> {
             let node = SecretKey::generate().unwrap();
             knock(token, &token.issuers, &node, &name.parse().unwrap()).await
+        }
+
+        /// A member enrolled `age_secs` ago, and the endpoint that it dials with.
+        async fn member(&self, name: &str, age_secs: u64) -> (NodeCredentials, Endpoint) {
+            let dir = DataDir::new(self.dir.path());
+            let (mesh, genesis) = dir.genesis().unwrap().unwrap();
+            let node = SecretKey::generate().unwrap();
+            let enrolment = Enrolment {
+                key: node.public_key(),
+                name: name.parse().unwrap(),
+                serial: 900,
+                services: Some(vec!["web".parse().unwrap()]),
+                issued_at: clock::unix_seconds() - age_secs,
+                invite: None,
+            };
+            let (entry, chain) = dir.authority().unwrap().unwrap().enrol(&enrolment).unwrap();
+            self.gossip.publish(entry).await.unwrap().unwrap();
+            let credentials = NodeCredentials::new(mesh, genesis, node, chain).unwrap();
+            let endpoint = self.endpoint(&credentials);
+            (credentials, endpoint)
+        }
+
+        fn root(&self) -> Root {
+            let dir = DataDir::new(self.dir.path());
+            let (mesh, genesis) = dir.genesis().unwrap().unwrap();
+            let pem = dir.read("root.key").unwrap().unwrap();
+            Root::new(mesh, &genesis, SecretKey::from_pem(&pem).unwrap()).unwrap()
+        }
+
+        fn endpoint(&self, credentials: &NodeCredentials) -> Endpoint {
+            let (listen, limits) =
+                ((Ipv4Addr::LOCALHOST, 0).into(), Limits { reset_secret: [7; 32] });
+            let metrics = Metrics::new();
+            Endpoint::bind(listen, credentials, &limits, &metrics, &self.tasks).unwrap().0
+        }
+
+        fn door(&self) -> At {
+            At { member: None, address: self.address }
         }
 
         fn refused(&self, reason: &'static str) -> u64 {
@@ -167,6 +220,79 @@ mod tests {
         let id = token.key().unwrap().public_key().member_id();
         founder.desk.lock().await.revoke_invite(id).await.unwrap();
         assert_eq!(uses(&dir), [0]);
+        founder.tasks.stop().await;
+    }
+
+    #[tokio::test]
+    async fn a_leaf_is_renewed_for_the_same_key_name_and_services_and_no_longer_than_the_mesh_says()
+    {
+        let founder = Founder::new().await;
+        let (old, endpoint) = founder.member("b", 1_800).await;
+        let (leaf, skew) = ask_leaf(&endpoint, founder.door()).await.unwrap();
+        assert!(skew.0.abs() < 5.0, "one machine has one clock: {skew:?}");
+        let renewed = old.renewed(leaf.chain).unwrap();
+        assert_eq!(renewed.member_id(), old.member_id());
+        assert_eq!(renewed.enrolled().services, old.enrolled().services);
+        assert_ne!(renewed.enrolled().serial, old.enrolled().serial);
+        assert_eq!(renewed.expires_at() - renewed.enrolled().issued_at, 3_600);
+        assert!(renewed.expires_at() >= old.expires_at() + 1_800);
+        founder.tasks.stop().await;
+    }
+
+    #[tokio::test]
+    async fn whoever_asks_again_soon_gets_the_same_enrolment_again() {
+        let founder = Founder::new().await;
+        let (old, endpoint) = founder.member("b", 60).await;
+        for _ in 0..2 {
+            let (leaf, _) = ask_leaf(&endpoint, founder.door()).await.unwrap();
+            let again = old.renewed(leaf.chain).unwrap();
+            assert_eq!(again.enrolment(), old.enrolment(), "no new serial, no write, no gossip");
+        }
+        founder.tasks.stop().await;
+    }
+
+    #[tokio::test]
+    async fn an_ended_leaf_opens_the_renewal_door() {
+        let founder = Founder::new().await;
+        let (late, endpoint) = founder.member("late", 4_000).await;
+        let (leaf, _) = ask_leaf(&endpoint, founder.door()).await.unwrap();
+        late.renewed(leaf.chain).unwrap();
+        founder.tasks.stop().await;
+    }
+
+    #[tokio::test]
+    async fn only_active_issuers_renew_and_only_whom_an_active_issuer_vouches_for() {
+        let founder = Founder::new().await;
+        let (_, endpoint) = founder.member("b", 1_800).await;
+        let dir = DataDir::new(founder.dir.path());
+        let issuer = dir.authority().unwrap().unwrap().key().public_key();
+        let first = founder.root().appoint(&issuer, founder.me).unwrap();
+        let first = wire::decode_payload::<Issuer>(&first.payload()).unwrap();
+        let dismissed = founder.root().dismiss(&first).unwrap();
+        founder.gossip.publish(dismissed).await.unwrap().unwrap();
+        let refused = ask_leaf(&endpoint, founder.door()).await.unwrap_err();
+        assert!(matches!(refused, AskError::Refused(RenewalRefusal::NotIssuer)), "{refused}");
+        // A fresh issuer is active, and whom only the dismissed one vouched for is nobody to it.
+        std::fs::remove_file(dir.file("issuer.key")).unwrap();
+        let fresh = dir.issuing_key().unwrap().public_key();
+        let appointed = founder.root().appoint(&fresh, founder.me).unwrap();
+        founder.gossip.publish(appointed.clone()).await.unwrap().unwrap();
+        let appointed = wire::decode_payload(&appointed.payload()).unwrap();
+        assert!(founder.desk.lock().await.appoint(&appointed).unwrap());
+        let refused = ask_leaf(&endpoint, founder.door()).await.unwrap_err();
+        assert!(matches!(refused, AskError::Refused(RenewalRefusal::Revoked)), "{refused}");
+        assert_eq!((founder.refused("not_issuer"), founder.refused("revoked")), (1, 1));
+        founder.tasks.stop().await;
+    }
+
+    #[tokio::test]
+    async fn a_stranger_opens_no_renewal_door() {
+        let (founder, other) = (Founder::new().await, Founder::new().await);
+        let (_, endpoint) = other.member("b", 0).await;
+        let refused = ask_time(&endpoint, founder.door()).await.unwrap_err();
+        assert!(matches!(refused, AskError::Dial(_)), "{refused}");
+        assert_eq!(founder.refused("other_mesh"), 1);
+        other.tasks.stop().await;
         founder.tasks.stop().await;
     }
 

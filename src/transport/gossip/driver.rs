@@ -206,6 +206,7 @@ impl Driver {
                 let _ = reply.send(entries.cloned().collect());
             }
             Command::Seed(address) => self.mesh.add_seed(now, address),
+            Command::RetryContacts => self.mesh.retry_contacts(now),
             Command::Epochs(until) => {
                 self.epochs_needed = None;
                 self.mesh.extend_epochs(now, until);

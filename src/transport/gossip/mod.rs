@@ -44,6 +44,7 @@ enum Command {
     Publish(Entry, oneshot::Sender<Result<(), String>>),
     Entries(EntryKind, oneshot::Sender<Vec<Entry>>),
     Seed(SocketAddr),
+    RetryContacts,
     Epochs(Epoch),
     Leave,
     Stop(oneshot::Sender<()>),
@@ -83,6 +84,11 @@ impl GossipHandle {
     /// One more address where a member may answer.
     pub async fn add_seed(&self, address: SocketAddr) {
         let _ = self.commands.send(Command::Seed(address)).await;
+    }
+
+    /// Dials everybody who is away soon.
+    pub async fn retry_contacts(&self) {
+        let _ = self.commands.send(Command::RetryContacts).await;
     }
 
     /// Epochs up to `until` are durable now.

@@ -1,0 +1,176 @@
+//! `issuer`: who may let members in and renew their certificates. The root key signs here, on the
+//! command line; agents only carry what it signed. `grant`: what an issuer lets a member offer.
+
+use std::path::PathBuf;
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use clap::{Args, Subcommand};
+use hyper::Method;
+use serde_json::{Value, json};
+
+use super::Global;
+use super::client::{Client, encoded};
+use super::exit::{Exit, Failure, Outcome};
+use super::found::{open_dir, store_failure};
+use super::output::{Drawing, Grid, Listing, cell, count, line, note, show, state};
+use crate::api::GrantRequest;
+use crate::api::views::{IssuerRow, IssuingKey};
+use crate::model::{Entry, Issuer, MemberName, ServiceName};
+use crate::tls::Root;
+use crate::tls::store::{self, StoreError};
+
+/// Verbs of `issuer`.
+#[derive(Debug, Subcommand)]
+pub(super) enum IssuerVerb {
+    /// Let a member issue: it admits newcomers and renews certificates from now on
+    Add(IssuerArgs),
+    /// List the issuers
+    List(Listing),
+    /// Take it back; the members that it let in stay
+    Remove(IssuerArgs),
+}
+
+/// Arguments of `issuer add` and `issuer remove`.
+#[derive(Debug, Args)]
+pub(super) struct IssuerArgs {
+    /// Which member
+    node: MemberName,
+    /// The root key of the mesh [default: root.key in the data directory]
+    #[arg(long, value_name = "FILE", env = "MURMESH_ROOT_KEY", hide_env_values = true)]
+    root_key: Option<PathBuf>,
+}
+
+/// Arguments of `grant`.
+#[derive(Debug, Args)]
+pub(super) struct GrantArgs {
+    /// Which member
+    node: MemberName,
+    /// The only services that it may offer
+    #[arg(long, value_delimiter = ',', value_name = "web,db", required_unless_present = "all")]
+    services: Option<Vec<ServiceName>>,
+    /// It may offer every service
+    #[arg(long, conflicts_with = "services")]
+    all: bool,
+}
+
+/// Says what a member may offer. Issuers only.
+pub(super) async fn grant(global: &Global, args: GrantArgs) -> Outcome {
+    let client = Client::new(global)?;
+    let request = GrantRequest { node: args.node.clone(), services: args.services };
+    client.change::<Value>(Method::POST, "/v1/mesh/grants", &request).await?;
+    let what = request.services.map_or("every service".to_owned(), |services| {
+        services.iter().map(ServiceName::as_str).collect::<Vec<_>>().join(", ")
+    });
+    line(format_args!("{} may offer {what}", args.node));
+    Ok(Exit::Ok)
+}
+
+/// Makes issuers, lists them, takes them back.
+pub(super) async fn issuer(global: &Global, verb: IssuerVerb) -> Outcome {
+    match verb {
+        IssuerVerb::Add(args) => add(global, args).await,
+        IssuerVerb::Remove(args) => remove(global, args).await,
+        IssuerVerb::List(listing) => list(global, listing).await,
+    }
+}
+
+async fn list(global: &Global, listing: Listing) -> Outcome {
+    let client = &Client::new(global)?;
+    show(listing, || async move {
+        let rows = issuers(client).await?;
+        Drawing::of(&rows, listing, table, "no issuer is known here yet")
+    })
+    .await
+}
+
+fn table(rows: &[IssuerRow]) -> String {
+    let mut grid = Grid::new(["NODE", "STATE", "MEMBERS", "KEY"]);
+    for row in rows {
+        grid.row([
+            cell(&row.node),
+            state(if row.active { &row.state } else { "removed" }),
+            cell(row.members),
+            cell(row.id.get(..12).unwrap_or(&row.id)),
+        ]);
+    }
+    grid.finish(&[2])
+}
+
+async fn issuers(client: &Client) -> Result<Vec<IssuerRow>, Failure> {
+    client.get("/v1/mesh/issuers").await
+}
+
+async fn add(global: &Global, args: IssuerArgs) -> Outcome {
+    let (root, client) = (root(global, args.root_key)?, Client::new(global)?);
+    let node = args.node.as_str();
+    if issuers(&client).await?.iter().any(|row| row.active && row.node == node) {
+        line(format_args!("unchanged: {node} is an issuer"));
+        return Ok(Exit::Ok);
+    }
+    let path = format!("/v1/mesh/issuers/{}/key", encoded(node));
+    let made: IssuingKey = client.change(Method::POST, &path, &json!({})).await?;
+    let entry = root.appoint(&made.key, made.member).map_err(Failure::failed)?;
+    publish(&client, &entry).await?;
+    line(format_args!("{node} is an issuer from now on"));
+    Ok(Exit::Ok)
+}
+
+async fn remove(global: &Global, args: IssuerArgs) -> Outcome {
+    let (root, client) = (root(global, args.root_key)?, Client::new(global)?);
+    let node = args.node.as_str();
+    let rows = issuers(&client).await?;
+    let (theirs, others): (Vec<_>, Vec<_>) =
+        rows.into_iter().filter(|row| row.active).partition(|row| row.node == node);
+    if theirs.is_empty() {
+        line(format_args!("unchanged: {node} is no issuer"));
+        return Ok(Exit::Ok);
+    }
+    if others.is_empty() {
+        let text = format!("{node} is the last issuer: without one no certificate can be renewed");
+        return Err(Failure::failed(text).hint("murmesh issuer add OTHER"));
+    }
+    for row in theirs {
+        let path = format!("/v1/mesh/issuers/{}/keep", encoded(&row.id));
+        let kept: Vec<String> = client
+            .change(Method::POST, &path, &json!({}))
+            .await
+            .map_err(|failure| failure.hint(format_args!("on {}", others[0].node)))?;
+        let dismissed: Result<Entry, Failure> =
+            issuer_of(&row).and_then(|issuer| root.dismiss(&issuer).map_err(Failure::failed));
+        publish(&client, &dismissed?).await?;
+        if !kept.is_empty() {
+            let what = count(kept.len(), "member");
+            note(format_args!(
+                "{what} let in by {node} stay, vouched for here: {}",
+                kept.join(", ")
+            ));
+        }
+    }
+    line(format_args!("{node} issues nothing any more"));
+    Ok(Exit::Ok)
+}
+
+fn issuer_of(row: &IssuerRow) -> Result<Issuer, Failure> {
+    let certificate = BASE64_STANDARD.decode(&row.certificate).map_err(Failure::failed)?;
+    Ok(Issuer { key: row.key, member: row.member, certificate, is_active: true })
+}
+
+async fn publish(client: &Client, entry: &Entry) -> Result<(), Failure> {
+    let body = json!({ "entry": BASE64_STANDARD.encode(entry.bytes()) });
+    client.change::<Value>(Method::POST, "/v1/mesh/entries", &body).await.map(drop)
+}
+
+fn root(global: &Global, file: Option<PathBuf>) -> Result<Root, Failure> {
+    let dir = open_dir(global)?;
+    let path = file.unwrap_or_else(|| dir.file("root.key"));
+    let found = dir.genesis().map_err(store_failure)?;
+    let empty = || store_failure(StoreError::Empty { path: dir.path().to_owned() });
+    let (mesh, genesis) = found.ok_or_else(empty)?;
+    let key = store::read_key(&path).map_err(store_failure)?.ok_or_else(|| {
+        let text = format!("there is no root key at {}", path.display());
+        Failure::new(Exit::NotPermitted, text).hint("--root-key FILE, wherever you keep it")
+    })?;
+    Root::new(mesh, &genesis, key)
+        .map_err(|error| Failure::new(Exit::NotPermitted, format!("{}: {error}", path.display())))
+}
