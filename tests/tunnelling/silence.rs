@@ -1,0 +1,57 @@
+//! Members that are paused, gone without a word, or just far away.
+
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::{sleep, timeout};
+
+use super::nodes::{PATIENCE, Wire, ask, echo_server, named_server, until};
+use super::three;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn member_that_pauses_for_a_second_loses_new_calls_and_no_connection() {
+    let [a, b, c] = three().await;
+    b.serve(&[("web", "web", echo_server().await)]);
+    c.serve(&[("web", "web", named_server("c").await)]);
+    let wire = Wire::to(b.address).await;
+    let behind = || b.endpoint_behind(&wire, "web");
+    a.sees([behind()]);
+    let entry = a.upstream("web").await;
+    let mut client = TcpStream::connect(entry).await.unwrap();
+    client.write_all(b"hello").await.unwrap();
+    client.read_exact(&mut [0; 5]).await.unwrap();
+    a.sees([behind(), c.endpoint("web", "web")]);
+
+    wire.hold(true);
+    let began = Instant::now();
+    until("it is avoided", || a.proxy.trouble(&behind().1) == Some("silent")).await;
+    for _ in 0..10 {
+        assert_eq!(ask(entry, b"!").await.unwrap(), b"c!");
+    }
+    sleep(Duration::from_secs(1).saturating_sub(began.elapsed())).await; // the length of the fault
+    wire.hold(false);
+
+    until("it is called again", || a.proxy.trouble(&behind().1).is_none()).await;
+    client.write_all(b"still here").await.unwrap();
+    let mut back = [0; 10];
+    timeout(PATIENCE, client.read_exact(&mut back)).await.unwrap().unwrap();
+    assert_eq!(&back, b"still here");
+}
+
+/// Nine tenths of a second there and back: a keep-alive is answered when the next is long due.
+#[tokio::test(flavor = "multi_thread")]
+async fn member_that_is_far_away_is_not_taken_for_silent() {
+    let [a, b, _] = three().await;
+    b.serve(&[("web", "web", echo_server().await)]);
+    let wire = Wire::slow(b.address, Duration::from_millis(450)).await;
+    let behind = || b.endpoint_behind(&wire, "web");
+    a.sees([behind()]);
+    let entry = a.upstream("web").await;
+    assert_eq!(ask(entry, b"hello").await.unwrap(), b"hello");
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(4) {
+        assert_eq!(a.proxy.trouble(&behind().1), None, "after {:?}", began.elapsed());
+        sleep(Duration::from_millis(10)).await;
+    }
+}
