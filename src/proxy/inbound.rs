@@ -1,6 +1,7 @@
 //! Tunnel in, local instance out.
 
 use std::collections::BTreeMap;
+use std::pin::pin;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -15,6 +16,7 @@ use super::traffic::Traffic;
 use crate::mesh::Evidence;
 use crate::model::MemberId;
 use crate::runtime::TaskGroup;
+use crate::runtime::clock::Clock;
 use crate::telemetry::{Direction, Door, EventKind, EventLog, Metrics};
 use crate::tls::Peer;
 use crate::transport::tunnel::{
@@ -36,6 +38,7 @@ pub(super) struct Inbound {
     pub(super) stalls: Stalls,
     pub(super) metrics: Metrics,
     pub(super) events: EventLog,
+    pub(super) clock: Clock,
     pub(super) evidence: tokio::sync::mpsc::Sender<(MemberId, Evidence)>,
     pub(super) streams: TaskGroup,
     pub(super) refusals: TaskGroup,
@@ -69,7 +72,13 @@ impl Inbound {
             return accepted.refuse();
         }
         let _entered = Entered { inbound: &self, peer: id };
-        Arc::clone(&self).serve_connection(accepted).await;
+        let accepted = Arc::new(accepted);
+        let mut tunnels = pin!(Arc::clone(&self).serve_connection(Arc::clone(&accepted)));
+        tokio::select! {
+            biased;
+            () = &mut tunnels => {}
+            () = accepted.watch(&self.clock) => tunnels.await, // closed: it says so and returns
+        }
     }
 
     fn enter(&self, peer: MemberId) -> bool {
@@ -88,7 +97,7 @@ impl Inbound {
         }
     }
 
-    async fn serve_connection(self: Arc<Self>, accepted: Accepted) {
+    async fn serve_connection(self: Arc<Self>, accepted: Arc<Accepted>) {
         loop {
             match accepted.next().await {
                 Ok((writer, reader)) => {

@@ -302,6 +302,7 @@ impl DataPlane {
             stalls: stalls.clone(),
             metrics: metrics.clone(),
             events: events.clone(),
+            clock,
             evidence,
             streams: streams.clone(),
             refusals: refusals.clone(),

@@ -19,7 +19,7 @@ use tracing::debug;
 
 use super::credit::Credit;
 use super::endpoint::{DialError, Endpoint, refusal};
-use super::silence::{Silence, avoid_after};
+use super::silence::{self, SILENCE_MAX, Silence, avoid_after};
 use super::tunnel::{self, OpenError, TunnelReader, TunnelWriter};
 use crate::mesh::Evidence;
 use crate::model::{MemberId, Moment};
@@ -253,7 +253,11 @@ impl Inner {
                 return false;
             }
             let lasts = seen.silence.look(now, datagrams);
-            self.judge(link, lasts >= avoid_after(link.rtt()));
+            self.judge(link, lasts >= avoid_after(link.rtt()).min(SILENCE_MAX));
+            if lasts >= SILENCE_MAX {
+                silence::close(&link.connection);
+                return false;
+            }
             if now.since(seen.sampled_at) >= SAMPLE_PERIOD {
                 seen.sampled_at = now;
                 self.sample(link);

@@ -3,15 +3,21 @@
 //!
 //! Both sides of a data connection keep it alive, so that at rest something is heard every
 //! [`KEEP_ALIVE`](super::planes::KEEP_ALIVE) and a round trip. A peer that is not heard for longer
-//! is avoided ([`avoid_after`]), which costs nothing if it was only paused.
+//! is avoided ([`avoid_after`]), which costs nothing if it was only paused; after [`SILENCE_MAX`] its
+//! connection is closed, and what it carried is reset.
 
 use std::time::Duration;
+
+use quinn::{Connection, VarInt};
 
 use crate::model::Moment;
 
 /// Silence, beside a round trip, after which new calls go elsewhere: three keep-alives. A lost one
 /// is repeated within milliseconds where the round trip is short.
 const AVOID_AFTER: Duration = Duration::from_millis(600);
+/// Silence after which a connection is closed, here and not by quinn, whose idle time stretches with
+/// the round trip: whoever waits for an answer is promised its reset within 3 s.
+pub(super) const SILENCE_MAX: Duration = Duration::from_millis(2_400);
 /// What counts of the time since the last look. When we did not look for longer we did not run, and
 /// what the peer said meanwhile waits in the socket: our own pause is not its silence. Long enough
 /// to count every look of a loaded machine, and so short that a pause alone, after a keep-alive
@@ -21,6 +27,12 @@ const LOOK_MAX: Duration = Duration::from_millis(300);
 /// Silence after which new calls had better go to another member than one at this distance.
 pub(super) fn avoid_after(rtt: Duration) -> Duration {
     AVOID_AFTER + rtt
+}
+
+/// Closes a connection that has been silent for [`SILENCE_MAX`]. A peer that was only paused hears of
+/// it when it is back, and resets its half, too.
+pub(super) fn close(connection: &Connection) {
+    connection.close(VarInt::from_u32(0), b"silent");
 }
 
 /// For how long one connection has heard nothing.
@@ -67,6 +79,16 @@ mod tests {
             assert!(avoided_at(period) <= Moment::from_millis(900), "looks every {period} ms");
         }
         assert!(avoided_at(50) <= Moment::from_millis(650), "as it is where all is well");
+    }
+
+    #[test]
+    fn silence_ends_a_connection_in_time_for_a_reset_within_3_s() {
+        for period in [50, 100, 150, 250, 300] {
+            let mut silence = Silence::new(Moment::START, 1);
+            let mut looks = (1..).map(|look| Moment::from_millis(look * period));
+            let end = looks.find(|now| silence.look(*now, 1) >= SILENCE_MAX).unwrap();
+            assert!(end < Moment::from_millis(2_750), "looks every {period} ms");
+        }
     }
 
     #[test]

@@ -1,12 +1,14 @@
 //! Members that are paused, gone without a word, or just far away.
 
+use std::io::ErrorKind;
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
-use super::nodes::{PATIENCE, Wire, ask, echo_server, named_server, until};
+use super::nodes::{PATIENCE, Wire, ask, echo_server, named_server, server, until};
 use super::three;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -54,4 +56,37 @@ async fn member_that_is_far_away_is_not_taken_for_silent() {
         assert_eq!(a.proxy.trouble(&behind().1), None, "after {:?}", began.elapsed());
         sleep(Duration::from_millis(10)).await;
     }
+}
+
+/// quinn's own idle time is three probe timeouts at least, and those grow with the round trip.
+#[tokio::test(flavor = "multi_thread")]
+async fn member_far_away_that_vanishes_means_reset_within_3_s_on_both_sides() {
+    let (told, mut ends) = mpsc::unbounded_channel();
+    let backend = server(move |mut stream| {
+        let told = told.clone();
+        async move {
+            let mut bytes = [0; 5];
+            stream.read_exact(&mut bytes).await.unwrap();
+            stream.write_all(&bytes).await.unwrap();
+            let end = stream.read(&mut bytes).await.map_err(|error| error.kind());
+            let _ = told.send((end, Instant::now()));
+        }
+    });
+    let [a, b, _] = three().await;
+    b.serve(&[("web", "web", backend.await)]);
+    let wire = Wire::slow(b.address, Duration::from_millis(400)).await;
+    a.sees([b.endpoint_behind(&wire, "web")]);
+    let mut client = TcpStream::connect(a.upstream("web").await).await.unwrap();
+    client.write_all(b"hello").await.unwrap();
+    client.read_exact(&mut [0; 5]).await.unwrap();
+
+    drop(wire);
+    let start = Instant::now();
+    let end = timeout(PATIENCE, client.read(&mut [0; 1])).await.unwrap();
+    let took = start.elapsed();
+    assert_eq!(end.unwrap_err().kind(), ErrorKind::ConnectionReset);
+    assert!(took < Duration::from_secs(3), "the client waited {took:?}");
+    let (end, at) = timeout(PATIENCE, ends.recv()).await.unwrap().unwrap();
+    assert_eq!(end, Err(ErrorKind::ConnectionReset));
+    assert!(at - start < Duration::from_secs(3), "the instance waited {:?}", at - start);
 }
