@@ -3,12 +3,13 @@
 use std::io::ErrorKind;
 use std::time::{Duration, Instant};
 
+use murmesh::tls::testing::mesh_of;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
-use super::nodes::{PATIENCE, Wire, ask, echo_server, named_server, server, until};
+use super::nodes::{Node, PATIENCE, Wire, ask, echo_server, named_server, server, until};
 use super::three;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -89,4 +90,25 @@ async fn member_far_away_that_vanishes_means_reset_within_3_s_on_both_sides() {
     let (end, at) = timeout(PATIENCE, ends.recv()).await.unwrap().unwrap();
     assert_eq!(end, Err(ErrorKind::ConnectionReset));
     assert!(at - start < Duration::from_secs(3), "the instance waited {:?}", at - start);
+}
+
+/// Each of them takes longer to be dialled than a call waits before it dials the next.
+#[tokio::test(flavor = "multi_thread")]
+async fn first_call_of_a_service_that_is_far_away_everywhere_is_served() {
+    let names = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j"];
+    let mut credentials = mesh_of(&names).unwrap().into_iter();
+    let a = Node::start(credentials.next().unwrap()).await;
+    let backend = echo_server().await;
+    let (mut far, mut endpoints) = (Vec::new(), Vec::new());
+    for credentials in credentials {
+        let node = Node::start(credentials).await;
+        node.serve(&[("web", "web", backend)]);
+        let wire = Wire::slow(node.address, Duration::from_millis(200)).await;
+        endpoints.push(node.endpoint_behind(&wire, "web"));
+        far.push((node, wire));
+    }
+    a.sees(endpoints);
+    let entry = a.upstream("web").await;
+    assert_eq!(ask(entry, b"hello").await.unwrap(), b"hello");
+    assert!(!a.metrics.encode().unwrap().contains("murmesh_retries_total{"), "nothing failed");
 }
