@@ -55,11 +55,17 @@ impl Accepted {
     /// The next tunnel, its header not read yet. Cancel safe.
     pub async fn next(&self) -> Result<(TunnelWriter, TunnelReader), ConnectionError> {
         let (send, receive) = self.connection.accept_bi().await?;
+        Ok((TunnelWriter::new(send), TunnelReader::new(receive, None)))
+    }
+
+    /// Gives a tunnel whose header was found good its place. Only such tunnels make the peer's
+    /// streams and credit grow: whoever says nothing of use has what every connection begins with.
+    pub fn admit(&self, tunnel: &mut TunnelReader) {
         let (place, grown) = self.credit.enter(&self.connection);
         if let Some(streams) = grown {
             // Credit covers them already: now the peer may open them.
             self.connection.set_max_concurrent_bi_streams(VarInt::from_u32(streams));
         }
-        Ok((TunnelWriter::new(send), TunnelReader::new(receive, place)))
+        tunnel.take(place);
     }
 }
