@@ -1,7 +1,9 @@
 //! Tunnel in, local instance out.
 
 use std::collections::BTreeMap;
+use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::time::timeout;
@@ -9,12 +11,13 @@ use tracing::debug;
 
 use super::instances::{Call, InFlight, Instances};
 use super::local::LocalSocket;
-use super::stalls::Stalls;
+use super::stalls::{Evicted, Stalls};
 use super::tcp::{Leftover, carry};
 use super::traffic::Traffic;
 use crate::mesh::Evidence;
-use crate::model::MemberId;
+use crate::model::{MemberId, Target};
 use crate::runtime::TaskGroup;
+use crate::runtime::clock::Clock;
 use crate::telemetry::{Direction, Door, EventKind, EventLog, Metrics};
 use crate::tls::Peer;
 use crate::transport::tunnel::{
@@ -25,6 +28,11 @@ use crate::transport::{Accepted, Endpoint, Incoming};
 /// Data connections that one peer may have here. It needs one; a second for a moment, when it has
 /// restarted.
 const CONNECTIONS_MAX: u32 = 8;
+/// Tunnels of one connection that may wait for their header, which comes with the stream unless a
+/// packet is lost. Each may hold a stream window; at the next the one that waits longest is refused.
+const HEADERLESS_MAX: usize = 256;
+/// How long a caller may take to hear a refusal.
+const REFUSE_TIME_MAX: Duration = Duration::from_secs(10);
 
 /// Serves what peers ask of this member's instances.
 pub(super) struct Inbound {
@@ -36,6 +44,7 @@ pub(super) struct Inbound {
     pub(super) stalls: Stalls,
     pub(super) metrics: Metrics,
     pub(super) events: EventLog,
+    pub(super) clock: Clock,
     pub(super) evidence: tokio::sync::mpsc::Sender<(MemberId, Evidence)>,
     pub(super) streams: TaskGroup,
     pub(super) refusals: TaskGroup,
@@ -69,7 +78,13 @@ impl Inbound {
             return accepted.refuse();
         }
         let _entered = Entered { inbound: &self, peer: id };
-        Arc::clone(&self).serve_connection(accepted).await;
+        let accepted = Arc::new(accepted);
+        let mut tunnels = pin!(Arc::clone(&self).serve_connection(Arc::clone(&accepted)));
+        tokio::select! {
+            biased;
+            () = &mut tunnels => {}
+            () = accepted.watch(&self.clock) => tunnels.await, // closed: it says so and returns
+        }
     }
 
     fn enter(&self, peer: MemberId) -> bool {
@@ -88,16 +103,18 @@ impl Inbound {
         }
     }
 
-    async fn serve_connection(self: Arc<Self>, accepted: Accepted) {
+    async fn serve_connection(self: Arc<Self>, accepted: Arc<Accepted>) {
+        let headerless = Stalls::new(HEADERLESS_MAX);
         loop {
             match accepted.next().await {
                 Ok((writer, reader)) => {
-                    let (inbound, peer) = (Arc::clone(&self), Arc::clone(accepted.peer()));
+                    let (inbound, accepted) = (Arc::clone(&self), Arc::clone(&accepted));
+                    let headerless = headerless.clone();
                     // A drain waits for streams and cuts them in the end; a refusal is neither.
                     let is_draining = self.instances.is_draining();
                     let group = if is_draining { &self.refusals } else { &self.streams };
                     group.spawn_connection("inbound", async move {
-                        inbound.serve_tunnel(&peer, writer, reader).await;
+                        inbound.serve_tunnel(&accepted, &headerless, writer, reader).await;
                     });
                 }
                 Err(error) => {
@@ -108,35 +125,59 @@ impl Inbound {
         }
     }
 
-    async fn serve_tunnel(&self, peer: &Peer, mut writer: TunnelWriter, mut reader: TunnelReader) {
-        let header = match timeout(HEADER_TIME_MAX, reader.header()).await {
-            Ok(Ok(header)) => header,
-            Ok(Err(error)) => {
+    async fn serve_tunnel(
+        &self,
+        accepted: &Accepted,
+        headerless: &Stalls,
+        mut writer: TunnelWriter,
+        mut reader: TunnelReader,
+    ) {
+        let peer = accepted.peer();
+        let header = headerless.watch(timeout(HEADER_TIME_MAX, reader.header())).await;
+        let header = match header {
+            Ok(Ok(Ok(header))) => header,
+            Ok(Ok(Err(error))) => {
                 debug!(peer = %peer.id, %error, "tunnel without a header");
                 writer.set_drop_code(ResetCode::Malformed);
                 return self.metrics.count_refused(Door::mesh, "malformed");
             }
-            Err(_) => return self.metrics.count_refused(Door::mesh, "timeout"),
-        };
-        match self.admit(&header, peer).await {
-            Ok((local, call)) => self.carry(&header, peer, local, writer, reader, call).await,
-            Err(refusal) => {
-                debug!(peer = %peer.id, service = %header.service, %refusal, "tunnel refused");
-                self.metrics.count_refused(Door::mesh, refusal.code.as_str());
-                let _ = writer.refuse(&refusal).await; // the caller is gone: nobody to tell
+            Ok(Err(_)) => return self.metrics.count_refused(Door::mesh, "timeout"),
+            Err(Evicted) => {
+                let reason = "too many tunnels without a header";
+                let refusal = Refusal::new(RefusalCode::OVERFLOW, reason);
+                return self.refuse(peer, writer, reader, refusal).await;
             }
+        };
+        let connected = async {
+            let target = self.admit(&header, peer)?;
+            // Before it is connected: an instance that takes its time to accept must not keep the
+            // callers of its neighbours waiting for streams.
+            accepted.admit(&mut reader);
+            self.connect(&header, &target).await
+        };
+        match connected.await {
+            Ok((local, call)) => self.carry(&header, peer, local, writer, reader, call).await,
+            Err(refusal) => self.refuse(peer, writer, reader, refusal).await,
         }
     }
 
     /// The seam for authorization: who calls is `peer`, whom the certificate proves, and
     /// `header.source` is what it says of itself.
-    async fn admit(&self, header: &Header, peer: &Peer) -> Result<(LocalSocket, Call), Refusal> {
+    fn admit(&self, header: &Header, peer: &Peer) -> Result<Target, Refusal> {
         if header.mode != Mode::SPLICE {
             let reason = format!("mode {} of {}", header.mode.0, peer.name);
             return Err(Refusal::new(RefusalCode::UNSUPPORTED, reason));
         }
+        self.instances.admit(&header.service, &header.instance)
+    }
+
+    async fn connect(
+        &self,
+        header: &Header,
+        target: &Target,
+    ) -> Result<(LocalSocket, Call), Refusal> {
         let call = self.in_flight.enter(self.me, &header.instance);
-        let local = self.instances.connect(&header.service, &header.instance).await;
+        let local = Instances::reach(target).await;
         if let Err(Refusal { code: RefusalCode::UNREACHABLE, reason }) = &local {
             self.traffic.report(
                 &self.events,
@@ -146,6 +187,19 @@ impl Inbound {
             );
         }
         local.map(|local| (local, call))
+    }
+
+    async fn refuse(
+        &self,
+        peer: &Peer,
+        writer: TunnelWriter,
+        mut reader: TunnelReader,
+        refusal: Refusal,
+    ) {
+        debug!(peer = %peer.id, %refusal, "tunnel refused");
+        self.metrics.count_refused(Door::mesh, refusal.code.as_str());
+        reader.stop(ResetCode::Cut); // frees what it holds, however long the caller takes to hear
+        let _ = timeout(REFUSE_TIME_MAX, writer.refuse(&refusal)).await; // gone: nobody to tell
     }
 
     async fn carry(

@@ -58,8 +58,12 @@ impl Instances {
         service: &ServiceName,
         id: &InstanceId,
     ) -> Result<LocalSocket, Refusal> {
-        let target = self.admit(service, id)?;
-        match timeout(CONNECT_TIME_MAX, LocalSocket::connect(&target)).await {
+        Self::reach(&self.admit(service, id)?).await
+    }
+
+    /// Connects to what was admitted, or says why not. Nothing has been written to it.
+    pub(super) async fn reach(target: &Target) -> Result<LocalSocket, Refusal> {
+        match timeout(CONNECT_TIME_MAX, LocalSocket::connect(target)).await {
             Ok(Ok(socket)) => Ok(socket),
             Ok(Err(error)) if is_ours(&error) => {
                 Err(Refusal::new(RefusalCode::OVERFLOW, error.to_string()))
@@ -69,7 +73,8 @@ impl Instances {
         }
     }
 
-    fn admit(&self, service: &ServiceName, id: &InstanceId) -> Result<Target, Refusal> {
+    /// Where the instance listens, if it is here and takes new calls.
+    pub(super) fn admit(&self, service: &ServiceName, id: &InstanceId) -> Result<Target, Refusal> {
         if self.is_draining() {
             return Err(Refusal::new(RefusalCode::DRAINING, "the agent is draining"));
         }

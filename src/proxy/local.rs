@@ -214,7 +214,7 @@ impl LocalWriter<'_> {
                 Some(written) => written?,
                 None => match timeout(STALL_AFTER, write).await {
                     Ok(written) => written?,
-                    Err(_) => stalls.watch(poll_fn(|cx| self.poll_write(cx, rest))).await?,
+                    Err(_) => stalls.watch(poll_fn(|cx| self.poll_write(cx, rest))).await??,
                 },
             };
             for chunk in rest.iter_mut() {

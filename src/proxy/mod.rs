@@ -289,7 +289,8 @@ impl DataPlane {
         let (listen, limits) = (settings.listen, &settings.limits);
         let (endpoint, queues) =
             Endpoint::bind(listen, &settings.credentials, limits, &metrics, &tasks)?;
-        let peers = Peers::new(endpoint.clone(), metrics.clone(), tasks.clone(), evidence.clone());
+        let peers =
+            Peers::new(endpoint.clone(), metrics.clone(), tasks.clone(), evidence.clone(), clock);
         let (instances, in_flight) = (Arc::<Instances>::default(), InFlight::default());
         let (traffic, stalls) = (Traffic::new(metrics.clone(), clock), Stalls::default());
         let inbound = Arc::new(Inbound {
@@ -301,6 +302,7 @@ impl DataPlane {
             stalls: stalls.clone(),
             metrics: metrics.clone(),
             events: events.clone(),
+            clock,
             evidence,
             streams: streams.clone(),
             refusals: refusals.clone(),

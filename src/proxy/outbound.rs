@@ -14,6 +14,8 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use parking_lot::Mutex;
 use rand::RngExt;
 use rand::rngs::SmallRng;
@@ -39,10 +41,11 @@ use crate::transport::{self, Link, Peers};
 
 /// Bytes of the client that are kept until an instance has answered.
 const PREFIX_LEN_MAX: usize = 64 * 1024;
-/// Instances that one connection tries.
-const TRIES_MAX: usize = 8;
-/// How long a dial may keep a call waiting while another member could take it. The dial goes on: a
-/// member far away is connected for the next call, and one that died costs its callers this much.
+/// Instances that may fail one connection before no further one is dialled.
+const FAILURES_MAX: usize = 8;
+/// How long a dial may keep a call waiting before the next instance is dialled beside it, as in RFC
+/// 8305: whichever is there first takes the call, so that one that died costs its callers this much.
+/// Dials end by themselves, so that at most six of a call are under way at a time.
 /// More than a handshake within a continent, less than a person notices.
 const DIAL_PATIENCE: Duration = Duration::from_millis(250);
 /// How long connecting may take, all tries together.
@@ -134,8 +137,6 @@ enum Failure {
 enum Setback {
     /// No byte reached the application: another instance may be tried.
     Next { reason: DialError, avoid: Avoid },
-    /// Its dial takes long; it goes on while another instance is tried first.
-    Later,
     /// The answer would be the same everywhere.
     Final(DialError),
     /// The client went away, or a loss that proves nothing.
@@ -154,6 +155,19 @@ enum Avoid {
 enum Route {
     Tunnel { writer: TunnelWriter, reader: TunnelReader, left: Leftover },
     Local { instance: LocalSocket, left: Leftover },
+}
+
+/// How a member is reached.
+enum Way {
+    Here,
+    There(Arc<Link>),
+}
+
+/// An instance whose member was dialled, with what came of it.
+struct Dialled {
+    endpoint: Endpoint,
+    way: Result<Way, transport::DialError>,
+    call: Call,
 }
 
 /// A connected instance.
@@ -205,33 +219,45 @@ impl Outbound {
         mesh::pick(&snapshot, service, &caller, &mut *self.rng.lock()).cloned()
     }
 
-    /// Tries one instance after the other.
+    /// Dials one instance after the other and takes the first that can be had. A dial that takes
+    /// long goes on while the next begins: it is neither a failure nor forgotten.
     async fn connect(
         &self,
         client: &mut LocalSocket,
         ask: &Ask,
         prefix: &mut Prefix,
     ) -> Result<Connected, Failure> {
-        let mut tried = Vec::new();
-        // Those whose dial took long: they have their turn when nobody else is left.
-        let mut later: Vec<Endpoint> = Vec::new();
-        let mut last = None;
-        while tried.len() < TRIES_MAX {
-            let (endpoint, patience) = match self.pick(&ask.service, &tried) {
-                Ok(endpoint) => (endpoint, Some(DIAL_PATIENCE)),
-                Err(_) if !later.is_empty() => (later.remove(0), None),
-                Err(none) => return Err(Failure::NotTaken(last.unwrap_or(none.into()))),
-            };
-            let call = self.in_flight.enter(endpoint.member, &endpoint.instance);
-            let route = if endpoint.member == self.me {
-                self.connect_here(ask, &endpoint, prefix).await
+        let (mut picked, mut dials) = (Vec::new(), FuturesUnordered::new());
+        let (mut failed, mut last) = (0, None);
+        loop {
+            let next = if failed < FAILURES_MAX {
+                self.pick(&ask.service, &picked)
             } else {
-                self.connect_there(client, ask, &endpoint, prefix, patience).await
+                Err(NoEndpoint::NoEndpoints)
             };
-            if !tried.is_empty() {
+            let patience = match next {
+                Ok(endpoint) => {
+                    picked.push((endpoint.member, endpoint.instance.clone()));
+                    dials.push(self.dial(endpoint));
+                    DIAL_PATIENCE
+                }
+                Err(none) if dials.is_empty() => {
+                    return Err(Failure::NotTaken(last.unwrap_or(none.into())));
+                }
+                Err(_) => CONNECT_TIME_MAX, // nobody else is left to be dialled
+            };
+            let Ok(Some(dialled)) = timeout(patience, dials.next()).await else { continue };
+            let Dialled { endpoint, way, call } = dialled;
+            let route = match way {
+                Ok(Way::Here) => self.connect_here(ask, &endpoint, prefix).await,
+                Ok(Way::There(link)) => {
+                    self.connect_there(client, ask, &endpoint, prefix, &link).await
+                }
+                Err(error) => Err(error.into()),
+            };
+            if failed > 0 {
                 self.metrics.count_retry(if route.is_ok() { "success" } else { "failure" });
             }
-            tried.push((endpoint.member, endpoint.instance.clone()));
             match route {
                 Ok(route) => {
                     self.avoided.forgive(&endpoint);
@@ -244,16 +270,23 @@ impl Outbound {
                     let rng = &mut self.rng.lock();
                     self.avoided.add(&self.clock, rng, &endpoint, avoid, word);
                     last = Some(reason);
-                }
-                Err(Setback::Later) => {
-                    debug!(service = %ask.service, peer = %endpoint.member, "its dial takes long");
-                    later.push(endpoint);
+                    failed += 1;
                 }
                 Err(Setback::Final(reason)) => return Err(Failure::NotTaken(reason)),
                 Err(Setback::Cut(cut)) => return Err(Failure::Cut(cut)),
             }
         }
-        Err(Failure::NotTaken(last.unwrap_or(DialError::NoEndpoints)))
+    }
+
+    /// Finds a way to the member of `endpoint`. The dial itself goes on when this is dropped.
+    async fn dial(&self, endpoint: Endpoint) -> Dialled {
+        let call = self.in_flight.enter(endpoint.member, &endpoint.instance);
+        let way = if endpoint.member == self.me {
+            Ok(Way::Here)
+        } else {
+            self.peers.link(endpoint.member, endpoint.address).await.map(Way::There)
+        };
+        Dialled { endpoint, way, call }
     }
 
     /// An instance of this very member: no QUIC between.
@@ -275,7 +308,7 @@ impl Outbound {
         ask: &Ask,
         endpoint: &Endpoint,
         prefix: &mut Prefix,
-        patience: Option<Duration>,
+        link: &Link,
     ) -> Result<Route, Setback> {
         let header = Header {
             service: ask.service.clone(),
@@ -284,13 +317,8 @@ impl Outbound {
             mode: Mode::SPLICE,
         };
         let header = header.encode().map_err(|_| Setback::Final(DialError::Unsupported))?;
-        let dial = self.peers.link(endpoint.member, endpoint.address);
-        let link = match patience {
-            Some(patience) => timeout(patience, dial).await.map_err(|_| Setback::Later)??,
-            None => dial.await?,
-        };
         let (mut writer, mut reader) = link.open().await?;
-        let left = open(&link, client.split().0, &mut writer, &mut reader, header, prefix).await?;
+        let left = open(link, client.split().0, &mut writer, &mut reader, header, prefix).await?;
         link.note_answer();
         Ok(Route::Tunnel { writer, reader, left })
     }

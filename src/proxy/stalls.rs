@@ -20,9 +20,14 @@ pub(super) enum WriteError {
     #[error(transparent)]
     Io(#[from] io::Error),
     /// Its reader took nothing for so long that its memory was needed.
-    #[error("stalled")]
-    Stalled,
+    #[error(transparent)]
+    Stalled(#[from] Evicted),
 }
+
+/// Of too many that wait this one had waited the longest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("stalled")]
+pub(super) struct Evicted;
 
 /// A write that waits for this long is a stall.
 pub(super) const STALL_AFTER: Duration = Duration::from_secs(1);
@@ -75,16 +80,13 @@ impl Stalls {
         self.waiting.lock().stalled.len()
     }
 
-    /// Waits for `write`, which has stalled, unless its memory is needed.
-    pub(super) async fn watch<T>(
-        &self,
-        write: impl Future<Output = io::Result<T>>,
-    ) -> Result<T, WriteError> {
+    /// Waits for what has stalled, unless its memory is needed.
+    pub(super) async fn watch<T>(&self, waiting: impl Future<Output = T>) -> Result<T, Evicted> {
         let (_stalled, evicted) = self.enter();
         tokio::select! {
             biased;
-            written = write => Ok(written?),
-            _ = evicted => Err(WriteError::Stalled),
+            outcome = waiting => Ok(outcome),
+            _ = evicted => Err(Evicted),
         }
     }
 
@@ -114,10 +116,10 @@ mod tests {
         let stalls = Stalls::new(2);
         let mut writes = Vec::new();
         for _ in 0..3 {
-            writes.push(Box::pin(stalls.watch(pending::<io::Result<()>>())));
+            writes.push(Box::pin(stalls.watch(pending::<()>())));
         }
         let (evicted, index, rest) = futures_util::future::select_all(writes).await;
-        assert!(matches!(evicted, Err(WriteError::Stalled)));
+        assert_eq!(evicted, Err(Evicted));
         assert_eq!(index, 0);
         assert_eq!(stalls.len(), 2);
         drop(rest);
@@ -127,7 +129,7 @@ mod tests {
     #[tokio::test]
     async fn write_that_ends_is_no_longer_charged() {
         let stalls = Stalls::new(1);
-        assert_eq!(stalls.watch(ready(Ok(7))).await.unwrap(), 7);
+        assert_eq!(stalls.watch(ready(7)).await, Ok(7));
         assert_eq!(stalls.len(), 0);
     }
 }

@@ -186,6 +186,6 @@ fn wanted(written: Result<(), WriteError>) -> Result<Ended, Cut> {
     match written {
         Ok(()) => Ok(Ended::Well),
         Err(WriteError::Io(_)) => Ok(Ended::Unwanted),
-        Err(WriteError::Stalled) => Err(Cut::Stalled),
+        Err(WriteError::Stalled(_)) => Err(Cut::Stalled),
     }
 }

@@ -1,13 +1,20 @@
 //! A data connection that a peer dialled: where its tunnels come in, and how many it may have.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use quinn::{Connection, ConnectionError, VarInt};
+use tokio::time::{MissedTickBehavior, interval};
 
 use super::credit::Credit;
 use super::endpoint::REFUSED;
+use super::silence::{self, SILENCE_MAX, Silence};
 use super::tunnel::{TunnelReader, TunnelWriter};
+use crate::runtime::clock::Clock;
 use crate::tls::Peer;
+
+/// How often the connection is looked at. Nobody here avoids the peer, so once in a while will do.
+const TICK: Duration = Duration::from_millis(100);
 
 /// A data connection that a peer dialled.
 #[derive(Debug)]
@@ -33,14 +40,32 @@ impl Accepted {
         self.connection.close(VarInt::from_u32(REFUSED), b"too many connections");
     }
 
+    /// Closes the connection once its peer has fallen silent; never returns before that. Cancel safe.
+    pub async fn watch(&self, clock: &Clock) {
+        let heard = || self.connection.stats().udp_rx.datagrams;
+        let mut silence = Silence::new(clock.now(), heard());
+        let mut ticks = interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        while silence.look(clock.now(), heard()) < SILENCE_MAX {
+            ticks.tick().await;
+        }
+        silence::close(&self.connection);
+    }
+
     /// The next tunnel, its header not read yet. Cancel safe.
     pub async fn next(&self) -> Result<(TunnelWriter, TunnelReader), ConnectionError> {
         let (send, receive) = self.connection.accept_bi().await?;
+        Ok((TunnelWriter::new(send), TunnelReader::new(receive, None)))
+    }
+
+    /// Gives a tunnel whose header was found good its place. Only such tunnels make the peer's
+    /// streams and credit grow: whoever says nothing of use has what every connection begins with.
+    pub fn admit(&self, tunnel: &mut TunnelReader) {
         let (place, grown) = self.credit.enter(&self.connection);
         if let Some(streams) = grown {
             // Credit covers them already: now the peer may open them.
             self.connection.set_max_concurrent_bi_streams(VarInt::from_u32(streams));
         }
-        Ok((TunnelWriter::new(send), TunnelReader::new(receive, place)))
+        tunnel.take(place);
     }
 }

@@ -15,7 +15,7 @@ use super::planes::{STREAMS_AT_START, credit_for, window};
 /// Most tunnels that one connection may have open. At the next its caller is refused.
 pub(super) const STREAMS_MAX: u32 = 16_384;
 
-/// The tunnels of one connection, and how many of them its credit covers.
+/// The admitted tunnels of one connection, and how many of them its credit covers.
 #[derive(Debug)]
 pub(super) struct Credit {
     open: Arc<AtomicU32>,

@@ -7,6 +7,7 @@ pub mod enrolment;
 pub mod gossip;
 mod peers;
 mod planes;
+mod silence;
 mod socket;
 pub mod tunnel;
 

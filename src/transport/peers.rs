@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -19,24 +19,24 @@ use tracing::debug;
 
 use super::credit::Credit;
 use super::endpoint::{DialError, Endpoint, refusal};
+use super::silence::{self, SILENCE_MAX, Silence, avoid_after};
 use super::tunnel::{self, OpenError, TunnelReader, TunnelWriter};
 use crate::mesh::Evidence;
-use crate::model::MemberId;
+use crate::model::{MemberId, Moment};
 use crate::runtime::TaskGroup;
+use crate::runtime::clock::Clock;
 use crate::telemetry::Metrics;
 use crate::tls::Plane;
 
 /// How long a dial of the data plane may take: shorter than any handshake's limit, so that a call
 /// still has time for other instances.
 const DIAL_TIME_MAX: Duration = Duration::from_millis(1_500);
-/// How often connections are looked at.
-const TICK: Duration = Duration::from_millis(100);
-/// Ticks without a packet after which a peer is silent. Both sides keep alive every 500 ms.
-const SILENT_TICKS: u32 = 8;
-/// Ticks without a stream after which a connection is closed: 60 s.
-const REST_TICKS_MAX: u32 = 600;
-/// Ticks between two samples of the round trip, and between two words of evidence on one peer.
-const SAMPLE_TICKS: u32 = 10;
+/// How often connections are looked at: so much later than it could a silence is noticed.
+const TICK: Duration = Duration::from_millis(50);
+/// How long a connection without a stream is kept.
+const REST_MAX: Duration = Duration::from_secs(60);
+/// Time between two samples of the round trip, and between two words of evidence on one peer.
+const SAMPLE_PERIOD: Duration = Duration::from_secs(1);
 
 /// A data connection that this member dialled.
 #[derive(Debug)]
@@ -45,7 +45,7 @@ pub struct Link {
     credit: Credit,
     member: MemberId,
     evidence: mpsc::Sender<(MemberId, Evidence)>,
-    /// Set while nothing has been heard for [`SILENT_TICKS`].
+    /// Set while nothing has been heard for longer than [`avoid_after`].
     silent: watch::Sender<bool>,
     /// Whether the peer answered since the last word of evidence.
     has_answered: AtomicBool,
@@ -63,7 +63,8 @@ impl Link {
         self.has_answered.store(true, Ordering::Relaxed);
     }
 
-    /// Whether the peer has not been heard for 800 ms. New calls had better go elsewhere.
+    /// Whether the peer has not been heard for 600 ms and a round trip. New calls had better go
+    /// elsewhere; it may be only paused, so nothing is given up for that.
     pub fn is_silent(&self) -> bool {
         *self.silent.borrow()
     }
@@ -109,7 +110,7 @@ struct Inner {
     tasks: TaskGroup,
     evidence: mpsc::Sender<(MemberId, Evidence)>,
     slots: Mutex<BTreeMap<MemberId, Slot>>,
-    ticks: AtomicU32,
+    clock: Clock,
 }
 
 impl Peers {
@@ -120,9 +121,9 @@ impl Peers {
         metrics: Metrics,
         tasks: TaskGroup,
         evidence: mpsc::Sender<(MemberId, Evidence)>,
+        clock: Clock,
     ) -> Self {
-        let (slots, ticks) = (Mutex::default(), AtomicU32::new(0));
-        let inner = Inner { endpoint, metrics, tasks, evidence, slots, ticks };
+        let inner = Inner { endpoint, metrics, tasks, evidence, slots: Mutex::default(), clock };
         let peers = Self { inner: Arc::new(inner) };
         peers.inner.tasks.spawn("watch data connections", peers.clone().watch());
         peers
@@ -155,7 +156,7 @@ impl Peers {
         }
     }
 
-    /// Whether `member` was connected and has not been heard for 800 ms.
+    /// Whether `member` was connected and has not been heard for 600 ms and a round trip.
     pub fn is_silent(&self, member: &MemberId) -> bool {
         let slots = self.inner.slots.lock();
         matches!(slots.get(member), Some(Slot::Open(link)) if link.is_silent())
@@ -201,8 +202,7 @@ impl Peers {
         let mut watched: BTreeMap<usize, Watched> = BTreeMap::new();
         loop {
             ticks.tick().await;
-            let now = self.inner.ticks.fetch_add(1, Ordering::Relaxed) + 1;
-            self.inner.look(now, &mut watched);
+            self.inner.look(self.inner.clock.now(), &mut watched);
         }
     }
 }
@@ -210,10 +210,10 @@ impl Peers {
 /// What the last look at a connection saw.
 #[derive(Clone, Copy, Debug)]
 struct Watched {
-    datagrams: u64,
-    heard_at: u32,
-    used_at: u32,
-    seen_at: u32,
+    silence: Silence,
+    used_at: Moment,
+    sampled_at: Moment,
+    seen_at: Moment,
 }
 
 impl Inner {
@@ -231,7 +231,7 @@ impl Inner {
     }
 
     /// Looks at every connection: notices silence, tells answers, takes away what is gone or rests.
-    fn look(&self, now: u32, watched: &mut BTreeMap<usize, Watched>) {
+    fn look(&self, now: Moment, watched: &mut BTreeMap<usize, Watched>) {
         self.slots.lock().retain(|_, slot| {
             let Slot::Open(link) = slot else { return true };
             if link.connection.close_reason().is_some() {
@@ -241,26 +241,33 @@ impl Inner {
                 return false;
             }
             let datagrams = link.connection.stats().udp_rx.datagrams;
-            let fresh = Watched { datagrams, heard_at: now, used_at: now, seen_at: now };
+            let silence = Silence::new(now, datagrams);
+            let fresh = Watched { silence, used_at: now, sampled_at: now, seen_at: now };
             let seen = watched.entry(link.connection.stable_id()).or_insert(fresh);
             seen.seen_at = now;
-            if seen.datagrams != datagrams {
-                (seen.datagrams, seen.heard_at) = (datagrams, now);
-            }
             if Arc::strong_count(link) > 1 {
                 seen.used_at = now; // somebody beside this table holds it
             }
-            if now - seen.used_at > REST_TICKS_MAX {
+            if now.since(seen.used_at) > REST_MAX {
                 link.connection.close(VarInt::from_u32(0), b"resting");
                 return false;
             }
-            self.judge(link, now, now - seen.heard_at > SILENT_TICKS);
+            let lasts = seen.silence.look(now, datagrams);
+            self.judge(link, lasts >= avoid_after(link.rtt()).min(SILENCE_MAX));
+            if lasts >= SILENCE_MAX {
+                silence::close(&link.connection);
+                return false;
+            }
+            if now.since(seen.sampled_at) >= SAMPLE_PERIOD {
+                seen.sampled_at = now;
+                self.sample(link);
+            }
             true
         });
         watched.retain(|_, seen| seen.seen_at == now);
     }
 
-    fn judge(&self, link: &Link, now: u32, is_silent: bool) {
+    fn judge(&self, link: &Link, is_silent: bool) {
         let has_changed = link.silent.send_if_modified(|was| {
             let has_changed = *was != is_silent;
             *was = is_silent;
@@ -270,11 +277,12 @@ impl Inner {
             debug!(peer = %link.member, is_silent, "data connection");
             link.tell(if is_silent { Evidence::Failed } else { Evidence::Answered });
         }
-        if now.is_multiple_of(SAMPLE_TICKS) {
-            if link.has_answered.swap(false, Ordering::Relaxed) {
-                link.tell(Evidence::Answered);
-            }
-            self.metrics.tunnel_rtt.observe(link.rtt().as_secs_f64());
+    }
+
+    fn sample(&self, link: &Link) {
+        if link.has_answered.swap(false, Ordering::Relaxed) {
+            link.tell(Evidence::Answered);
         }
+        self.metrics.tunnel_rtt.observe(link.rtt().as_secs_f64());
     }
 }

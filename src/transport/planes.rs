@@ -13,11 +13,12 @@ pub(super) const STREAM_WINDOW: u32 = 256 * 1024;
 /// Streams that a peer may have open on a new data connection. quinn reserves an entry for each on
 /// both sides (100,000 cost 5.4 MB a connection), so it is raised for peers that use it.
 pub(super) const STREAMS_AT_START: u32 = 100;
-/// How long a data connection may hear nothing. With [`KEEP_ALIVE`] a dead peer is noticed within
-/// 2.75 s: the last packet heard, at most one keep-alive interval until we send, this silence.
-pub(super) const IDLE_MAX: Duration = Duration::from_millis(2_250);
-/// How often a data connection says something.
-pub(super) const KEEP_ALIVE: Duration = Duration::from_millis(500);
+/// How long a data connection may hear nothing, for quinn. Both ends watch their connections and
+/// close them sooner ([`SILENCE_MAX`](super::silence::SILENCE_MAX)); so this must be longer.
+const IDLE_MAX: Duration = Duration::from_secs(10);
+/// How long a data connection may hear nothing before it says something. Whoever is first is
+/// answered, so that a connection at rest costs two packets of about 40 bytes in this time.
+pub(super) const KEEP_ALIVE: Duration = Duration::from_millis(200);
 
 /// Most unacknowledged bytes of one data connection that we buffer to send.
 const SEND_WINDOW: u64 = 16 * 1024 * 1024;

@@ -228,7 +228,9 @@ pub(super) async fn open(
     place: Place,
 ) -> Result<(TunnelWriter, TunnelReader), OpenError> {
     match timeout(GRANT_TIME_MAX, connection.open_bi()).await {
-        Ok(Ok((send, receive))) => Ok((TunnelWriter::new(send), TunnelReader::new(receive, place))),
+        Ok(Ok((send, receive))) => {
+            Ok((TunnelWriter::new(send), TunnelReader::new(receive, Some(place))))
+        }
         Ok(Err(error)) => Err(error.into()),
         Err(_) => Err(OpenError::Overflow),
     }
@@ -305,12 +307,18 @@ impl Drop for TunnelWriter {
 pub struct TunnelReader {
     inner: RecvStream,
     is_ended: bool,
-    _place: Place,
+    place: Option<Place>,
 }
 
 impl TunnelReader {
-    pub(super) fn new(inner: RecvStream, place: Place) -> Self {
-        Self { inner, is_ended: false, _place: place }
+    /// A tunnel that holds `place`, if it has one already.
+    pub(super) fn new(inner: RecvStream, place: Option<Place>) -> Self {
+        Self { inner, is_ended: false, place }
+    }
+
+    /// Holds `place` from now on.
+    pub(super) fn take(&mut self, place: Place) {
+        self.place = Some(place);
     }
 
     /// Reads what is there into `chunks` and says how many it filled; `None` at the end. Cancel

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use futures_util::FutureExt;
 use murmesh::model::MemberId;
 use murmesh::proxy::EntryOptions;
 use murmesh::telemetry::Door;
@@ -10,7 +11,7 @@ use murmesh::tls::testing::mesh_of;
 use murmesh::tls::{Plane, server_name};
 use murmesh::transport::{DialError, refusal};
 use quinn::crypto::rustls::QuicClientConfig;
-use quinn::{ClientConfig, Connection, ConnectionId, Endpoint, VarInt};
+use quinn::{ClientConfig, Connection, ConnectionId, Endpoint, RecvStream, SendStream, VarInt};
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::timeout;
@@ -110,6 +111,59 @@ async fn streams_of_junk_are_cut_and_counted_and_neighbours_are_served() {
     let newer = b"\x02\x03web\x06nobody\x00\x00and more";
     assert_eq!(answer(&connection, &with_len(newer)).await[..2], [2, 1], "a newer header is read");
     assert_eq!(ask(entry, b"hello").await.unwrap(), b"hello");
+}
+
+/// A stream without a header can hold a window of memory, so it must not lead to more of them.
+#[tokio::test(flavor = "multi_thread")]
+async fn tunnels_without_a_header_are_granted_no_more_streams() {
+    let (a, b, entry) = pair(echo_server().await).await;
+    let connection = a.endpoint.connect(Plane::Data, b.address, Some(b.id)).await.unwrap();
+    let _silent = headerless(&connection, 99).await;
+    // Streams are accepted in their order: when the last is answered, the others are there.
+    let nobody = with_len(b"\x01\x03web\x06nobody\x00\x00");
+    assert_eq!(answer(&connection, &nobody).await[..2], [2, 1], "not served");
+    let granted: Vec<_> =
+        std::iter::from_fn(|| connection.open_bi().now_or_never()).take(300).collect();
+    assert!(granted.len() <= 1, "{} more, beside the one that was answered", granted.len());
+    assert_eq!(ask(entry, b"hello").await.unwrap(), b"hello");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_too_many_tunnels_without_a_header_the_oldest_are_refused() {
+    let (a, b, entry) = pair(echo_server().await).await;
+    let connection = a.endpoint.connect(Plane::Data, b.address, Some(b.id)).await.unwrap();
+    let header = with_len(b"\x01\x03web\x03web\x00\x00");
+    let mut admitted = Vec::new();
+    for _ in 0..60 {
+        let (mut send, mut receive) = connection.open_bi().await.unwrap();
+        send.write_all(&header).await.unwrap();
+        receive.read_exact(&mut [0]).await.unwrap();
+        admitted.push((send, receive)); // with these the peer is granted more than it had
+    }
+    let mut silent = headerless(&connection, 300).await;
+    until("what is too many is refused", || b.metrics.refused(Door::mesh, "overflow") == 44).await;
+    let (_, oldest) = &mut silent[0];
+    let refusal = timeout(PATIENCE, oldest.read_to_end(200)).await.unwrap().unwrap();
+    assert_eq!(refusal[..2], [2, 4], "overflow: the caller may go elsewhere");
+    let (send, newest) = &mut silent[299];
+    send.write_all(&header[1..]).await.unwrap();
+    let mut accepted = [0];
+    timeout(PATIENCE, newest.read_exact(&mut accepted)).await.unwrap().unwrap();
+    assert_eq!(accepted, [1], "whose header comes after all is served");
+    assert_eq!(ask(entry, b"hello").await.unwrap(), b"hello");
+    assert_eq!(b.metrics.refused(Door::mesh, "overflow"), 44);
+}
+
+/// Opens streams that say the first byte of a header and nothing more.
+async fn headerless(connection: &Connection, count: usize) -> Vec<(SendStream, RecvStream)> {
+    let mut open = Vec::with_capacity(count);
+    for _ in 0..count {
+        let (mut send, receive) =
+            timeout(PATIENCE, connection.open_bi()).await.expect("a stream is granted").unwrap();
+        send.write_all(&[0]).await.unwrap();
+        open.push((send, receive));
+    }
+    open
 }
 
 /// A caller whose tunnel is refused may try another instance; one whose tunnel is lost may not.

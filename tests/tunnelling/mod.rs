@@ -5,6 +5,7 @@
 mod hostile;
 mod load;
 mod nodes;
+mod silence;
 mod sockets;
 
 use std::io::ErrorKind;

@@ -21,9 +21,9 @@ use murmesh::tls::testing::mesh_of;
 use murmesh::transport::{Incoming, Limits};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 /// Long enough for a loaded machine; nothing waits for it where all is well.
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
@@ -234,41 +234,82 @@ pub(super) async fn until(what: &str, is_true: impl Fn() -> bool) {
 pub(super) struct Wire {
     pub(super) address: SocketAddr,
     far: Arc<ArcSwap<SocketAddr>>,
+    held: watch::Sender<bool>,
     task: JoinHandle<()>,
 }
 
 impl Wire {
     pub(super) async fn to(far: SocketAddr) -> Self {
+        Self::slow(far, Duration::ZERO).await
+    }
+
+    /// A way that takes `delay` in each direction.
+    pub(super) async fn slow(far: SocketAddr, delay: Duration) -> Self {
         let near = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
         let address = near.local_addr().unwrap();
         let far = Arc::new(ArcSwap::from_pointee(far));
-        let to = Arc::clone(&far);
+        let (to, held) = (Arc::clone(&far), watch::Sender::new(false));
+        let lanes = held.clone();
         let task = tokio::spawn(async move {
-            let mut ways: BTreeMap<SocketAddr, Arc<UdpSocket>> = BTreeMap::new();
-            let mut backs = tokio::task::JoinSet::new();
+            let mut ways = BTreeMap::new();
+            let mut tasks = tokio::task::JoinSet::new();
             let mut buffer = vec![0; 65_536];
             loop {
                 let Ok((len, from)) = near.recv_from(&mut buffer).await else { continue };
                 if let Entry::Vacant(vacant) = ways.entry(from) {
                     let way = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
-                    let (near, back) = (Arc::clone(&near), Arc::clone(&way));
-                    backs.spawn(async move {
+                    let (near, to, back) = (Arc::clone(&near), Arc::clone(&to), Arc::clone(&way));
+                    let (there, there_out) = mpsc::channel(LANE_LEN_MAX);
+                    let (here, here_out) = mpsc::channel(LANE_LEN_MAX);
+                    let send = Arc::clone(&way);
+                    tasks.spawn(lane(there_out, delay, lanes.subscribe(), send, move || {
+                        **to.load()
+                    }));
+                    tasks.spawn(lane(here_out, delay, lanes.subscribe(), near, move || from));
+                    tasks.spawn(async move {
                         let mut buffer = vec![0; 65_536];
                         while let Ok((len, _)) = back.recv_from(&mut buffer).await {
-                            let _ = near.send_to(&buffer[..len], from).await;
+                            let _ = here.try_send((Instant::now(), buffer[..len].to_vec()));
                         }
                     });
-                    vacant.insert(way);
+                    vacant.insert(there);
                 }
-                let _ = ways[&from].send_to(&buffer[..len], **to.load()).await;
+                let _ = ways[&from].try_send((Instant::now(), buffer[..len].to_vec()));
             }
         });
-        Self { address, far, task }
+        Self { address, far, held, task }
     }
 
     /// Leads to another address from now on.
     pub(super) fn lead_to(&self, far: SocketAddr) {
         self.far.store(Arc::new(far));
+    }
+
+    /// Keeps everything that comes, as a machine that is paused; or lets it go on.
+    pub(super) fn hold(&self, is_held: bool) {
+        self.held.send_replace(is_held);
+    }
+}
+
+/// What a way holds at most in one direction; more is lost.
+const LANE_LEN_MAX: usize = 10_000;
+
+/// One direction of a way: what came at some instant is passed on `delay` later.
+async fn lane(
+    mut datagrams: mpsc::Receiver<(Instant, Vec<u8>)>,
+    delay: Duration,
+    mut held: watch::Receiver<bool>,
+    socket: Arc<UdpSocket>,
+    to: impl Fn() -> SocketAddr + Send,
+) {
+    while let Some((at, bytes)) = datagrams.recv().await {
+        if !delay.is_zero() {
+            tokio::time::sleep_until(at + delay).await;
+        }
+        if held.wait_for(|is_held| !is_held).await.is_err() {
+            return;
+        }
+        let _ = socket.send_to(&bytes, to()).await;
     }
 }
 
