@@ -170,6 +170,54 @@ fn garbage_at_socks_ends_that_connection_only() {
     assert_unharmed(&mesh, entry);
 }
 
+/// One thread that waits for a log reader would be the one that carries bytes, or gossip.
+#[test]
+fn an_agent_whose_log_nobody_reads_serves_on_tells_the_gap_and_stops_in_order() {
+    let _turn = beside_others();
+    let mut mesh = TestMesh::new();
+    mesh.found("far");
+    let token = mesh.invite(1);
+    let mut near = Agent::new(&mesh.home, "near");
+    enrol(&near, &token);
+    let file = mesh.home.path().join("loud.toml");
+    fs::write(&file, "[telemetry]\nlog = \"info,murmesh=trace,quinn_proto=trace\"\n").unwrap();
+    near.arguments = vec!["-c".to_owned(), file.display().to_string()];
+    let mut pipe = near.start_with_pipe();
+    let web = Server::start(Kind::Named("far".to_owned()));
+    mesh.agent("far").expose("web", web.address);
+    near.wait_endpoints("web", 1);
+    let entry = near.upstream("web");
+    for number in 0..2_000 {
+        socks(near.socks, &format!("nobody-{number}.mesh"), 1).unwrap_err();
+    }
+    let dropped = || near.metric("murmesh_log_lines_dropped_total", &[]);
+    eventually("lines are dropped", Duration::from_secs(60), || {
+        assert_eq!(ask(entry, "more").unwrap(), "far");
+        check(dropped() > 0.0, dropped())
+    });
+    assert_eq!(ask(entry, "unread").unwrap(), "far");
+    assert_eq!(near.try_get("/ready").unwrap().status, 200);
+    near.wait_alive(2, SOON);
+
+    // Somebody reads again: the gap is told where it is.
+    let (mut read, mut chunk, started) = (Vec::new(), vec![0; 1 << 16], Instant::now());
+    let told = b"lines were dropped";
+    while !read.windows(told.len()).any(|seen| seen == told) {
+        assert!(started.elapsed() < Duration::from_secs(60), "nobody tells of the gap");
+        let len = pipe.read(&mut chunk).unwrap();
+        read.drain(..read.len().saturating_sub(told.len()));
+        read.extend_from_slice(&chunk[..len]);
+    }
+
+    // And nobody reads the end.
+    let before = dropped();
+    eventually("lines are dropped again", Duration::from_secs(60), || {
+        assert_eq!(ask(entry, "more").unwrap(), "far");
+        check(dropped() > before, dropped())
+    });
+    near.stop();
+}
+
 #[test]
 fn a_file_with_five_faults_is_answered_with_all_five_at_once() {
     let _turn = beside_others();

@@ -7,4 +7,4 @@ mod shutdown;
 mod tasks;
 
 pub use shutdown::{Shutdown, Stage};
-pub use tasks::{TaskGroup, Thread, ThreadError};
+pub use tasks::{TaskGroup, Thread, ThreadError, start_blocking_thread};
