@@ -133,6 +133,7 @@ impl Agent {
         info!(member = %credentials.name(), id = %credentials.member_id(), open_files, "starting");
         let (shutdown, metrics, clock) = (Shutdown::default(), Metrics::new(), Clock::new());
         let events = EventLog::new(credentials.name().as_str());
+        metrics.show_events_dropped(events.dropped());
         metrics.cert_expiry_leaf.set(credentials.expires_at() as f64);
         metrics.cert_expiry_root.set(credentials.root_expires_at()? as f64);
         let tasks = TaskGroup::new(shutdown.clone());

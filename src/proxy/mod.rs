@@ -265,7 +265,7 @@ impl DataPlane {
             Endpoint::bind(listen, &settings.credentials, limits, &metrics, &tasks)?;
         let peers = Peers::new(endpoint.clone(), metrics.clone(), tasks.clone(), evidence.clone());
         let (instances, in_flight) = (Arc::<Instances>::default(), InFlight::default());
-        let (traffic, stalls) = (Traffic::new(metrics.clone(), clock), Stalls::default());
+        let (traffic, stalls) = (Traffic::new(metrics.clone()), Stalls::default());
         let inbound = Arc::new(Inbound {
             me,
             endpoint: endpoint.clone(),

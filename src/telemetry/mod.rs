@@ -4,6 +4,7 @@ mod events;
 mod lines;
 mod logging;
 mod metrics;
+mod throttle;
 
 pub use events::{Event, EventKind, EventLog};
 pub use lines::LineQueue;
