@@ -54,6 +54,12 @@ weight = -1
 }
 
 #[test]
+fn a_unix_socket_for_the_api_is_not_available_yet() {
+    let told = faults("[listen]\napi = \"unix:/run/api.sock\"\n");
+    assert!(told[0].contains("listen.api") && told[0].contains("not available yet"), "{told:?}");
+}
+
+#[test]
 fn unknown_keys_come_with_a_suggestion() {
     let told = faults("[listen]\nadvertize = \"10.0.0.1:7370\"\n[nod]\nname = \"a\"\n");
     assert_eq!(

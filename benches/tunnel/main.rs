@@ -5,7 +5,8 @@
 //! metrics on) as two processes; client and server are processes of their own. The ways are measured
 //! in turn, round after round, and every figure is the median of all rounds; ratios are of figures
 //! of the same run. Each limit is printed as held, missed or not compared; `-- --check` fails when
-//! one is missed. `-- --quick` makes three short rounds, whose figures are rough.
+//! one is missed, and a failed request in any round always fails. `-- --quick` makes three short
+//! rounds, whose figures are rough.
 
 #![allow(clippy::disallowed_methods)] // a benchmark reads the clock
 
@@ -148,7 +149,9 @@ fn measure(way: &Way, kind: Kind, millis: u64) -> Result<Sample, Box<dyn Error>>
         _ => outcome.count as f64,
     };
     if outcome.errors > 0 {
-        eprintln!("{}: {} errors beside {} successes", way.name, outcome.errors, outcome.count);
+        let Outcome { count, errors, .. } = outcome;
+        let name = way.name;
+        return Err(format!("{name}, {kind:?}: {errors} errors beside {count} successes").into());
     }
     Ok(Sample { outcome, cpu_us: spent / units.max(1e-9) })
 }

@@ -68,8 +68,17 @@ fn server() -> Result<(Killed, SocketAddr), Box<dyn Error>> {
 fn murmesh(directory: &Path, backend: SocketAddr) -> Result<Way, Box<dyn Error>> {
     let binary = binary()?;
     let (entry, mesh_a, mesh_b) = (free_tcp()?, free_udp()?, free_udp()?);
+    // What the user of this machine has set up for murmesh is not what is measured.
+    let config = directory.join("empty.toml");
+    fs::write(&config, "")?;
     let run = |data: &str, arguments: &[&str]| -> Result<Command, Box<dyn Error>> {
         let mut command = Command::new(&binary);
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("MURMESH_") {
+                command.env_remove(name);
+            }
+        }
+        command.env("MURMESH_CONFIG", &config);
         command.arg(arguments[0]).arg("--data-dir").arg(directory.join(data));
         command.args(&arguments[1..]);
         Ok(command)

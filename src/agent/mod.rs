@@ -216,6 +216,7 @@ impl Agent {
         let (metrics, clock) = (Metrics::new(), Clock::new());
         let events = EventLog::new(credentials.name().as_str());
         identity::count_expiry(&metrics, &credentials);
+        metrics.show_events_dropped(events.dropped());
         let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
         let (snapshots, snapshots_reader) = watch::channel(snapshot.load_full());
 

@@ -1,8 +1,12 @@
 //! `expose`, `unexpose`, `upstream`, `leave`: what this machine gives to the mesh and takes from it.
 
+use std::time::Duration;
+
 use clap::Args;
 use hyper::Method;
 use serde_json::{Value, json};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
 
 use super::Global;
 use super::client::{Client, encoded};
@@ -13,6 +17,9 @@ use crate::agent::way_back;
 use crate::api::views::Service;
 use crate::api::{ExposeRequest, ExposeSpec, Exposed, UpstreamSpec};
 use crate::model::{InstanceId, Protocol, ServiceName, Target, Weight};
+
+/// How long `expose` waits for the instance to accept one connection: it is only to warn.
+const PROBE_TIME_MAX: Duration = Duration::from_millis(500);
 
 /// Arguments of `expose`.
 #[derive(Debug, Args)]
@@ -87,10 +94,13 @@ pub(super) async fn expose(global: &Global, args: ExposeArgs) -> Outcome {
         Some(changes) if changes.is_empty() => line(format_args!("unchanged: {what}")),
         Some(changes) => line(format_args!("changed: {}: {}", spec.id, changes.join(", "))),
     };
-    if let Target::Tcp(address) = &spec.to
-        && tokio::net::TcpStream::connect(address).await.is_err()
-    {
-        note(format_args!("nothing listens at {address} yet; callers are refused until it does"));
+    if let Target::Tcp(address) = &spec.to {
+        let what = match timeout(PROBE_TIME_MAX, TcpStream::connect(address)).await {
+            Ok(Ok(_)) => return Ok(Exit::Ok),
+            Ok(Err(_)) => "listens",
+            Err(_) => "answers",
+        };
+        note(format_args!("nothing {what} at {address} yet; callers are refused until it does"));
     }
     Ok(Exit::Ok)
 }

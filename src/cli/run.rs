@@ -1,7 +1,9 @@
 //! `agent`: runs until it is told to stop.
 
+use std::fmt::Display;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
@@ -11,13 +13,15 @@ use super::Global;
 use super::demo::end_with_parent;
 use super::exit::{Exit, Failure, Outcome};
 use super::found::store_failure;
-use super::output::{line, note};
 use super::socket_address;
 use crate::agent::{Agent, StartError, Stopped};
 use crate::api::{ADDRESS_FILE, ExposeSpec, UpstreamSpec};
 use crate::config::{DRAIN_DEADLINE, Origin, Overrides, Seed, Setting, Settings, load};
 use crate::model::MemberPhase;
-use crate::telemetry;
+use crate::telemetry::{self, LineQueue};
+
+/// How long the end waits for whoever reads what the agent said.
+const FLUSH_TIME_MAX: Duration = Duration::from_secs(1);
 
 /// Arguments of `agent`.
 #[derive(Debug, Args)]
@@ -82,15 +86,52 @@ pub(super) fn overrides(global: &Global, args: &AgentArgs) -> Overrides {
 pub(super) async fn agent(global: &Global, args: AgentArgs) -> Outcome {
     end_with_parent();
     let settings = load(&overrides(global, &args)).map_err(Failure::failed)?;
-    telemetry::init_logging(&settings.log.value, settings.log_format.value)
-        .map_err(Failure::failed)?;
+    let voice = Voice::start(&settings)?;
+    let outcome = run(settings, &voice).await;
+    match voice.flush() {
+        true => outcome,
+        // Whoever started us does not read; saying more would hold up the end for ever.
+        false => outcome.or_else(|failure| Ok(failure.exit)),
+    }
+}
+
+/// What an agent says. None of it blocks: whoever stops reading must not stop the agent.
+struct Voice {
+    out: LineQueue,
+    log: LineQueue,
+}
+
+impl Voice {
+    fn start(settings: &Settings) -> Result<Self, Failure> {
+        let log = telemetry::init_logging(&settings.log.value, settings.log_format.value)
+            .map_err(Failure::failed)?;
+        let out = LineQueue::start("stdout", std::io::stdout()).map_err(Failure::failed)?;
+        Ok(Self { out, log })
+    }
+
+    fn line(&self, text: impl Display) {
+        self.out.push(format!("{text}\n").as_bytes());
+    }
+
+    fn note(&self, text: impl Display) {
+        self.log.push(format!("{text}\n").as_bytes());
+    }
+
+    /// False when somebody did not read all in time.
+    fn flush(&self) -> bool {
+        self.out.flush(FLUSH_TIME_MAX) && self.log.flush(FLUSH_TIME_MAX)
+    }
+}
+
+async fn run(settings: Settings, voice: &Voice) -> Outcome {
     let failed = |error| Failure::failed(format!("cannot watch for signals: {error}"));
     let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
     let dir = settings.data_dir.value.clone();
     let start = start_line(&settings);
     let agent = Agent::start(settings).await.map_err(start_failure)?;
-    line(format_args!(
+    agent.metrics().show_log_lines_dropped(voice.log.dropped());
+    voice.line(format_args!(
         "murmesh {} runs as {} of mesh {}: mesh {} (udp), api http://{}{start}",
         env!("CARGO_PKG_VERSION"),
         agent.credentials().name(),
@@ -108,7 +149,7 @@ pub(super) async fn agent(global: &Global, args: AgentArgs) -> Outcome {
         },
     };
     info!(deadline = ?DRAIN_DEADLINE, "stopping: open connections may end");
-    note("stopping; once more stops at once");
+    voice.note("stopping; once more stops at once");
     let is_failed = phase.is_none();
     let stopped = tokio::select! {
         biased;
@@ -123,11 +164,11 @@ pub(super) async fn agent(global: &Global, args: AgentArgs) -> Outcome {
         (true, _) => Err(Failure::failed("a part of the agent failed; its log says which")),
         (_, Some(Stopped::Drained)) => Ok(Exit::Ok),
         (_, Some(Stopped::Cut)) => {
-            note("connections that were still open at the deadline were cut");
+            voice.note("connections that were still open at the deadline were cut");
             Ok(Exit::Warning)
         }
         (_, None) => {
-            note("stopped at once; open connections were cut");
+            voice.note("stopped at once; open connections were cut");
             Ok(Exit::Warning)
         }
     }

@@ -255,7 +255,10 @@ pub(super) fn mesh_listen(text: &str) -> Result<SocketAddr, String> {
 /// An address that only this machine reaches.
 pub(super) fn loopback(text: &str) -> Result<SocketAddr, String> {
     let address = text.parse::<SocketAddr>().ok().filter(|address| address.ip().is_loopback());
-    address.ok_or_else(|| "expected a loopback address, for instance 127.0.0.1:7371".to_owned())
+    address.ok_or_else(|| match text.starts_with("unix:") {
+        true => "a unix socket is not available yet here, expected a loopback address".to_owned(),
+        false => "expected a loopback address, for instance 127.0.0.1:7371".to_owned(),
+    })
 }
 
 /// An address that others can dial.

@@ -57,8 +57,7 @@ pub(super) async fn accept(
             Err(error) if is_of_one_client(&error) => continue,
             Err(error) => {
                 outbound.metrics.count_refused(leads.door(), "accept");
-                let (events, error) = (&outbound.events, error.to_string());
-                outbound.traffic.report(events, EventKind::EntryFailed, "accept", &error);
+                outbound.events.record(EventKind::EntryFailed, "accept", error);
                 sleep(BACK_OFF).await;
                 continue;
             }

@@ -179,12 +179,7 @@ impl Inbound {
         let call = self.in_flight.enter(self.me, &header.instance);
         let local = Instances::reach(target).await;
         if let Err(Refusal { code: RefusalCode::UNREACHABLE, reason }) = &local {
-            self.traffic.report(
-                &self.events,
-                EventKind::InstanceUnreachable,
-                header.instance.as_str(),
-                reason,
-            );
+            self.events.record(EventKind::InstanceUnreachable, &header.instance, reason);
         }
         local.map(|local| (local, call))
     }

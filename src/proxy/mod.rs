@@ -292,7 +292,7 @@ impl DataPlane {
         let peers =
             Peers::new(endpoint.clone(), metrics.clone(), tasks.clone(), evidence.clone(), clock);
         let (instances, in_flight) = (Arc::<Instances>::default(), InFlight::default());
-        let (traffic, stalls) = (Traffic::new(metrics.clone(), clock), Stalls::default());
+        let (traffic, stalls) = (Traffic::new(metrics.clone()), Stalls::default());
         let inbound = Arc::new(Inbound {
             me,
             endpoint: endpoint.clone(),

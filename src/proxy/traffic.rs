@@ -1,23 +1,20 @@
-//! Counters of traffic, resolved once for each service and peer, and events at a bounded rate.
+//! Counters of traffic, resolved once for each service and peer, and what cut it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use parking_lot::Mutex;
 
 use super::tcp::Cut;
-use crate::model::{MemberId, MemberName, Moment, ServiceName};
-use crate::runtime::clock::Clock;
+use crate::model::{MemberId, MemberName, ServiceName};
 use crate::telemetry::{
     Counter, Direction, EventKind, EventLog, Metrics, TrafficLabels, TrafficMetrics,
 };
 use crate::transport::tunnel::TunnelError;
 
-/// Of one kind of trouble with one subject, one event in this time; the counters have them all.
-const EVENT_PERIOD: Duration = Duration::from_secs(1);
-/// Kinds of trouble remembered for that.
-const RECENT_MAX: usize = 1_024;
+/// Services and peers whose counters are held ready; above it those without a connection are let go
+/// and looked up again when they come back.
+const KNOWN_MAX: usize = 10_000;
 
 type Key = (bool, MemberId, ServiceName);
 
@@ -25,9 +22,7 @@ type Key = (bool, MemberId, ServiceName);
 #[derive(Clone)]
 pub(super) struct Traffic {
     metrics: Metrics,
-    clock: Clock,
     known: Arc<Mutex<BTreeMap<Key, Arc<TrafficMetrics>>>>,
-    recent: Arc<Mutex<BTreeMap<(String, String), Moment>>>,
 }
 
 /// The counters of one connection.
@@ -44,8 +39,8 @@ pub(super) struct Open {
 }
 
 impl Traffic {
-    pub(super) fn new(metrics: Metrics, clock: Clock) -> Self {
-        Self { metrics, clock, known: Arc::default(), recent: Arc::default() }
+    pub(super) fn new(metrics: Metrics) -> Self {
+        Self { metrics, known: Arc::default() }
     }
 
     /// The counters of a connection with `peer` about `service`.
@@ -58,6 +53,9 @@ impl Traffic {
     ) -> Counters {
         let key = (direction == Direction::inbound, peer, service.clone());
         let mut known = self.known.lock();
+        if known.len() >= KNOWN_MAX && !known.contains_key(&key) {
+            known.retain(|_, metrics| Arc::strong_count(metrics) > 1);
+        }
         let metrics = known.entry(key).or_insert_with(|| {
             let (service, peer) = (service.to_string(), peer_name.to_string());
             Arc::new(self.metrics.traffic(TrafficLabels { direction, service, peer }))
@@ -78,22 +76,11 @@ impl Traffic {
             _ => return, // applications cut connections all the time
         };
         let reason = if kind == EventKind::StreamStalled { "stalled" } else { "connection lost" };
-        self.report(events, kind, service.as_str(), reason);
+        events.record(kind, service, reason);
     }
 
-    /// Records an event, unless the same was recorded within the last second.
+    /// Records an event.
     pub(super) fn report(&self, events: &EventLog, kind: EventKind, subject: &str, reason: &str) {
-        let now = self.clock.now();
-        let mut recent = self.recent.lock();
-        let key = (format!("{kind:?} {subject}"), reason.to_owned());
-        if recent.get(&key).is_some_and(|at| now.since(*at) < EVENT_PERIOD) {
-            return;
-        }
-        if recent.len() >= RECENT_MAX {
-            recent.retain(|_, at| now.since(*at) < EVENT_PERIOD);
-        }
-        recent.insert(key, now);
-        drop(recent);
         events.record(kind, subject, reason);
     }
 }
@@ -118,5 +105,27 @@ impl Drop for Open {
         self.metrics.open.dec();
         let ended = if self.is_success { &self.metrics.success } else { &self.metrics.failure };
         ended.inc();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_of_the_past_are_let_go_and_those_of_open_connections_stay() {
+        let (metrics, peer) = (Metrics::new(), MemberId::from_bytes([1; 16]));
+        let traffic = Traffic::new(metrics);
+        let of = |number: usize| {
+            let service = format!("web-{number}").parse().unwrap();
+            traffic.of(Direction::outbound, &service, peer, &"b".parse().unwrap())
+        };
+        let first = of(0);
+        let open = first.begin();
+        drop(first);
+        (1..2 * KNOWN_MAX).for_each(|number| drop(of(number)));
+        assert!(traffic.known.lock().len() <= KNOWN_MAX, "{}", traffic.known.lock().len());
+        open.end(&Ok(()));
+        assert_eq!(of(0).metrics.success.get(), 1, "counted where it began");
     }
 }

@@ -9,4 +9,4 @@ mod shutdown;
 mod tasks;
 
 pub use shutdown::{Shutdown, Stage};
-pub use tasks::{TaskGroup, Thread, ThreadError, blocking};
+pub use tasks::{TaskGroup, Thread, ThreadError, blocking, start_blocking_thread};

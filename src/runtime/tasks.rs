@@ -195,3 +195,13 @@ impl Thread {
         }
     }
 }
+
+/// Starts a named thread for work that may block for ever, such as a write to a pipe that nobody
+/// reads. Nobody awaits it: it ends when `work` returns or with the process.
+pub fn start_blocking_thread(
+    name: &'static str,
+    work: impl FnOnce() + Send + 'static,
+) -> Result<(), ThreadError> {
+    let started = thread::Builder::new().name(name.to_owned()).spawn(work);
+    started.map(drop).map_err(|error| ThreadError::Start { name, error })
+}

@@ -7,10 +7,13 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
 
-use crate::runtime::clock;
+use super::Counter;
+use super::throttle::{BURST_MAX, Throttle, Verdict};
+use crate::runtime::clock::{self, Clock};
 
-/// How many events are kept; the oldest go first.
-const EVENTS_MAX: usize = 10_000;
+/// How many events of one kind are kept; the oldest go first. Each kind for itself: what a peer can
+/// repeat for ever must not push out what tells why.
+const KEPT_MAX: usize = BURST_MAX as usize;
 /// How many events a follower may be behind before it misses some.
 const FOLLOWER_LAG_MAX: usize = 1_024;
 
@@ -33,7 +36,7 @@ pub struct Event {
 }
 
 /// What kind of thing happened.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum EventKind {
     /// This agent runs.
@@ -104,7 +107,27 @@ pub enum EventKind {
     EntryFailed,
 }
 
+impl EventKind {
+    /// Whether it tells that something goes wrong, maybe again and again, and of no change of state.
+    pub(super) fn is_trouble(self) -> bool {
+        matches!(
+            self,
+            Self::NameConflict
+                | Self::InstanceUnreachable
+                | Self::EntryRefused
+                | Self::EntryQuarantined
+                | Self::ConnectionRefused
+                | Self::StreamCut
+                | Self::StreamStalled
+                | Self::EntryFailed
+        )
+    }
+}
+
 /// The last events, and a way to follow. Cheap to clone.
+///
+/// The same trouble with the same subject is recorded once in a second, and each kind of event has
+/// an allowance: see [`EventLog::dropped`].
 #[derive(Clone, Debug)]
 pub struct EventLog {
     inner: Arc<Inner>,
@@ -113,16 +136,37 @@ pub struct EventLog {
 #[derive(Debug)]
 struct Inner {
     node: String,
-    recent: Mutex<VecDeque<Event>>,
+    clock: Clock,
+    throttle: Mutex<Throttle>,
+    recent: Mutex<Recent>,
     followers: broadcast::Sender<Event>,
+    dropped: Counter,
+}
+
+#[derive(Debug, Default)]
+struct Recent {
+    /// With their numbers, which are the order in which they happened.
+    kept: BTreeMap<EventKind, VecDeque<(u64, Event)>>,
+    count: u64,
 }
 
 impl EventLog {
     /// An empty log of the member `node`.
     pub fn new(node: &str) -> Self {
-        let followers = broadcast::Sender::new(FOLLOWER_LAG_MAX);
-        let recent = Mutex::new(VecDeque::new());
-        Self { inner: Arc::new(Inner { node: node.to_owned(), recent, followers }) }
+        let inner = Inner {
+            node: node.to_owned(),
+            clock: Clock::new(),
+            throttle: Mutex::default(),
+            recent: Mutex::default(),
+            followers: broadcast::Sender::new(FOLLOWER_LAG_MAX),
+            dropped: Counter::default(),
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// Events left out because there were too many of their kind.
+    pub fn dropped(&self) -> &Counter {
+        &self.inner.dropped
     }
 
     /// Records that `kind` happened to `subject`.
@@ -139,24 +183,67 @@ impl EventLog {
         fields: BTreeMap<String, String>,
     ) {
         let (subject, reason) = (subject.to_string(), reason.to_string());
+        let now = self.inner.clock.now();
+        let verdict = self.inner.throttle.lock().admit(now, kind, &subject, &reason);
+        match verdict {
+            Verdict::Record => {}
+            Verdict::Repeated => return,
+            Verdict::TooMany => {
+                self.inner.dropped.inc();
+                return;
+            }
+        }
         tracing::info!(target: "murmesh::event", ?kind, subject, reason, "mesh event");
         let at = clock::unix_millis();
         let event = Event { at, node: self.inner.node.clone(), kind, subject, reason, fields };
         let mut recent = self.inner.recent.lock();
-        if recent.len() == EVENTS_MAX {
-            recent.pop_front();
-        }
-        recent.push_back(event.clone());
+        recent.keep(event.clone());
         let _ = self.inner.followers.send(event); // nobody follows: fine
     }
 
     /// The events kept that happened at `since` (milliseconds since 1970) or later, oldest first.
     pub fn recent(&self, since: u64) -> Vec<Event> {
-        self.inner.recent.lock().iter().filter(|event| event.at >= since).cloned().collect()
+        let recent = self.inner.recent.lock();
+        let kept = recent.kept.values().flatten().filter(|(_, event)| event.at >= since);
+        let mut found: Vec<_> = kept.cloned().collect();
+        drop(recent);
+        found.sort_by_key(|(number, _)| *number);
+        found.into_iter().map(|(_, event)| event).collect()
     }
 
     /// Every event from now on.
     pub fn follow(&self) -> broadcast::Receiver<Event> {
         self.inner.followers.subscribe()
+    }
+}
+
+impl Recent {
+    fn keep(&mut self, event: Event) {
+        self.count += 1;
+        let kept = self.kept.entry(event.kind).or_default();
+        if kept.len() == KEPT_MAX {
+            kept.pop_front();
+        }
+        kept.push_back((self.count, event));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_of_one_kind_pushes_out_no_other_and_is_counted() {
+        let log = EventLog::new("a");
+        log.record(EventKind::MemberDown, "b", "dead");
+        for number in 0..5_000 {
+            log.record(EventKind::InstanceChanged, format!("web-{number}"), "changed at c");
+        }
+        log.record(EventKind::MemberUp, "b", "back");
+        let events = log.recent(0);
+        assert!(events.len() as u64 + log.dropped().get() >= 5_002, "each is kept or counted");
+        assert!(events.len() <= KEPT_MAX + 2, "{}", events.len());
+        assert_eq!(events.first().map(|event| event.kind), Some(EventKind::MemberDown));
+        assert_eq!(events.last().map(|event| event.kind), Some(EventKind::MemberUp));
     }
 }

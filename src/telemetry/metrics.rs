@@ -312,6 +312,18 @@ impl Metrics {
         }
     }
 
+    /// Shows how many lines the process's log has dropped: it is older than its agent's metrics.
+    pub fn show_log_lines_dropped(&self, dropped: &Counter) {
+        let help = "Lines of the log that nobody read in time";
+        self.registry.lock().register("log_lines_dropped", help, dropped.clone());
+    }
+
+    /// Shows how many events were left out because there were too many of their kind.
+    pub fn show_events_dropped(&self, dropped: &Counter) {
+        let help = "Events left out because there were too many of their kind";
+        self.registry.lock().register("events_dropped", help, dropped.clone());
+    }
+
     /// All metrics in the text format of OpenMetrics 1.0.
     pub fn encode(&self) -> Result<String, fmt::Error> {
         let mut out = String::new();

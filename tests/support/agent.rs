@@ -1,7 +1,7 @@
 //! One real agent process with its data directory, and questions to it.
 
 use std::fs::{self, File};
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{PipeReader, Read, Seek, SeekFrom};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -143,12 +143,27 @@ impl Agent {
     #[track_caller]
     pub fn spawn(&self) {
         let log = File::options().create(true).append(true).open(&self.log).unwrap();
+        self.spawn_with(log.try_clone().unwrap().into(), log.into());
+    }
+
+    /// Starts the process and waits for `/ready`. What it says goes into the pipe that is returned,
+    /// and blocks whoever writes it while nobody reads.
+    #[track_caller]
+    pub fn start_with_pipe(&self) -> PipeReader {
+        let (reader, writer) = std::io::pipe().unwrap();
+        self.spawn_with(writer.try_clone().unwrap().into(), writer.into());
+        self.wait_ready();
+        reader
+    }
+
+    #[track_caller]
+    fn spawn_with(&self, stdout: Stdio, stderr: Stdio) {
         let api = self.api.to_string();
         let (mesh, socks) = (self.mesh.to_string(), self.socks.to_string());
         let mut command =
             self.command(&["agent", "--mesh", &mesh, "--socks", &socks, "--api", &api]);
         command.args(&self.arguments).stdin(Stdio::null());
-        command.stdout(log.try_clone().unwrap()).stderr(log);
+        command.stdout(stdout).stderr(stderr);
         let child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
         let earlier = self.child.lock().unwrap().replace(child);
         assert!(earlier.is_none(), "{} runs already", self.name);

@@ -12,6 +12,7 @@ mod namespaces;
 mod ports;
 mod programs;
 mod servers;
+mod strangers;
 
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
@@ -25,6 +26,7 @@ pub use namespaces::Network;
 pub use ports::{free_address, free_port};
 pub use programs::{Program, find, run_program};
 pub use servers::{Kind, Server};
+pub use strangers::{Flooder, dial, leaf, nobody, showing, trusting};
 
 /// Whether the long forms of the tests are asked for (`MURMESH_LONG=1`).
 pub fn is_long() -> bool {

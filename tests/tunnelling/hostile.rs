@@ -1,22 +1,27 @@
 //! Strangers, and members that speak nonsense: refused, counted, and everybody else is served.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::time::Instant;
 
 use futures_util::FutureExt;
+use futures_util::future::join_all;
 use murmesh::model::MemberId;
 use murmesh::proxy::EntryOptions;
 use murmesh::telemetry::Door;
 use murmesh::tls::testing::mesh_of;
 use murmesh::tls::{Plane, server_name};
-use murmesh::transport::{DialError, refusal};
-use quinn::crypto::rustls::QuicClientConfig;
-use quinn::{ClientConfig, Connection, ConnectionId, Endpoint, RecvStream, SendStream, VarInt};
+use murmesh::transport::{DialError, RETRY_ABOVE, refusal};
+use quinn::{Connection, ConnectionError, RecvStream, SendStream, VarInt};
+use quinn_proto::TransportErrorCode;
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::timeout;
 
 use super::nodes::{Node, PATIENCE, ask, echo_server, named_server, pair, until};
+use crate::support::{Flooder, dial as stranger, nobody, trusting};
+
+const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn datagrams_of_junk_change_nothing() {
@@ -84,6 +89,110 @@ async fn one_member_has_only_so_many_connections() {
     let refused = open.iter().filter_map(Connection::close_reason).next();
     assert!(refused.is_none_or(|why| refusal(&why) == Some("overload")), "and told why");
     assert_eq!(ask(entry, b"hello").await.unwrap(), b"hello");
+}
+
+/// From an address that is never proved.
+#[tokio::test(flavor = "multi_thread")]
+async fn past_32_unfinished_handshakes_an_address_is_asked_to_prove_itself_and_members_connect() {
+    let (a, b, _) = pair(echo_server().await).await;
+    let asked = 200 - (RETRY_ABOVE + 1);
+    let flooder = flood(flooder(&b, 2), 200, false, |flooder| flooder.retries >= asked).await;
+    connects(&a, &b).await;
+    let flooder = flood(flooder, 0, false, |_| true).await;
+    assert_eq!(flooder.retries, asked, "33 are under way, all others cost nothing");
+    assert_eq!(b.metrics.refused(Door::mesh, "overload"), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_that_proved_itself_takes_its_share_of_handshakes_and_no_more() {
+    let (a, b, entry) = pair(echo_server().await).await;
+    let overload = || b.metrics.refused(Door::mesh, "overload");
+    let _flooder = flood(flooder(&b, 2), 400, true, |_| overload() > 0).await;
+    connects(&a, &b).await; // behind all of the flood, in the same socket
+    assert!(overload() <= 400 - 256, "{} of 400 were refused", overload());
+    assert_eq!(ask(entry, b"hello").await.unwrap(), b"hello");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_from_everywhere_ends_at_a_bound_and_when_it_is_over_members_connect() {
+    let (a, b, entry) = pair(echo_server().await).await;
+    assert_eq!(ask(entry, b"before").await.unwrap(), b"before");
+    let mut flooders: Vec<Flooder> = (2..8).map(|host| flooder(&b, host)).collect();
+    // Refused at an address that has begun nothing else: not its share is used up, but all.
+    let newcomer = async || {
+        let tls = nobody(Plane::Data.alpn(b.credentials.mesh()));
+        let from = Ipv4Addr::new(127, 0, 0, 99).into();
+        let (_endpoint, dialled) =
+            stranger(from, b.address, tls, Plane::Data.marker(), &server_name(None));
+        matches!(
+            timeout(PATIENCE, dialled).await,
+            Ok(Err(ConnectionError::ConnectionClosed(close)))
+                if close.error_code == TransportErrorCode::CONNECTION_REFUSED
+        )
+    };
+    timeout(PATIENCE, async {
+        loop {
+            let all = std::mem::take(&mut flooders).into_iter();
+            flooders = join_all(all.map(|flooder| flood(flooder, 200, true, |_| true))).await;
+            if newcomer().await {
+                return;
+            }
+        }
+    })
+    .await
+    .expect("a bound");
+    assert!(b.metrics.refused(Door::mesh, "overload") > 0);
+    assert_eq!(ask(entry, b"during").await.unwrap(), b"during", "who is in stays in");
+    drop(flooders);
+    connects(&a, &b).await;
+}
+
+fn flooder(far: &Node, host: u8) -> Flooder {
+    let tls = nobody(Plane::Data.alpn(far.credentials.mesh()));
+    Flooder::new(Ipv4Addr::new(127, 0, 0, host).into(), far.address, tls, Plane::Data)
+}
+
+/// Begins `count` more handshakes and hears, on a thread that may block, until `is_enough`.
+async fn flood(
+    mut flooder: Flooder,
+    mut count: usize,
+    is_proving: bool,
+    is_enough: impl Fn(&Flooder) -> bool,
+) -> Flooder {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let blocking = tokio::task::spawn_blocking(move || {
+            flooder.begin(count, is_proving);
+            flooder.hear(is_proving);
+            flooder
+        });
+        (flooder, count) = (blocking.await.unwrap(), 0);
+        if is_enough(&flooder) {
+            return flooder;
+        }
+        assert!(Instant::now() < end, "after {} retries", flooder.retries);
+    }
+}
+
+/// Returns once a new connection of `a` is served by `b`.
+async fn connects(a: &Node, b: &Node) {
+    let header = with_len(b"\x01\x03web\x06nobody\x00\x00");
+    timeout(PATIENCE, async {
+        loop {
+            let Ok(connection) = a.endpoint.connect(Plane::Data, b.address, Some(b.id)).await
+            else {
+                continue; // refused: it takes a round trip
+            };
+            let (mut send, mut receive) = connection.open_bi().await.unwrap();
+            if send.write_all(&header).await.is_ok()
+                && receive.read_to_end(200).await.is_ok_and(|answer| answer[..2] == [2, 1])
+            {
+                return;
+            }
+        }
+    })
+    .await
+    .expect("a member connects");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -222,56 +331,12 @@ async fn dial_at(
     marker: u8,
     expected: Option<MemberId>,
 ) {
-    let mut config = ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).unwrap()));
-    config.initial_dst_cid_provider(Arc::new(move || ConnectionId::new(&[marker; 16])));
-    let endpoint = Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
     let name = server_name(expected.as_ref());
-    let connecting = endpoint.connect_with(config, far, &name).unwrap();
+    let (_endpoint, connecting) = stranger(LOOPBACK, far, tls, marker, &name);
     if let Ok(Ok(connection)) = timeout(PATIENCE, connecting).await {
         let _ = timeout(PATIENCE, connection.closed()).await;
         connection.close(VarInt::from_u32(0), b"");
     }
-}
-
-/// The stranger believes anyone; whether it is believed is the question.
-fn trusting() -> Arc<dyn rustls::client::danger::ServerCertVerifier> {
-    #[derive(Debug)]
-    struct Anyone;
-    use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-    use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-    use rustls::{DigitallySignedStruct, Error, SignatureScheme};
-    impl ServerCertVerifier for Anyone {
-        fn verify_server_cert(
-            &self,
-            _: &CertificateDer<'_>,
-            _: &[CertificateDer<'_>],
-            _: &ServerName<'_>,
-            _: &[u8],
-            _: UnixTime,
-        ) -> Result<ServerCertVerified, Error> {
-            Ok(ServerCertVerified::assertion())
-        }
-        fn verify_tls12_signature(
-            &self,
-            _: &[u8],
-            _: &CertificateDer<'_>,
-            _: &DigitallySignedStruct,
-        ) -> Result<HandshakeSignatureValid, Error> {
-            Ok(HandshakeSignatureValid::assertion())
-        }
-        fn verify_tls13_signature(
-            &self,
-            _: &[u8],
-            _: &CertificateDer<'_>,
-            _: &DigitallySignedStruct,
-        ) -> Result<HandshakeSignatureValid, Error> {
-            Ok(HandshakeSignatureValid::assertion())
-        }
-        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-            vec![SignatureScheme::ED25519]
-        }
-    }
-    Arc::new(Anyone)
 }
 
 #[derive(Debug)]
