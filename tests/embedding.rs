@@ -14,6 +14,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{sleep, timeout};
 
+use crate::support::beside_others;
+
 /// Longest wait for what should take milliseconds.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -62,6 +64,7 @@ async fn sees(agent: &Agent, count: usize) {
 
 #[tokio::test]
 async fn three_agents_find_each_other_and_carry_bytes() {
+    let _turn = beside_others();
     let (a, a_dir) = found("a").await;
     timeout(PATIENCE, a.ready()).await.expect("a lone agent is ready");
     let (b, b_dir) = join_through(&a, "b").await;

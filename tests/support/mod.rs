@@ -12,8 +12,8 @@ mod namespaces;
 mod ports;
 mod programs;
 mod servers;
+mod turns;
 
-use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
 pub use agent::{Agent, Ran};
@@ -25,6 +25,7 @@ pub use namespaces::Network;
 pub use ports::{free_address, free_port};
 pub use programs::{Program, find, run_program};
 pub use servers::{Kind, Server};
+pub use turns::{Turn, alone, beside_others};
 
 /// Whether the long forms of the tests are asked for (`MURMESH_LONG=1`).
 pub fn is_long() -> bool {
@@ -47,16 +48,11 @@ pub fn skip(why: &str) {
     eprintln!("SKIPPED: {why}");
 }
 
-static MACHINE: RwLock<()> = RwLock::new(());
-
-/// A turn on the machine beside other tests.
-pub fn beside_others() -> RwLockReadGuard<'static, ()> {
-    MACHINE.read().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// The machine for this test alone: it measures time or saturates the cores.
-pub fn alone() -> RwLockWriteGuard<'static, ()> {
-    MACHINE.write().unwrap_or_else(PoisonError::into_inner)
+/// How long something may take here that promises to take at most `limit`: the promise holds for
+/// the build that users run; one with checks and little optimization, as the default test run has,
+/// gets five times as long.
+pub fn within(limit: Duration) -> Duration {
+    if cfg!(debug_assertions) { limit * 5 } else { limit }
 }
 
 /// How often a condition is looked at.

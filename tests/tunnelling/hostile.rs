@@ -4,7 +4,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use murmesh::model::MemberId;
-use murmesh::proxy::EntryOptions;
 use murmesh::telemetry::Door;
 use murmesh::tls::testing::mesh_of;
 use murmesh::tls::{Plane, server_name};
@@ -15,10 +14,12 @@ use tokio::io::AsyncReadExt;
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::timeout;
 
-use super::nodes::{Node, PATIENCE, ask, echo_server, named_server, pair, until};
+use super::nodes::{Node, PATIENCE, ask, drains, echo_server, named_server, pair, until};
+use crate::support::beside_others;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn datagrams_of_junk_change_nothing() {
+    let _turn = beside_others();
     let (_a, b, entry) = pair(echo_server().await).await;
     let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let mut state = 1_u64;
@@ -31,6 +32,7 @@ async fn datagrams_of_junk_change_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn strangers_are_refused_and_counted_by_what_they_lack() {
+    let _turn = beside_others();
     let (_a, b, entry) = pair(echo_server().await).await;
     let stranger = mesh_of(&["mallory"]).unwrap().remove(0);
     let b_id = b.id;
@@ -64,6 +66,7 @@ async fn strangers_are_refused_and_counted_by_what_they_lack() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn member_that_is_not_the_one_meant_is_not_spoken_to() {
+    let _turn = beside_others();
     let (a, b, _) = pair(echo_server().await).await;
     let other = MemberId::from_bytes([9; 16]);
     let dialled = a.endpoint.connect(Plane::Data, b.address, Some(other)).await;
@@ -73,6 +76,7 @@ async fn member_that_is_not_the_one_meant_is_not_spoken_to() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_member_has_only_so_many_connections() {
+    let _turn = beside_others();
     let (a, b, entry) = pair(echo_server().await).await;
     assert_eq!(ask(entry, b"hello").await.unwrap(), b"hello"); // the first
     let mut open = Vec::new();
@@ -87,6 +91,7 @@ async fn one_member_has_only_so_many_connections() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn streams_of_junk_are_cut_and_counted_and_neighbours_are_served() {
+    let _turn = beside_others();
     let (a, b, entry) = pair(echo_server().await).await;
     let connection = a.endpoint.connect(Plane::Data, b.address, Some(b.id)).await.unwrap();
     let junk: [&[u8]; 6] = [
@@ -115,17 +120,14 @@ async fn streams_of_junk_are_cut_and_counted_and_neighbours_are_served() {
 /// A caller whose tunnel is refused may try another instance; one whose tunnel is lost may not.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tunnel_that_is_on_its_way_when_the_agent_closes_is_refused_and_not_lost() {
+    let _turn = beside_others();
     let (a, b, entry) = pair(named_server("b").await).await;
     let mut carried = TcpStream::connect(entry).await.unwrap();
     carried.read_exact(&mut [0]).await.unwrap();
     let connection = a.endpoint.connect(Plane::Data, b.address, Some(b.id)).await.unwrap();
     let proxy = b.proxy.clone();
     tokio::spawn(async move { proxy.drain(PATIENCE).await });
-    let opens = async || {
-        let any = "127.0.0.1:0".parse().unwrap();
-        b.proxy.open_upstream("web".parse().unwrap(), any, EntryOptions::default()).await.is_ok()
-    };
-    timeout(PATIENCE, async { while opens().await {} }).await.expect("b drains");
+    drains(&b).await;
 
     let header = with_len(b"\x01\x03web\x03web\x00\x00");
     let (first, rest) = header.split_at(4);

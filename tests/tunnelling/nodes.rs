@@ -229,6 +229,16 @@ pub(super) async fn until(what: &str, is_true: impl Fn() -> bool) {
     timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("waited in vain until {what}"));
 }
 
+/// Returns once `node` drains: it opens no more entries, and has refused tunnels since before.
+pub(super) async fn drains(node: &Node) {
+    let opens = async || {
+        let any = "127.0.0.1:0".parse().unwrap();
+        let service = "probe".parse().unwrap();
+        node.proxy.open_upstream(service, any, EntryOptions::default()).await.is_ok()
+    };
+    timeout(PATIENCE, async { while opens().await {} }).await.expect("it drains");
+}
+
 /// Carries datagrams to one address until it is dropped: then the way is dead without a word, as
 /// when a machine loses power.
 pub(super) struct Wire {
