@@ -20,10 +20,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
-use crate::support::beside_others;
+use crate::support::{SOON, beside_others};
 
 const TOKEN: &str = "0123456789abcdef0123456789abcdef";
-const DEADLINE: Duration = Duration::from_secs(10);
 
 struct Api {
     address: SocketAddr,
@@ -141,7 +140,7 @@ impl Api {
         let mut stream = TcpStream::connect(self.address).await.unwrap();
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut answer = Vec::new();
-        timeout(DEADLINE, stream.read_to_end(&mut answer)).await.unwrap().unwrap();
+        timeout(SOON, stream.read_to_end(&mut answer)).await.unwrap().unwrap();
         String::from_utf8(answer).unwrap()
     }
 
@@ -443,7 +442,7 @@ async fn events_come_as_array_lines_and_server_sent_events() {
 async fn read_until(stream: &mut TcpStream, seen: &mut String, word: &str) {
     let mut chunk = [0; 4096];
     while !seen.contains(word) {
-        let len = timeout(DEADLINE, stream.read(&mut chunk)).await.unwrap().unwrap();
+        let len = timeout(SOON, stream.read(&mut chunk)).await.unwrap().unwrap();
         assert!(len > 0, "ended before '{word}': {seen}");
         seen.push_str(&String::from_utf8_lossy(&chunk[..len]));
     }

@@ -14,10 +14,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{sleep, timeout};
 
-use crate::support::beside_others;
-
-/// Longest wait for what should take milliseconds.
-const PATIENCE: Duration = Duration::from_secs(10);
+use crate::support::{SOON, beside_others};
 
 async fn found(name: &str) -> (Agent, tempfile::TempDir) {
     let temporary = tempfile::tempdir().unwrap();
@@ -53,7 +50,7 @@ async fn sees(agent: &Agent, count: usize) {
         let snapshot = agent.snapshot();
         snapshot.members.values().filter(|member| member.state == MemberState::Alive).count()
     };
-    let seen = timeout(PATIENCE, async {
+    let seen = timeout(SOON, async {
         while alive() != count {
             sleep(Duration::from_millis(5)).await;
         }
@@ -66,12 +63,12 @@ async fn sees(agent: &Agent, count: usize) {
 async fn three_agents_find_each_other_and_carry_bytes() {
     let _turn = beside_others();
     let (a, a_dir) = found("a").await;
-    timeout(PATIENCE, a.ready()).await.expect("a lone agent is ready");
+    timeout(SOON, a.ready()).await.expect("a lone agent is ready");
     let (b, b_dir) = join_through(&a, "b").await;
     let (c, c_dir) = join_through(&a, "c").await;
     for agent in [&a, &b, &c] {
         sees(agent, 3).await;
-        timeout(PATIENCE, agent.ready()).await.expect("ready");
+        timeout(SOON, agent.ready()).await.expect("ready");
     }
 
     let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -81,7 +78,7 @@ async fn three_agents_find_each_other_and_carry_bytes() {
     let listen = "127.0.0.1:0".parse().unwrap();
     let spec = UpstreamSpec { service: "echo".parse().unwrap(), listen };
     let upstream = b.ask(|reply| Control::Upstream { spec, reply }).await.unwrap();
-    let known = timeout(PATIENCE, async {
+    let known = timeout(SOON, async {
         while b.snapshot().services.is_empty() {
             sleep(Duration::from_millis(5)).await;
         }
@@ -92,7 +89,7 @@ async fn three_agents_find_each_other_and_carry_bytes() {
     let mut client = TcpStream::connect(address).await.unwrap();
     client.write_all(b"hello").await.unwrap();
     client.shutdown().await.unwrap();
-    let (mut served, _) = timeout(PATIENCE, server.accept()).await.unwrap().unwrap();
+    let (mut served, _) = timeout(SOON, server.accept()).await.unwrap().unwrap();
     let mut heard = Vec::new();
     served.read_to_end(&mut heard).await.unwrap();
     assert_eq!(heard, b"hello", "what was said, to its end");
@@ -113,7 +110,7 @@ async fn three_agents_find_each_other_and_carry_bytes() {
         (a, &a_dir, MemberPhase::Restarting),
     ] {
         let id = agent.credentials().member_id();
-        assert_eq!(agent.stop(phase, PATIENCE).await, Stopped::Drained);
+        assert_eq!(agent.stop(phase, SOON).await, Stopped::Drained);
         assert_eq!(last_words(dir, id), phase, "the last state is the one on disk");
     }
     let again = Agent::start(Settings::local(DataDir::new(c_dir.path()))).await;

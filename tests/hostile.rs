@@ -7,11 +7,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
 use crate::support::{
-    Agent, Kind, Noise, Server, TestMesh, ask, beside_others, check, enrol, eventually,
-    free_address, request, request_raw, socks,
+    Agent, Kind, Noise, SOON, Server, TestMesh, ask, beside_others, check, enrol, eventually,
+    free_address, request, request_raw, socks, within,
 };
-
-const SOON: Duration = Duration::from_secs(15);
 
 /// Reproducible junk of this length.
 fn junk(seed: u64, len: usize) -> Vec<u8> {
@@ -160,13 +158,12 @@ fn garbage_at_socks_ends_that_connection_only() {
     // Truncated: a client that says half a request and waits does not hold its place for ever.
     let mut silent = TcpStream::connect(near.socks).unwrap();
     silent.write_all(&[5, 1]).unwrap();
-    silent.set_read_timeout(Some(Duration::from_secs(35))).unwrap();
+    silent.set_read_timeout(Some(SOON)).unwrap();
     let mut stream = socks(near.socks, "web.mesh", 1).unwrap();
     stream.write_all(b"beside\n").unwrap();
-    let started = Instant::now();
-    let ended = silent.read(&mut [0; 8]);
-    assert!(!matches!(ended, Ok(1..)), "{ended:?}");
-    assert!(started.elapsed() < Duration::from_secs(31), "half a request holds for ever");
+    let ended = silent.read(&mut [0; 8]).map_err(|error| error.kind());
+    let is_ended = matches!(ended, Ok(0) | Err(std::io::ErrorKind::ConnectionReset));
+    assert!(is_ended, "half a request holds for ever: {ended:?}");
     assert_unharmed(&mesh, entry);
 }
 
@@ -321,7 +318,8 @@ fn commands_without_an_agent_exit_with_69_and_bad_usage_with_64() {
     let started = Instant::now();
     let said = agent.run(&["members"]).fails(69);
     assert!(said.contains(&agent.api.to_string()), "names the address: {said}");
-    assert!(started.elapsed() < Duration::from_secs(8), "waits up to 5 s: {:?}", started.elapsed());
+    let waited = started.elapsed();
+    assert!(waited < within(Duration::from_secs(8)), "waits up to 5 s: {waited:?}");
     agent.run(&["membres"]).fails(64);
     agent.run(&["upstream", "web"]).fails(64);
     agent
@@ -382,7 +380,7 @@ fn a_newcomer_is_told_when_nobody_answers() {
         ran.stderr.contains(&mesh.agent("first").mesh.to_string()),
         "names the address: {ran:#?}"
     );
-    assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
+    assert!(started.elapsed() < within(Duration::from_secs(20)), "{:?}", started.elapsed());
     // The same command works when the issuer is back.
     mesh.agent("first").start();
     enrol(&newcomer, &token);

@@ -12,12 +12,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
 
 use crate::support::{
-    Kind, Noise, Program, Ran, Server, TestMesh, alone, beside_others, check, digest, eventually,
+    Kind, Noise, Program, Ran, SOON, Server, TestMesh, alone, beside_others, check, digest, eventually,
     expect_echo, find, free_port, raise_file_limit, run_program, runtime, sized, skip, socks,
     socks_relay,
 };
 
-const SOON: Duration = Duration::from_secs(15);
 const LONG: Duration = Duration::from_secs(120);
 
 /// Three agents: calls go from `near` to `far`; `other` only makes it a mesh.
@@ -164,7 +163,7 @@ impl Postgres {
         let server = Program::start(&mut server);
         let address = SocketAddr::from(([127, 0, 0, 1], port));
         let psql = program("psql")?;
-        eventually("postgres answers", Duration::from_secs(30), || {
+        eventually("postgres answers", SOON, || {
             let answer = query(&psql, "127.0.0.1", port, "select 1");
             check(answer.code == Some(0), answer)
         });

@@ -25,7 +25,7 @@ pub use namespaces::Network;
 pub use ports::{free_address, free_port};
 pub use programs::{Program, find, run_program};
 pub use servers::{Kind, Server};
-pub use turns::{Turn, alone, beside_others};
+pub use turns::{alone, beside_others};
 
 /// Whether the long forms of the tests are asked for (`MURMESH_LONG=1`).
 pub fn is_long() -> bool {
@@ -54,6 +54,10 @@ pub fn skip(why: &str) {
 pub fn within(limit: Duration) -> Duration {
     if cfg!(debug_assertions) { limit * 5 } else { limit }
 }
+
+/// How long anything may take that should happen at once. No claim: nothing waits for it where all
+/// is well, and a loaded machine is not a fault.
+pub const SOON: Duration = Duration::from_secs(60);
 
 /// How often a condition is looked at.
 const POLL: Duration = Duration::from_millis(10);

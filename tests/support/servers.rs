@@ -60,7 +60,7 @@ impl Server {
         if let Some(task) = self.task.lock().unwrap().take() {
             task.abort();
         }
-        super::eventually("the port refuses", std::time::Duration::from_secs(5), || {
+        super::eventually("the port refuses", super::SOON, || {
             super::check(std::net::TcpStream::connect(self.address).is_err(), "it accepts")
         });
     }
@@ -101,6 +101,7 @@ impl Drop for Server {
 
 async fn serve(listener: TcpListener, kind: Kind, tally: Arc<Tally>) {
     let mut open = JoinSet::new();
+    let listener = listener; // dropped before `open`: who is cut can no longer come back
     loop {
         let Ok((stream, _)) = listener.accept().await else { continue };
         tally.accepted.fetch_add(1, Ordering::Relaxed);
