@@ -14,8 +14,8 @@ use murmesh::tls::store::DataDir;
 use rustix::process::Signal;
 
 use crate::support::{
-    Agent, Kind, SOON, Server, TestMesh, alone, beside_others, check, enrol, eventually, expect_echo,
-    runtime, socks, until,
+    Agent, Kind, SOON, Server, TestMesh, alone, beside_others, check, enrol, eventually,
+    expect_echo, runtime, socks, until,
 };
 
 fn refused(agent: &Agent, door: &str, reason: &str) -> f64 {

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 
 use crate::support::{
-    Agent, Kind, Noise, SOON, Server, TestMesh, alone, ask, check, eventually,
-    expect_echo, p50, raise_file_limit, sized, skip, socks, until, within,
+    Agent, Kind, Noise, SOON, Server, TestMesh, alone, ask, check, eventually, expect_echo, p50,
+    raise_file_limit, sized, skip, socks, until, within,
 };
 
 /// A caller, and two agents that stand in front of one server each; all instances of `web`.
@@ -385,7 +385,10 @@ fn a_stream_whose_far_agent_is_killed_is_reset_and_never_runs_twice() {
                     slowest = slowest.max(killed.elapsed());
                 }
                 Err(error) => {
-                    assert!(!was_at_victim, "{line}: no reset within {limit:?} of the kill: {error}")
+                    assert!(
+                        !was_at_victim,
+                        "{line}: no reset within {limit:?} of the kill: {error}"
+                    )
                 }
             }
         }

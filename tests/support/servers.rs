@@ -28,6 +28,8 @@ pub enum Kind {
     Source { seed: u64, len: u64 },
     /// Writes each line down, answers nothing and holds the connection.
     Ledger,
+    /// Reads one line and resets the connection, as the kernel does for a process that is killed.
+    Cutter,
     /// A web server with one page.
     Web(String),
 }
@@ -43,6 +45,7 @@ pub struct Server {
 #[derive(Default)]
 struct Tally {
     accepted: AtomicU64,
+    resets: AtomicU64,
     lines: Mutex<BTreeMap<String, u64>>,
 }
 
@@ -83,6 +86,11 @@ impl Server {
     /// Connections accepted so far.
     pub fn accepted(&self) -> u64 {
         self.tally.accepted.load(Ordering::Relaxed)
+    }
+
+    /// How many connections ended with a reset by the client ([`Kind::Ledger`]).
+    pub fn resets(&self) -> u64 {
+        self.tally.resets.load(Ordering::Relaxed)
     }
 
     /// How often each line was read ([`Kind::Named`] and [`Kind::Ledger`]).
@@ -155,10 +163,22 @@ async fn answer(mut stream: TcpStream, kind: Kind, tally: Arc<Tally>) -> io::Res
         }
         Kind::Ledger => {
             let mut lines = BufReader::new(stream).lines();
-            while let Some(line) = lines.next_line().await? {
-                *tally.lines.lock().unwrap().entry(line).or_default() += 1;
+            loop {
+                match lines.next_line().await {
+                    Ok(Some(line)) => *tally.lines.lock().unwrap().entry(line).or_default() += 1,
+                    Ok(None) => return Ok(()),
+                    Err(error) => {
+                        let is_reset = error.kind() == io::ErrorKind::ConnectionReset;
+                        tally.resets.fetch_add(is_reset.into(), Ordering::Relaxed);
+                        return Err(error);
+                    }
+                }
             }
-            Ok(())
+        }
+        Kind::Cutter => {
+            let mut reader = BufReader::new(stream);
+            reader.read_line(&mut String::new()).await?;
+            reader.get_ref().set_zero_linger() // and dropped
         }
         Kind::Web(page) => {
             let (reader, mut writer) = stream.split();
