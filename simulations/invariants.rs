@@ -1,9 +1,9 @@
 //! What must hold after every step, whatever the network does.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use murmesh::catalogue::Verify;
-use murmesh::mesh::{Channel, DATAGRAM_LEN_MAX, MESSAGE_LEN_MAX};
+use murmesh::mesh::{Channel, DATAGRAM_LEN_MAX, MESSAGE_LEN_MAX, Mesh};
 use murmesh::model::{Entry, EntryKey, EntryVersion, MeshId};
 
 use crate::world::SharedVerifier;
@@ -16,11 +16,20 @@ pub(crate) struct Invariants {
     pub(crate) entries: u64,
     pub(crate) datagrams: u64,
     pub(crate) messages: u64,
+    /// The most items that any node had in each of its bounded stores.
+    pub(crate) fullest: BTreeMap<&'static str, usize>,
 }
 
 impl Invariants {
     pub(crate) fn new(mesh: MeshId) -> Self {
-        Self { mesh, versions: HashMap::new(), entries: 0, datagrams: 0, messages: 0 }
+        Self {
+            mesh,
+            versions: HashMap::new(),
+            entries: 0,
+            datagrams: 0,
+            messages: 0,
+            fullest: BTreeMap::new(),
+        }
     }
 
     /// A restarted node begins with what its disk holds.
@@ -39,6 +48,15 @@ impl Invariants {
         let before = self.versions.entry(node).or_default().insert(entry.key(), entry.version());
         let is_forward = before.is_none_or(|before| before < entry.version());
         assert!(is_forward, "(c) node {node} went back from {before:?} to {entry:?}");
+    }
+
+    /// After every step of `node`.
+    pub(crate) fn handle_step(&mut self, node: usize, mesh: &Mesh) {
+        for store in mesh.store_sizes() {
+            assert!(store.len <= store.len_max, "(f) node {node} holds too much: {store:?}");
+            let fullest = self.fullest.entry(store.name).or_default();
+            *fullest = store.len.max(*fullest);
+        }
     }
 
     pub(crate) fn handle_transmit(&mut self, channel: Channel, len: usize) {

@@ -438,6 +438,7 @@ impl World {
         while let Some(event) = mesh.poll_event() {
             self.note(node, event);
         }
+        self.invariants.handle_step(node, &mesh);
         let wake_at = mesh.poll_timeout().map(|at| at.max(self.now));
         self.nodes[node].mesh = Some(mesh);
         if let Some(at) = wake_at
