@@ -1,6 +1,6 @@
 //! What must hold after every step, whatever the network does.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 
 use murmesh::catalogue::Verify;
 use murmesh::mesh::{Channel, DATAGRAM_LEN_MAX, MESSAGE_LEN_MAX, Mesh};
@@ -16,20 +16,11 @@ pub(crate) struct Invariants {
     pub(crate) entries: u64,
     pub(crate) datagrams: u64,
     pub(crate) messages: u64,
-    /// The most items that any node had in each of its bounded stores.
-    pub(crate) fullest: BTreeMap<&'static str, usize>,
 }
 
 impl Invariants {
     pub(crate) fn new(mesh: MeshId) -> Self {
-        Self {
-            mesh,
-            versions: HashMap::new(),
-            entries: 0,
-            datagrams: 0,
-            messages: 0,
-            fullest: BTreeMap::new(),
-        }
+        Self { mesh, versions: HashMap::new(), entries: 0, datagrams: 0, messages: 0 }
     }
 
     /// A restarted node begins with what its disk holds.
@@ -51,11 +42,9 @@ impl Invariants {
     }
 
     /// After every step of `node`.
-    pub(crate) fn handle_step(&mut self, node: usize, mesh: &Mesh) {
+    pub(crate) fn handle_step(&self, node: usize, mesh: &Mesh) {
         for store in mesh.store_sizes() {
             assert!(store.len <= store.len_max, "(f) node {node} holds too much: {store:?}");
-            let fullest = self.fullest.entry(store.name).or_default();
-            *fullest = store.len.max(*fullest);
         }
     }
 

@@ -88,7 +88,6 @@ fn garbage_at_the_api_is_refused_and_the_api_goes_on() {
         let asked = String::from_utf8_lossy(&case[..case.len().min(60)]);
         let answer = request_raw(&at, case).unwrap_or_else(|error| panic!("{asked}: {error}"));
         let answer = String::from_utf8_lossy(&answer[..answer.len().min(60)]);
-        eprintln!("{asked:?}: {answer}");
         assert!(answer.starts_with("HTTP/1.1 4"), "{asked}: {answer}");
     }
     assert_unharmed(&mesh, entry);
