@@ -102,7 +102,8 @@ fn next(state: &mut u64) -> u8 {
 async fn instance_that_refuses_is_replaced_without_the_client_noticing() {
     let _turn = beside_others();
     let [a, b, c] = three().await;
-    b.serve(&[("web", "web", nobody().await)]); // nobody listens there
+    let (refusing, _held) = nobody();
+    b.serve(&[("web", "web", refusing)]);
     c.serve(&[("web", "web", named_server("c").await)]);
     a.sees([b.endpoint("web", "web"), c.endpoint("web", "web")]);
     let entry = a.upstream("web").await;
