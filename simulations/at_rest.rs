@@ -1,4 +1,7 @@
 //! Nothing happens: how much is sent all the same.
+//!
+//! Counted is what the mesh hands to its transport. What QUIC, UDP and IP add to that is measured
+//! with real agents (`tests/partitions.rs`).
 
 use std::time::Duration;
 
@@ -17,7 +20,7 @@ fn rest_costs_the_same_whatever_the_size() {
             assert_eq!(world.false_deaths(), 0);
             (world.bytes_sent() - sent) / 30 / count as u64
         });
-        println!("{name}: {count} members: {rates:?} B/s sent by each");
+        println!("{name}: {count} members: {rates:?} B/s of payload sent by each");
         assert!(rates.iter().all(|rate| *rate <= 450), "{rates:?}");
     }
 }

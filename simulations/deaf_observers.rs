@@ -19,6 +19,7 @@ fn deaf_members_convict_nobody() {
             "{name}: 16 of 128 deaf for {deaf_for:?} at a time, 90 s: false deaths of hearing \
              members: {healthy} at hearing ones, {by_deaf} at deaf ones"
         );
+        world.end_faults();
         healthy + by_deaf
     });
     assert_eq!(deaths.iter().sum::<usize>(), 0);

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use murmesh::catalogue::Verify;
-use murmesh::mesh::{Channel, DATAGRAM_LEN_MAX, MESSAGE_LEN_MAX};
+use murmesh::mesh::{Channel, DATAGRAM_LEN_MAX, MESSAGE_LEN_MAX, Mesh};
 use murmesh::model::{Entry, EntryKey, EntryVersion, MeshId};
 
 use crate::world::SharedVerifier;
@@ -39,6 +39,13 @@ impl Invariants {
         let before = self.versions.entry(node).or_default().insert(entry.key(), entry.version());
         let is_forward = before.is_none_or(|before| before < entry.version());
         assert!(is_forward, "(c) node {node} went back from {before:?} to {entry:?}");
+    }
+
+    /// After every step of `node`.
+    pub(crate) fn handle_step(&self, node: usize, mesh: &Mesh) {
+        for store in mesh.store_sizes() {
+            assert!(store.len <= store.len_max, "(f) node {node} holds too much: {store:?}");
+        }
     }
 
     pub(crate) fn handle_transmit(&mut self, channel: Channel, len: usize) {

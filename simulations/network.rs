@@ -11,6 +11,10 @@ use murmesh::model::Moment;
 /// Time after which a dial, or a stream to nobody, is given up.
 const DIAL_PATIENCE: Duration = Duration::from_secs(2);
 
+/// Without a fault: the share of datagrams that arrive twice, and the one-way delay.
+const DUPLICATION: f64 = 0.01;
+const DELAY: (Duration, Duration) = (Duration::from_micros(150), Duration::from_millis(1));
+
 /// First retransmission of a reliable message, doubled for each further one.
 const RETRANSMISSION: Duration = Duration::from_millis(60);
 
@@ -44,12 +48,20 @@ impl Network {
         Self {
             rng: StdRng::seed_from_u64(seed),
             loss: 0.0,
-            duplication: 0.01,
-            delay: (Duration::from_micros(150), Duration::from_millis(1)),
+            duplication: DUPLICATION,
+            delay: DELAY,
             groups: vec![0; nodes],
             cuts: Vec::new(),
             deaf: vec![None; nodes],
         }
+    }
+
+    /// From now on packets pass as at the start.
+    pub(crate) fn end_faults(&mut self) {
+        (self.loss, self.duplication, self.delay) = (0.0, DUPLICATION, DELAY);
+        self.groups.fill(0);
+        self.cuts.clear();
+        self.deaf.fill(None);
     }
 
     pub(crate) fn reaches(&self, from: usize, to: usize) -> bool {

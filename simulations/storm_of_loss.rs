@@ -18,6 +18,7 @@ fn quarter_of_loss_kills_nobody() {
             "{name}: 64 members, 300 s: {} false deaths, {rate} B/s each",
             world.false_deaths()
         );
+        world.end_faults();
         world.false_deaths()
     });
     assert_eq!(deaths.iter().sum::<usize>(), 0);
@@ -32,6 +33,7 @@ fn late_doubled_and_reordered_packets_kill_nobody() {
         world.network.duplication = 0.2;
         world.run_for(Duration::from_secs(120));
         assert!(world.is_whole());
+        world.end_faults();
         world.false_deaths()
     });
     println!("{name}: 32 members, 120 s: {deaths:?} false deaths");

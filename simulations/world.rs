@@ -24,6 +24,9 @@ use crate::network::{Fate, Network};
 
 const MESH: MeshId = MeshId([7; 32]);
 
+/// (a) After the last fault the mesh is whole again within this.
+pub(crate) const HEAL_TIME_MAX: Duration = Duration::from_secs(15);
+
 /// A key made from a number.
 pub(crate) struct Key(Ed25519KeyPair);
 
@@ -325,6 +328,19 @@ impl World {
         self.running().all(|at| self.sees_all(at))
     }
 
+    /// Takes every fault of the network away. (a): within [`HEAL_TIME_MAX`] all running nodes see
+    /// each other alive. Returns after how long.
+    pub(crate) fn end_faults(&mut self) -> Duration {
+        self.network.end_faults();
+        let whole = self.time_until(Duration::from_millis(50), HEAL_TIME_MAX, Self::is_whole);
+        let missing = self.running().filter(|at| !self.sees_all(*at)).collect::<Vec<_>>();
+        assert!(
+            missing.is_empty(),
+            "(a) {HEAL_TIME_MAX:?} after the last fault nodes {missing:?} do not see all"
+        );
+        whole.unwrap_or_default()
+    }
+
     /// Times of the first event at each node that `select` takes, after `since`.
     pub(crate) fn first_at_each(
         &self,
@@ -438,6 +454,7 @@ impl World {
         while let Some(event) = mesh.poll_event() {
             self.note(node, event);
         }
+        self.invariants.handle_step(node, &mesh);
         let wake_at = mesh.poll_timeout().map(|at| at.max(self.now));
         self.nodes[node].mesh = Some(mesh);
         if let Some(at) = wake_at

@@ -21,8 +21,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
+use crate::support::{SOON, beside_others};
+
 const TOKEN: &str = "0123456789abcdef0123456789abcdef";
-const DEADLINE: Duration = Duration::from_secs(10);
 
 struct Api {
     address: SocketAddr,
@@ -150,7 +151,7 @@ impl Api {
         let mut stream = TcpStream::connect(self.address).await.unwrap();
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut answer = Vec::new();
-        timeout(DEADLINE, stream.read_to_end(&mut answer)).await.unwrap().unwrap();
+        timeout(SOON, stream.read_to_end(&mut answer)).await.unwrap().unwrap();
         String::from_utf8(answer).unwrap()
     }
 
@@ -181,6 +182,7 @@ impl Api {
 /// The table is what is served: each of its routes answers, and is none of the two fallbacks.
 #[tokio::test]
 async fn every_route_of_the_table_is_served() {
+    let _turn = beside_others();
     let api = api().await;
     for (method, path) in routes() {
         let path = path.replace("{svc}", "web").replace("{id}", &"00".repeat(16));
@@ -191,6 +193,7 @@ async fn every_route_of_the_table_is_served() {
 
 #[tokio::test]
 async fn foreign_hosts_and_origins_are_refused_on_every_route_and_counted() {
+    let _turn = beside_others();
     let api = api().await;
     let mut asked = 0;
     for (method, path) in routes().into_iter().chain([(hyper::Method::GET, "/nowhere")]) {
@@ -210,6 +213,7 @@ async fn foreign_hosts_and_origins_are_refused_on_every_route_and_counted() {
 
 #[tokio::test]
 async fn changes_want_the_token_and_reads_do_not() {
+    let _turn = beside_others();
     let api = api().await;
     let expose = r#"{"name":"web","to":"127.0.0.1:8080"}"#;
     let (status, body) = api.ask("POST", "/v1/mesh/expose", "", expose).await;
@@ -228,6 +232,7 @@ async fn changes_want_the_token_and_reads_do_not() {
 
 #[tokio::test]
 async fn exposing_again_tells_what_changed() {
+    let _turn = beside_others();
     let api = api().await;
     for (id, status, changes) in [
         ("new", 201, Value::Null),
@@ -244,6 +249,7 @@ async fn exposing_again_tells_what_changed() {
 /// The states are few and fixed; what they do not say is in the reason.
 #[tokio::test]
 async fn an_endpoint_that_takes_less_work_than_ready_says_has_a_reason() {
+    let _turn = beside_others();
     let api = api().await;
     let mut seen = snapshot();
     let me = seen.members.values().next().unwrap().as_ref().clone();
@@ -283,6 +289,7 @@ async fn an_endpoint_that_takes_less_work_than_ready_says_has_a_reason() {
 
 #[tokio::test]
 async fn listings_have_the_promised_shape() {
+    let _turn = beside_others();
     let api = api().await;
     let members = api.get("/v1/mesh/members").await;
     let member = &members[0];
@@ -336,6 +343,7 @@ async fn listings_have_the_promised_shape() {
 /// Gone for longer than `join.forget_after`: out of the listing. Alive: never.
 #[tokio::test]
 async fn members_gone_for_long_are_hidden_from_listings() {
+    let _turn = beside_others();
     let api = api_that_forgets_after(Duration::ZERO).await;
     let mut gone = snapshot();
     let me = gone.members.values().next().unwrap().as_ref().clone();
@@ -350,6 +358,7 @@ async fn members_gone_for_long_are_hidden_from_listings() {
 
 #[tokio::test]
 async fn problems_say_what_to_try() {
+    let _turn = beside_others();
     let api = api().await;
     for (method, path, body, status, word, hint) in [
         ("GET", "/v1/mesh/breakers", "", 404, "not_yet", "later version"),
@@ -397,6 +406,7 @@ async fn problems_say_what_to_try() {
 
 #[tokio::test]
 async fn a_body_over_the_limit_is_refused() {
+    let _turn = beside_others();
     let api = api().await;
     let (status, _) = api.with_token("POST", "/v1/mesh/expose", &"x".repeat(70_000)).await;
     assert_eq!(status, 413);
@@ -404,6 +414,7 @@ async fn a_body_over_the_limit_is_refused() {
 
 #[tokio::test]
 async fn readiness_is_the_agents_word() {
+    let _turn = beside_others();
     let api = api().await;
     assert_eq!(api.ask("GET", "/ready", "", "").await.0, 200);
     api.readiness.send(Readiness::NotReady("no seed answers yet")).unwrap();
@@ -415,6 +426,7 @@ async fn readiness_is_the_agents_word() {
 
 #[tokio::test]
 async fn events_come_as_array_lines_and_server_sent_events() {
+    let _turn = beside_others();
     let api = api().await;
     api.state.events.record(EventKind::MemberUp, "zwei", "answered");
     let array = api.get("/v1/mesh/events?since=1h").await;
@@ -441,7 +453,7 @@ async fn events_come_as_array_lines_and_server_sent_events() {
 async fn read_until(stream: &mut TcpStream, seen: &mut String, word: &str) {
     let mut chunk = [0; 4096];
     while !seen.contains(word) {
-        let len = timeout(DEADLINE, stream.read(&mut chunk)).await.unwrap().unwrap();
+        let len = timeout(SOON, stream.read(&mut chunk)).await.unwrap().unwrap();
         assert!(len > 0, "ended before '{word}': {seen}");
         seen.push_str(&String::from_utf8_lossy(&chunk[..len]));
     }
@@ -449,6 +461,7 @@ async fn read_until(stream: &mut TcpStream, seen: &mut String, word: &str) {
 
 #[tokio::test]
 async fn metrics_count_members_endpoints_and_refusals() {
+    let _turn = beside_others();
     let api = api().await;
     api.ask("POST", "/v1/mesh/expose", "", "{}").await;
     let (status, text) = api.ask("GET", "/metrics", "", "").await;

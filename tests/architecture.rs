@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::support::beside_others;
+
 /// Layer of each top-level module; within L3 to L5 the order here is the order of imports.
 const LAYERS: &[(&str, u8)] = &[
     ("model", 0),
@@ -113,6 +115,7 @@ fn imports(code: &str) -> Vec<String> {
 
 #[test]
 fn imports_go_down_only() {
+    let _turn = beside_others();
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut faults = Vec::new();
     for (file, line, module, code) in product_lines(&root) {
@@ -133,6 +136,7 @@ fn imports_go_down_only() {
 
 #[test]
 fn pure_layers_name_no_clock_socket_thread_lock_or_async() {
+    let _turn = beside_others();
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut faults = Vec::new();
     for (file, line, module, code) in product_lines(&root) {
@@ -148,8 +152,34 @@ fn pure_layers_name_no_clock_socket_thread_lock_or_async() {
     assert!(faults.is_empty(), "\n{}\n", faults.join("\n"));
 }
 
+/// Otherwise it runs beside those that measure time.
+#[test]
+fn every_test_of_this_binary_takes_a_turn_first() {
+    let _turn = beside_others();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
+    let (mut faults, mut count) = (Vec::new(), 0);
+    for path in sources(&root) {
+        let text = fs::read_to_string(&path).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        for (at, line) in lines.iter().enumerate() {
+            if !line.starts_with("#[test]") && !line.starts_with("#[tokio::test") {
+                continue;
+            }
+            count += 1;
+            let body = lines[at..].iter().position(|line| line.ends_with('{')).unwrap();
+            let first = lines[at + body + 1].trim();
+            if !matches!(first, "let _turn = alone();" | "let _turn = beside_others();") {
+                faults.push(format!("{}:{}: {first}", path.display(), at + body + 2));
+            }
+        }
+    }
+    assert!(count > 80, "only {count} tests were found");
+    assert!(faults.is_empty(), "\n{}\n", faults.join("\n"));
+}
+
 #[test]
 fn every_module_has_a_layer_and_every_layer_its_module() {
+    let _turn = beside_others();
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut found: Vec<String> = fs::read_dir(&root)
         .unwrap()

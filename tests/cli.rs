@@ -7,6 +7,8 @@ use std::process::{Child, Command, Output, Stdio};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::support::beside_others;
+
 const VERBS: [&str; 18] = [
     "demo",
     "init",
@@ -104,6 +106,7 @@ impl Drop for Agent {
 
 #[test]
 fn every_command_explains_itself() {
+    let _turn = beside_others();
     let whole = out(&run(&["--help"]));
     for verb in VERBS {
         assert!(whole.contains(&format!("  {verb} ")), "{verb} is missing in: {whole}");
@@ -116,6 +119,7 @@ fn every_command_explains_itself() {
 
 #[test]
 fn completions_and_manual_are_generated() {
+    let _turn = beside_others();
     for shell in ["bash", "zsh", "fish"] {
         let script = run(&["completions", shell]);
         assert_eq!(code(&script), 0);
@@ -128,6 +132,7 @@ fn completions_and_manual_are_generated() {
 
 #[test]
 fn nothing_asked_is_help_where_errors_go() {
+    let _turn = beside_others();
     let home = tempfile::tempdir().unwrap();
     let alone = murmesh(&[]).env("MURMESH_DATA_DIR", home.path()).output().unwrap();
     assert_eq!((code(&alone), out(&alone).as_str()), (64, ""));
@@ -138,6 +143,7 @@ fn nothing_asked_is_help_where_errors_go() {
 
 #[test]
 fn wrong_command_lines_are_64_and_say_why() {
+    let _turn = beside_others();
     for (line, word) in [
         (&["init", "--api", "127.0.0.1:7999"][..], "murmesh agent --api"),
         (&["join", "x", "--api", "127.0.0.1:7999"], "murmesh agent --api"),
@@ -165,6 +171,7 @@ fn wrong_command_lines_are_64_and_say_why() {
 
 #[test]
 fn no_agent_is_69_after_waiting_for_it() {
+    let _turn = beside_others();
     let home = tempfile::tempdir().unwrap();
     let output = murmesh(&["members", "--api", "127.0.0.1:1"])
         .env("MURMESH_DATA_DIR", home.path())
@@ -176,6 +183,7 @@ fn no_agent_is_69_after_waiting_for_it() {
 
 #[test]
 fn a_file_with_five_faults_is_told_whole() {
+    let _turn = beside_others();
     let home = tempfile::tempdir().unwrap();
     let path = home.path().join("murmesh.toml");
     let faulty = "[node]\nname = \"No Name\"\ncolour = 1\n[listen]\nmesh = \"x\"\ndns = \"y\"\n\
@@ -200,6 +208,7 @@ fn a_file_with_five_faults_is_told_whole() {
 
 #[test]
 fn an_agent_without_identity_or_place_says_what_to_do() {
+    let _turn = beside_others();
     let home = tempfile::tempdir().unwrap();
     let empty = murmesh(&["agent"]).env("MURMESH_DATA_DIR", home.path()).output().unwrap();
     assert_eq!(code(&empty), 2);
@@ -225,6 +234,7 @@ fn an_agent_without_identity_or_place_says_what_to_do() {
 /// Whoever presses Ctrl-C has seen enough: no failure.
 #[test]
 fn a_listing_that_the_user_ends_is_no_failure() {
+    let _turn = beside_others();
     let agent = Agent::found();
     let id = agent.json(&["members", "--json"])[0]["id"].clone();
     let status = agent.json(&["status", "--json"]);
@@ -248,6 +258,7 @@ fn a_listing_that_the_user_ends_is_no_failure() {
 /// One life of an agent, seen through the commands.
 #[test]
 fn a_lone_agent_offers_opens_invites_and_leaves() {
+    let _turn = beside_others();
     let mut agent = Agent::found();
     let members = agent.json(&["members", "--json"]);
     assert_eq!((&members[0]["name"], &members[0]["state"]), (&"eins".into(), &"alive".into()));
@@ -329,6 +340,7 @@ fn terminate(child: &Child) {
 
 #[test]
 fn a_second_machine_joins_by_a_token_from_standard_input() {
+    let _turn = beside_others();
     let first = Agent::found();
     let token = out(&first.run(&["invite"]));
     let home = tempfile::tempdir().unwrap();

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use murmesh::config::{ConfigError, Overrides, Setting, Settings, load, load_texts};
 
+use crate::support::beside_others;
+
 fn read(text: &str) -> Result<Settings, ConfigError> {
     let nowhere = tempfile::tempdir().unwrap();
     let overrides = Overrides {
@@ -23,6 +25,7 @@ fn faults(text: &str) -> Vec<String> {
 /// Five faults of five kinds: each is told with its line, key, value and what was expected.
 #[test]
 fn five_faults_are_told_at_once() {
+    let _turn = beside_others();
     let told = faults(
         r#"[node]
 zone = "eu1 a"
@@ -61,6 +64,7 @@ fn a_unix_socket_for_the_api_is_not_available_yet() {
 
 #[test]
 fn unknown_keys_come_with_a_suggestion() {
+    let _turn = beside_others();
     let told = faults("[listen]\nadvertize = \"10.0.0.1:7370\"\n[nod]\nname = \"a\"\n");
     assert_eq!(
         told,
@@ -74,6 +78,7 @@ fn unknown_keys_come_with_a_suggestion() {
 /// Keys of later versions, one of each section: refused, never taken and ignored.
 #[test]
 fn keys_of_later_versions_are_refused_as_not_available_yet() {
+    let _turn = beside_others();
     for (text, key) in [
         ("[node]\ndomain = \"corp\"", "node.domain"),
         ("[[expose]]\nname = \"a\"\nto = \"80\"\ndrain = \"5s\"", "expose[0].drain"),
@@ -107,6 +112,7 @@ fn keys_of_later_versions_are_refused_as_not_available_yet() {
 /// One fault for each line that is no TOML; none for what only seems wrong because of it.
 #[test]
 fn lines_that_are_no_toml_are_told_once_and_nothing_is_made_of_them() {
+    let _turn = beside_others();
     for (text, lines) in [
         ("[node]\nname = \"a\"\nzone = \n", &[3][..]),
         ("[[expose]]\nname = \"a\"\nto = \n", &[3]),
@@ -127,6 +133,7 @@ fn lines_that_are_no_toml_are_told_once_and_nothing_is_made_of_them() {
 
 #[test]
 fn faults_are_told_file_by_file_in_the_order_of_their_lines() {
+    let _turn = beside_others();
     let upstream = "[[upstream]]\nservice = \"db\"\nlisten = \"5432\"\n";
     let first = format!("{upstream}{upstream}[telemetry]\nlog = \"\"\n[node]\nnmae = \"a\"\n");
     let files = [("z.toml", first.as_str()), ("conf.d/a.toml", "[node]\nzone = \"e u\"\n")];
@@ -147,6 +154,7 @@ fn faults_are_told_file_by_file_in_the_order_of_their_lines() {
 
 #[test]
 fn two_that_want_the_same_are_told_apart() {
+    let _turn = beside_others();
     let told = faults(
         r#"
 [[expose]]
@@ -169,6 +177,7 @@ listen = "127.0.0.1:5432"
 
 #[test]
 fn entries_for_other_machines_are_refused() {
+    let _turn = beside_others();
     let told = faults("[[upstream]]\nservice = \"db\"\nlisten = \"0.0.0.0:5432\"");
     assert!(told[0].contains("loopback"), "{told:?}");
 }
@@ -176,6 +185,7 @@ fn entries_for_other_machines_are_refused() {
 /// Flag over environment over file over the data directory over default, and each value says so.
 #[test]
 fn every_value_remembers_where_it_came_from() {
+    let _turn = beside_others();
     let temporary = tempfile::tempdir().unwrap();
     let config = temporary.path().join("murmesh.toml");
     std::fs::write(&config, "[node]\nzone = \"eu1/a\"\n\n[listen]\nmesh = \"127.0.0.1:1\"\n")
@@ -210,6 +220,7 @@ fn every_value_remembers_where_it_came_from() {
 /// The example that people copy is one that the agent takes.
 #[test]
 fn the_example_of_the_readme_is_valid() {
+    let _turn = beside_others();
     let readme = include_str!("../README.md");
     let example = readme.split("```toml\n").nth(1).unwrap().split("```").next().unwrap();
     let settings = read(example).unwrap();

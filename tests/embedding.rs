@@ -16,8 +16,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::time::timeout;
 
+use crate::support::{SOON, beside_others};
+
 /// Longest wait for what should take milliseconds.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = SOON;
 /// More than all buffers on the way hold.
 const MUCH: usize = 32 * 1024 * 1024;
 
@@ -89,6 +91,7 @@ async fn ready(agent: &Agent, service: &ServiceName, count: usize) {
 
 #[tokio::test]
 async fn three_agents_find_each_other_and_an_entry_leads_to_a_service() {
+    let _turn = beside_others();
     let (a, a_dir) = found("a").await;
     soon("a lone agent is ready", a.ready()).await;
     let (b, b_dir) = join_through(&a, "b").await;
@@ -132,6 +135,7 @@ async fn three_agents_find_each_other_and_an_entry_leads_to_a_service() {
 
 #[tokio::test]
 async fn dialled_stream_keeps_half_close_both_ways() {
+    let _turn = beside_others();
     let pair = Pair::new().await;
     let (mut dialled, mut served) = pair.call().await;
     assert_eq!(dialled.endpoint().instance.as_str(), "echo");
@@ -159,6 +163,7 @@ async fn dialled_stream_keeps_half_close_both_ways() {
 
 #[tokio::test]
 async fn cut_never_looks_complete_on_either_side_of_a_dialled_stream() {
+    let _turn = beside_others();
     let pair = Pair::new().await;
     // Dropped before its end was said: the instance is reset.
     let (mut dialled, mut served) = pair.call().await;
@@ -188,6 +193,7 @@ async fn cut_never_looks_complete_on_either_side_of_a_dialled_stream() {
 
 #[tokio::test]
 async fn reader_that_stalls_holds_its_writer_and_delays_no_neighbour() {
+    let _turn = beside_others();
     let pair = Pair::new().await;
     let (mut stalled, mut served) = pair.call().await;
     let flood = tokio::spawn(async move {
@@ -215,6 +221,7 @@ async fn reader_that_stalls_holds_its_writer_and_delays_no_neighbour() {
 
 #[tokio::test]
 async fn writer_that_is_given_up_while_it_waits_is_a_reset() {
+    let _turn = beside_others();
     let pair = Pair::new().await;
     let (mut dialled, mut served) = pair.call().await;
     let much = vec![5; MUCH];
@@ -229,6 +236,7 @@ async fn writer_that_is_given_up_while_it_waits_is_a_reset() {
 
 #[tokio::test]
 async fn dial_says_why_no_instance_took_the_call() {
+    let _turn = beside_others();
     let pair = Pair::new().await;
     let Pair { near, far, echo, .. } = &pair;
     let unknown = "nobody".parse().unwrap();
@@ -255,6 +263,7 @@ async fn dial_says_why_no_instance_took_the_call() {
 
 #[tokio::test]
 async fn own_instances_are_dialled_without_a_second_member_and_in_flight_calls_are_balanced() {
+    let _turn = beside_others();
     let (agent, _dir) = found("alone").await;
     let web: ServiceName = "web".parse().unwrap();
     let _servers = [offer(&agent, &web, "web-1").await, offer(&agent, &web, "web-2").await];
@@ -274,6 +283,7 @@ async fn own_instances_are_dialled_without_a_second_member_and_in_flight_calls_a
 
 #[tokio::test]
 async fn watch_tells_what_comes_and_goes_and_ends_with_the_agent() {
+    let _turn = beside_others();
     let pair = Pair::new().await;
     let echo = pair.echo.clone();
     let mut instances = pair.near.watch(move |mesh| {
@@ -298,6 +308,7 @@ async fn watch_tells_what_comes_and_goes_and_ends_with_the_agent() {
 
 #[tokio::test]
 async fn program_that_starts_again_is_the_same_member_and_says_again_what_it_serves() {
+    let _turn = beside_others();
     let (first, dir) = found("again").await;
     let web: ServiceName = "web".parse().unwrap();
     offer(&first, &web, "web").await;
@@ -313,6 +324,7 @@ async fn program_that_starts_again_is_the_same_member_and_says_again_what_it_ser
 
 #[tokio::test]
 async fn start_that_fails_says_why_and_leaves_nothing_running() {
+    let _turn = beside_others();
     let dir = tempfile::tempdir().unwrap();
     let empty = Agent::start(settings(&dir, "a")).await.map(drop).unwrap_err();
     assert!(matches!(empty, StartError::Store(StoreError::Empty { .. })), "{empty}");

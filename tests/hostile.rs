@@ -16,11 +16,9 @@ use rustls::pki_types::pem::PemObject;
 use tokio::time::timeout;
 
 use crate::support::{
-    Agent, Kind, Noise, Server, TestMesh, ask, beside_others, check, dial, enrol, eventually,
-    free_address, leaf, nobody, request, request_raw, runtime, showing, socks,
+    Agent, Kind, Noise, SOON, Server, TestMesh, ask, beside_others, check, dial, enrol, eventually,
+    free_address, leaf, nobody, request, request_raw, runtime, showing, socks, within,
 };
-
-const SOON: Duration = Duration::from_secs(15);
 
 /// Reproducible junk of this length.
 fn junk(seed: u64, len: usize) -> Vec<u8> {
@@ -96,10 +94,10 @@ fn garbage_at_the_api_is_refused_and_the_api_goes_on() {
         b"POST /v1/mesh/expose HTTP/1.1\r\nhost: localhost\r\ncontent-length: 99999999999\r\nconnection: close\r\n\r\n{".to_vec(),
     ];
     for case in &cases {
-        let answer = request_raw(&at, case);
-        let first = answer.map(|bytes| String::from_utf8_lossy(&bytes).chars().take(60).collect());
-        let first: String = first.unwrap_or_default();
-        assert!(!first.contains(" 200 ") && !first.contains(" 500 "), "{first}");
+        let asked = String::from_utf8_lossy(&case[..case.len().min(60)]);
+        let answer = request_raw(&at, case).unwrap_or_else(|error| panic!("{asked}: {error}"));
+        let answer = String::from_utf8_lossy(&answer[..answer.len().min(60)]);
+        assert!(answer.starts_with("HTTP/1.1 4"), "{asked}: {answer}");
     }
     assert_unharmed(&mesh, entry);
 }
@@ -169,13 +167,12 @@ fn garbage_at_socks_ends_that_connection_only() {
     // Truncated: a client that says half a request and waits does not hold its place for ever.
     let mut silent = TcpStream::connect(near.socks).unwrap();
     silent.write_all(&[5, 1]).unwrap();
-    silent.set_read_timeout(Some(Duration::from_secs(35))).unwrap();
+    silent.set_read_timeout(Some(SOON)).unwrap();
     let mut stream = socks(near.socks, "web.mesh", 1).unwrap();
     stream.write_all(b"beside\n").unwrap();
-    let started = Instant::now();
-    let ended = silent.read(&mut [0; 8]);
-    assert!(!matches!(ended, Ok(1..)), "{ended:?}");
-    assert!(started.elapsed() < Duration::from_secs(31), "half a request holds for ever");
+    let ended = silent.read(&mut [0; 8]).map_err(|error| error.kind());
+    let is_ended = matches!(ended, Ok(0) | Err(std::io::ErrorKind::ConnectionReset));
+    assert!(is_ended, "half a request holds for ever: {ended:?}");
     assert_unharmed(&mesh, entry);
 }
 
@@ -547,7 +544,8 @@ fn commands_without_an_agent_exit_with_69_and_bad_usage_with_64() {
     let started = Instant::now();
     let said = agent.run(&["members"]).fails(69);
     assert!(said.contains(&agent.api.to_string()), "names the address: {said}");
-    assert!(started.elapsed() < Duration::from_secs(8), "waits up to 5 s: {:?}", started.elapsed());
+    let waited = started.elapsed();
+    assert!(waited < within(Duration::from_secs(8)), "waits up to 5 s: {waited:?}");
     agent.run(&["membres"]).fails(64);
     agent.run(&["upstream", "web"]).fails(64);
     agent
@@ -588,9 +586,9 @@ fn listings_are_empty_without_error_and_json_is_an_array() {
         let value: serde_json::Value = serde_json::from_str(&printed).expect(command);
         assert!(value.is_array(), "{command}: {printed}");
     }
+    // A service that nobody offers is a question answered with no, and still an array.
     let printed = only.run(&["endpoints", "nothing", "--json"]);
-    assert_eq!(printed.code, Some(1), "nobody offers it: {printed:#?}");
-    assert_eq!(printed.stdout.trim(), "[]");
+    assert_eq!((printed.code, printed.stdout.trim()), (Some(1), "[]"), "{printed:#?}");
     only.run(&["status"]).ok();
 }
 
@@ -609,7 +607,7 @@ fn a_newcomer_is_told_when_nobody_answers() {
         ran.stderr.contains(&mesh.agent("first").mesh.to_string()),
         "names the address: {ran:#?}"
     );
-    assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
+    assert!(started.elapsed() < within(Duration::from_secs(20)), "{:?}", started.elapsed());
     // The same command works when the issuer is back.
     mesh.agent("first").start();
     enrol(&newcomer, &token);

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -13,11 +14,9 @@ use murmesh::tls::store::DataDir;
 use rustix::process::Signal;
 
 use crate::support::{
-    Agent, Kind, Server, TestMesh, alone, beside_others, check, enrol, eventually, expect_echo,
-    runtime, socks, until,
+    Agent, Kind, SOON, Server, TestMesh, alone, beside_others, check, enrol, eventually,
+    expect_echo, runtime, socks, until,
 };
-
-const SOON: Duration = Duration::from_secs(15);
 
 fn refused(agent: &Agent, door: &str, reason: &str) -> f64 {
     let labels = [format!("door=\"{door}\""), format!("reason=\"{reason}\"")];
@@ -178,7 +177,11 @@ fn a_member_of_another_mesh_reaches_nothing() {
     mesh.found("honest");
     let echo = Server::start(Kind::Echo);
     mesh.agent("honest").expose("echo", echo.address);
-    let before = echo.accepted(); // the command looks whether anybody listens there
+    // The command looks whether anybody listens there. Connections are accepted in their order, so
+    // once this one is answered, that one is counted.
+    let mut own = TcpStream::connect(echo.address).unwrap();
+    expect_echo(&mut own, b"counted").unwrap();
+    let before = echo.accepted();
     let mut other = TestMesh::new();
     let mut stranger = Agent::new(&other.home, "stranger");
     let seed = mesh.agent("honest").mesh.to_string();
@@ -247,8 +250,8 @@ async fn knock(to: std::net::SocketAddr, plane: Plane, mesh: &MeshId) -> Result<
         let _ = send.finish();
         receive.read_to_end(64 * 1024).await.map_err(|error| error.to_string())
     };
-    let answered = tokio::time::timeout(Duration::from_secs(10), exchange).await;
-    let answer = answered.map_err(|_| "no answer in 10 s".to_owned())??;
+    let answered = tokio::time::timeout(SOON, exchange).await;
+    let answer = answered.map_err(|_| "no answer".to_owned())??;
     if answer.is_empty() { Err("ended without an answer".to_owned()) } else { Ok(answer) }
 }
 

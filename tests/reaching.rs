@@ -12,12 +12,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
 
 use crate::support::{
-    Kind, Noise, Program, Ran, Server, TestMesh, alone, beside_others, check, digest, eventually,
-    expect_echo, find, free_port, raise_file_limit, run_program, runtime, sized, skip, socks,
-    socks_relay,
+    Kind, Noise, Program, Ran, SOON, Server, TestMesh, alone, beside_others, check, digest,
+    eventually, expect_echo, find, free_port, raise_file_limit, run_program, runtime, sized, skip,
+    socks, socks_relay,
 };
 
-const SOON: Duration = Duration::from_secs(15);
 const LONG: Duration = Duration::from_secs(120);
 
 /// Three agents: calls go from `near` to `far`; `other` only makes it a mesh.
@@ -164,7 +163,7 @@ impl Postgres {
         let server = Program::start(&mut server);
         let address = SocketAddr::from(([127, 0, 0, 1], port));
         let psql = program("psql")?;
-        eventually("postgres answers", Duration::from_secs(30), || {
+        eventually("postgres answers", SOON, || {
             let answer = query(&psql, "127.0.0.1", port, "select 1");
             check(answer.code == Some(0), answer)
         });
@@ -289,33 +288,12 @@ fn a_half_close_is_seen_by_the_other_side_and_the_way_back_stays_open() {
     // The echo ends only when it has seen our end, and all it was sent comes back before its own.
     let message = vec![b'm'; 300_000];
     for round in 0..20 {
-        let mut back = Vec::new();
-        match round % 3 {
-            0 => {
-                let mut stream = TcpStream::connect(entry).unwrap();
-                stream.set_read_timeout(Some(SOON)).unwrap();
-                write_while_reading(stream.try_clone().unwrap(), &message);
-                stream.read_to_end(&mut back).unwrap();
-            }
-            1 => {
-                let mut stream = socks(near.socks, "echo.mesh", 80).unwrap();
-                stream.set_read_timeout(Some(SOON)).unwrap();
-                write_while_reading(stream.try_clone().unwrap(), &message);
-                stream.read_to_end(&mut back).unwrap();
-            }
-            _ => {
-                let mut stream = UnixStream::connect(&file).unwrap();
-                stream.set_read_timeout(Some(SOON)).unwrap();
-                let mut writer = stream.try_clone().unwrap();
-                let bytes = message.clone();
-                let thread = std::thread::spawn(move || {
-                    writer.write_all(&bytes).unwrap();
-                    writer.shutdown(Shutdown::Write).unwrap();
-                });
-                stream.read_to_end(&mut back).unwrap();
-                thread.join().unwrap();
-            }
-        }
+        let (back, sent) = match round % 3 {
+            0 => echoed(TcpStream::connect(entry).unwrap(), &message),
+            1 => echoed(socks(near.socks, "echo.mesh", 80).unwrap(), &message),
+            _ => echoed(UnixStream::connect(&file).unwrap(), &message),
+        };
+        sent.unwrap_or_else(|error| panic!("round {round}: sending: {error}"));
         assert!(back == message, "round {round}: {} of {} bytes", back.len(), message.len());
     }
     // A client that ends at once, with nothing said, sees the far side's end and no reset.
@@ -325,12 +303,19 @@ fn a_half_close_is_seen_by_the_other_side_and_the_way_back_stays_open() {
     assert_eq!(stream.read_to_end(&mut Vec::new()).unwrap(), 0);
 }
 
-fn write_while_reading(mut stream: TcpStream, message: &[u8]) {
-    let bytes = message.to_vec();
-    std::thread::spawn(move || {
-        stream.write_all(&bytes).unwrap();
-        stream.shutdown(Shutdown::Write).unwrap();
-    });
+/// Writes a message and its end while reading all that comes back; and how the writing went.
+fn echoed(stream: impl Into<socket2::Socket>, message: &[u8]) -> (Vec<u8>, std::io::Result<()>) {
+    let stream: socket2::Socket = stream.into();
+    stream.set_read_timeout(Some(SOON)).unwrap();
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            (&stream).write_all(message)?;
+            stream.shutdown(Shutdown::Write)
+        });
+        let mut back = Vec::new();
+        (&stream).read_to_end(&mut back).unwrap();
+        (back, writer.join().unwrap())
+    })
 }
 
 #[test]
@@ -338,21 +323,35 @@ fn a_reset_is_carried_as_a_reset_both_ways() {
     let _turn = beside_others();
     let mesh = mesh();
     let (near, far) = (mesh.agent("near"), mesh.agent("far"));
-    let ledger = Server::start(Kind::Ledger);
+    let (ledger, cutter) = (Server::start(Kind::Ledger), Server::start(Kind::Cutter));
     far.expose("ledger", ledger.address);
+    far.expose("cutter", cutter.address);
     near.wait_endpoints("ledger", 1);
+    near.wait_endpoints("cutter", 1);
+
+    let mut client = TcpStream::connect(near.upstream("cutter")).unwrap();
+    client.set_read_timeout(Some(SOON)).unwrap();
+    client.write_all(b"the server dies after this line\n").unwrap();
+    let end = client.read(&mut [0; 16]).map_err(|error| error.kind());
+    assert_eq!(end, Err(std::io::ErrorKind::ConnectionReset), "a cut is no end");
+
     let entry = near.upstream("ledger");
-    // The server dies in the middle: a reset, never a clean end.
-    let mut stream = TcpStream::connect(entry).unwrap();
-    stream.set_read_timeout(Some(SOON)).unwrap();
-    stream.write_all(b"first\n").unwrap();
-    eventually("the server has the line", SOON, || check(ledger.lines().len() == 1, "no line"));
-    ledger.stop();
-    match stream.read(&mut [0; 16]) {
-        Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => {}
-        // The server's kernel says FIN when nothing was unread: then an end is the truth.
-        Ok(0) => {}
-        other => panic!("{other:?}"),
+    for (end, resets) in [("an end", 0), ("a reset", 1)] {
+        let mut client = TcpStream::connect(entry).unwrap();
+        client.set_read_timeout(Some(SOON)).unwrap();
+        client.write_all(format!("{end} follows\n").as_bytes()).unwrap();
+        eventually("the server has the line", SOON, || {
+            check(ledger.lines().contains_key(&format!("{end} follows")), ledger.lines())
+        });
+        if resets == 0 {
+            client.shutdown(Shutdown::Write).unwrap();
+            assert_eq!(client.read(&mut [0; 16]).unwrap(), 0, "the server ends as well");
+            assert_eq!(ledger.resets(), 0, "an end is no cut");
+        } else {
+            socket2::SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();
+            drop(client);
+            eventually("the server sees a reset", SOON, || check(ledger.resets() == 1, "none"));
+        }
     }
 }
 

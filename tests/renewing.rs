@@ -80,8 +80,8 @@ fn every_member_renews_again_and_again_and_no_request_fails() {
     }
     let before: Vec<_> = mesh.agents.iter().map(on_disk).collect();
 
-    let calls = load(&entries, |began| {
-        until(began + Duration::from_secs(sized(14, 600)));
+    let calls = load(&entries, |load| {
+        load.go_on_for(Duration::from_secs(sized(14, 600)));
         // Live connections outlive their leaves; a restart means new handshakes with everybody.
         third.stop();
         third.start();

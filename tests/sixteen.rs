@@ -1,17 +1,16 @@
 //! Sixteen agents on one machine: news travels fast, and nobody is taken for dead.
 
+use std::collections::BTreeSet;
 use std::io::Read;
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::support::{
-    Agent, Kind, Server, TestMesh, alone, ask, check, enrol, eventually, expect_echo, sized, socks,
-    until,
+    Agent, Kind, SOON, Server, TestMesh, alone, ask, check, enrol, eventually, expect_echo, sized,
+    socks, until, within,
 };
-use crate::surviving::{assert_no_lie_and_no_hang, failed, load};
-
-const SOON: Duration = Duration::from_secs(15);
+use crate::surviving::{assert_no_lie_and_no_hang, assert_well_answered_by, failed, load};
 
 /// Sixteen agents that know each other; `n0` is the founder.
 fn sixteen() -> TestMesh {
@@ -54,7 +53,7 @@ fn a_newly_exposed_service_is_reachable_from_all_within_a_second() {
     times.sort();
     let p99 = times[(times.len() * 99).div_ceil(100) - 1];
     eprintln!("{trials} trials: p50 {:?}, p99 {p99:?}", times[times.len() / 2]);
-    assert!(p99 < Duration::from_secs(1), "{times:?}");
+    assert!(p99 < within(Duration::from_secs(1)), "{times:?}");
 }
 
 #[test]
@@ -80,7 +79,7 @@ fn a_newcomer_sees_all_members_within_a_second() {
         eprintln!(
             "process start to API {answers:?}, to all members {sees:?}, seen by all {seen:?}"
         );
-        assert!(sees < Duration::from_secs(1), "the newcomer sees all after {sees:?}");
+        assert!(sees < within(Duration::from_secs(1)), "the newcomer sees all after {sees:?}");
         mesh.agents.push(newcomer);
     }
 }
@@ -99,18 +98,14 @@ fn sixteen_callers_avoid_a_killed_agent_within_a_second() {
         ask(*entry, "warm").unwrap();
     }
     let mut killed = Duration::ZERO;
-    let calls = load(&entries, |began| {
-        until(began + Duration::from_secs(1));
-        killed = began.elapsed();
+    let calls = load(&entries, |load| {
+        load.go_on_for(Duration::from_secs(1));
+        killed = load.elapsed();
         mesh.agents[1].kill();
-        until(began + Duration::from_secs(4));
+        load.go_on_for(Duration::from_secs(1));
+        load.go_on_until_calm(Duration::from_secs(2), |call| !call.is_well_answered_by("two"));
     });
     assert_no_lie_and_no_hang(&calls);
-    let late: Vec<_> = calls
-        .iter()
-        .filter(|call| call.started > killed + Duration::from_secs(1))
-        .filter(|call| call.answer.as_deref() != Ok("two") || call.took > Duration::from_secs(1))
-        .collect();
     let last = failed(&calls).last().map_or(killed, |call| call.started);
     eprintln!(
         "{} of {} calls failed, the last began {:?} after the kill",
@@ -118,11 +113,13 @@ fn sixteen_callers_avoid_a_killed_agent_within_a_second() {
         calls.len(),
         last.saturating_sub(killed)
     );
-    assert!(late.is_empty(), "{} of {}: {late:#?}", late.len(), calls.len());
+    assert_well_answered_by("two", &calls, killed + within(Duration::from_secs(1)));
     // And all agree on who died, and only that.
     for caller in callers {
         caller.wait_state("n1", "down", SOON);
-        assert_eq!(caller.events("member_down").len(), 1, "{:?}", caller.events("member_down"));
+        let events = caller.events("member_down");
+        let died: BTreeSet<_> = events.iter().filter_map(|e| e["subject"].as_str()).collect();
+        assert_eq!(died, BTreeSet::from(["n1"]), "{} saw {events:?}", caller.name);
     }
 }
 
@@ -142,7 +139,7 @@ fn nobody_is_taken_for_dead_while_the_data_plane_saturates_the_cores() {
         agent.wait_endpoints("echo", 4);
     }
     let (over, carried, calls) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
-    let idle_before = idle_and_all();
+    let before = CoreTime::now();
     std::thread::scope(|scope| {
         for agent in &mesh.agents[..4] {
             let (over, carried, calls) = (&over, &carried, &calls);
@@ -168,8 +165,7 @@ fn nobody_is_taken_for_dead_while_the_data_plane_saturates_the_cores() {
         until(Instant::now() + length);
         over.store(true, Ordering::Relaxed);
     });
-    let (idle, all) = idle_and_all();
-    let busy = 1.0 - (idle - idle_before.0) / (all - idle_before.1).max(1.0);
+    let busy = CoreTime::now().busy_since(&before);
     let mut deaths = Vec::new();
     let mut suspicions = 0;
     for agent in &mesh.agents {
@@ -185,16 +181,35 @@ fn nobody_is_taken_for_dead_while_the_data_plane_saturates_the_cores() {
         calls.into_inner(),
         deaths.len()
     );
+    // Four callers cannot fill a machine of many cores.
+    assert!(busy >= 0.9 || before.cores > 4, "the cores were {:.0} % busy", busy * 100.0);
     assert!(deaths.is_empty(), "{} false deaths: {:#?}", deaths.len(), deaths.first());
     for agent in &mesh.agents {
         check(agent.members().iter().all(|(_, state)| state == "alive"), agent.members()).unwrap();
     }
 }
 
-/// Idle and total time of all cores so far, in ticks.
-fn idle_and_all() -> (f64, f64) {
-    let stat = std::fs::read_to_string("/proc/stat").unwrap_or_default();
-    let first = stat.lines().next().unwrap_or_default().to_owned();
-    let ticks: Vec<f64> = first.split_whitespace().skip(1).filter_map(|t| t.parse().ok()).collect();
-    (ticks.get(3).copied().unwrap_or(0.0), ticks.iter().sum())
+/// What all cores of the machine together have done so far.
+struct CoreTime {
+    cores: usize,
+    /// In ticks.
+    idle: f64,
+    all: f64,
+}
+
+impl CoreTime {
+    fn now() -> Self {
+        let stat = std::fs::read_to_string("/proc/stat").unwrap();
+        let mut lines = stat.lines().filter(|line| line.starts_with("cpu"));
+        let sum = lines.next().unwrap();
+        let ticks: Vec<f64> =
+            sum.split_whitespace().skip(1).take(8).map(|tick| tick.parse().unwrap()).collect();
+        // user, nice, system, idle, and idle while a disk works
+        Self { cores: lines.count(), idle: ticks[3] + ticks[4], all: ticks.iter().sum() }
+    }
+
+    /// The share of time that was not idle.
+    fn busy_since(&self, before: &Self) -> f64 {
+        1.0 - (self.idle - before.idle) / (self.all - before.all).max(1.0)
+    }
 }

@@ -20,7 +20,7 @@ use std::sync::Arc;
 
 use crate::model::{
     Digest, Enrolment, Entry, EntryHash, EntryKey, EntryKind, EntryVersion, Epoch, Issuer,
-    ItemHash, MemberId, MemberName, MemberRecord, MeshId, PublicKey,
+    ItemHash, MemberId, MemberName, MemberRecord, MeshId, PublicKey, StoreSize,
 };
 use crate::wire;
 
@@ -133,6 +133,21 @@ impl Catalogue {
             return Verdict::Refused("signature");
         }
         self.apply(entry)
+    }
+
+    /// How many entries are kept.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether no entry is kept.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// How full the store is of what waits.
+    pub fn store_size(&self) -> StoreSize {
+        StoreSize::new("entries without ground", self.pending.len(), PENDING_MAX)
     }
 
     /// The newest entry of a key.

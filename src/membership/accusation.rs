@@ -15,7 +15,7 @@ use super::codec;
 use super::{
     Belief, Carrier, Identity, MemberUpdate, Membership, MembershipEvent, Outgoing, Timer,
 };
-use crate::model::{MemberId, Moment};
+use crate::model::{MemberId, Moment, StoreSize};
 
 /// Members doubted at once; beyond, foca's own rounds must do.
 const DOUBTS_MAX: usize = 64;
@@ -58,6 +58,13 @@ pub(super) struct Accusations {
 }
 
 impl Accusations {
+    pub(super) fn store_sizes(&self) -> [StoreSize; 2] {
+        [
+            StoreSize::new("doubted members", self.doubts.len(), DOUBTS_MAX),
+            StoreSize::new("members that accused this one", self.turned.len(), TURNED_MAX),
+        ]
+    }
+
     /// Notes that this node convicts `member` itself.
     pub(super) fn insert_own(&mut self, member: MemberId) {
         self.own.insert(member);

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use rand::RngExt;
 
-use crate::model::{MemberId, Moment};
+use crate::model::{MemberId, Moment, StoreSize};
 
 /// Seeds and members that are tried. Beyond, no more are taken.
 const CONTACTS_MAX: usize = 4096 + 64;
@@ -97,6 +97,14 @@ impl Contacts {
     }
 
     /// When the next contact is due.
+    pub(super) fn store_sizes(&self) -> [StoreSize; 2] {
+        [
+            StoreSize::new("contacts", self.waiting.len(), CONTACTS_MAX),
+            // Each contact is due once.
+            StoreSize::new("deadlines of contacts", self.order.len(), self.waiting.len()),
+        ]
+    }
+
     pub(super) fn next_deadline(&self) -> Option<Moment> {
         self.order.keys().next().map(|(at, _)| *at)
     }

@@ -41,7 +41,7 @@ use foca::{AccumulatingRuntime, Foca, Member, OwnedNotification};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use crate::model::{Digest, Epoch, MemberId, Moment};
+use crate::model::{Digest, Epoch, MemberId, Moment, StoreSize};
 
 use accusation::Accusations;
 use codec::Codec;
@@ -215,6 +215,16 @@ impl Membership {
             events: VecDeque::new(),
             config,
         }
+    }
+
+    /// How full each bounded store is.
+    pub fn store_sizes(&self) -> impl Iterator<Item = StoreSize> {
+        let rumours = self.foca.custom_broadcast_backlog();
+        let own = [self.timers.store_size(), StoreSize::new("rumours", rumours, BACKLOG_MAX)];
+        own.into_iter()
+            .chain(self.accusations.store_sizes())
+            .chain(self.contacts.store_sizes())
+            .chain(self.waiting.store_sizes())
     }
 
     /// This run of this member.

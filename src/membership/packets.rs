@@ -9,7 +9,7 @@ use super::codec::{Packet, header_of};
 use super::{
     Belief, Carrier, Identity, MemberUpdate, Membership, MembershipEvent, Outgoing, Standing,
 };
-use crate::model::{MemberId, Moment};
+use crate::model::{MemberId, Moment, StoreSize};
 
 /// Updates and packets that wait for a record. Beyond, the first by member is dropped; gossip and
 /// repair bring it again.
@@ -35,6 +35,15 @@ pub(super) struct Waiting {
     updates: BTreeMap<MemberId, MemberUpdate>,
     /// The last packet of each sender whose own run is unknown. At most [`WAITING_MAX`].
     packets: BTreeMap<MemberId, (Identity, Carrier, Bytes)>,
+}
+
+impl Waiting {
+    pub(super) fn store_sizes(&self) -> [StoreSize; 2] {
+        [
+            StoreSize::new("updates without record", self.updates.len(), WAITING_MAX),
+            StoreSize::new("packets without record", self.packets.len(), WAITING_MAX),
+        ]
+    }
 }
 
 impl Membership {

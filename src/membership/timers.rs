@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::model::Moment;
+use crate::model::{Moment, StoreSize};
 
 /// Most timers that wait. foca asks for a handful per member and period; beyond, the latest is
 /// dropped, which delays what it was for to the next round.
@@ -41,6 +41,10 @@ impl<T> Timers<T> {
     /// Forgets the timers that `keep` does not want.
     pub(super) fn retain(&mut self, keep: impl Fn(&T) -> bool) {
         self.pending.retain(|_, timer| keep(timer));
+    }
+
+    pub(super) fn store_size(&self) -> StoreSize {
+        StoreSize::new("timers", self.pending.len(), TIMERS_MAX)
     }
 
     /// The first deadline.

@@ -20,7 +20,7 @@ use super::relay::standing_of;
 use super::{Channel, Destination, Evidence, Mesh, MeshEvent, Transmit};
 use crate::catalogue::{Verdict, record_key};
 use crate::membership::{Belief, Carrier, Contact, Identity, MemberUpdate, Standing};
-use crate::model::{Entry, EntryKey, MemberId, MemberPhase, Moment};
+use crate::model::{Entry, EntryKey, MemberId, MemberPhase, Moment, StoreSize};
 
 /// Time between two repairs with a random member, before jitter.
 const REPAIR_INTERVAL: Duration = Duration::from_secs(5);
@@ -75,6 +75,15 @@ impl Exchange {
 
     pub(super) fn forget_asked(&mut self, now: Moment) {
         self.asked.retain(|_, at| now.since(*at) < ASK_PATIENCE);
+    }
+
+    pub(super) fn store_sizes(&self) -> [StoreSize; 3] {
+        let wanted = self.wants.values().map(BTreeSet::len).sum();
+        [
+            StoreSize::new("members to repair with", self.returned.len(), RETURNED_MAX),
+            StoreSize::new("things asked for", self.asked.len(), ASKED_MAX),
+            StoreSize::new("things to ask for", wanted, ASKED_MAX),
+        ]
     }
 
     fn ask(&mut self, now: Moment, thing: Asked, from: MemberId) {

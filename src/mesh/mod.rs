@@ -31,7 +31,7 @@ use crate::catalogue::{Catalogue, Signatures, Verdict, Verify, record_key};
 use crate::membership::{Carrier, Contact, Identity, Membership};
 use crate::model::{
     Entry, EntryKey, Epoch, InstanceRecord, MemberId, MemberName, MemberPhase, MemberState, Moment,
-    Signer,
+    Signer, StoreSize,
 };
 
 use exchange::Exchange;
@@ -404,6 +404,17 @@ impl Mesh {
     /// The epoch in use.
     pub fn epoch(&self) -> Epoch {
         self.publication.epoch
+    }
+
+    /// How full each store is that peers can fill.
+    pub fn store_sizes(&self) -> impl Iterator<Item = StoreSize> {
+        let entries = self.catalogue.len();
+        let own = [
+            StoreSize::new("addresses", self.addresses.len(), exchange::ADDRESSES_MAX),
+            StoreSize::new("known members", self.known.len(), entries),
+            self.catalogue.store_size(),
+        ];
+        own.into_iter().chain(self.exchange.store_sizes()).chain(self.membership.store_sizes())
     }
 
     /// Whether this node has read its own record back (or waited long enough) and takes part.

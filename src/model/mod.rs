@@ -9,6 +9,7 @@ mod member;
 mod moment;
 mod payload;
 mod service;
+mod store;
 
 pub use address::{Target, TargetError};
 pub use digest::{BUCKETS, Digest, ItemHash};
@@ -23,3 +24,4 @@ pub use payload::{
     Operator, Unlisted,
 };
 pub use service::{InstanceId, NameError, Protocol, ServiceName, Weight};
+pub use store::StoreSize;

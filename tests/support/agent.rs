@@ -15,10 +15,7 @@ use tempfile::TempDir;
 use super::http::{At, Response, request};
 use super::ports::free_address;
 use super::programs::run_program;
-use super::{check, eventually};
-
-/// How long anything that should happen at once may take on a loaded machine.
-const SOON: Duration = Duration::from_secs(15);
+use super::{SOON, check, eventually};
 
 /// The end of a command.
 #[derive(Clone, Debug)]
@@ -129,7 +126,7 @@ impl Agent {
     /// The same, with bytes on its standard input.
     #[track_caller]
     pub fn run_with(&self, arguments: &[&str], input: &[u8]) -> Ran {
-        run_program(&mut self.command(arguments), input, Duration::from_secs(40))
+        run_program(&mut self.command(arguments), input, 2 * SOON)
     }
 
     /// Starts the process and waits for `/ready`.
@@ -219,7 +216,7 @@ impl Agent {
     #[track_caller]
     pub fn stop(&self) {
         self.signal(Signal::TERM);
-        let status = self.wait_end(Duration::from_secs(40));
+        let status = self.wait_end(SOON);
         assert_eq!(status.code(), Some(0), "{} ended with {status}", self.name);
     }
 

@@ -20,7 +20,7 @@ pub fn runtime() -> &'static Runtime {
 }
 
 /// No test waits longer than this for bytes: a hang is a failure with a name.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// One line to a [`super::Kind::Named`] server, and its answer without the line: the name.
 /// `UnexpectedEof` means a clean end without an answer, which a mesh must never show.

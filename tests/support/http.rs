@@ -38,7 +38,7 @@ impl Response {
     }
 }
 
-const TIMEOUT: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// One request on a connection of its own.
 pub fn request(
@@ -93,15 +93,20 @@ pub fn request_raw(at: &At, bytes: &[u8]) -> io::Result<Vec<u8>> {
 }
 
 fn exchange(mut stream: impl Read + Write, bytes: &[u8]) -> io::Result<Vec<u8>> {
-    stream.write_all(bytes)?;
+    let sent = stream.write_all(bytes);
     let mut answer = Vec::new();
-    match stream.read_to_end(&mut answer) {
+    let read = stream.read_to_end(&mut answer);
+    match sent.and(read) {
         // Refused in the middle of what we sent: what it said before is the answer.
-        Err(error) if error.kind() == io::ErrorKind::ConnectionReset && !answer.is_empty() => {}
-        Err(error) => return Err(error),
-        Ok(_) => {}
+        Err(error) if is_cut(&error) && !answer.is_empty() => Ok(answer),
+        Err(error) => Err(error),
+        Ok(_) => Ok(answer),
     }
-    Ok(answer)
+}
+
+/// As a write meets it, or a read.
+fn is_cut(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
 }
 
 fn parse(answer: &[u8]) -> io::Result<Response> {

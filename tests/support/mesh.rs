@@ -1,10 +1,10 @@
 //! Several agents of one mesh.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use tempfile::TempDir;
 
+use super::SOON;
 use super::agent::Agent;
 
 /// A mesh on loopback: the first agent is founder, issuer and seed.
@@ -33,7 +33,7 @@ impl TestMesh {
             }
         }
         for agent in &mesh.agents {
-            agent.wait_alive(count, Duration::from_secs(20));
+            agent.wait_alive(count, SOON);
         }
         mesh
     }

@@ -13,8 +13,8 @@ mod ports;
 mod programs;
 mod servers;
 mod strangers;
+mod turns;
 
-use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
 pub use agent::{Agent, Ran};
@@ -27,6 +27,7 @@ pub use ports::{free_address, free_port};
 pub use programs::{Program, find, run_program};
 pub use servers::{Kind, Server};
 pub use strangers::{Flooder, dial, leaf, nobody, showing, trusting};
+pub use turns::{alone, beside_others};
 
 /// Whether the long forms of the tests are asked for (`MURMESH_LONG=1`).
 pub fn is_long() -> bool {
@@ -49,17 +50,16 @@ pub fn skip(why: &str) {
     eprintln!("SKIPPED: {why}");
 }
 
-static MACHINE: RwLock<()> = RwLock::new(());
-
-/// A turn on the machine beside other tests.
-pub fn beside_others() -> RwLockReadGuard<'static, ()> {
-    MACHINE.read().unwrap_or_else(PoisonError::into_inner)
+/// How long something may take here that promises to take at most `limit`: the promise holds for
+/// the build that users run; one with checks and little optimization, as the default test run has,
+/// gets five times as long.
+pub fn within(limit: Duration) -> Duration {
+    if cfg!(debug_assertions) { limit * 5 } else { limit }
 }
 
-/// The machine for this test alone: it measures time or saturates the cores.
-pub fn alone() -> RwLockWriteGuard<'static, ()> {
-    MACHINE.write().unwrap_or_else(PoisonError::into_inner)
-}
+/// How long anything may take that should happen at once. No claim: nothing waits for it where all
+/// is well, and a loaded machine is not a fault.
+pub const SOON: Duration = Duration::from_secs(60);
 
 /// How often a condition is looked at.
 const POLL: Duration = Duration::from_millis(10);

@@ -65,6 +65,19 @@ impl Network {
         self.set_port(host, "3");
     }
 
+    /// Bytes that each host has sent so far, in whole Ethernet frames.
+    pub fn bytes_sent(&self) -> Vec<u64> {
+        let listed = run("ip", &["-n", &self.switch(), "-s", "-j", "link"]).unwrap();
+        let listed: serde_json::Value = serde_json::from_str(&listed).unwrap();
+        let ports = listed.as_array().unwrap();
+        let sent = |host| {
+            // What the switch receives at a port is what the host behind it has sent.
+            let port = ports.iter().find(|port| port["ifname"] == format!("p{host}")).unwrap();
+            port["stats64"]["rx"]["bytes"].as_u64().unwrap()
+        };
+        (0..self.hosts).map(sent).collect()
+    }
+
     fn set_port(&self, host: u8, state: &str) {
         let port = format!("p{host}");
         let arguments = ["-n", &self.switch(), "link", "set", "dev", &port, "state", state];
@@ -82,14 +95,15 @@ impl Drop for Network {
 }
 
 fn ip(arguments: &[&str]) -> Result<(), String> {
-    run("ip", arguments)
+    run("ip", arguments).map(drop)
 }
 
-fn run(program: &str, arguments: &[&str]) -> Result<(), String> {
+/// What the program printed.
+fn run(program: &str, arguments: &[&str]) -> Result<String, String> {
     let path = super::find(program).ok_or_else(|| format!("'{program}' is not installed"))?;
     let output = Command::new(path).args(arguments).output().map_err(|error| error.to_string())?;
     if output.status.success() {
-        return Ok(());
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
     let said = String::from_utf8_lossy(&output.stderr);
     Err(format!("{program} {}: {}", arguments.join(" "), said.trim()))

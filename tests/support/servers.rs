@@ -28,6 +28,8 @@ pub enum Kind {
     Source { seed: u64, len: u64 },
     /// Writes each line down, answers nothing and holds the connection.
     Ledger,
+    /// Reads one line and resets the connection, as the kernel does for a process that is killed.
+    Cutter,
     /// A web server with one page.
     Web(String),
 }
@@ -43,6 +45,7 @@ pub struct Server {
 #[derive(Default)]
 struct Tally {
     accepted: AtomicU64,
+    resets: AtomicU64,
     lines: Mutex<BTreeMap<String, u64>>,
 }
 
@@ -60,7 +63,7 @@ impl Server {
         if let Some(task) = self.task.lock().unwrap().take() {
             task.abort();
         }
-        super::eventually("the port refuses", std::time::Duration::from_secs(5), || {
+        super::eventually("the port refuses", super::SOON, || {
             super::check(std::net::TcpStream::connect(self.address).is_err(), "it accepts")
         });
     }
@@ -85,6 +88,11 @@ impl Server {
         self.tally.accepted.load(Ordering::Relaxed)
     }
 
+    /// How many connections ended with a reset by the client ([`Kind::Ledger`]).
+    pub fn resets(&self) -> u64 {
+        self.tally.resets.load(Ordering::Relaxed)
+    }
+
     /// How often each line was read ([`Kind::Named`] and [`Kind::Ledger`]).
     pub fn lines(&self) -> BTreeMap<String, u64> {
         self.tally.lines.lock().unwrap().clone()
@@ -101,6 +109,7 @@ impl Drop for Server {
 
 async fn serve(listener: TcpListener, kind: Kind, tally: Arc<Tally>) {
     let mut open = JoinSet::new();
+    let listener = listener; // dropped before `open`: who is cut can no longer come back
     loop {
         let Ok((stream, _)) = listener.accept().await else { continue };
         tally.accepted.fetch_add(1, Ordering::Relaxed);
@@ -154,10 +163,22 @@ async fn answer(mut stream: TcpStream, kind: Kind, tally: Arc<Tally>) -> io::Res
         }
         Kind::Ledger => {
             let mut lines = BufReader::new(stream).lines();
-            while let Some(line) = lines.next_line().await? {
-                *tally.lines.lock().unwrap().entry(line).or_default() += 1;
+            loop {
+                match lines.next_line().await {
+                    Ok(Some(line)) => *tally.lines.lock().unwrap().entry(line).or_default() += 1,
+                    Ok(None) => return Ok(()),
+                    Err(error) => {
+                        let is_reset = error.kind() == io::ErrorKind::ConnectionReset;
+                        tally.resets.fetch_add(is_reset.into(), Ordering::Relaxed);
+                        return Err(error);
+                    }
+                }
             }
-            Ok(())
+        }
+        Kind::Cutter => {
+            let mut reader = BufReader::new(stream);
+            reader.read_line(&mut String::new()).await?;
+            reader.get_ref().set_zero_linger() // and dropped
         }
         Kind::Web(page) => {
             let (reader, mut writer) = stream.split();

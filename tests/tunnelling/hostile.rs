@@ -7,7 +7,6 @@ use std::time::Instant;
 use futures_util::FutureExt;
 use futures_util::future::join_all;
 use murmesh::model::MemberId;
-use murmesh::proxy::EntryOptions;
 use murmesh::telemetry::Door;
 use murmesh::tls::testing::mesh_of;
 use murmesh::tls::{Plane, server_name};
@@ -18,13 +17,14 @@ use tokio::io::AsyncReadExt;
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::timeout;
 
-use super::nodes::{Node, PATIENCE, ask, echo_server, named_server, pair, until};
-use crate::support::{Flooder, dial as stranger, nobody, trusting};
+use super::nodes::{Node, PATIENCE, ask, drains, echo_server, named_server, pair, until};
+use crate::support::{Flooder, alone, beside_others, dial as stranger, nobody, trusting};
 
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn datagrams_of_junk_change_nothing() {
+    let _turn = beside_others();
     let (_a, b, entry) = pair(echo_server().await).await;
     let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let mut state = 1_u64;
@@ -37,6 +37,7 @@ async fn datagrams_of_junk_change_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn strangers_are_refused_and_counted_by_what_they_lack() {
+    let _turn = beside_others();
     let (_a, b, entry) = pair(echo_server().await).await;
     let stranger = mesh_of(&["mallory"]).unwrap().remove(0);
     let b_id = b.id;
@@ -70,6 +71,7 @@ async fn strangers_are_refused_and_counted_by_what_they_lack() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn member_that_is_not_the_one_meant_is_not_spoken_to() {
+    let _turn = beside_others();
     let (a, b, _) = pair(echo_server().await).await;
     let other = MemberId::from_bytes([9; 16]);
     let dialled = a.endpoint.connect(Plane::Data, b.address, Some(other)).await;
@@ -79,6 +81,7 @@ async fn member_that_is_not_the_one_meant_is_not_spoken_to() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_member_has_only_so_many_connections() {
+    let _turn = beside_others();
     let (a, b, entry) = pair(echo_server().await).await;
     assert_eq!(ask(entry, b"hello").await.unwrap(), b"hello"); // the first
     let mut open = Vec::new();
@@ -94,6 +97,7 @@ async fn one_member_has_only_so_many_connections() {
 /// From an address that is never proved.
 #[tokio::test(flavor = "multi_thread")]
 async fn past_32_unfinished_handshakes_an_address_is_asked_to_prove_itself_and_members_connect() {
+    let _turn = alone();
     let (a, b, _) = pair(echo_server().await).await;
     let asked = 200 - (RETRY_ABOVE + 1);
     let flooder = flood(flooder(&b, 2), 200, false, |flooder| flooder.retries >= asked).await;
@@ -105,6 +109,7 @@ async fn past_32_unfinished_handshakes_an_address_is_asked_to_prove_itself_and_m
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_address_that_proved_itself_takes_its_share_of_handshakes_and_no_more() {
+    let _turn = alone();
     let (a, b, entry) = pair(echo_server().await).await;
     let overload = || b.metrics.refused(Door::mesh, "overload");
     let _flooder = flood(flooder(&b, 2), 400, true, |_| overload() > 0).await;
@@ -115,6 +120,7 @@ async fn an_address_that_proved_itself_takes_its_share_of_handshakes_and_no_more
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flood_from_everywhere_ends_at_a_bound_and_when_it_is_over_members_connect() {
+    let _turn = alone();
     let (a, b, entry) = pair(echo_server().await).await;
     assert_eq!(ask(entry, b"before").await.unwrap(), b"before");
     let mut flooders: Vec<Flooder> = (2..8).map(|host| flooder(&b, host)).collect();
@@ -197,6 +203,7 @@ async fn connects(a: &Node, b: &Node) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn streams_of_junk_are_cut_and_counted_and_neighbours_are_served() {
+    let _turn = beside_others();
     let (a, b, entry) = pair(echo_server().await).await;
     let connection = a.endpoint.connect(Plane::Data, b.address, Some(b.id)).await.unwrap();
     let junk: [&[u8]; 6] = [
@@ -225,6 +232,7 @@ async fn streams_of_junk_are_cut_and_counted_and_neighbours_are_served() {
 /// A stream without a header can hold a window of memory, so it must not lead to more of them.
 #[tokio::test(flavor = "multi_thread")]
 async fn tunnels_without_a_header_are_granted_no_more_streams() {
+    let _turn = beside_others();
     let (a, b, entry) = pair(echo_server().await).await;
     let connection = a.endpoint.connect(Plane::Data, b.address, Some(b.id)).await.unwrap();
     let _silent = headerless(&connection, 99).await;
@@ -239,6 +247,7 @@ async fn tunnels_without_a_header_are_granted_no_more_streams() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn of_too_many_tunnels_without_a_header_the_oldest_are_refused() {
+    let _turn = beside_others();
     let (a, b, entry) = pair(echo_server().await).await;
     let connection = a.endpoint.connect(Plane::Data, b.address, Some(b.id)).await.unwrap();
     let header = with_len(b"\x01\x03web\x03web\x00\x00");
@@ -278,17 +287,14 @@ async fn headerless(connection: &Connection, count: usize) -> Vec<(SendStream, R
 /// A caller whose tunnel is refused may try another instance; one whose tunnel is lost may not.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tunnel_that_is_on_its_way_when_the_agent_closes_is_refused_and_not_lost() {
+    let _turn = beside_others();
     let (a, b, entry) = pair(named_server("b").await).await;
     let mut carried = TcpStream::connect(entry).await.unwrap();
     carried.read_exact(&mut [0]).await.unwrap();
     let connection = a.endpoint.connect(Plane::Data, b.address, Some(b.id)).await.unwrap();
     let proxy = b.proxy.clone();
     tokio::spawn(async move { proxy.drain(PATIENCE).await });
-    let opens = async || {
-        let any = "127.0.0.1:0".parse().unwrap();
-        b.proxy.open_upstream("web".parse().unwrap(), any, EntryOptions::default()).await.is_ok()
-    };
-    timeout(PATIENCE, async { while opens().await {} }).await.expect("b drains");
+    drains(&b).await;
 
     let header = with_len(b"\x01\x03web\x03web\x00\x00");
     let (first, rest) = header.split_at(4);

@@ -9,6 +9,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::nodes::{PATIENCE, ask, echo_server, pair, server, until};
+use crate::support::{alone, skip, within};
 
 /// More than a peer is granted at first, and more than connection credit would hold at 256 KiB each
 /// if credit did not grow with the streams.
@@ -16,6 +17,7 @@ const STALLED: u32 = 250;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn stalled_readers_delay_no_neighbour() {
+    let _turn = alone();
     let flood = server(|mut stream| async move {
         let chunk = vec![7; 64 * 1024];
         while stream.write_all(&chunk).await.is_ok() {}
@@ -40,7 +42,7 @@ async fn stalled_readers_delay_no_neighbour() {
         timeout(PATIENCE, neighbour.read_exact(&mut [0; 1024])).await.unwrap().unwrap();
         slowest = slowest.max(begun.elapsed());
     }
-    assert!(slowest < Duration::from_secs(2), "{slowest:?}");
+    assert!(slowest < within(Duration::from_secs(2)), "{slowest:?}");
     assert_eq!(ask(echo, b"and a new one").await.unwrap(), b"and a new one");
     let big = vec![3; 4 * 1024 * 1024];
     assert_eq!(ask(echo, &big).await.unwrap(), big, "credit flows, too");
@@ -48,8 +50,13 @@ async fn stalled_readers_delay_no_neighbour() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn five_thousand_connections_at_once_all_get_their_bytes_back() {
+    let _turn = alone();
     // Four descriptors each in this one process.
-    let count = (limits::raise_open_files() / 4 - 300).min(5_000);
+    let count = (limits::raise_open_files() / 4).saturating_sub(300).min(5_000);
+    if count < 1_000 {
+        skip("the limit of open files is too low for 1,000 connections (ulimit -Hn)");
+        return;
+    }
     let (a, b, entry) = pair(echo_server().await).await;
     let mut clients = JoinSet::new();
     for number in 0..count {

@@ -20,13 +20,13 @@ use murmesh::tls::NodeCredentials;
 use murmesh::tls::testing::mesh_of;
 use murmesh::transport::{Incoming, Limits};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
 /// Long enough for a loaded machine; nothing waits for it where all is well.
-pub(super) const PATIENCE: Duration = Duration::from_secs(20);
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// One data plane.
 pub(super) struct Node {
@@ -195,9 +195,11 @@ pub(super) async fn named_server(name: &'static str) -> SocketAddr {
     .await
 }
 
-/// An address where nobody listens.
-pub(super) async fn nobody() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
+/// An address where nobody listens, nor can while the socket is held.
+pub(super) fn nobody() -> (SocketAddr, TcpSocket) {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    (socket.local_addr().unwrap(), socket)
 }
 
 /// Sends `bytes`, ends, and reads until the end.
@@ -227,6 +229,16 @@ pub(super) async fn until(what: &str, is_true: impl Fn() -> bool) {
         }
     };
     timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("waited in vain until {what}"));
+}
+
+/// Returns once `node` drains: it opens no more entries, and has refused tunnels since before.
+pub(super) async fn drains(node: &Node) {
+    let opens = async || {
+        let any = "127.0.0.1:0".parse().unwrap();
+        let service = "probe".parse().unwrap();
+        node.proxy.open_upstream(service, any, EntryOptions::default()).await.is_ok()
+    };
+    timeout(PATIENCE, async { while opens().await {} }).await.expect("it drains");
 }
 
 /// Carries datagrams to one address until it is dropped: then the way is dead without a word, as

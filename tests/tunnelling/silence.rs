@@ -11,9 +11,11 @@ use tokio::time::{sleep, timeout};
 
 use super::nodes::{Node, PATIENCE, Wire, ask, echo_server, named_server, server, until};
 use super::three;
+use crate::support::alone;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn member_that_pauses_for_a_second_loses_new_calls_and_no_connection() {
+    let _turn = alone();
     let [a, b, c] = three().await;
     b.serve(&[("web", "web", echo_server().await)]);
     c.serve(&[("web", "web", named_server("c").await)]);
@@ -45,6 +47,7 @@ async fn member_that_pauses_for_a_second_loses_new_calls_and_no_connection() {
 /// Nine tenths of a second there and back: a keep-alive is answered when the next is long due.
 #[tokio::test(flavor = "multi_thread")]
 async fn member_that_is_far_away_is_not_taken_for_silent() {
+    let _turn = alone();
     let [a, b, _] = three().await;
     b.serve(&[("web", "web", echo_server().await)]);
     let wire = Wire::slow(b.address, Duration::from_millis(450)).await;
@@ -62,6 +65,7 @@ async fn member_that_is_far_away_is_not_taken_for_silent() {
 /// quinn's own idle time is three probe timeouts at least, and those grow with the round trip.
 #[tokio::test(flavor = "multi_thread")]
 async fn member_far_away_that_vanishes_means_reset_within_3_s_on_both_sides() {
+    let _turn = alone();
     let (told, mut ends) = mpsc::unbounded_channel();
     let backend = server(move |mut stream| {
         let told = told.clone();
@@ -95,6 +99,7 @@ async fn member_far_away_that_vanishes_means_reset_within_3_s_on_both_sides() {
 /// Each of them takes longer to be dialled than a call waits before it dials the next.
 #[tokio::test(flavor = "multi_thread")]
 async fn first_call_of_a_service_that_is_far_away_everywhere_is_served() {
+    let _turn = alone();
     let names = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j"];
     let mut credentials = mesh_of(&names).unwrap().into_iter();
     let a = Node::start(credentials.next().unwrap()).await;

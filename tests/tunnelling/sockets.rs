@@ -11,9 +11,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixListener, UnixStream};
 
 use super::nodes::{Node, echo_server, exchange, pair};
+use crate::support::beside_others;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn unix_sockets_serve_on_both_sides() {
+    let _turn = beside_others();
     let directory = tempfile::tempdir().unwrap();
     let (app, entry) = (directory.path().join("app"), directory.path().join("entry"));
     let listener = UnixListener::bind(&app).unwrap();
@@ -47,6 +49,7 @@ async fn unix_sockets_serve_on_both_sides() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn entry_never_replaces_a_file_that_is_no_socket() {
+    let _turn = beside_others();
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("precious");
     std::fs::write(&file, "data").unwrap();
@@ -59,6 +62,7 @@ async fn entry_never_replaces_a_file_that_is_no_socket() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn socks_leads_to_services_by_name_and_nowhere_else() {
+    let _turn = beside_others();
     let (a, _b, _) = pair(echo_server().await).await;
     let socks = a.proxy.open_socks("127.0.0.1:0".parse().unwrap()).await.unwrap();
     let Target::Tcp(socks) = socks else { panic!("{socks}") };
