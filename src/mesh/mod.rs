@@ -237,13 +237,14 @@ impl Mesh {
 
     /// The deadline of [`Mesh::poll_timeout`] has come.
     pub fn handle_timeout(&mut self, now: Moment) {
+        let due = self.poll_timeout().unwrap_or(now);
         if !self.is_settled && now >= self.settle_by {
             self.settle(now);
         }
         if self.leave_at.take_if(|at| *at <= now).is_some() {
             self.membership.leave(now);
         }
-        self.membership.handle_timeout(now);
+        self.membership.handle_timeout(now, due);
         self.say_hello(now);
         self.continue_repair(now);
         if self.is_settled && self.publication.take_due(now) {

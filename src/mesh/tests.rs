@@ -168,6 +168,33 @@ fn changes_are_published_five_at_once_and_then_one_a_second() {
     assert_eq!(node.instances(id(1)).next().unwrap().id.as_str(), "web-49", "the last one counts");
 }
 
+/// Whom a node dials until `end`, when it is always woken in time.
+fn dialled_until(end: Moment, node: &mut Mesh) -> usize {
+    let mut dialled = BTreeSet::new();
+    while let Some(at) = node.poll_timeout().filter(|at| *at <= end) {
+        node.handle_timeout(at);
+        dialled.extend(std::iter::from_fn(|| node.poll_transmit()).map(|out| out.to));
+    }
+    dialled.len()
+}
+
+/// Each of 100 is dialled every 100 s; after a pause of this process nobody waits for that.
+#[test]
+fn node_that_was_paused_tries_whoever_is_away_at_once() {
+    let remembered = (2..102).map(|key| (id(key), address(key))).collect();
+    let config = MeshConfig { remembered, ..config(1, &[]) };
+    let signer = Box::new(TestKey::new(1));
+    let mut node = Mesh::new(Moment::START, config, signer, 1, grounds(1)).unwrap();
+    assert_eq!(dialled_until(Moment::from_secs(10), &mut node), 100, "all, at the start");
+    dialled_until(Moment::from_secs(600), &mut node);
+    let dialled = dialled_until(Moment::from_secs(650), &mut node);
+    assert!(dialled < 80, "{dialled} in 50 s: now and then");
+    let woken = node.poll_timeout().unwrap() + Duration::from_secs(10);
+    node.handle_timeout(woken);
+    let dialled = dialled_until(woken + Duration::from_secs(5), &mut node);
+    assert_eq!(dialled, 100, "all, soon after the pause");
+}
+
 #[test]
 fn junk_changes_nothing() {
     let [mut one, two] = pair();
