@@ -254,7 +254,7 @@ impl Mesh {
             self.tick_at = now + TICK;
             self.look_at_aged(now);
             self.go_above(now);
-            self.exchange.forget_asked(now);
+            self.exchange.forget_aged(now);
         }
         self.drain(now);
     }
