@@ -17,7 +17,8 @@ use crate::telemetry::{EventKind, EventLog, Metrics};
 
 /// Inputs taken in one turn before timers and sending get theirs.
 const TURN_INPUTS_MAX: usize = 256;
-/// Inputs that wait for a turn. Datagrams over it are dropped and counted, messages wait.
+/// Inputs that wait for a turn. Datagrams over it are dropped and counted; messages have bounds of
+/// their own, in number and in bytes, and wait.
 const INBOX_LEN: usize = 4_096;
 /// What is to be kept on disk is handed over at most this often.
 const DURABLE_INTERVAL: Duration = Duration::from_secs(2);
@@ -158,7 +159,7 @@ impl Driver {
                 self.metrics.gossip_bytes_received.inc_by(data.len() as u64);
                 self.mesh.handle_datagram(now, from, &data);
             }
-            Input::Message(from, data) => {
+            Input::Message(from, data, _room) => {
                 self.metrics.gossip_bytes_received.inc_by(data.len() as u64);
                 self.mesh.handle_message(now, from, &data);
             }
