@@ -13,6 +13,7 @@
 //! that the member's record names.
 
 mod config;
+mod dials;
 mod exchange;
 mod hint;
 mod message;
@@ -28,7 +29,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::catalogue::{Catalogue, Signatures, Verdict, Verify, record_key};
-use crate::membership::{Carrier, Contact, Identity, Membership};
+use crate::membership::{Belief, Carrier, Contact, Identity, Membership};
 use crate::model::{
     Entry, EntryKey, Epoch, InstanceRecord, MemberId, MemberName, MemberPhase, MemberState, Moment,
     Signer,
@@ -40,6 +41,7 @@ use publication::Publication;
 use view::Known;
 
 pub use config::{EPOCH_RESERVE, MeshConfig};
+pub use dials::{Dials, Lane};
 pub use pick::{Caller, NoEndpoint, pick};
 pub use snapshot::{Endpoint, EndpointState, MemberView, ServiceView, Snapshot};
 pub use transmit::{
@@ -353,6 +355,18 @@ impl Mesh {
     pub fn member_state(&self, member: MemberId) -> Option<MemberState> {
         self.catalogue.record(member)?;
         self.known.get(&member).map(|known| known.state)
+    }
+
+    /// Which dials a dial of `to` waits for.
+    pub fn lane(&self, to: &Destination) -> Lane {
+        let belief = match to {
+            Destination::Member { id, .. } => self.membership.belief(*id),
+            Destination::Seed(_) => None,
+        };
+        match belief.map(|update| update.belief) {
+            Some(Belief::Alive | Belief::Suspect) => Lane::There,
+            Some(Belief::Down) | None => Lane::Away,
+        }
     }
 
     /// What a member's record offers, whatever the member's state.

@@ -10,7 +10,7 @@ use tracing::debug;
 
 use super::pool::{Input, Pool};
 use super::{Command, Durable, Gossip};
-use crate::mesh::{Destination, Evidence, Mesh, MeshEvent, Snapshot};
+use crate::mesh::{Destination, Evidence, Lane, Mesh, MeshEvent, Snapshot};
 use crate::model::{Epoch, MemberId, MemberState, Moment};
 use crate::runtime::clock::Clock;
 use crate::telemetry::{EventKind, EventLog, Metrics};
@@ -171,7 +171,9 @@ impl Driver {
                     let address = connection.remote_address();
                     let waiting = self.pool.dialled(now, to, member, connection);
                     self.mesh.handle_connected(now, member, address);
-                    waiting.into_iter().for_each(|transmit| self.pool.send(now, transmit));
+                    for transmit in waiting {
+                        self.pool.send(now, Lane::There, transmit); // it has just answered
+                    }
                 }
             }
             Input::Dialled(to, Err(error)) => {
@@ -220,7 +222,8 @@ impl Driver {
     fn drain(&mut self, now: Moment) {
         while let Some(transmit) = self.mesh.poll_transmit() {
             self.metrics.gossip_bytes_sent.inc_by(transmit.data.len() as u64);
-            self.pool.send(now, transmit);
+            let lane = self.mesh.lane(&transmit.to);
+            self.pool.send(now, lane, transmit);
         }
         while let Some(event) = self.mesh.poll_event() {
             self.handle_event(now, event);

@@ -11,7 +11,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::timeout;
 
 use super::super::{Endpoint, Incoming};
-use crate::mesh::{Channel, Destination, MESSAGE_LEN_MAX, Transmit};
+use crate::mesh::{Channel, Destination, Dials, Lane, MESSAGE_LEN_MAX, Transmit};
 use crate::model::{MemberId, Moment};
 use crate::runtime::TaskGroup;
 use crate::telemetry::Metrics;
@@ -21,12 +21,6 @@ use crate::tls::{Plane, peer_of};
 const PEERS_MAX: usize = 512;
 /// Connections kept to one member: one dialled by each side.
 const CONNECTIONS_PER_PEER_MAX: usize = 2;
-/// Dials under way at once; more wait for their turn.
-const DIALS_MAX: usize = 16;
-/// Destinations being dialled or waiting for it.
-const DIALLING_MAX: usize = 512;
-/// Transmits that wait for one dial.
-const WAITING_PER_DIAL_MAX: usize = 64;
 /// A dial, and the delivery of a message, take at most this long.
 const DELIVERY_TIME_MAX: Duration = Duration::from_secs(3);
 /// A message must have come whole in this time.
@@ -66,13 +60,11 @@ pub(super) struct Pool {
     room: Arc<Semaphore>,
     tasks: TaskGroup,
     metrics: Metrics,
-    dials: Arc<Semaphore>,
+    dials: Dials,
     /// At most [`PEERS_MAX`].
     peers: BTreeMap<MemberId, Slot>,
     /// Whom a seed's address proved to be; at most as many as there are seeds.
     seeds: BTreeMap<SocketAddr, MemberId>,
-    /// At most [`DIALLING_MAX`], with at most [`WAITING_PER_DIAL_MAX`] transmits each.
-    dialling: BTreeMap<Destination, VecDeque<Transmit>>,
 }
 
 struct Slot {
@@ -102,10 +94,9 @@ impl Pool {
             room: Arc::new(Semaphore::new(MESSAGES_KIB_MAX)),
             tasks,
             metrics: metrics.clone(),
-            dials: Arc::new(Semaphore::new(DIALS_MAX)),
+            dials: Dials::default(),
             peers: BTreeMap::new(),
             seeds: BTreeMap::new(),
-            dialling: BTreeMap::new(),
         }
     }
 
@@ -116,7 +107,8 @@ impl Pool {
 
     /// Drops what waited for a dial that failed.
     pub(super) fn give_up(&mut self, to: &Destination) {
-        self.dialling.remove(to);
+        self.dials.finish(to);
+        self.begin_dials();
     }
 
     /// Closes every connection.
@@ -126,29 +118,29 @@ impl Pool {
         }
     }
 
-    /// Sends a transmit on the member's connection, or dials for it.
-    pub(super) fn send(&mut self, now: Moment, transmit: Transmit) {
+    /// Sends a transmit on the member's connection, or dials for it in `lane`.
+    pub(super) fn send(&mut self, now: Moment, lane: Lane, transmit: Transmit) {
         let member = match transmit.to {
             Destination::Member { id, .. } => Some(id),
             Destination::Seed(address) => self.seeds.get(&address).copied(),
         };
         let slot = member.and_then(|member| self.peers.get_mut(&member));
-        let Some((member, slot)) = member.zip(slot) else { return self.dial(transmit) };
+        let Some((member, slot)) = member.zip(slot) else { return self.dial(lane, transmit) };
         slot.used_at = now;
         let live = slot.connections.iter().rev().find(|open| open.close_reason().is_none());
-        let Some(connection) = live.cloned() else { return self.dial(transmit) };
+        let Some(connection) = live.cloned() else { return self.dial(lane, transmit) };
         match transmit.channel {
-            Channel::Datagram => self.send_datagram(&connection, transmit),
+            Channel::Datagram => self.send_datagram(&connection, lane, transmit),
             Channel::Message => self.send_message(member, connection, transmit),
         }
     }
 
-    fn send_datagram(&mut self, connection: &Connection, transmit: Transmit) {
+    fn send_datagram(&mut self, connection: &Connection, lane: Lane, transmit: Transmit) {
         match connection.send_datagram(transmit.data.clone()) {
             Ok(()) => {
                 self.metrics.gossip_datagrams_sent.inc();
             }
-            Err(quinn::SendDatagramError::ConnectionLost(_)) => self.dial(transmit),
+            Err(quinn::SendDatagramError::ConnectionLost(_)) => self.dial(lane, transmit),
             Err(_) => self.metrics.count_gossip_dropped("datagram_too_large"),
         }
     }
@@ -171,24 +163,22 @@ impl Pool {
     }
 
     /// Dials whom a transmit is for; it and those after it wait. One dial per destination.
-    fn dial(&mut self, transmit: Transmit) {
-        let to = transmit.to;
-        if let Some(waiting) = self.dialling.get_mut(&to) {
-            if waiting.len() < WAITING_PER_DIAL_MAX {
-                waiting.push_back(transmit);
-            } else {
-                self.metrics.count_gossip_dropped("dial_queue_full");
-            }
-            return;
+    fn dial(&mut self, lane: Lane, transmit: Transmit) {
+        if let Err(reason) = self.dials.push(lane, transmit) {
+            self.metrics.count_gossip_dropped(reason);
         }
-        if self.dialling.len() >= DIALLING_MAX {
-            return self.metrics.count_gossip_dropped("too_many_dials");
+        self.begin_dials();
+    }
+
+    fn begin_dials(&mut self) {
+        while let Some(to) = self.dials.poll_dial() {
+            self.begin_dial(to);
         }
-        self.dialling.insert(to, VecDeque::from([transmit]));
-        let (endpoint, dials, inputs) =
-            (self.endpoint.clone(), self.dials.clone(), self.inputs.clone());
+    }
+
+    fn begin_dial(&self, to: Destination) {
+        let (endpoint, inputs) = (self.endpoint.clone(), self.inputs.clone());
         self.tasks.spawn_connection("gossip-dial", async move {
-            let _permit = dials.acquire_owned().await; // never closed
             let (address, expected) = match to {
                 Destination::Member { id, address } => (address, Some(id)),
                 Destination::Seed(address) => (address, None),
@@ -218,7 +208,9 @@ impl Pool {
             self.seeds.insert(address, member);
         }
         self.adopt(now, member, connection);
-        self.dialling.remove(&to).unwrap_or_default()
+        let waiting = self.dials.finish(&to);
+        self.begin_dials();
+        waiting
     }
 
     /// Takes a connection into the pool and starts to read from it.
