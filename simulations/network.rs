@@ -1,5 +1,6 @@
 //! The simulated network: who can reach whom, how late, and what gets lost.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use rand::rngs::StdRng;
@@ -8,8 +9,8 @@ use rand::{RngExt, SeedableRng};
 use murmesh::mesh::Channel;
 use murmesh::model::Moment;
 
-/// Time after which a dial, or a stream to nobody, is given up.
-const DIAL_PATIENCE: Duration = Duration::from_secs(2);
+/// Time after which a dial, or a stream to nobody, is given up: as in an agent.
+const DIAL_PATIENCE: Duration = Duration::from_secs(3);
 
 /// Without a fault: the share of datagrams that arrive twice, and the one-way delay.
 const DUPLICATION: f64 = 0.01;
@@ -33,6 +34,8 @@ pub(crate) struct Network {
     pub(crate) cuts: Vec<(usize, usize)>,
     /// Deaf nodes hear for a second, then not for this long, again and again.
     pub(crate) deaf: Vec<Option<Duration>>,
+    /// Pairs, the lower number first, that need no dial. A cut does not end a connection.
+    connected: BTreeSet<(usize, usize)>,
 }
 
 /// What becomes of something sent.
@@ -53,6 +56,36 @@ impl Network {
             groups: vec![0; nodes],
             cuts: Vec::new(),
             deaf: vec![None; nodes],
+            connected: BTreeSet::new(),
+        }
+    }
+
+    pub(crate) fn is_connected(&self, one: usize, other: usize) -> bool {
+        self.connected.contains(&(one.min(other), one.max(other)))
+    }
+
+    pub(crate) fn connect(&mut self, one: usize, other: usize) {
+        self.connected.insert((one.min(other), one.max(other)));
+    }
+
+    pub(crate) fn disconnect(&mut self, one: usize, other: usize) {
+        self.connected.remove(&(one.min(other), one.max(other)));
+    }
+
+    /// A node is gone, and its connections with it.
+    pub(crate) fn disconnect_all(&mut self, node: usize) {
+        self.connected.retain(|(one, other)| *one != node && *other != node);
+    }
+
+    /// When a dial begun now ends, and whether it is answered.
+    pub(crate) fn dial(&mut self, now: Moment, from: usize, to: Option<usize>) -> (Moment, bool) {
+        let given_up = now + DIAL_PATIENCE;
+        match self.send(now, from, to, Channel::Message) {
+            Fate::Arrives(at) => match at.first().map(|at| *at + self.one_way()) {
+                Some(answered) if answered <= given_up => (answered, true),
+                _ => (given_up, false),
+            },
+            Fate::Fails(at) => (at, false),
         }
     }
 

@@ -68,6 +68,28 @@ fn member_rejoins_from_memory_when_all_seeds_are_dead() {
 }
 
 #[test]
+fn member_that_restarts_while_most_are_dead_reaches_the_living_at_once() {
+    let name = "member_that_restarts_while_most_are_dead_reaches_the_living_at_once";
+    with_seeds(name, |seed| {
+        let mut world = World::whole(seed, 64);
+        (10..60).for_each(|node| world.crash(node));
+        world.run_for(Duration::from_secs(60));
+        world.crash(63);
+        world.run_for(Duration::from_secs(20));
+        let started_at = world.now;
+        world.start(63);
+        world.run_for(Duration::from_secs(30)); // 50 dials of the dead take 10 s
+        let living: Vec<_> = world.running().map(|node| world.nodes[node].id).collect();
+        let doubts = world.log.iter().filter(|(at, _, event)| {
+            let doubted = matches!(event, MeshEvent::MemberSuspect(id) if living.contains(id));
+            *at >= started_at && doubted
+        });
+        assert_eq!(doubts.count(), 0, "every ping is answered in time");
+        assert!(world.is_whole());
+    });
+}
+
+#[test]
 fn restored_backup_goes_above_its_former_self() {
     let name = "restored_backup_goes_above_its_former_self";
     with_seeds(name, |seed| {

@@ -10,6 +10,8 @@ use crate::world::World;
 
 const TICK: Duration = Duration::from_millis(20);
 const LIMIT: Duration = Duration::from_secs(60);
+/// Lengths of cuts, in seconds: some end before anybody is convicted, some long after.
+const CUTS: [u64; 5] = [2, 10, 30, 120, 600];
 
 #[test]
 fn lone_member_takes_part_at_once() {
@@ -58,21 +60,32 @@ fn two_and_three_members_find_each_other_and_see_death_and_return() {
 }
 
 #[test]
-fn two_members_meet_again_after_a_cut() {
-    let name = "two_members_meet_again_after_a_cut";
-    let healed: Times = with_seeds(name, |seed| {
-        let mut world = World::whole(seed, 2);
-        world.network.groups[0] = 1;
-        world.run_for(Duration::from_secs(60));
-        assert_eq!(world.state(0, 1), Some(MemberState::Down));
-        world.network.groups[0] = 0;
-        world.time_until(TICK, Duration::from_secs(200), World::is_whole).expect("they meet again")
-    })
-    .into_iter()
-    .collect();
-    println!("{name}: after {healed}");
-    // Each dials the other with pauses that have grown to about 40 s by then.
-    assert!(healed.max() < Duration::from_secs(60), "{healed}");
+fn two_and_three_members_meet_again_however_long_the_cut() {
+    let name = "two_and_three_members_meet_again_however_long_the_cut";
+    for (count, seconds) in [2, 3].into_iter().flat_map(|n| CUTS.map(|seconds| (n, seconds))) {
+        let runs = with_seeds(name, |seed| {
+            let mut world = World::whole(seed, count);
+            world.network.groups[0] = 1;
+            let before = world.invariants.messages;
+            world.run_for(Duration::from_secs(seconds));
+            let messages = world.invariants.messages - before;
+            if seconds >= 30 {
+                assert_eq!(world.state(0, 1), Some(MemberState::Down));
+                assert_eq!(world.state(1, 0), Some(MemberState::Down));
+            }
+            world.network.groups[0] = 0;
+            let healed = world.time_until(TICK, LIMIT, World::is_whole);
+            (healed.expect("they meet again"), messages as f64 / (seconds * count as u64) as f64)
+        });
+        let healed: Times = runs.iter().map(|(healed, _)| *healed).collect();
+        let rate = runs.iter().map(|(_, rate)| *rate).fold(0.0, f64::max);
+        println!(
+            "{name}: {count} members, {seconds} s: after {healed}; {rate:.2} messages/s meanwhile"
+        );
+        assert!(healed.max() < Duration::from_secs(15), "{count} members, {seconds} s: {healed}");
+        // Once all is known, what is sent are dials: of a member and of its seed, every 3 s each.
+        assert!(seconds < 600 || rate < 1.5, "{count} members: {rate:.2} messages/s");
+    }
 }
 
 #[test]

@@ -12,7 +12,9 @@ use ring::signature::{Ed25519KeyPair, KeyPair};
 
 use murmesh::catalogue::Verify;
 use murmesh::membership::Profile;
-use murmesh::mesh::{Channel, Destination, EPOCH_RESERVE, Mesh, MeshConfig, MeshEvent, Transmit};
+use murmesh::mesh::{
+    Channel, Destination, Dials, EPOCH_RESERVE, Lane, Mesh, MeshConfig, MeshEvent, Transmit,
+};
 use murmesh::model::{
     Enrolment, Entry, EntryKey, EntryKind, Epoch, InstanceRecord, InstanceState, Issuer, MemberId,
     MemberState, MeshId, Moment, Protocol, PublicKey, Signature, Signer, Weight,
@@ -81,6 +83,8 @@ pub(crate) struct Node {
     /// What survives a crash.
     disk: BTreeMap<EntryKey, Entry>,
     remembered: Vec<(MemberId, SocketAddr)>,
+    /// As in an agent: a dial of the dead takes its time, and they are bounded.
+    dials: Dials,
     /// Neither reads nor acts before this moment.
     paused_until: Moment,
     wake_at: Option<Moment>,
@@ -90,9 +94,22 @@ pub(crate) struct Node {
 }
 
 enum Happening {
-    Arrival { to: usize, from: MemberId, channel: Channel, data: Bytes },
-    Connected { node: usize, peer: MemberId, address: SocketAddr },
-    Unreachable { node: usize, to: Destination },
+    Arrival {
+        to: usize,
+        from: MemberId,
+        channel: Channel,
+        data: Bytes,
+    },
+    /// A dial has ended; `peer` has answered.
+    Dialled {
+        node: usize,
+        to: Destination,
+        peer: Option<usize>,
+    },
+    Undelivered {
+        node: usize,
+        to: Destination,
+    },
     Wake(usize),
 }
 
@@ -193,6 +210,7 @@ impl World {
             seeds: Vec::new(),
             disk: own.into_iter().map(|entry| (entry.key(), entry)).collect(),
             remembered: Vec::new(),
+            dials: Dials::default(),
             paused_until: Moment::START,
             wake_at: None,
             bytes_sent: 0,
@@ -244,7 +262,9 @@ impl World {
 
     /// Stops a node's agent without a word.
     pub(crate) fn crash(&mut self, node: usize) {
+        self.network.disconnect_all(node);
         let machine = &mut self.nodes[node];
+        machine.dials = Dials::default();
         if let Some(mesh) = machine.mesh.take() {
             machine.remembered = mesh.remembered();
         }
@@ -411,8 +431,8 @@ impl World {
         let Some(((at, _), happening)) = self.queue.pop_first() else { return };
         let node = match &happening {
             Happening::Arrival { to: node, .. }
-            | Happening::Connected { node, .. }
-            | Happening::Unreachable { node, .. }
+            | Happening::Dialled { node, .. }
+            | Happening::Undelivered { node, .. }
             | Happening::Wake(node) => *node,
         };
         let resumes_at = self.nodes[node].paused_until;
@@ -433,8 +453,13 @@ impl World {
             Happening::Arrival { from, channel: Channel::Message, data, .. } => {
                 mesh.handle_message(now, from, &data);
             }
-            Happening::Connected { peer, address, .. } => mesh.handle_connected(now, peer, address),
-            Happening::Unreachable { to, .. } => mesh.handle_unreachable(now, to),
+            Happening::Dialled { to, peer, .. } => self.finish_dial(node, to, peer),
+            Happening::Undelivered { to, .. } => {
+                mesh.handle_unreachable(now, to);
+                if let Some(target) = self.target(node, &to) {
+                    self.network.disconnect(node, target);
+                }
+            }
             Happening::Wake(_) => {
                 self.nodes[node].wake_at = None;
                 let mesh = self.nodes[node].mesh.as_mut().expect("looked at above");
@@ -449,7 +474,8 @@ impl World {
     fn drain(&mut self, node: usize) {
         let Some(mut mesh) = self.nodes[node].mesh.take() else { return };
         while let Some(transmit) = mesh.poll_transmit() {
-            self.send(node, transmit);
+            let lane = mesh.lane(&transmit.to);
+            self.send(node, lane, transmit);
         }
         while let Some(event) = mesh.poll_event() {
             self.note(node, event);
@@ -477,8 +503,11 @@ impl World {
                 self.nodes[node].disk.insert(entry.key(), entry.clone());
                 return;
             }
-            MeshEvent::MemberDown(member) if is_falsely_dead(member) => {
-                self.false_deaths.push((node, self.by_id[member]));
+            MeshEvent::MemberDown(member) => {
+                if is_falsely_dead(member) {
+                    self.false_deaths.push((node, self.by_id[member]));
+                }
+                self.network.disconnect(node, self.by_id[member]); // as the driver does
             }
             MeshEvent::Settled => self.nodes[node].settled_at = Some(self.now),
             _ => {}
@@ -486,29 +515,65 @@ impl World {
         self.log.push((self.now, node, event));
     }
 
-    fn send(&mut self, node: usize, transmit: Transmit) {
-        let Transmit { to, channel, data } = transmit;
-        self.invariants.handle_transmit(channel, data.len());
-        self.nodes[node].bytes_sent += data.len() as u64;
-        let address = match to {
-            Destination::Member { address, .. } | Destination::Seed(address) => address,
-        };
-        let from = self.nodes[node].id;
-        let target = self.by_address.get(&address).copied().filter(|target| {
+    fn send(&mut self, node: usize, lane: Lane, transmit: Transmit) {
+        self.invariants.handle_transmit(transmit.channel, transmit.data.len());
+        self.nodes[node].bytes_sent += transmit.data.len() as u64;
+        match self.target(node, &transmit.to) {
+            Some(target) if self.network.is_connected(node, target) => {
+                self.deliver(node, target, transmit);
+            }
+            _ => {
+                // A full queue drops it, as in an agent.
+                let _ = self.nodes[node].dials.push(lane, transmit);
+                self.begin_dials(node);
+            }
+        }
+    }
+
+    /// Who answers a dial, if anybody is there.
+    fn target(&self, node: usize, to: &Destination) -> Option<usize> {
+        let (Destination::Member { address, .. } | Destination::Seed(address)) = to;
+        self.by_address.get(address).copied().filter(|target| {
             let is_expected = match to {
-                Destination::Member { id, .. } => self.nodes[*target].id == id,
+                Destination::Member { id, .. } => self.nodes[*target].id == *id,
                 Destination::Seed(_) => true,
             };
             is_expected && (self.nodes[*target].mesh.is_some() || *target == node)
-        });
-        match self.network.send(self.now, node, target, channel) {
-            Fate::Fails(at) => self.queue(at, Happening::Unreachable { node, to }),
+        })
+    }
+
+    fn begin_dials(&mut self, node: usize) {
+        while let Some(to) = self.nodes[node].dials.poll_dial() {
+            let target = self.target(node, &to);
+            let (at, is_answered) = self.network.dial(self.now, node, target);
+            let peer = target.filter(|_| is_answered);
+            self.queue(at, Happening::Dialled { node, to, peer });
+        }
+    }
+
+    fn finish_dial(&mut self, node: usize, to: Destination, peer: Option<usize>) {
+        let now = self.now;
+        let waiting = self.nodes[node].dials.finish(&to);
+        self.begin_dials(node);
+        let ids = peer.map(|peer| (peer, self.nodes[peer].id));
+        let mesh = self.nodes[node].mesh.as_mut().expect("it is running");
+        let (Destination::Member { address, .. } | Destination::Seed(address)) = to;
+        match ids {
+            Some((peer, id)) => {
+                mesh.handle_connected(now, id, address);
+                self.network.connect(node, peer);
+                waiting.into_iter().for_each(|transmit| self.deliver(node, peer, transmit));
+            }
+            None => mesh.handle_unreachable(now, to),
+        }
+    }
+
+    fn deliver(&mut self, node: usize, target: usize, transmit: Transmit) {
+        let Transmit { to, channel, data } = transmit;
+        let from = self.nodes[node].id;
+        match self.network.send(self.now, node, Some(target), channel) {
+            Fate::Fails(at) => self.queue(at, Happening::Undelivered { node, to }),
             Fate::Arrives(moments) => {
-                let Some(target) = target else { return };
-                if let (Destination::Seed(_), Some(at)) = (to, moments.first()) {
-                    let peer = self.nodes[target].id;
-                    self.queue(*at, Happening::Connected { node, peer, address });
-                }
                 for at in moments {
                     let data = data.clone();
                     self.queue(at, Happening::Arrival { to: target, from, channel, data });

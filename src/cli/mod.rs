@@ -280,10 +280,10 @@ mod tests {
             assert_eq!(failure.exit, Exit::Usage);
             failure.to_string()
         };
-        let later = "grant-web curl-x stat top tap-web edges breakers routes net certs-all check \
+        let later = "curl-x stat top tap-web edges breakers routes net check \
                      explain-web ping-web wait-agent drain maint-web reload forget-a policy-list \
                      split-web switch-web canary-web fault-web limit-web revoke-a rotate-node \
-                     issuer-list operator-list debug-bundle record replay sim-x generate-systemd";
+                     operator-list debug-bundle record replay sim-x generate-systemd";
         for words in later.split_whitespace().map(|words| words.replace('-', " ")) {
             let told = refused(&format!("murmesh {words}"));
             assert!(told.contains("not available yet"), "{words}: {told}");

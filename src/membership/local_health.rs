@@ -65,11 +65,14 @@ impl LocalHealth {
     }
 
     /// A timer that was due at `due` fires now. If that is late, this node was paused and could not
-    /// have heard anybody: a suspended machine, a stopped process, a stalled scheduler.
-    pub(super) fn handle_turn(&mut self, now: Moment, due: Moment) {
-        if now.since(due) > self.gap {
+    /// have heard anybody: a suspended machine, a stopped process, a stalled scheduler. Returns
+    /// whether it was.
+    pub(super) fn handle_turn(&mut self, now: Moment, due: Moment) -> bool {
+        let is_awoken = now.since(due) > self.gap;
+        if is_awoken {
             self.woken_at = now;
         }
+        is_awoken
     }
 
     /// A probe was answered, directly or through a helper.

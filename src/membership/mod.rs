@@ -338,13 +338,16 @@ impl Membership {
 
     /// Contacts to be dialled now.
     pub fn take_contacts(&mut self, now: Moment) -> Vec<Contact> {
-        self.contacts.take_due(now, &mut self.rng)
+        let live = self.foca.num_members() + 1;
+        self.contacts.take_due(now, live, &mut self.rng)
     }
 
-    /// The deadline of [`Membership::poll_timeout`] has come.
-    pub fn handle_timeout(&mut self, now: Moment) {
-        if let Some(due) = self.timers.next_deadline() {
-            self.health.handle_turn(now, due);
+    /// The deadline of [`Membership::poll_timeout`], or an earlier one of this node, has come. It
+    /// was at `due`: a turn much later than that is a pause of this node, after which all contacts
+    /// are tried at once.
+    pub fn handle_timeout(&mut self, now: Moment, due: Moment) {
+        if self.health.handle_turn(now, due) {
+            self.contacts.hurry(now);
         }
         while let Some(timer) = self.timers.take_due(now) {
             match timer {

@@ -9,7 +9,8 @@
 //! B -> A  Entries, States, Want      what A lacks, and what B lacks
 //! ```
 //!
-//! Every message is answered by what it says alone: nobody keeps a conversation.
+//! Every message is answered by what it says alone: nobody keeps a conversation. Answers may be far
+//! longer than questions, so that each peer has an allowance of bytes that it may be answered with.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
@@ -20,7 +21,7 @@ use super::relay::standing_of;
 use super::{Channel, Destination, Evidence, Mesh, MeshEvent, Transmit};
 use crate::catalogue::{Verdict, record_key};
 use crate::membership::{Belief, Carrier, Contact, Identity, MemberUpdate, Standing};
-use crate::model::{Entry, EntryKey, MemberId, MemberPhase, Moment, StoreSize};
+use crate::model::{BUCKETS, Entry, EntryKey, MemberId, MemberPhase, Moment, StoreSize};
 
 /// Time between two repairs with a random member, before jitter.
 const REPAIR_INTERVAL: Duration = Duration::from_secs(5);
@@ -40,8 +41,15 @@ const ASKED_MAX: usize = 8192;
 
 /// Things that one message may ask for.
 const WANT_MAX: usize = 1024;
-/// Entry bytes that one request brings at most; repair brings the rest.
-const ANSWER_LEN_MAX: usize = 1024 * 1024;
+
+/// Bytes that one peer is answered with at once, and again in each [`ALLOWANCE_TIME`]; the last
+/// answer may go over. By guess 700 to 1,300 per member, so that a newcomer to 1,000 gets all it
+/// lacks at once; beyond, the next repair brings the rest.
+const ALLOWANCE: usize = 2 * 1024 * 1024;
+/// Time in which a spent allowance is whole again.
+const ALLOWANCE_TIME: Duration = Duration::from_secs(1);
+/// Peers whose allowance is not whole; beyond, no more are answered. Kept up to a tick too long.
+const SPENDERS_MAX: usize = 4096;
 
 /// Addresses remembered of members without a record.
 pub(super) const ADDRESSES_MAX: usize = 4096;
@@ -56,6 +64,8 @@ pub(super) struct Exchange {
     asked: BTreeMap<Asked, Moment>,
     /// What to ask of whom at the end of this turn; bounded as `asked`.
     wants: BTreeMap<MemberId, BTreeSet<Asked>>,
+    /// When the allowance of each peer will be whole again. At most [`SPENDERS_MAX`].
+    whole_at: BTreeMap<MemberId, Moment>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -73,16 +83,32 @@ impl Exchange {
         Some(self.repair_at)
     }
 
-    pub(super) fn forget_asked(&mut self, now: Moment) {
+    pub(super) fn forget_aged(&mut self, now: Moment) {
         self.asked.retain(|_, at| now.since(*at) < ASK_PATIENCE);
+        self.whole_at.retain(|_, at| *at > now);
     }
 
-    pub(super) fn store_sizes(&self) -> [StoreSize; 3] {
+    /// Whether some of `peer`'s allowance is left.
+    fn may_answer(&self, now: Moment, peer: MemberId) -> bool {
+        match self.whole_at.get(&peer) {
+            Some(whole_at) => whole_at.since(now) < ALLOWANCE_TIME,
+            None => self.whole_at.len() < SPENDERS_MAX,
+        }
+    }
+
+    fn note_answered(&mut self, now: Moment, peer: MemberId, len: usize) {
+        let whole_at = self.whole_at.entry(peer).or_insert(now);
+        let cost = ALLOWANCE_TIME.mul_f64(len as f64 / ALLOWANCE as f64);
+        *whole_at = (*whole_at).max(now) + cost;
+    }
+
+    pub(super) fn store_sizes(&self) -> [StoreSize; 4] {
         let wanted = self.wants.values().map(BTreeSet::len).sum();
         [
             StoreSize::new("members to repair with", self.returned.len(), RETURNED_MAX),
             StoreSize::new("things asked for", self.asked.len(), ASKED_MAX),
             StoreSize::new("things to ask for", wanted, ASKED_MAX),
+            StoreSize::new("peers with an allowance", self.whole_at.len(), SPENDERS_MAX),
         ]
     }
 
@@ -101,11 +127,16 @@ impl Mesh {
         match message {
             Message::Hello(hello, entries) => self.handle_hello(now, from, &hello, entries),
             Message::Packet(packet) => self.handle_packet(now, from, Carrier::Stream, &packet),
-            Message::Roots(roots) => self.handle_roots(from, roots),
-            Message::Sums(sums) => self.handle_sums(from, &sums),
+            Message::Roots(_) | Message::Sums(_) | Message::Listing(_) | Message::Want(_)
+                if !self.exchange.may_answer(now, from) =>
+            {
+                self.drop_from(from, "over_allowance");
+            }
+            Message::Roots(roots) => self.handle_roots(now, from, roots),
+            Message::Sums(sums) => self.handle_sums(now, from, &sums),
             Message::Listing(listing) => self.handle_listing(now, from, &listing),
             Message::States(states) => self.handle_states(now, from, &states),
-            Message::Want(want) => self.handle_want(from, &want),
+            Message::Want(want) => self.handle_want(now, from, &want),
             Message::Entries(entries) => self.accept(now, from, entries),
             Message::Convicted(identity) if self.is_settled && !self.has_left => {
                 self.membership.handle_convicted(now, from, identity);
@@ -196,20 +227,33 @@ impl Mesh {
         }
     }
 
-    pub(super) fn send_message(&mut self, to: MemberId, message: &Message) {
-        match self.destination(to) {
-            Some(to) => self.send_to(to, message),
-            None => self.drop_from(to, "no_address"),
+    /// Sends what `to` has asked for, while its allowance lasts.
+    fn answer(&mut self, now: Moment, to: MemberId, message: &Message) {
+        if !self.exchange.may_answer(now, to) {
+            return self.drop_from(to, "over_allowance");
         }
+        let len = self.send_message(to, message);
+        self.exchange.note_answered(now, to, len);
     }
 
-    pub(super) fn send_to(&mut self, to: Destination, message: &Message) {
-        match message.encode() {
-            Some(data) => {
-                self.transmits.push_back(Transmit { to, channel: Channel::Message, data });
-            }
-            None => self.drop_from(self.id, "message_too_long"),
+    /// Returns how many bytes are sent.
+    pub(super) fn send_message(&mut self, to: MemberId, message: &Message) -> usize {
+        if let Some(to) = self.destination(to) {
+            return self.send_to(to, message);
         }
+        self.drop_from(to, "no_address");
+        0
+    }
+
+    /// Returns how many bytes are sent.
+    pub(super) fn send_to(&mut self, to: Destination, message: &Message) -> usize {
+        let Some(data) = message.encode() else {
+            self.drop_from(self.id, "message_too_long");
+            return 0;
+        };
+        let len = data.len();
+        self.transmits.push_back(Transmit { to, channel: Channel::Message, data });
+        len
     }
 
     /// Where a member is dialled: at the address it has signed, or, before its record is here, at
@@ -277,11 +321,11 @@ impl Mesh {
             let answer = self.hello(true, Some(from));
             self.send_to(to, &answer);
         } else if self.is_settled {
-            self.handle_roots(from, hello.roots);
+            self.handle_roots(now, from, hello.roots);
         }
     }
 
-    fn handle_roots(&mut self, from: MemberId, theirs: Roots) {
+    fn handle_roots(&mut self, now: Moment, from: MemberId, theirs: Roots) {
         let ours = self.roots();
         let mut sums = Sums::default();
         if ours.entries != theirs.entries {
@@ -291,11 +335,11 @@ impl Mesh {
             sums.states = self.membership.digest().sums().to_vec();
         }
         if ours != theirs {
-            self.send_message(from, &Message::Sums(sums));
+            self.answer(now, from, &Message::Sums(sums));
         }
     }
 
-    fn handle_sums(&mut self, from: MemberId, theirs: &Sums) {
+    fn handle_sums(&mut self, now: Moment, from: MemberId, theirs: &Sums) {
         let mut listing = Listing::default();
         if !theirs.entries.is_empty() {
             listing.entry_buckets = self.catalogue.digest().differing(&theirs.entries);
@@ -306,11 +350,14 @@ impl Mesh {
             listing.states = self.membership.states_in(&listing.state_buckets);
         }
         if !(listing.entry_buckets.is_empty() && listing.state_buckets.is_empty()) {
-            self.send_message(from, &Message::Listing(listing));
+            self.answer(now, from, &Message::Listing(listing));
         }
     }
 
     fn handle_listing(&mut self, now: Moment, from: MemberId, theirs: &Listing) {
+        if theirs.entry_buckets.len().max(theirs.state_buckets.len()) > BUCKETS {
+            return self.drop_from(from, "malformed");
+        }
         let difference = self.catalogue.difference(&theirs.entry_buckets, &theirs.versions);
         let mut answers = Message::of_entries(difference.newer);
         if !difference.older.is_empty() {
@@ -319,12 +366,14 @@ impl Mesh {
         }
         if !theirs.state_buckets.is_empty() {
             let mut states = self.membership.states_in(&theirs.state_buckets);
-            states.retain(|state| !theirs.states.contains(state));
+            let known: BTreeMap<_, _> =
+                theirs.states.iter().map(|state| (state.identity.id, state)).collect();
+            states.retain(|state| known.get(&state.identity.id) != Some(&state));
             answers.push(Message::States(states));
             self.handle_states(now, from, &theirs.states);
         }
         for answer in &answers {
-            self.send_message(from, answer);
+            self.answer(now, from, answer);
         }
     }
 
@@ -337,21 +386,14 @@ impl Mesh {
         }
     }
 
-    fn handle_want(&mut self, from: MemberId, want: &Want) {
+    fn handle_want(&mut self, now: Moment, from: MemberId, want: &Want) {
         let members: BTreeSet<_> = want.members.iter().take(WANT_MAX).collect();
         let keys: BTreeSet<_> = want.keys.iter().take(WANT_MAX).collect();
         let credentials =
             members.into_iter().flat_map(|member| self.catalogue.credentials(*member));
         let entries = keys.into_iter().filter_map(|key| self.catalogue.entry(key));
-        let mut room = ANSWER_LEN_MAX;
-        let answered = credentials.chain(entries).take_while(|entry| {
-            let len = entry.bytes().len();
-            let has_room = len <= room;
-            room = room.saturating_sub(len);
-            has_room
-        });
-        for answer in Message::of_entries(answered) {
-            self.send_message(from, &answer);
+        for answer in Message::of_entries(credentials.chain(entries)) {
+            self.answer(now, from, &answer);
         }
     }
 

@@ -13,6 +13,7 @@
 //! that the member's record names.
 
 mod config;
+mod dials;
 mod exchange;
 mod hint;
 mod message;
@@ -28,7 +29,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::catalogue::{Catalogue, Signatures, Verdict, Verify, record_key};
-use crate::membership::{Carrier, Contact, Identity, Membership};
+use crate::membership::{Belief, Carrier, Contact, Identity, Membership};
 use crate::model::{
     Entry, EntryKey, Epoch, InstanceRecord, MemberId, MemberName, MemberPhase, MemberState, Moment,
     Signer, StoreSize,
@@ -40,6 +41,7 @@ use publication::Publication;
 use view::Known;
 
 pub use config::{EPOCH_RESERVE, MeshConfig};
+pub use dials::{Dials, Lane};
 pub use pick::{Caller, NoEndpoint, pick};
 pub use snapshot::{Endpoint, EndpointState, Enrolled, MemberView, ServiceView, Snapshot};
 pub use transmit::{
@@ -237,13 +239,14 @@ impl Mesh {
 
     /// The deadline of [`Mesh::poll_timeout`] has come.
     pub fn handle_timeout(&mut self, now: Moment) {
+        let due = self.poll_timeout().unwrap_or(now);
         if !self.is_settled && now >= self.settle_by {
             self.settle(now);
         }
         if self.leave_at.take_if(|at| *at <= now).is_some() {
             self.membership.leave(now);
         }
-        self.membership.handle_timeout(now);
+        self.membership.handle_timeout(now, due);
         self.say_hello(now);
         self.continue_repair(now);
         if self.is_settled && self.publication.take_due(now) {
@@ -253,7 +256,7 @@ impl Mesh {
             self.tick_at = now + TICK;
             self.look_at_aged(now);
             self.go_above(now);
-            self.exchange.forget_asked(now);
+            self.exchange.forget_aged(now);
         }
         self.drain(now);
     }
@@ -364,6 +367,18 @@ impl Mesh {
     /// What this node itself saw of a member last; `None` when that is too long ago.
     pub fn experience(&self, member: MemberId) -> Option<Evidence> {
         self.known.get(&member)?.experience(self.now)
+    }
+
+    /// Which dials a dial of `to` waits for.
+    pub fn lane(&self, to: &Destination) -> Lane {
+        let belief = match to {
+            Destination::Member { id, .. } => self.membership.belief(*id),
+            Destination::Seed(_) => None,
+        };
+        match belief.map(|update| update.belief) {
+            Some(Belief::Alive | Belief::Suspect) => Lane::There,
+            Some(Belief::Down) | None => Lane::Away,
+        }
     }
 
     /// What a member's record offers, whatever the member's state.

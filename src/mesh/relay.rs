@@ -38,7 +38,9 @@ impl Mesh {
                         data: out.packet,
                     });
                 }
-                Carrier::Stream => self.send_to(to, &Message::Packet(out.packet)),
+                Carrier::Stream => {
+                    self.send_to(to, &Message::Packet(out.packet));
+                }
             }
         }
         self.ask_for_wants();

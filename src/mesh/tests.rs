@@ -3,7 +3,7 @@
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use super::message::{Listing, Want};
+use super::message::{Listing, Roots, Sums, Want};
 use super::*;
 use crate::membership::{Belief, MemberUpdate, Profile};
 use crate::model::entry_tests::TestKey;
@@ -168,6 +168,33 @@ fn changes_are_published_five_at_once_and_then_one_a_second() {
     assert_eq!(node.instances(id(1)).next().unwrap().id.as_str(), "web-49", "the last one counts");
 }
 
+/// Whom a node dials until `end`, when it is always woken in time.
+fn dialled_until(end: Moment, node: &mut Mesh) -> usize {
+    let mut dialled = BTreeSet::new();
+    while let Some(at) = node.poll_timeout().filter(|at| *at <= end) {
+        node.handle_timeout(at);
+        dialled.extend(std::iter::from_fn(|| node.poll_transmit()).map(|out| out.to));
+    }
+    dialled.len()
+}
+
+/// Each of 100 is dialled every 100 s; after a pause of this process nobody waits for that.
+#[test]
+fn node_that_was_paused_tries_whoever_is_away_at_once() {
+    let remembered = (2..102).map(|key| (id(key), address(key))).collect();
+    let config = MeshConfig { remembered, ..config(1, &[]) };
+    let signer = Box::new(TestKey::new(1));
+    let mut node = Mesh::new(Moment::START, config, signer, 1, grounds(1)).unwrap();
+    assert_eq!(dialled_until(Moment::from_secs(10), &mut node), 100, "all, at the start");
+    dialled_until(Moment::from_secs(600), &mut node);
+    let dialled = dialled_until(Moment::from_secs(650), &mut node);
+    assert!(dialled < 80, "{dialled} in 50 s: now and then");
+    let woken = node.poll_timeout().unwrap() + Duration::from_secs(10);
+    node.handle_timeout(woken);
+    let dialled = dialled_until(woken + Duration::from_secs(5), &mut node);
+    assert_eq!(dialled, 100, "all, soon after the pause");
+}
+
 #[test]
 fn junk_changes_nothing() {
     let [mut one, two] = pair();
@@ -307,6 +334,41 @@ fn failure_makes_doubtful_at_once_and_an_answer_clears_it() {
     one.handle_evidence(Moment::from_secs(7), two.id(), Evidence::Answered);
     assert_eq!(state(&one), EndpointState::Ready);
     assert!(one.take_changed());
+}
+
+/// Each of these questions is a few hundred bytes long and may be answered with all that is known.
+#[test]
+fn peer_that_asks_again_and_again_is_answered_within_its_allowance() {
+    let all: Vec<u8> = (0..64).collect();
+    let (entry_buckets, state_buckets) = (all.clone(), all);
+    for question in [
+        Message::Roots(Roots { entries: 1, states: 1 }),
+        Message::Sums(Sums { entries: vec![1; 64], states: vec![1; 64] }),
+        Message::Listing(Listing { entry_buckets, state_buckets, ..Listing::default() }),
+        Message::Want(Want { members: vec![id(1)], keys: Vec::new() }),
+    ] {
+        let [mut one, _] = pair();
+        let question = question.encode().unwrap();
+        let mut answered = |at: Moment| {
+            one.handle_message(at, id(2), &question);
+            std::iter::from_fn(|| one.poll_transmit()).map(|out| out.data.len()).sum::<usize>()
+        };
+        let at_once: usize = (0..30_000).map(|_| answered(Moment::START)).sum();
+        assert!(at_once > 2 << 20, "{at_once} bytes: the allowance is spent");
+        assert!(at_once < (2 << 20) + 10_000, "{at_once} bytes: 2 MiB and the last answer");
+        assert!(answered(Moment::from_millis(1_100)) > 0, "a second later it is answered again");
+        let refused = MeshEvent::Dropped { from: id(2), reason: "over_allowance" };
+        assert!(events(&mut one).contains(&refused));
+    }
+}
+
+#[test]
+fn listing_of_more_buckets_than_there_are_is_refused() {
+    let [mut one, _] = pair();
+    let listing = Listing { state_buckets: vec![200; 500_000], ..Listing::default() };
+    one.handle_message(Moment::START, id(2), &Message::Listing(listing).encode().unwrap());
+    let refused = MeshEvent::Dropped { from: id(2), reason: "malformed" };
+    assert_eq!(events(&mut one), [refused]);
 }
 
 #[test]

@@ -10,14 +10,15 @@ use tracing::debug;
 
 use super::pool::{Input, Pool};
 use super::{Command, Durable, Gossip};
-use crate::mesh::{Destination, Evidence, Mesh, MeshEvent, Snapshot};
+use crate::mesh::{Destination, Evidence, Lane, Mesh, MeshEvent, Snapshot};
 use crate::model::{Epoch, MemberId, MemberState, Moment};
 use crate::runtime::clock::Clock;
 use crate::telemetry::{EventKind, EventLog, Metrics};
 
 /// Inputs taken in one turn before timers and sending get theirs.
 const TURN_INPUTS_MAX: usize = 256;
-/// Inputs that wait for a turn. Datagrams over it are dropped and counted, messages wait.
+/// Inputs that wait for a turn. Datagrams over it are dropped and counted; messages have bounds of
+/// their own, in number and in bytes, and wait.
 const INBOX_LEN: usize = 4_096;
 /// What is to be kept on disk is handed over at most this often.
 const DURABLE_INTERVAL: Duration = Duration::from_secs(2);
@@ -158,7 +159,7 @@ impl Driver {
                 self.metrics.gossip_bytes_received.inc_by(data.len() as u64);
                 self.mesh.handle_datagram(now, from, &data);
             }
-            Input::Message(from, data) => {
+            Input::Message(from, data, _room) => {
                 self.metrics.gossip_bytes_received.inc_by(data.len() as u64);
                 self.mesh.handle_message(now, from, &data);
             }
@@ -170,7 +171,9 @@ impl Driver {
                     let address = connection.remote_address();
                     let waiting = self.pool.dialled(now, to, member, connection);
                     self.mesh.handle_connected(now, member, address);
-                    waiting.into_iter().for_each(|transmit| self.pool.send(now, transmit));
+                    for transmit in waiting {
+                        self.pool.send(now, Lane::There, transmit); // it has just answered
+                    }
                 }
             }
             Input::Dialled(to, Err(error)) => {
@@ -220,7 +223,8 @@ impl Driver {
     fn drain(&mut self, now: Moment) {
         while let Some(transmit) = self.mesh.poll_transmit() {
             self.metrics.gossip_bytes_sent.inc_by(transmit.data.len() as u64);
-            self.pool.send(now, transmit);
+            let lane = self.mesh.lane(&transmit.to);
+            self.pool.send(now, lane, transmit);
         }
         while let Some(event) = self.mesh.poll_event() {
             self.handle_event(now, event);

@@ -6,12 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use quinn::{Connection, VarInt};
-use tokio::sync::{Semaphore, mpsc};
+use quinn::{Connection, RecvStream, VarInt};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::timeout;
 
 use super::super::{Endpoint, Incoming};
-use crate::mesh::{Channel, Destination, MESSAGE_LEN_MAX, Transmit};
+use crate::mesh::{Channel, Destination, Dials, Lane, MESSAGE_LEN_MAX, Transmit};
 use crate::model::{MemberId, Moment};
 use crate::runtime::TaskGroup;
 use crate::telemetry::Metrics;
@@ -21,25 +21,34 @@ use crate::tls::{Plane, peer_of};
 const PEERS_MAX: usize = 512;
 /// Connections kept to one member: one dialled by each side.
 const CONNECTIONS_PER_PEER_MAX: usize = 2;
-/// Dials under way at once; more wait for their turn.
-const DIALS_MAX: usize = 16;
-/// Destinations being dialled or waiting for it.
-const DIALLING_MAX: usize = 512;
-/// Transmits that wait for one dial.
-const WAITING_PER_DIAL_MAX: usize = 64;
 /// A dial, and the delivery of a message, take at most this long.
 const DELIVERY_TIME_MAX: Duration = Duration::from_secs(3);
 /// A message must have come whole in this time.
 const MESSAGE_TIME_MAX: Duration = Duration::from_secs(10);
+/// Messages of one peer that are being read or wait for a turn; further streams wait unaccepted,
+/// and QUIC lets the peer open no more than a few.
+const MESSAGES_PER_PEER_MAX: usize = 8;
+/// KiB of messages of all peers that are being read or wait for a turn. One that is being read
+/// counts as the longest, so that none waits for room when it has begun.
+const MESSAGES_KIB_MAX: usize = 64 * 1024;
+/// [`MESSAGE_LEN_MAX`].
+const MESSAGE_KIB_MAX: u32 = (MESSAGE_LEN_MAX / 1024) as u32;
 
 /// What came in from the tasks around the driver.
 pub(super) enum Input {
     Datagram(MemberId, Bytes),
-    Message(MemberId, Vec<u8>),
+    /// Its room is free again when the last is dropped.
+    Message(MemberId, Vec<u8>, Room),
     Accepted(MemberId, Connection),
     Dialled(Destination, Result<(MemberId, Connection), String>),
     Undelivered(Destination, MemberId, usize),
     Closed(MemberId, usize),
+}
+
+/// What a message takes of the bounds on all messages, until it is dropped.
+pub(super) struct Room {
+    _bytes: OwnedSemaphorePermit,
+    _share: OwnedSemaphorePermit,
 }
 
 /// Connections to members, and dials under way.
@@ -47,20 +56,22 @@ pub(super) struct Pool {
     me: MemberId,
     endpoint: Endpoint,
     inputs: mpsc::Sender<Input>,
+    /// [`MESSAGES_KIB_MAX`], less what is taken.
+    room: Arc<Semaphore>,
     tasks: TaskGroup,
     metrics: Metrics,
-    dials: Arc<Semaphore>,
+    dials: Dials,
     /// At most [`PEERS_MAX`].
     peers: BTreeMap<MemberId, Slot>,
     /// Whom a seed's address proved to be; at most as many as there are seeds.
     seeds: BTreeMap<SocketAddr, MemberId>,
-    /// At most [`DIALLING_MAX`], with at most [`WAITING_PER_DIAL_MAX`] transmits each.
-    dialling: BTreeMap<Destination, VecDeque<Transmit>>,
 }
 
 struct Slot {
     /// Newest last; at most [`CONNECTIONS_PER_PEER_MAX`].
     connections: Vec<Connection>,
+    /// [`MESSAGES_PER_PEER_MAX`], less those taken; of all its connections together.
+    share: Arc<Semaphore>,
     used_at: Moment,
 }
 
@@ -80,12 +91,12 @@ impl Pool {
             me,
             endpoint,
             inputs,
+            room: Arc::new(Semaphore::new(MESSAGES_KIB_MAX)),
             tasks,
             metrics: metrics.clone(),
-            dials: Arc::new(Semaphore::new(DIALS_MAX)),
+            dials: Dials::default(),
             peers: BTreeMap::new(),
             seeds: BTreeMap::new(),
-            dialling: BTreeMap::new(),
         }
     }
 
@@ -96,7 +107,8 @@ impl Pool {
 
     /// Drops what waited for a dial that failed.
     pub(super) fn give_up(&mut self, to: &Destination) {
-        self.dialling.remove(to);
+        self.dials.finish(to);
+        self.begin_dials();
     }
 
     /// Closes every connection.
@@ -106,29 +118,29 @@ impl Pool {
         }
     }
 
-    /// Sends a transmit on the member's connection, or dials for it.
-    pub(super) fn send(&mut self, now: Moment, transmit: Transmit) {
+    /// Sends a transmit on the member's connection, or dials for it in `lane`.
+    pub(super) fn send(&mut self, now: Moment, lane: Lane, transmit: Transmit) {
         let member = match transmit.to {
             Destination::Member { id, .. } => Some(id),
             Destination::Seed(address) => self.seeds.get(&address).copied(),
         };
         let slot = member.and_then(|member| self.peers.get_mut(&member));
-        let Some((member, slot)) = member.zip(slot) else { return self.dial(transmit) };
+        let Some((member, slot)) = member.zip(slot) else { return self.dial(lane, transmit) };
         slot.used_at = now;
         let live = slot.connections.iter().rev().find(|open| open.close_reason().is_none());
-        let Some(connection) = live.cloned() else { return self.dial(transmit) };
+        let Some(connection) = live.cloned() else { return self.dial(lane, transmit) };
         match transmit.channel {
-            Channel::Datagram => self.send_datagram(&connection, transmit),
+            Channel::Datagram => self.send_datagram(&connection, lane, transmit),
             Channel::Message => self.send_message(member, connection, transmit),
         }
     }
 
-    fn send_datagram(&mut self, connection: &Connection, transmit: Transmit) {
+    fn send_datagram(&mut self, connection: &Connection, lane: Lane, transmit: Transmit) {
         match connection.send_datagram(transmit.data.clone()) {
             Ok(()) => {
                 self.metrics.gossip_datagrams_sent.inc();
             }
-            Err(quinn::SendDatagramError::ConnectionLost(_)) => self.dial(transmit),
+            Err(quinn::SendDatagramError::ConnectionLost(_)) => self.dial(lane, transmit),
             Err(_) => self.metrics.count_gossip_dropped("datagram_too_large"),
         }
     }
@@ -151,24 +163,22 @@ impl Pool {
     }
 
     /// Dials whom a transmit is for; it and those after it wait. One dial per destination.
-    fn dial(&mut self, transmit: Transmit) {
-        let to = transmit.to;
-        if let Some(waiting) = self.dialling.get_mut(&to) {
-            if waiting.len() < WAITING_PER_DIAL_MAX {
-                waiting.push_back(transmit);
-            } else {
-                self.metrics.count_gossip_dropped("dial_queue_full");
-            }
-            return;
+    fn dial(&mut self, lane: Lane, transmit: Transmit) {
+        if let Err(reason) = self.dials.push(lane, transmit) {
+            self.metrics.count_gossip_dropped(reason);
         }
-        if self.dialling.len() >= DIALLING_MAX {
-            return self.metrics.count_gossip_dropped("too_many_dials");
+        self.begin_dials();
+    }
+
+    fn begin_dials(&mut self) {
+        while let Some(to) = self.dials.poll_dial() {
+            self.begin_dial(to);
         }
-        self.dialling.insert(to, VecDeque::from([transmit]));
-        let (endpoint, dials, inputs) =
-            (self.endpoint.clone(), self.dials.clone(), self.inputs.clone());
+    }
+
+    fn begin_dial(&self, to: Destination) {
+        let (endpoint, inputs) = (self.endpoint.clone(), self.inputs.clone());
         self.tasks.spawn_connection("gossip-dial", async move {
-            let _permit = dials.acquire_owned().await; // never closed
             let (address, expected) = match to {
                 Destination::Member { id, address } => (address, Some(id)),
                 Destination::Seed(address) => (address, None),
@@ -198,7 +208,9 @@ impl Pool {
             self.seeds.insert(address, member);
         }
         self.adopt(now, member, connection);
-        self.dialling.remove(&to).unwrap_or_default()
+        let waiting = self.dials.finish(&to);
+        self.begin_dials();
+        waiting
     }
 
     /// Takes a connection into the pool and starts to read from it.
@@ -207,18 +219,29 @@ impl Pool {
             let idle = self.peers.iter().min_by_key(|(_, slot)| slot.used_at).map(|(id, _)| *id);
             idle.into_iter().for_each(|id| self.close(id, None));
         }
-        let fresh = || Slot { connections: Vec::new(), used_at: now };
+        let fresh = || Slot {
+            connections: Vec::new(),
+            share: Arc::new(Semaphore::new(MESSAGES_PER_PEER_MAX)),
+            used_at: now,
+        };
         let slot = self.peers.entry(member).or_insert_with(fresh);
         if slot.connections.len() >= CONNECTIONS_PER_PEER_MAX {
             close(&slot.connections.remove(0), b"replaced");
         }
         slot.connections.push(connection.clone());
         slot.used_at = now;
-        let inputs = self.inputs.clone();
-        let (tasks, metrics) = (self.tasks.clone(), self.metrics.clone());
+        let reader = Reader {
+            member,
+            inputs: self.inputs.clone(),
+            room: Arc::clone(&self.room),
+            share: Arc::clone(&slot.share),
+            tasks: self.tasks.clone(),
+            metrics: self.metrics.clone(),
+        };
         self.tasks.spawn_connection("gossip-read", async move {
-            read_loop(member, &connection, &inputs, &tasks, &metrics).await;
-            let _ = inputs.send(Input::Closed(member, connection.stable_id())).await;
+            reader.read(&connection).await;
+            let closed = Input::Closed(member, connection.stable_id());
+            let _ = reader.inputs.send(closed).await; // the driver has stopped
         });
     }
 
@@ -268,37 +291,124 @@ async fn accept_loop(
     }
 }
 
-/// Reads datagrams and messages until the connection ends.
-async fn read_loop(
+/// Reads what one peer sends on one connection.
+#[derive(Clone)]
+struct Reader {
     member: MemberId,
-    connection: &Connection,
-    inputs: &mpsc::Sender<Input>,
-    tasks: &TaskGroup,
-    metrics: &Metrics,
-) {
-    loop {
-        tokio::select! {
-            biased;
-            datagram = connection.read_datagram() => {
-                let Ok(data) = datagram else { return };
-                if inputs.try_send(Input::Datagram(member, data)).is_err() {
-                    metrics.count_gossip_dropped("inbox_full");
+    inputs: mpsc::Sender<Input>,
+    room: Arc<Semaphore>,
+    share: Arc<Semaphore>,
+    tasks: TaskGroup,
+    metrics: Metrics,
+}
+
+impl Reader {
+    /// Reads datagrams and messages until the connection ends.
+    async fn read(&self, connection: &Connection) {
+        loop {
+            tokio::select! {
+                biased;
+                datagram = connection.read_datagram() => {
+                    let Ok(data) = datagram else { return };
+                    if self.inputs.try_send(Input::Datagram(self.member, data)).is_err() {
+                        self.metrics.count_gossip_dropped("inbox_full");
+                    }
+                }
+                next = self.next_stream(connection) => {
+                    let Some((stream, share)) = next else { return };
+                    let reader = self.clone();
+                    self.tasks.spawn_connection("gossip-stream", async move {
+                        match reader.read_message(stream, share).await {
+                            // An error: the driver has stopped.
+                            Ok(message) => drop(reader.inputs.send(message).await),
+                            Err(reason) => reader.metrics.count_gossip_dropped(reason),
+                        }
+                    });
                 }
             }
-            stream = connection.accept_uni() => {
-                // Their number is bounded by the plane's stream limit.
-                let Ok(mut stream) = stream else { return };
-                let (inputs, metrics) = (inputs.clone(), metrics.clone());
-                tasks.spawn_connection("gossip-stream", async move {
-                    match timeout(MESSAGE_TIME_MAX, stream.read_to_end(MESSAGE_LEN_MAX)).await {
-                        Ok(Ok(data)) => {
-                            let _ = inputs.send(Input::Message(member, data)).await;
-                        }
-                        Ok(Err(_)) => metrics.count_gossip_dropped("message_broken"),
-                        Err(_) => metrics.count_gossip_dropped("message_slow"),
-                    }
-                });
-            }
         }
+    }
+
+    /// The next message of the peer, once it may have one more. quinn frees a stream's number when
+    /// it is read to its end, so that the plane's stream limit alone bounds nothing that waits
+    /// after that. Cancel safe: a permit that is not used goes back, a stream stays unaccepted.
+    async fn next_stream(
+        &self,
+        connection: &Connection,
+    ) -> Option<(RecvStream, OwnedSemaphorePermit)> {
+        let share = Arc::clone(&self.share).acquire_owned().await.ok()?; // never closed
+        Some((connection.accept_uni().await.ok()?, share))
+    }
+
+    async fn read_message(
+        &self,
+        mut stream: RecvStream,
+        share: OwnedSemaphorePermit,
+    ) -> Result<Input, &'static str> {
+        let room = Arc::clone(&self.room).acquire_many_owned(MESSAGE_KIB_MAX);
+        let Ok(Ok(mut bytes)) = timeout(MESSAGE_TIME_MAX, room).await else {
+            return Err("inbox_full");
+        };
+        let data = match timeout(MESSAGE_TIME_MAX, stream.read_to_end(MESSAGE_LEN_MAX)).await {
+            Ok(Ok(data)) => data,
+            Ok(Err(_)) => return Err("message_broken"),
+            Err(_) => return Err("message_slow"),
+        };
+        let unused = bytes.num_permits().saturating_sub(data.len() / 1024 + 1);
+        drop(bytes.split(unused));
+        Ok(Input::Message(self.member, data, Room { _bytes: bytes, _share: share }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+    use crate::runtime::Shutdown;
+    use crate::tls::testing::mesh_of;
+    use crate::transport::Limits;
+
+    /// quinn's limit is 64 streams at once, and it frees a stream's number when it has been read.
+    #[tokio::test]
+    async fn peer_has_a_few_messages_in_memory_however_many_it_sends() {
+        const SENT: usize = 200;
+        let [a, b] = &mesh_of(&["a", "b"]).unwrap()[..] else { panic!("two members") };
+        let (tasks, metrics) = (TaskGroup::new(Shutdown::default()), Metrics::new());
+        let bind = |credentials| {
+            let (listen, limits) = ((Ipv4Addr::LOCALHOST, 0), Limits { reset_secret: [7; 32] });
+            Endpoint::bind(listen.into(), credentials, &limits, &metrics, &tasks).unwrap()
+        };
+        let ((ours, queues), (theirs, _queues)) = (bind(a), bind(b));
+        let (inputs, mut inbox) = mpsc::channel(SENT);
+        let (me, at) = (a.member_id(), ours.local_address());
+        let mut pool = Pool::new(me, ours, queues.gossip, inputs, tasks.clone(), &metrics);
+        let sender = theirs.connect(Plane::Gossip, at, Some(me)).await.unwrap();
+        let Some(Input::Accepted(member, accepted)) = inbox.recv().await else { panic!("a peer") };
+        pool.adopt(Moment::START, member, accepted);
+        let connection = sender.clone();
+        tasks.spawn_connection("sender", async move {
+            for _ in 0..SENT {
+                let mut stream = connection.open_uni().await.unwrap();
+                stream.write_all(&[1; 5_000]).await.unwrap();
+                stream.finish().unwrap();
+            }
+        });
+        let mut held = VecDeque::new();
+        for _ in 0..MESSAGES_PER_PEER_MAX {
+            held.push_back(inbox.recv().await);
+        }
+        let more = timeout(Duration::from_millis(300), inbox.recv()).await;
+        assert!(more.is_err(), "no more while the driver has not taken these");
+        let taken = MESSAGES_KIB_MAX - pool.room.available_permits();
+        assert_eq!(taken, MESSAGES_PER_PEER_MAX * 5, "5,000 bytes are 5 KiB each");
+        for number in MESSAGES_PER_PEER_MAX..SENT {
+            held.pop_front();
+            let next = timeout(DELIVERY_TIME_MAX, inbox.recv()).await;
+            assert!(matches!(next, Ok(Some(Input::Message(..)))), "message {number}");
+            held.push_back(next.unwrap());
+        }
+        held.clear();
+        assert_eq!(pool.room.available_permits(), MESSAGES_KIB_MAX, "all room is free again");
     }
 }
