@@ -124,6 +124,10 @@ pub(crate) struct World {
     pub(crate) log: Vec<(Moment, usize, MeshEvent)>,
     /// Who declared whom dead that was running, and not paused, at that time.
     false_deaths: Vec<(usize, usize)>,
+    /// Since when a dial of a member that is believed there waits to begin.
+    wanted: BTreeMap<(usize, Destination), Moment>,
+    /// The longest such wait since this was last reset.
+    pub(crate) dial_wait_max: Duration,
     queue: BTreeMap<(Moment, u64), Happening>,
     queued: u64,
     by_address: BTreeMap<SocketAddr, usize>,
@@ -155,6 +159,8 @@ impl World {
             invariants: Invariants::new(MESH),
             log: Vec::new(),
             false_deaths: Vec::new(),
+            wanted: BTreeMap::new(),
+            dial_wait_max: Duration::ZERO,
             queue: BTreeMap::new(),
             queued: 0,
             by_address: BTreeMap::new(),
@@ -523,6 +529,9 @@ impl World {
                 self.deliver(node, target, transmit);
             }
             _ => {
+                if lane == Lane::There {
+                    self.wanted.entry((node, transmit.to)).or_insert(self.now);
+                }
                 // A full queue drops it, as in an agent.
                 let _ = self.nodes[node].dials.push(lane, transmit);
                 self.begin_dials(node);
@@ -544,6 +553,9 @@ impl World {
 
     fn begin_dials(&mut self, node: usize) {
         while let Some(to) = self.nodes[node].dials.poll_dial() {
+            if let Some(since) = self.wanted.remove(&(node, to)) {
+                self.dial_wait_max = self.dial_wait_max.max(self.now.since(since));
+            }
             let target = self.target(node, &to);
             let (at, is_answered) = self.network.dial(self.now, node, target);
             let peer = target.filter(|_| is_answered);
@@ -554,6 +566,7 @@ impl World {
     fn finish_dial(&mut self, node: usize, to: Destination, peer: Option<usize>) {
         let now = self.now;
         let waiting = self.nodes[node].dials.finish(&to);
+        self.wanted.remove(&(node, to)); // asked for while it was under way
         self.begin_dials(node);
         let ids = peer.map(|peer| (peer, self.nodes[peer].id));
         let mesh = self.nodes[node].mesh.as_mut().expect("it is running");
