@@ -6,15 +6,17 @@ use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use crate::support::{
-    Kind, Noise, Program, Ran, SOON, Server, TestMesh, alone, beside_others, check, digest,
-    eventually, expect_echo, find, free_port, raise_file_limit, run_program, runtime, sized, skip,
-    socks, socks_relay,
+    Kind, Noise, OPENING_MAX, Program, Ran, SOON, Server, TestMesh, alone, beside_others, check,
+    digest, eventually, expect_echo, find, free_port, raise_file_limit, run_program, runtime,
+    sized, skip, socks, socks_relay,
 };
 
 const LONG: Duration = Duration::from_secs(120);
@@ -375,12 +377,16 @@ fn five_thousand_connections_at_once_all_echo_their_bytes() {
     let (failures, opened, peak, took) = runtime().block_on(async {
         let (open, all_open) = tokio::sync::watch::channel(false);
         let (ready, mut readies) = tokio::sync::mpsc::channel(wanted);
+        let opening = Arc::new(Semaphore::new(OPENING_MAX));
         let mut crowd = JoinSet::new();
         for number in 0..wanted {
             let (mut all_open, ready) = (all_open.clone(), ready.clone());
+            let opening = Arc::clone(&opening);
             crowd.spawn(async move {
+                let place = opening.acquire().await;
                 let mut stream = tokio::net::TcpStream::connect(entry).await?;
                 echo_once(&mut stream, number as u64).await?;
+                drop(place);
                 let _ = ready.send(()).await;
                 // All are open at the same time before any may end.
                 let _ = all_open.wait_for(|open| *open).await;

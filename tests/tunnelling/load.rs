@@ -1,15 +1,17 @@
 //! Many connections at once, and readers that take nothing.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use murmesh::runtime::limits;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::nodes::{PATIENCE, ask, echo_server, pair, server, until};
-use crate::support::{alone, skip, within};
+use crate::support::{OPENING_MAX, alone, skip, within};
 
 /// More than a peer is granted at first, and more than connection credit would hold at 256 KiB each
 /// if credit did not grow with the streams.
@@ -58,9 +60,12 @@ async fn five_thousand_connections_at_once_all_get_their_bytes_back() {
         return;
     }
     let (a, b, entry) = pair(echo_server().await).await;
+    let opening = Arc::new(Semaphore::new(OPENING_MAX));
     let mut clients = JoinSet::new();
     for number in 0..count {
+        let opening = Arc::clone(&opening);
         clients.spawn(async move {
+            let _place = opening.acquire().await;
             let mut client = TcpStream::connect(entry).await?;
             client.write_all(&number.to_be_bytes()).await?;
             let back = timeout(3 * PATIENCE, client.read_u64()).await??;
@@ -69,7 +74,10 @@ async fn five_thousand_connections_at_once_all_get_their_bytes_back() {
     }
     let mut open = Vec::new();
     while let Some(ended) = clients.join_next().await {
-        let (client, sent, back) = ended.unwrap().unwrap();
+        let (client, sent, back) = ended.unwrap().unwrap_or_else(|error| {
+            let events = [&a, &b].map(|node| node.events.recent(0));
+            panic!("after {} of {count}: {error}; {events:#?}", open.len())
+        });
         assert_eq!(sent, back);
         open.push(client);
     }

@@ -287,23 +287,31 @@ async fn agent_that_vanishes_is_avoided_within_a_second() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn agent_that_comes_back_on_its_port_resets_what_its_former_self_carried() {
-    let _turn = beside_others();
+    let _turn = alone();
     let [a, b, _] = three().await;
-    b.serve(&[("web", "web", echo_server().await)]);
     let wire = Wire::to(b.address).await;
     a.sees([b.endpoint_behind(&wire, "web")]);
-    let mut client = TcpStream::connect(a.upstream("web").await).await.unwrap();
-    client.write_all(b"hello").await.unwrap();
-    client.read_exact(&mut [0; 5]).await.unwrap();
-    // A second connection, to see what ends both.
-    let beside = a.endpoint.connect(Plane::Data, wire.address, Some(b.id)).await.unwrap();
-    let reborn = Node::start(b.credentials.clone()).await;
-    wire.lead_to(reborn.address);
-    client.write_all(&[0; 100]).await.unwrap();
-    let end = timeout(PATIENCE, client.read(&mut [0; 1])).await.unwrap();
-    assert_eq!(end.unwrap_err().kind(), ErrorKind::ConnectionReset);
-    let cause = timeout(PATIENCE, beside.closed()).await.unwrap();
-    assert_eq!(cause, ConnectionError::Reset, "told by its new self, not guessed from silence");
+    let (entry, echo) = (a.upstream("web").await, echo_server().await);
+    b.serve(&[("web", "web", echo)]);
+    let (mut lives, mut causes) = (vec![b], Vec::new());
+    // On a starved machine silence may be noticed before the word of the new self is read.
+    while !causes.contains(&ConnectionError::Reset) {
+        assert!(causes.len() < 5, "its new self never says that it knows nothing: {causes:?}");
+        let mut client = TcpStream::connect(entry).await.unwrap();
+        client.write_all(b"hello").await.unwrap();
+        client.read_exact(&mut [0; 5]).await.unwrap();
+        // A second connection, to see what ends both.
+        let beside = a.endpoint.connect(Plane::Data, wire.address, Some(lives[0].id));
+        let beside = beside.await.unwrap();
+        let reborn = Node::start(lives[0].credentials.clone()).await;
+        reborn.serve(&[("web", "web", echo)]);
+        wire.lead_to(reborn.address);
+        lives.push(reborn);
+        client.write_all(&[0; 100]).await.unwrap();
+        let end = timeout(PATIENCE, client.read(&mut [0; 1])).await.unwrap();
+        assert_eq!(end.unwrap_err().kind(), ErrorKind::ConnectionReset);
+        causes.push(timeout(PATIENCE, beside.closed()).await.unwrap());
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

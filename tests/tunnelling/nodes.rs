@@ -20,7 +20,7 @@ use murmesh::tls::NodeCredentials;
 use murmesh::tls::testing::mesh_of;
 use murmesh::transport::{Incoming, Limits};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
+use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
@@ -165,8 +165,11 @@ where
     S: Fn(TcpStream) -> F + Send + 'static,
     F: Future<Output = ()> + Send + 'static,
 {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let address = socket.local_addr().unwrap();
+    // A crowd is not lost in the server's own queue.
+    let listener = socket.listen(8_192).unwrap();
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
             tokio::spawn(serve(stream));
@@ -202,21 +205,22 @@ pub(super) fn nobody() -> (SocketAddr, TcpSocket) {
     (socket.local_addr().unwrap(), socket)
 }
 
-/// Sends `bytes`, ends, and reads until the end.
+/// Sends `bytes` and an end, and reads until the end meanwhile: no way holds more than its buffers.
 pub(super) async fn ask(entry: SocketAddr, bytes: &[u8]) -> std::io::Result<Vec<u8>> {
     exchange(TcpStream::connect(entry).await?, bytes).await
 }
 
 pub(super) async fn exchange<S: AsyncRead + AsyncWrite + Unpin>(
-    mut stream: S,
+    stream: S,
     bytes: &[u8],
 ) -> std::io::Result<Vec<u8>> {
     let mut answer = Vec::new();
-    let exchange = async {
-        stream.write_all(bytes).await?;
-        stream.shutdown().await?;
-        stream.read_to_end(&mut answer).await
+    let (mut reader, mut writer) = tokio::io::split(stream);
+    let send = async {
+        writer.write_all(bytes).await?;
+        writer.shutdown().await
     };
+    let exchange = async { tokio::try_join!(send, reader.read_to_end(&mut answer)) };
     timeout(PATIENCE, exchange).await.expect("an answer in time")?;
     Ok(answer)
 }
