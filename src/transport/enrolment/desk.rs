@@ -27,11 +27,13 @@ use crate::wire::{self, WireError};
 const SKEW_MAX_SECS: u64 = 3_600;
 /// Addresses of live members that a newcomer is given.
 const CONTACTS_MAX: usize = 32;
-/// Open invites that one issuer keeps.
-const INVITES_MAX: usize = 1_000;
-/// How long an invite that ended is listed.
-const ENDED_KEPT_SECS: u64 = 24 * 3_600;
+/// How long it is remembered who redeemed an invite that has ended.
+const ENDED_KEPT_SECS: u64 = 600;
 const STATE: &str = "issuer.state";
+/// Longest encoded state, in bytes: half of what the codec would read back.
+const STATE_LEN_MAX: usize = wire::VALUE_LEN_MAX / 2;
+/// Most that one more key costs in the encoded state, its length prefix included.
+const REDEEMED_LEN_MAX: usize = 40;
 
 /// What an issuer must not forget: serials given, invites redeemed and by whom.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,27 +49,44 @@ struct IssuerState {
 impl IssuerState {
     fn load(dir: &DataDir) -> Result<Self, DeskError> {
         match dir.read(STATE)? {
-            Some(bytes) => Ok(wire::decode(&bytes)?),
+            Some(bytes) => wire::decode(&bytes).map_err(|error: WireError| {
+                let (path, what) = (dir.path().join(STATE), error.to_string());
+                StoreError::Damaged { path, what }.into()
+            }),
             // init used serial 1 for the founder
             None => Ok(Self { serial: 1, ..Self::default() }),
         }
+    }
+
+    /// Whether all that is kept can still be written once every use of every invite is redeemed.
+    fn fits(&self) -> Result<bool, WireError> {
+        let redeemable = self.invites.iter().filter_map(|(id, bytes)| {
+            let uses = invite_of(bytes)?.uses as usize;
+            Some(uses.saturating_sub(self.redeemed.get(id).map_or(0, Vec::len)))
+        });
+        let still_to_come = redeemable.fold(0, usize::saturating_add);
+        let most = still_to_come.saturating_mul(REDEEMED_LEN_MAX);
+        Ok(wire::encode(self)?.len().saturating_add(most) <= STATE_LEN_MAX)
     }
 
     /// Forgets invites that ended more than [`ENDED_KEPT_SECS`] ago.
     fn forget_ended(&mut self, now: u64) {
         let Self { invites, redeemed, .. } = self;
         invites.retain(|id, bytes| {
-            let entry = Entry::decode(bytes.clone().into()).ok();
-            let invite = entry.and_then(|entry| wire::decode_payload(&entry.payload()).ok());
-            let is_kept = invite.is_some_and(|invite: Invite| {
-                invite.expires_at.saturating_add(ENDED_KEPT_SECS) > now
-            });
+            let is_kept = invite_of(bytes)
+                .is_some_and(|invite| invite.expires_at.saturating_add(ENDED_KEPT_SECS) > now);
             if !is_kept {
                 redeemed.remove(id);
             }
             is_kept
         });
     }
+}
+
+/// The invite of a signed entry.
+fn invite_of(entry: &[u8]) -> Option<Invite> {
+    let entry = Entry::decode(entry.to_vec().into()).ok()?;
+    wire::decode_payload(&entry.payload()).ok()
 }
 
 /// The invites that this issuer made, for the start of its agent.
@@ -138,7 +157,10 @@ pub enum DeskError {
     NoMember(MemberName),
     #[error("no invite with id {0} was made here")]
     NoInvite(MemberId),
-    #[error("{INVITES_MAX} invites are open; revoke some (murmesh invite revoke ID)")]
+    #[error(
+        "the open invites and their uses are all that this issuer can keep track of \
+         ({STATE_LEN_MAX} bytes); ask for fewer uses, or wait until some invites have ended"
+    )]
     TooManyInvites,
 }
 
@@ -181,11 +203,6 @@ impl IssuerDesk {
     ) -> Result<Token, DeskError> {
         self.check_active().await?;
         let now = clock::unix_seconds();
-        if self.invites().await?.iter().filter(|view| view.invite.expires_at > now).count()
-            >= INVITES_MAX
-        {
-            return Err(DeskError::TooManyInvites);
-        }
         let key = SecretKey::generate()?;
         let invite = Invite {
             key: key.public_key(),
@@ -234,7 +251,11 @@ impl IssuerDesk {
         let entry =
             self.authority()?.sign_entry(EntryKind::INVITE, *id.as_bytes(), version, &payload)?;
         self.state.forget_ended(clock::unix_seconds());
-        self.state.invites.insert(id, entry.bytes().to_vec());
+        let before = self.state.invites.insert(id, entry.bytes().to_vec());
+        if before.is_none() && !self.state.fits()? {
+            self.state.invites.remove(&id);
+            return Err(DeskError::TooManyInvites);
+        }
         self.save()?;
         self.publish(entry).await
     }
@@ -521,4 +542,19 @@ impl IssuerDesk {
 /// The issuing key that an issuer's entry is about.
 fn own_key(entry: &Entry) -> Result<PublicKey, DeskError> {
     Ok(wire::decode_payload::<Issuer>(&entry.payload())?.key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_state_is_read_back() {
+        let keys = vec![PublicKey([255; 32]); STATE_LEN_MAX / REDEEMED_LEN_MAX];
+        let redeemed = BTreeMap::from([(PublicKey([1; 32]).member_id(), keys)]);
+        let state = IssuerState { redeemed, ..IssuerState::default() };
+        let bytes = wire::encode(&state).unwrap();
+        assert!(bytes.len() <= STATE_LEN_MAX, "{} bytes", bytes.len());
+        assert_eq!(wire::decode::<IssuerState>(&bytes).unwrap(), state);
+    }
 }

@@ -177,6 +177,20 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn an_issuer_promises_no_more_uses_than_it_can_keep_track_of() {
+        let founder = Founder::new().await;
+        let options =
+            |uses| InviteOptions { ttl: Duration::from_secs(60), uses, name: None, services: None };
+        let mut desk = founder.desk.lock().await;
+        desk.invite(options(10_000), vec![]).await.unwrap();
+        let refused = desk.invite(options(10_000), vec![]).await;
+        assert!(matches!(refused, Err(DeskError::TooManyInvites)), "{refused:?}");
+        desk.invite(options(1_000), vec![]).await.unwrap();
+        drop(desk);
+        founder.tasks.stop().await;
+    }
+
+    #[tokio::test]
     async fn a_newcomer_whose_answer_was_lost_may_ask_again() {
         let founder = Founder::new().await;
         let token = founder.invite(60, 1).await;
