@@ -31,6 +31,8 @@ fn crashes(name: &str, count: usize, loss: f64, most: Duration, all: Duration) {
     let at_most: Times = runs.iter().map(|(most, _)| *most).collect();
     let at_all: Times = runs.iter().map(|(_, all)| *all).collect();
     println!("{name}: N = {count}, loss {loss}: known to 99 %: {at_most}; to all: {at_all}");
+    // Of fewer runs the 95th percentile is the slowest, and one late probe decides.
+    let most = if runs.len() < 20 { all } else { most };
     assert!(at_most.percentile(0.95) <= most, "99 % of the members: {at_most}");
     assert!(at_all.max() <= all, "all members: {at_all}");
 }

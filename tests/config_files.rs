@@ -58,6 +58,7 @@ weight = -1
 
 #[test]
 fn a_unix_socket_for_the_api_is_not_available_yet() {
+    let _turn = beside_others();
     let told = faults("[listen]\napi = \"unix:/run/api.sock\"\n");
     assert!(told[0].contains("listen.api") && told[0].contains("not available yet"), "{told:?}");
 }

@@ -372,6 +372,7 @@ async fn start_that_fails_says_why_and_leaves_nothing_running() {
 
 #[test]
 fn agent_and_its_streams_may_be_shared_between_threads() {
+    let _turn = beside_others();
     fn is_shared<T: Send + Sync>() {}
     fn is_sent<T: Send>() {}
     is_shared::<Agent>();
