@@ -121,6 +121,8 @@ pub struct Agent {
 impl Agent {
     /// Starts an agent with the identity in its data directory. Returns when it is bound, gossiping
     /// and answering on its API; [`Agent::ready`] tells when the data plane can serve.
+    ///
+    /// All of its threads log through the process's `tracing` subscriber: one that blocks stops them.
     pub async fn start(settings: Settings) -> Result<Self, StartError> {
         let dir = settings.data_dir.value.clone();
         let credentials = dir.credentials()?;
