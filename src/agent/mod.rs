@@ -179,6 +179,7 @@ impl Agent {
     /// and answering on its API; [`Agent::ready`] tells when the data plane can serve.
     ///
     /// Two agents cannot share a data directory; that and every other failure leaves nothing running.
+    /// All of its threads log through the process's `tracing` subscriber: one that blocks stops them.
     pub async fn start(settings: Settings) -> Result<Self, StartError> {
         let shutdown = Shutdown::default();
         let tasks = TaskGroup::new(shutdown.clone());

@@ -87,12 +87,12 @@ pub(super) async fn agent(global: &Global, args: AgentArgs) -> Outcome {
     end_with_parent();
     let settings = load(&overrides(global, &args)).map_err(Failure::failed)?;
     let voice = Voice::start(&settings)?;
-    let outcome = run(settings, &voice).await;
-    match voice.flush() {
-        true => outcome,
-        // Whoever started us does not read; saying more would hold up the end for ever.
-        false => outcome.or_else(|failure| Ok(failure.exit)),
-    }
+    let exit = run(settings, &voice).await.unwrap_or_else(|failure| {
+        voice.note(&failure);
+        failure.exit
+    });
+    voice.flush();
+    Ok(exit)
 }
 
 /// What an agent says. None of it blocks: whoever stops reading must not stop the agent.
@@ -117,9 +117,10 @@ impl Voice {
         self.log.push(format!("{text}\n").as_bytes());
     }
 
-    /// False when somebody did not read all in time.
-    fn flush(&self) -> bool {
-        self.out.flush(FLUSH_TIME_MAX) && self.log.flush(FLUSH_TIME_MAX)
+    /// Gives whoever reads some time to have it all; the end waits no longer.
+    fn flush(&self) {
+        self.out.flush(FLUSH_TIME_MAX);
+        self.log.flush(FLUSH_TIME_MAX);
     }
 }
 
