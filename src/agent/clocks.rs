@@ -19,7 +19,9 @@ use crate::transport::enrolment::renewal::{Door, Skew, ask_time};
 
 /// How often one random peer is asked. Clocks that drift, drift by seconds a day.
 const INTERVAL: Duration = Duration::from_secs(600);
-/// How often while there are too few answers for a median.
+/// How often while there are too few answers for a median: each costs a handshake, some 7 KB.
+const INTERVAL_SETTLING: Duration = Duration::from_secs(60);
+/// How long a start waits for others to ask.
 const INTERVAL_FIRST: Duration = Duration::from_secs(5);
 /// Answers kept. Of five two may be wrong.
 const SAMPLES_MAX: usize = 5;
@@ -58,10 +60,9 @@ pub(super) async fn measure(
     seed: u64,
 ) {
     let (mut rng, mut samples) = (SmallRng::seed_from_u64(seed), Samples::default());
+    let mut pause = INTERVAL_FIRST;
     loop {
-        let is_known = !samples.skews.is_empty()
-            && samples.skews.len() >= SAMPLES_MAX.min(snapshot.load().members.len());
-        sleep(if is_known { INTERVAL } else { INTERVAL_FIRST }).await;
+        sleep(pause).await;
         let others = snapshot.load_full();
         let others = others.members.values();
         let others = others.filter(|view| view.id != me && view.state == MemberState::Alive);
@@ -71,6 +72,8 @@ pub(super) async fn measure(
             Ok(skew) => samples.push(skew),
             Err(error) => debug!(peer = %peer.name, %error, "no time from a peer"),
         }
+        let is_known = samples.skews.len() >= SAMPLES_MAX;
+        pause = if is_known { INTERVAL } else { INTERVAL_SETTLING };
         let Some(median) = samples.median() else { continue };
         metrics.clock_skew.set(median);
         if median.abs() > SKEW_WARNING_SECS {
