@@ -40,7 +40,11 @@ pub(crate) type Happening = (Duration, usize, EventKind, String, String);
 /// What a node is asked to do.
 enum Wish {
     Stop(MemberPhase),
-    Call { len: u64 },
+    /// With `pause` before each part.
+    Call {
+        len: u64,
+        pause: Duration,
+    },
 }
 
 /// A machine with one agent.
@@ -267,7 +271,12 @@ impl<'a> Fleet<'a> {
 
     /// Lets a node call `echo` once, with `len` bytes there and back.
     pub(crate) fn call(&self, from: usize, len: u64) {
-        self.nodes[from].wishes.borrow_mut().push_back(Wish::Call { len });
+        self.call_slowly(from, len, Duration::ZERO);
+    }
+
+    /// As [`Fleet::call`], with a pause before each 8 KiB.
+    pub(crate) fn call_slowly(&self, from: usize, len: u64, pause: Duration) {
+        self.nodes[from].wishes.borrow_mut().push_back(Wish::Call { len, pause });
     }
 
     /// Lets time pass with calls of `len` bytes from `from`, one every `pause`.
@@ -415,9 +424,9 @@ async fn run(node: Rc<Node>, shared: Rc<Shared>) -> turmoil::Result {
         let wish = node.wishes.borrow_mut().pop_front();
         match wish {
             None => sleep(Duration::from_millis(10)).await,
-            Some(Wish::Call { len }) => {
+            Some(Wish::Call { len, pause }) => {
                 let call = shared.ledger.borrow_mut().begin(len);
-                spawn_local(call_once(call, Rc::clone(&shared)));
+                spawn_local(call_once(call, pause, Rc::clone(&shared)));
             }
             Some(Wish::Stop(phase)) => {
                 let stopped = agent.stop(phase, DRAIN).await;
@@ -483,18 +492,19 @@ async fn echo_back(index: usize, mut stream: TcpStream, shared: Rc<Shared>) -> s
     stream.shutdown().await
 }
 
-async fn call_once(call: Call, shared: Rc<Shared>) {
-    let _ = exchange(call, &shared).await; // a cut: the ledger knows how far
+async fn call_once(call: Call, pause: Duration, shared: Rc<Shared>) {
+    let _ = exchange(call, pause, &shared).await; // a cut: the ledger knows how far
     shared.ledger.borrow_mut().end(call);
 }
 
-async fn exchange(call: Call, shared: &Shared) -> std::io::Result<()> {
+async fn exchange(call: Call, pause: Duration, shared: &Shared) -> std::io::Result<()> {
     let stream = TcpStream::connect(ENTRY).await?;
     let (mut reader, mut writer) = stream.into_split();
     let ask = async {
         writer.write_all(&call.head()).await?;
         let (mut at, mut buffer) = (0, [0; 8192]);
         while at < call.len {
+            sleep(pause).await;
             let count = call.fill(at, &mut buffer);
             writer.write_all(&buffer[..count]).await?;
             at += count as u64;

@@ -51,6 +51,17 @@ fn agents_join_and_carry_calls() {
 }
 
 #[test]
+fn a_connection_lasts_as_long_as_its_ends_want() {
+    with_seeds("a_connection_lasts_as_long_as_its_ends_want", |seed| {
+        let mut fleet = Fleet::whole(seed, 3);
+        fleet.call_slowly(0, 30_000, secs(50)); // nothing for 50 s, four times
+        fleet.call_slowly(0, 2_000_000, secs(1)); // four minutes of traffic
+        fleet.run_for(secs(300));
+        assert_eq!(fleet.settle_calls(), (2, 0), "nobody has ended or cut them");
+    });
+}
+
+#[test]
 fn a_newcomer_sees_all_and_is_used() {
     let name = "a_newcomer_sees_all_and_is_used";
     let seen: Times = with_seeds(name, |seed| {

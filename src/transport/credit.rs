@@ -39,6 +39,11 @@ impl Default for Credit {
 }
 
 impl Credit {
+    /// Whether a tunnel is open, or being opened.
+    pub(super) fn is_in_use(&self) -> bool {
+        self.open.load(Ordering::Relaxed) > 0
+    }
+
     /// A place for one more tunnel. Covers four times as many once half of the places are taken,
     /// and then says how many that are.
     pub(super) fn enter(&self, connection: &Connection) -> (Place, Option<u32>) {

@@ -245,8 +245,8 @@ impl Inner {
             let fresh = Watched { silence, used_at: now, sampled_at: now, seen_at: now };
             let seen = watched.entry(link.connection.stable_id()).or_insert(fresh);
             seen.seen_at = now;
-            if Arc::strong_count(link) > 1 {
-                seen.used_at = now; // somebody beside this table holds it
+            if link.credit.is_in_use() || Arc::strong_count(link) > 1 {
+                seen.used_at = now; // a tunnel is open, or somebody is about to open one
             }
             if now.since(seen.used_at) > REST_MAX {
                 link.connection.close(VarInt::from_u32(0), b"resting");
