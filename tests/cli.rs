@@ -368,3 +368,16 @@ fn a_second_machine_joins_by_a_token_from_standard_input() {
     assert_eq!(code(&elsewhere), 2);
     assert!(err(&elsewhere).contains("belongs to mesh"), "{}", err(&elsewhere));
 }
+
+#[test]
+fn a_token_never_leaves_the_machine() {
+    let _turn = beside_others();
+    let dir = tempfile::tempdir().unwrap();
+    for elsewhere in ["192.0.2.2:7371", "example.com:7371", "http://127.0.0.1:7371", "7371"] {
+        let words = ["--data-dir", dir.path().to_str().unwrap(), "--api", elsewhere, "members"];
+        let told = assert_cmd::Command::new(env!("CARGO_BIN_EXE_murmesh")).args(words).output();
+        let told = told.unwrap();
+        assert_eq!(told.status.code(), Some(64), "{elsewhere}: {told:?}");
+        assert!(String::from_utf8_lossy(&told.stderr).contains(elsewhere), "{told:?}");
+    }
+}

@@ -1,5 +1,6 @@
 //! Talks to the running agent through its local API.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -32,6 +33,12 @@ const RETRY_PAUSE: Duration = Duration::from_millis(100);
 /// Longest answer read: 10,000 events are below.
 const ANSWER_LEN_MAX: usize = 64 * 1024 * 1024;
 
+fn is_here(api: &str) -> bool {
+    let is_loopback = |address: SocketAddr| address.ip().is_loopback();
+    let port = api.strip_prefix("localhost:");
+    api.parse().is_ok_and(is_loopback) || port.is_some_and(|port| port.parse::<u16>().is_ok())
+}
+
 /// The API of the agent that this command line means.
 pub(super) struct Client {
     told: Option<String>,
@@ -44,6 +51,11 @@ impl Client {
     /// listens, else at the default address.
     pub(super) fn new(global: &Global) -> Result<Self, Failure> {
         let (told, data_dir) = (global.api.clone(), data_dir(global).map(DataDir::new));
+        if let Some(elsewhere) = told.as_ref().filter(|told| !is_here(told)) {
+            // A change carries the token of this machine's agent, in clear.
+            let message = format!("--api: '{elsewhere}' is no loopback address with a port");
+            return Err(Failure::usage(message).hint("an address of this machine: 127.0.0.1:7371"));
+        }
         Ok(Self { told, data_dir, tasks: TaskGroup::new(Shutdown::default()) })
     }
 
