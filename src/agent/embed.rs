@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use super::{Agent, JoinOptions, StartError, Watch, join, literal};
+use super::seeds::literal;
+use super::{Agent, JoinOptions, StartError, Watch, join};
 use crate::api::{
     Control, ControlError, ExposeSpec, InviteMade, UpstreamSelector, UpstreamSpec, control,
 };

@@ -1,0 +1,43 @@
+//! Where an agent looks for its first members: addresses as told, and names that are resolved again
+//! and again.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tracing::warn;
+
+use crate::config::Seed;
+use crate::transport::gossip::GossipHandle;
+
+/// How often names of seeds are resolved again: a seed may move.
+const RESOLVE_INTERVAL: Duration = Duration::from_secs(30);
+
+/// Seeds that need no resolver: the start waits for none.
+pub(super) fn literal(seeds: &[Seed]) -> Vec<SocketAddr> {
+    let address = |seed: &Seed| Some(SocketAddr::new(seed.host().parse().ok()?, seed.port()));
+    seeds.iter().filter_map(address).collect()
+}
+
+/// Resolves seeds. One that has no address now is tried again later.
+async fn resolve(seeds: &[Seed]) -> Vec<SocketAddr> {
+    let mut found = Vec::new();
+    for seed in seeds {
+        match tokio::net::lookup_host((seed.host(), seed.port())).await {
+            Ok(addresses) => found.extend(addresses),
+            Err(error) => warn!(%seed, %error, "seed has no address now"),
+        }
+    }
+    found
+}
+
+/// Resolves seeds that are names, now and again and again: a seed may move.
+pub(super) async fn resolve_again(seeds: Vec<Seed>, gossip: GossipHandle) {
+    let is_name = |seed: &Seed| seed.host().parse::<std::net::IpAddr>().is_err();
+    let names: Vec<Seed> = seeds.into_iter().filter(is_name).collect();
+    while !names.is_empty() {
+        for address in resolve(&names).await {
+            gossip.add_seed(address).await;
+        }
+        tokio::time::sleep(RESOLVE_INTERVAL).await;
+    }
+}

@@ -1,0 +1,452 @@
+//! The start of an agent: every part begun in the order in which it can fail most cheaply, and put
+//! together. What had begun before something failed is undone.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use tokio::net::TcpListener;
+use tokio::sync::{Mutex, Notify, mpsc, watch};
+use tracing::{info, warn};
+
+use super::control::Controller;
+use super::identity::{self, Keeper};
+use super::join::JoinError;
+use super::left::{self, has_left};
+use super::local::LocalServices;
+use super::{Agent, CancelOnDrop, clocks, disk, join_all, seeds};
+use crate::api::control::CONTROL_QUEUE_LEN_MAX;
+use crate::api::{
+    self, ApiState, ApiToken, CallView, Calls, ControlError, Identity, Local, Readiness,
+    UpstreamSpec,
+};
+use crate::config::{RuntimeFile, Setting, Settings};
+use crate::mesh::{Mesh, MeshConfig, Snapshot};
+use crate::model::{Entry, Target};
+use crate::proxy::{self, Proxy};
+use crate::runtime::clock::Clock;
+use crate::runtime::{Shutdown, Stage, TaskGroup, Thread, ThreadError, entropy, limits, machine};
+use crate::telemetry::{EventKind, EventLog, Metrics};
+use crate::tls::NodeCredentials;
+use crate::tls::store::{DataDir, StoreError};
+use crate::transport::Limits;
+use crate::transport::enrolment::{self, IssuerDesk};
+use crate::transport::gossip::{Durable, Gossip, gossip_channel};
+
+/// Reports of the data plane that wait for the gossip driver; more are dropped, the next will say
+/// the same.
+const EVIDENCE_LEN: usize = 1_024;
+/// The file that tells the command line where the API really listens.
+const API_ADDRESS: &str = api::ADDRESS_FILE;
+
+/// An agent could not start. Everything it had begun is undone; what it wrote into its data directory
+/// is of use to the next start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// No identity, a damaged one, or another agent has it. Fault: the data directory.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The member left its mesh for good. Fault: whoever starts it again.
+    #[error("{} has left its mesh; '{way_back}' brings it back, then start the agent", path.display())]
+    Left {
+        /// The data directory.
+        path: PathBuf,
+        /// The command that brings it back.
+        way_back: &'static str,
+    },
+    /// The mesh could not be joined ([`Agent::join`]).
+    #[error(transparent)]
+    Join(#[from] JoinError),
+    /// The port of the mesh is taken, or no address of this machine.
+    #[error(transparent)]
+    Proxy(#[from] proxy::StartError),
+    /// Fault: the system.
+    #[error(transparent)]
+    Thread(#[from] ThreadError),
+    /// Fault: the system.
+    #[error(transparent)]
+    Entropy(#[from] entropy::EntropyError),
+    /// The identity is not usable. Fault: the data directory.
+    #[error(transparent)]
+    Tls(#[from] crate::tls::TlsError),
+    /// What an issuer must remember cannot be read. Fault: the data directory.
+    #[error(transparent)]
+    Desk(#[from] enrolment::DeskError),
+    /// What this member would say of itself is no valid record.
+    #[error("cannot begin as a member: {0}")]
+    Mesh(#[from] crate::mesh::Error),
+    /// The API's address was asked for and is taken, or no address of this machine.
+    #[error("listen.api: cannot listen on {address}: {error}")]
+    Api {
+        /// As asked.
+        address: SocketAddr,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// An instance or an entry of the settings cannot be had.
+    #[error("{what} ({origin}): {error}")]
+    Entry {
+        /// Which.
+        what: String,
+        /// Who asked for it: a flag, or a line of a file.
+        origin: String,
+        /// Why.
+        error: ControlError,
+    },
+    /// Nobody would know where to dial this member. Fault: the settings.
+    #[error(
+        "the mesh port {0} is bound on every address and this machine has no default route; \
+         say where others reach it with --advertise ip:port"
+    )]
+    NoAdvertise(SocketAddr),
+}
+
+impl Agent {
+    /// Starts an agent with the identity in its data directory. Returns when it is bound, gossiping
+    /// and answering on its API; [`Agent::ready`] tells when the data plane can serve.
+    ///
+    /// Two agents cannot share a data directory; that and every other failure leaves nothing running.
+    /// All of its threads log through the process's `tracing` subscriber: one that blocks stops them.
+    pub async fn start(settings: Settings) -> Result<Self, StartError> {
+        let shutdown = Shutdown::default();
+        let tasks = TaskGroup::new(shutdown.clone());
+        let mut threads = Vec::new();
+        match Self::wire(settings, shutdown, tasks.clone(), &mut threads).await {
+            Ok(mut agent) => {
+                agent.threads = threads;
+                Ok(agent)
+            }
+            Err(error) => {
+                tasks.stop().await;
+                join_all(threads).await; // every handle is gone, so they end
+                Err(error)
+            }
+        }
+    }
+
+    /// Starts every part and puts them together. What it started before it failed is in `tasks` and
+    /// `threads`.
+    async fn wire(
+        settings: Settings,
+        shutdown: Shutdown,
+        tasks: TaskGroup,
+        threads: &mut Vec<Thread>,
+    ) -> Result<Self, StartError> {
+        let dir = settings.data_dir.value.clone();
+        let credentials = dir.credentials()?;
+        let lock = dir.lock()?;
+        if has_left(&dir) {
+            let (path, way_back) = (dir.path().to_owned(), left::way_back(&dir));
+            return Err(StartError::Left { path, way_back });
+        }
+        let open_files = limits::raise_open_files();
+        info!(member = %credentials.name(), id = %credentials.member_id(), open_files, "starting");
+        let (metrics, clock) = (Metrics::new(), Clock::new());
+        let events = EventLog::new(credentials.name().as_str());
+        identity::count_expiry(&metrics, &credentials);
+        metrics.show_events_dropped(events.dropped());
+        let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
+        let (snapshots, snapshots_reader) = watch::channel(snapshot.load_full());
+
+        // The API's port first: the cheapest thing that can be wrong.
+        let api_listener = listen_api(&settings.api).await?;
+        let api_address = match &api_listener {
+            Some(listener) => listener
+                .local_addr()
+                .map_err(|error| StartError::Api { address: settings.api.value, error })?,
+            None => settings.api.value,
+        };
+
+        let (evidence, evidence_queue) = mpsc::channel(EVIDENCE_LEN);
+        let data = Proxy::start(proxy::Settings {
+            listen: settings.mesh.value,
+            credentials: credentials.clone(),
+            limits: Limits { reset_secret: dir.reset_secret()? },
+            snapshot: snapshot.clone(),
+            evidence,
+            events: events.clone(),
+            metrics: metrics.clone(),
+            clock,
+            shutdown: shutdown.clone(),
+        })
+        .await?;
+        threads.push(data.thread);
+        let mesh_address = data.endpoint.local_address();
+        let advertise = advertised(settings.advertise.value, mesh_address)?;
+
+        let mesh = Mesh::new(
+            clock.now(),
+            MeshConfig {
+                mesh: *credentials.mesh(),
+                root: credentials.genesis().root,
+                name: credentials.name().clone(),
+                address: advertise,
+                zone: settings.zone.value.clone(),
+                agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+                epoch: dir.claim_epochs()?,
+                profile: settings.profile.value,
+                seeds: seeds::literal(&settings.seeds.value),
+                remembered: disk::remembered(&dir)?,
+            },
+            Box::new(credentials.signer()?),
+            entropy::seed()?,
+            starting_entries(&credentials, &dir)?,
+        )?;
+        let (gossip, commands) = gossip_channel();
+        let (settled, settled_reader) = watch::channel(false);
+        let (durable, durable_reader) = watch::channel(Durable::default());
+        let gossip_tasks = TaskGroup::new(shutdown.clone());
+        let driver = Gossip {
+            mesh,
+            clock,
+            endpoint: data.endpoint.clone(),
+            incoming: data.gossip,
+            commands,
+            evidence: evidence_queue,
+            snapshot: snapshot.clone(),
+            snapshots,
+            durable,
+            settled,
+            events: events.clone(),
+            metrics: metrics.clone(),
+            tasks: gossip_tasks,
+        };
+        threads.push(Thread::start("gossip", shutdown.clone(), move || driver.run())?);
+        let disk = TaskGroup::new(shutdown.clone());
+        disk.spawn("persist", disk::persist(dir.clone(), durable_reader, gossip.clone()));
+        tasks.spawn(
+            "resolve-seeds",
+            seeds::resolve_again(settings.seeds.value.clone(), gossip.clone()),
+        );
+
+        let desk = Arc::new(Mutex::new(IssuerDesk::open(
+            dir.authority()?,
+            credentials.clone(),
+            dir.clone(),
+            gossip.clone(),
+            metrics.clone(),
+            events.clone(),
+        )?));
+        let identity = Arc::new(ArcSwap::from_pointee(Identity {
+            credentials: credentials.clone(),
+            renews_at: 0,
+            degraded: None,
+        }));
+        let (allow, allowed) = watch::channel(credentials.enrolled().services.clone());
+        let keeper = Arc::new(Keeper {
+            allow,
+            dir: dir.clone(),
+            endpoint: data.endpoint.clone(),
+            gossip: gossip.clone(),
+            desk: desk.clone(),
+            seeds: seeds::literal(&settings.seeds.value),
+            snapshot: snapshot.clone(),
+            identity: identity.clone(),
+            events: events.clone(),
+            metrics: metrics.clone(),
+            clock,
+            chance: Notify::new(),
+            outdated: Notify::new(),
+        });
+        tasks.spawn("renew certificate", keeper.clone().renew_for_ever(entropy::seed()?));
+        tasks.spawn("watch certificates", keeper.watch());
+        let measure = clocks::measure(
+            credentials.member_id(),
+            data.endpoint.clone(),
+            snapshot.clone(),
+            metrics.clone(),
+            entropy::seed()?,
+        );
+        tasks.spawn("compare clocks", measure);
+        let endpoint = data.endpoint.clone();
+        let door = enrolment::serve(
+            data.endpoint,
+            data.enrolment,
+            desk.clone(),
+            snapshot.clone(),
+            metrics.clone(),
+            tasks.clone(),
+        );
+        tasks.spawn("enrolment-door", door);
+
+        let (leave, leaving) = watch::channel(false);
+        let local = Arc::new(ArcSwap::from_pointee(Local::default()));
+        let mut controller = Controller {
+            dir: dir.clone(),
+            services: LocalServices::new(credentials.enrolled().services.clone()),
+            upstreams: Vec::new(),
+            socks: settings.socks.value.map(Target::Tcp),
+            runtime: RuntimeFile::load(&dir)?,
+            view: local.clone(),
+            proxy: data.proxy.clone(),
+            gossip: gossip.clone(),
+            desk,
+            me: credentials.member_id(),
+            allowed,
+            snapshot: snapshot.clone(),
+            endpoint,
+            advertise,
+            events: events.clone(),
+            leaving: leave,
+        };
+        open_settings(&mut controller, &settings, &data.proxy).await?;
+        let (control, control_queue) = mpsc::channel(CONTROL_QUEUE_LEN_MAX);
+        tasks.spawn("control", controller.run(control_queue));
+
+        let (ready, readiness) = watch::channel(Readiness::NotReady("the agent is starting"));
+        tasks.spawn("readiness", watch_readiness(ready, settled_reader, shutdown.clone()));
+        let calls = data.proxy.clone();
+        let state = ApiState {
+            me: credentials.member_id(),
+            name: credentials.name().clone(),
+            mesh: *credentials.mesh(),
+            snapshot: snapshot.clone(),
+            local,
+            identity: identity.clone(),
+            calls: Calls::new(move |endpoint| CallView {
+                in_flight: calls.in_flight().of(&endpoint.member, &endpoint.instance).into(),
+                trouble: calls.trouble(endpoint),
+            }),
+            readiness: readiness.clone(),
+            control: control.clone(),
+            events: events.clone(),
+            metrics: metrics.clone(),
+            forget_after: settings.forget_after.value,
+            settings: settings.dump().into(),
+            clock,
+            token: ApiToken::new(&dir.api_token()?),
+        };
+        dir.write(API_ADDRESS, api_address.to_string().as_bytes())?;
+        if let Some(listener) = api_listener {
+            tasks.spawn("api", api::serve(listener, state, tasks.clone()));
+        }
+
+        events.record(EventKind::AgentStarted, credentials.name(), format!("mesh {mesh_address}"));
+        Ok(Self {
+            id: credentials.member_id(),
+            name: credentials.name().clone(),
+            identity,
+            snapshot,
+            snapshots: snapshots_reader,
+            proxy: data.proxy,
+            gossip,
+            events,
+            metrics,
+            shutdown,
+            control,
+            leaving,
+            readiness,
+            dir,
+            mesh_address,
+            api_address,
+            tasks: CancelOnDrop(tasks),
+            disk,
+            threads: Vec::new(),
+            _lock: lock,
+        })
+    }
+}
+
+/// Listens where the settings say; a default that is taken gives way to any free port. On a simulated
+/// machine nobody asks over HTTP.
+async fn listen_api(setting: &Setting<SocketAddr>) -> Result<Option<TcpListener>, StartError> {
+    let address = setting.value;
+    if machine::simulated().is_some() {
+        return Ok(None);
+    }
+    match TcpListener::bind(address).await {
+        Ok(listener) => Ok(Some(listener)),
+        Err(error) if !setting.is_asked() => {
+            warn!(%address, %error, "the API's default address is taken, any free port will do");
+            let any = SocketAddr::new(address.ip(), 0);
+            let listener = TcpListener::bind(any).await;
+            listener.map(Some).map_err(|error| StartError::Api { address: any, error })
+        }
+        Err(error) => Err(StartError::Api { address, error }),
+    }
+}
+
+/// Where others reach us: as told, or where we are bound when that is one address.
+fn advertised(told: Option<SocketAddr>, bound: SocketAddr) -> Result<SocketAddr, StartError> {
+    match told {
+        Some(address) if address.port() == 0 => Ok(SocketAddr::new(address.ip(), bound.port())),
+        Some(address) => Ok(address),
+        None if bound.ip().is_unspecified() => Err(StartError::NoAdvertise(bound)),
+        None => Ok(bound),
+    }
+}
+
+/// What was known when the agent last ran, and what it owns even if that file was lost or is behind:
+/// its enrolment and, on issuers, its invites.
+fn starting_entries(
+    credentials: &NodeCredentials,
+    dir: &DataDir,
+) -> Result<Vec<Entry>, StartError> {
+    let mut entries = dir.entries()?;
+    entries.push(credentials.enrolment().clone());
+    entries.extend(enrolment::stored_invites(dir)?);
+    Ok(entries)
+}
+
+/// Opens all that flags and files say, then what the command line added in an earlier run.
+async fn open_settings(
+    controller: &mut Controller,
+    settings: &Settings,
+    proxy: &Proxy,
+) -> Result<(), StartError> {
+    let failed = |what: String, origin: &dyn ToString| {
+        let origin = origin.to_string();
+        move |error| StartError::Entry { what, origin, error }
+    };
+    for Setting { value, origin } in &settings.exposes {
+        let what = format!("expose {}", value.id);
+        controller.expose(value.clone()).await.map_err(failed(what, origin))?;
+    }
+    for Setting { value, origin } in &settings.upstreams {
+        let what = format!("upstream {} {}", value.service, value.listen);
+        controller.open(value.clone()).await.map_err(failed(what, origin))?;
+    }
+    if let Some(address) = settings.socks.value {
+        let opened = proxy.open_socks(Target::Tcp(address)).await;
+        let opened = opened.map_err(|error| ControlError::Invalid(error.to_string()));
+        opened.map_err(failed("listen.socks".into(), &settings.socks.origin))?;
+    }
+    let is_in_files = |id| settings.exposes.iter().any(|expose| expose.value.id == id);
+    for spec in controller.runtime.expose.clone() {
+        if is_in_files(spec.id.clone()) {
+            continue;
+        }
+        let id = spec.id.clone();
+        if let Err(error) = controller.expose(spec).await {
+            warn!(instance = %id, %error, "cannot expose again what was exposed before");
+        }
+    }
+    for spec in controller.runtime.upstream.clone() {
+        if let Err(error) = controller.open(spec.clone()).await {
+            let UpstreamSpec { service, listen } = spec;
+            warn!(%service, %listen, %error, "cannot open again what was open before");
+        }
+    }
+    Ok(())
+}
+
+/// Ready once this member takes part, and until it drains.
+async fn watch_readiness(
+    ready: watch::Sender<Readiness>,
+    mut settled: watch::Receiver<bool>,
+    shutdown: Shutdown,
+) {
+    ready.send_replace(Readiness::NotReady("this member has not heard from its mesh yet"));
+    tokio::select! {
+        biased;
+        () = shutdown.reached(Stage::Draining) => {}
+        true = async { settled.wait_for(|settled| *settled).await.is_ok() } => {
+            ready.send_replace(Readiness::Ready);
+            shutdown.reached(Stage::Draining).await;
+        }
+    }
+    ready.send_replace(Readiness::NotReady("the agent is draining"));
+    // The API may ask until it is stopped, too.
+    ready.closed().await;
+}
