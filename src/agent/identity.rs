@@ -17,6 +17,7 @@ use tracing::warn;
 use crate::api::Identity;
 use crate::mesh::Snapshot;
 use crate::model::{EntryVersion, MemberId, MemberState, Moment, PublicKey, ServiceName};
+use crate::runtime::blocking;
 use crate::runtime::clock::{self, Clock};
 use crate::telemetry::{EventKind, EventLog, Metrics};
 use crate::tls::grace::IssuerWatch;
@@ -184,8 +185,7 @@ impl Keeper {
             let _ = self.gossip.publish(entry).await; // refused: nobody's loss, the issuer tells it, too
         }
         let (dir, chain) = (self.dir.clone(), renewed.chain().to_vec());
-        let stored = tokio::task::spawn_blocking(move || dir.store_chain(&chain)).await;
-        stored.map_err(|_| RenewError::Broken)??;
+        blocking(move || dir.store_chain(&chain)).await.ok_or(RenewError::Broken)??;
         self.endpoint.set_credentials(&renewed)?;
         count_expiry(&self.metrics, &renewed);
         self.show(|identity| identity.credentials = renewed.clone());
