@@ -366,7 +366,7 @@ impl Outbound {
         };
         let (service, reason) = (ask.service.as_str(), error.reason());
         self.metrics.count_refused(ask.greeting.door(), reason);
-        self.traffic.report(&self.events, EventKind::ConnectionRefused, service, reason);
+        self.events.record(EventKind::ConnectionRefused, service, reason);
         ask.greeting.turn_away(client, error).await;
     }
 }

@@ -78,11 +78,6 @@ impl Traffic {
         let reason = if kind == EventKind::StreamStalled { "stalled" } else { "connection lost" };
         events.record(kind, service, reason);
     }
-
-    /// Records an event.
-    pub(super) fn report(&self, events: &EventLog, kind: EventKind, subject: &str, reason: &str) {
-        events.record(kind, subject, reason);
-    }
 }
 
 impl Counters {
