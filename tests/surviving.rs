@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 
 use crate::support::{
-    Agent, Kind, Noise, SOON, Server, TestMesh, alone, ask, check, eventually, expect_echo, p50,
-    raise_file_limit, sized, skip, socks, until, within,
+    Agent, Kind, Noise, SOON, Server, TestMesh, alone, ask, beside_others, check, eventually,
+    expect_echo, p50, raise_file_limit, sized, skip, socks, until, within,
 };
 
 /// A caller, and two agents that stand in front of one server each; all instances of `web`.
@@ -192,6 +192,33 @@ fn an_instance_that_refuses_is_not_seen_while_another_lives() {
         let _ = ask(pair.entry, "again");
         check(pair.one.accepted() > before, "none")
     });
+}
+
+#[test]
+fn a_killed_agent_resets_the_connections_of_its_own_machine_too() {
+    let _turn = beside_others();
+    let mesh = TestMesh::of(&["caller", "far"]);
+    let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    mesh.agent("far").expose("web", server.local_addr().unwrap());
+    drop(server.accept().unwrap()); // the look that expose takes
+    mesh.agent("caller").wait_endpoints("web", 1);
+    let entry = mesh.agent("caller").upstream("web");
+    for victim in ["caller", "far"] {
+        let mut client = TcpStream::connect(entry).unwrap();
+        client.write_all(b"half an upload").unwrap();
+        let (mut served, _) = server.accept().unwrap();
+        served.read_exact(&mut [0; 14]).unwrap();
+        served.write_all(b"half a download").unwrap();
+        client.read_exact(&mut [0; 15]).unwrap();
+        mesh.agent(victim).kill();
+        for end in [&mut client, &mut served] {
+            end.set_read_timeout(Some(SOON)).unwrap();
+            let error = end.read(&mut [0; 1]).expect_err("a cut that looks complete");
+            assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{victim} was killed");
+        }
+        mesh.agent(victim).start();
+        mesh.agent("caller").wait_endpoints("web", 1);
+    }
 }
 
 #[test]

@@ -9,12 +9,12 @@ use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::path::Path;
-use std::pin::Pin;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use futures_util::FutureExt;
+use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream, tcp, unix};
 use tokio::time::timeout;
@@ -48,17 +48,18 @@ enum Stream {
 }
 
 /// A connection on this machine. Dropped before its end was said it is reset.
-pub(super) struct LocalSocket {
-    stream: Stream,
-    is_ended: bool,
-}
+pub(super) struct LocalSocket(Stream);
 
 impl LocalSocket {
+    /// Until our end is said the kernel is to reset a TCP connection that we give up: also when this
+    /// process is killed and can say nothing any more.
     fn new(stream: Stream) -> Self {
         if let Stream::Tcp(stream) = &stream {
-            let _ = stream.set_nodelay(true); // fails only on a socket that is gone already
+            // Both fail only on a socket that is gone already.
+            let _ = stream.set_nodelay(true);
+            let _ = stream.set_zero_linger();
         }
-        Self { stream, is_ended: false }
+        Self(stream)
     }
 
     /// Connects to an instance.
@@ -88,7 +89,7 @@ impl LocalSocket {
 
     /// Both directions at once.
     pub(super) fn split(&mut self) -> (LocalReader<'_>, LocalWriter<'_>) {
-        let (read, write) = match &mut self.stream {
+        let (read, write) = match &mut self.0 {
             Stream::Tcp(stream) => {
                 let (read, write) = stream.split();
                 (ReadHalf::Tcp(read), WriteHalf::Tcp(write))
@@ -106,12 +107,12 @@ impl LocalSocket {
                 (ReadHalf::Simulated(read), WriteHalf::Simulated(write))
             }
         };
-        (LocalReader(read), LocalWriter { half: write, is_ended: &mut self.is_ended })
+        (LocalReader(read), LocalWriter(write))
     }
 
     /// Reads exactly `buffer`. For the short exchanges before bytes are carried.
     pub(super) async fn read_exact(&mut self, buffer: &mut [u8]) -> io::Result<()> {
-        match &mut self.stream {
+        match &mut self.0 {
             Stream::Tcp(stream) => stream.read_exact(buffer).await,
             Stream::Unix(stream) => stream.read_exact(buffer).await,
             Stream::Pipe(pipe) => pipe.read_exact(buffer).await,
@@ -122,7 +123,7 @@ impl LocalSocket {
 
     /// Writes all of `bytes`. For the short exchanges before bytes are carried.
     pub(super) async fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
-        match &mut self.stream {
+        match &mut self.0 {
             Stream::Tcp(stream) => stream.write_all(bytes).await,
             Stream::Unix(stream) => stream.write_all(bytes).await,
             Stream::Pipe(pipe) => pipe.write_all(bytes).await,
@@ -133,14 +134,6 @@ impl LocalSocket {
     /// Ends without a reset: what was written is all there is.
     pub(super) async fn end(mut self) -> io::Result<()> {
         self.split().1.end().await
-    }
-}
-
-impl Drop for LocalSocket {
-    fn drop(&mut self) {
-        if let (Stream::Tcp(stream), false) = (&self.stream, self.is_ended) {
-            let _ = stream.set_zero_linger(); // fails only on a socket that is gone already
-        }
     }
 }
 
@@ -182,10 +175,7 @@ impl LocalReader<'_> {
 }
 
 /// What goes to the application.
-pub(super) struct LocalWriter<'a> {
-    half: WriteHalf<'a>,
-    is_ended: &'a mut bool,
-}
+pub(super) struct LocalWriter<'a>(WriteHalf<'a>);
 
 enum WriteHalf<'a> {
     Tcp(tcp::WriteHalf<'a>),
@@ -230,14 +220,15 @@ impl LocalWriter<'_> {
 
     /// The end of our bytes: the application reads all of them and then an end.
     pub(super) async fn end(&mut self) -> io::Result<()> {
-        match &mut self.half {
-            WriteHalf::Tcp(half) => half.shutdown().await,
+        match &mut self.0 {
+            WriteHalf::Tcp(half) => {
+                half.shutdown().await?;
+                SockRef::from(half.as_ref()).set_linger(None)
+            }
             WriteHalf::Unix(half) => half.shutdown().await,
             WriteHalf::Pipe(half) => half.shutdown().await,
             WriteHalf::Simulated(half) => half.shutdown().await,
-        }?;
-        *self.is_ended = true;
-        Ok(())
+        }
     }
 
     fn poll_write(&mut self, cx: &mut Context<'_>, chunks: &[Bytes]) -> Poll<io::Result<usize>> {
@@ -246,7 +237,7 @@ impl LocalWriter<'_> {
         for (slice, chunk) in slices.iter_mut().zip(chunks) {
             *slice = IoSlice::new(chunk);
         }
-        let written = ready!(match &mut self.half {
+        let written = ready!(match &mut self.0 {
             WriteHalf::Tcp(half) => Pin::new(half).poll_write_vectored(cx, &slices[..count]),
             WriteHalf::Unix(half) => Pin::new(half).poll_write_vectored(cx, &slices[..count]),
             WriteHalf::Pipe(half) => Pin::new(half).poll_write_vectored(cx, &slices[..count]),
