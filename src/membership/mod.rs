@@ -1,11 +1,12 @@
 //! Who is in the mesh: SWIM (Das 2002) by `foca` 2, and the driver that cures its weaknesses.
 //!
-//! foca alone, simulated with 64 to 1024 members, has seven. What this module does about each:
+//! foca alone, simulated with 64 to 1024 members, has eight. What this module does about each:
 //!
 //! | weakness of foca alone | cure here |
 //! |---|---|
 //! | a newcomer learns the members one by one (1024: minutes) | states are exchanged whole at join, and repaired ([`Membership::handle_states`]) |
 //! | its conviction timer also strikes members that refuted | this module convicts itself, after looking again |
+//! | only who suspects a member first judges it, and may be gone before | nobody stays a suspect: others take over |
 //! | at 25 % loss healthy members are convicted | an unanswered ping is repeated over a stream |
 //! | deaf and slow observers convict healthy members | `local_health` |
 //! | rumours have little capacity and no guarantee | they are hints; digests repair lists and entries |
@@ -174,6 +175,11 @@ enum Timer {
         identity: Identity,
         incarnation: u16,
         postponed: u32,
+    },
+    /// A suspect is one for so long that whoever suspected it first may be gone.
+    TakeOver {
+        identity: Identity,
+        incarnation: u16,
     },
     /// An expedited probe or an accusation put to the accused is due for its next step.
     Accusation(MemberId),
@@ -360,6 +366,12 @@ impl Membership {
                         self.tell_suspect(identity, incarnation);
                     }
                 }
+                Timer::TakeOver { identity, incarnation } => {
+                    if self.is_suspect(identity, incarnation) {
+                        let suspicion = self.config.suspicion;
+                        self.await_refutation(now, identity, incarnation, suspicion);
+                    }
+                }
                 Timer::Accusation(member) => self.continue_accusation(now, member),
             }
         }
@@ -509,6 +521,9 @@ impl Membership {
         let was_active = before.is_some_and(|before| before.belief != Belief::Down);
         let was_suspect = before.is_some_and(|before| before.belief == Belief::Suspect);
         let is_renewed = before.is_some_and(|before| before.identity != after.identity);
+        if after.belief == Belief::Suspect {
+            self.plan_take_over(now, after);
+        }
         match after.belief {
             Belief::Down => {
                 let is_own = self.accusations.take_own(member);

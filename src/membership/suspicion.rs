@@ -18,7 +18,15 @@ impl Membership {
         }
     }
 
-    /// Gives a suspect its time, and tells it now and at half-time.
+    /// Sees to it that `suspect` is told and judged by this node if whoever suspected it does not end
+    /// that: it may have crashed or renewed meanwhile, and the refutation may have been missed here.
+    pub(super) fn plan_take_over(&mut self, now: Moment, suspect: MemberUpdate) {
+        let MemberUpdate { identity, incarnation, .. } = suspect;
+        let due = now + self.config.suspicion * 2 + self.jitter(self.config.suspicion);
+        self.timers.set(due, Timer::TakeOver { identity, incarnation });
+    }
+
+    /// Gives a suspect its time, unless it runs already, and tells it now and at half-time.
     pub(super) fn await_refutation(
         &mut self,
         now: Moment,
@@ -26,6 +34,13 @@ impl Membership {
         incarnation: u16,
         suspicion: Duration,
     ) {
+        let is_sought = |timer: &Timer| {
+            matches!(timer, Timer::Convict { identity: of, incarnation: at, .. }
+                if (*of, *at) == (identity, incarnation))
+        };
+        if self.timers.any(is_sought) {
+            return;
+        }
         self.tell_suspect(identity, incarnation);
         self.timers.set(now + suspicion / 2, Timer::Remind { identity, incarnation });
         let convict = Timer::Convict { identity, incarnation, postponed: 0 };

@@ -43,6 +43,11 @@ impl<T> Timers<T> {
         self.pending.retain(|_, timer| keep(timer));
     }
 
+    /// Whether a timer waits that `is_sought` takes.
+    pub(super) fn any(&self, is_sought: impl Fn(&T) -> bool) -> bool {
+        self.pending.values().any(is_sought)
+    }
+
     pub(super) fn store_size(&self) -> StoreSize {
         StoreSize::new("timers", self.pending.len(), TIMERS_MAX)
     }
@@ -69,7 +74,9 @@ mod tests {
         assert_eq!(timers.take_due(at(1)), Some("first"));
         assert_eq!(timers.take_due(at(1)), Some("second"));
         assert_eq!(timers.take_due(at(1)), None);
+        assert!(timers.any(|timer| *timer == "late"));
         timers.retain(|timer| *timer != "late");
+        assert!(!timers.any(|timer| *timer == "late"));
         assert_eq!(timers.next_deadline(), None);
     }
 }
