@@ -258,7 +258,16 @@ fn a_forged_identity_reaches_nothing_and_is_counted() {
         issuer.clone(),
         root.clone(),
     ];
+    // The chain holds without the second certificate, which is there to lend its key.
+    let forged = enrolment(here, &other, "victim", &key);
+    let around = vec![
+        leaf(&other, &forged, issuer, issuer_key),
+        leaf(&key, &forged, own, &key),
+        issuer.clone(),
+        root.clone(),
+    ];
     let cases = [
+        ("signed by whom the chain goes around", &other, around),
         ("signed by a member", &key, below_issuer(&key, &enrolment(here, &key, "victim", &key))),
         ("of another mesh", &key, {
             below_issuer(&key, &enrolment(&elsewhere, &key, "victim", issuer_key))

@@ -144,22 +144,14 @@ impl MemberVerifier {
         let is_tolerated = !late.is_zero() && late <= self.tolerance.len();
         // Everything about a tolerated leaf must have held when it ended.
         let now = if is_tolerated { end } else { now };
-        EndEntityCert::try_from(leaf)
-            .and_then(|certificate| {
-                let algorithms = &[webpki::ring::ED25519];
-                certificate.verify_for_usage(
-                    algorithms,
-                    &anchors,
-                    intermediates,
-                    now,
-                    usage,
-                    None,
-                    None,
-                )?;
-                Ok(())
-            })
+        let certificate = EndEntityCert::try_from(leaf).map_err(chain_error)?;
+        let algorithms = &[webpki::ring::ED25519];
+        let path = certificate
+            .verify_for_usage(algorithms, &anchors, intermediates, now, usage, None, None)
             .map_err(chain_error)?;
-        let (enrolment, entry) = self.enrolment_of(leaf, intermediates)?;
+        // Whose signature the leaf bears. What else the peer has sent proves nothing.
+        let issuer = path.intermediate_certificates().next().ok_or(VerifyError::OtherIssuer)?;
+        let (enrolment, entry) = self.enrolment_of(leaf, &issuer.der())?;
         if let (true, Tolerance::Grace(grace)) = (is_tolerated, &self.tolerance) {
             grace.note_accepted(enrolment.key.member_id());
         }
@@ -169,10 +161,9 @@ impl MemberVerifier {
     fn enrolment_of(
         &self,
         leaf: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
+        issuer: &CertificateDer<'_>,
     ) -> Result<(Enrolment, Entry), VerifyError> {
         let (enrolment, entry) = carried_enrolment(leaf)?;
-        let issuer = intermediates.first().ok_or(VerifyError::OtherIssuer)?;
         if certificate_key(issuer)? != entry.signer() {
             return Err(VerifyError::OtherIssuer);
         }
