@@ -7,6 +7,9 @@
 //! | invite | an active issuer | the hash of the token's public key |
 //! | record | an enrolled member | itself, under its enrolled name, with services it may offer |
 //! | any other | the root, an active issuer or an enrolled member | relayed, not applied |
+//!
+//! What an issuer said before the root took it back is kept by everybody, also by those who hear of it
+//! later: else members would differ for ever, and repair with them. It entitles nobody to anything.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -37,7 +40,8 @@ pub enum Content {
     Invite(Arc<Invite>),
     /// The root's word about an issuer.
     Issuer(Arc<Issuer>),
-    /// A kind that this version relays and does not apply.
+    /// Kept for others, not applied: a kind that this version does not know, or the word of a member
+    /// whose issuers were all taken back.
     Relayed,
     /// A kind that this version applies, with a payload that it cannot read or must not believe.
     Unreadable,
@@ -60,7 +64,7 @@ impl Catalogue {
                 let issuer = decode::<Issuer>(entry);
                 Ok(about(issuer, key.subject, |issuer| issuer.key, Content::Issuer))
             }
-            EntryKind::ENROLMENT | EntryKind::INVITE if self.issuer(key.owner).is_none() => {
+            EntryKind::ENROLMENT | EntryKind::INVITE if !self.was_issuer(key.owner) => {
                 Err(Refusal::NoGround)
             }
             EntryKind::ENROLMENT => {
@@ -81,7 +85,9 @@ impl Catalogue {
     fn admit_record(&self, entry: &Entry) -> Result<Content, Refusal> {
         let member = entry.key().owner;
         if self.enrolments(member).next().is_none() {
-            return Err(Refusal::NoGround);
+            // A record that is applied already stays until another issuer has taken the member over.
+            let is_kept = self.issuers_of.contains_key(&member) && self.record(member).is_none();
+            return if is_kept { Ok(Content::Relayed) } else { Err(Refusal::NoGround) };
         }
         let Some(record) = decode::<MemberRecord>(entry).filter(|record| is_sound(record)) else {
             return Ok(Content::Unreadable);

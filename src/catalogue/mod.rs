@@ -29,8 +29,8 @@ use quota::Quotas;
 pub use admission::{Content, INSTANCES_MAX};
 pub use verify::{Signatures, Verify};
 
-/// Entries that wait for their ground (an issuer, an enrolment). Beyond, the first by key is
-/// dropped and comes again by repair.
+/// Entries that wait for their ground (an issuer, an enrolment). Beyond, the last by key is dropped,
+/// invites and enrolments before records, and comes again by repair.
 const PENDING_MAX: usize = 1024;
 
 /// The newest entry of each key that this node has accepted.
@@ -135,6 +135,14 @@ impl Catalogue {
         self.apply(entry)
     }
 
+    /// Takes what an earlier run has kept, in whatever order: grounds first, so that nothing waits.
+    pub fn restore(&mut self, mut entries: Vec<Entry>) {
+        entries.sort_by_key(|entry| order_of(entry.key().kind));
+        for entry in entries {
+            self.handle_entry(entry);
+        }
+    }
+
     /// How many entries are kept.
     pub fn len(&self) -> usize {
         self.entries.len()
@@ -209,6 +217,11 @@ impl Catalogue {
         })
     }
 
+    /// The epoch of the root's newest word about the issuer whose key hashes to `id`.
+    pub fn issuer_epoch(&self, id: MemberId) -> Option<Epoch> {
+        self.version(&self.issuer_key(id)).map(|version| version.epoch)
+    }
+
     /// The entries that let others accept a member's record: issuers first, the record last.
     pub fn credentials(&self, member: MemberId) -> Vec<&Entry> {
         let issuers = self.issuers_of.get(&member).into_iter().flatten();
@@ -278,6 +291,7 @@ impl Catalogue {
             };
             if one == Verdict::Accepted {
                 queue.extend(self.take_unblocked(&key));
+                self.reconsider(&key);
             }
             verdict.get_or_insert(one);
         }
@@ -329,7 +343,7 @@ impl Catalogue {
     fn postpone(&mut self, entry: Entry) -> Verdict {
         self.pending.insert(entry.key(), entry);
         if self.pending.len() > PENDING_MAX
-            && let Some((key, _)) = self.pending.pop_first()
+            && let Some((key, _)) = self.pending.pop_last()
         {
             self.events.push_back(CatalogueEvent::PendingDropped(key));
         }
@@ -345,6 +359,30 @@ impl Catalogue {
         let is_unblocked = |waiting: &EntryKey| waiting.owner == owner;
         let keys: Vec<_> = self.pending.keys().copied().filter(is_unblocked).collect();
         keys.iter().filter_map(|key| self.pending.remove(key)).collect()
+    }
+
+    /// Applies records that were only kept, if the entry of `key` entitles them.
+    fn reconsider(&mut self, key: &EntryKey) {
+        let subject = MemberId::from_bytes(key.subject);
+        let members: Vec<_> = match key.kind {
+            EntryKind::ENROLMENT => vec![subject],
+            EntryKind::ISSUER => {
+                let is_by = |(_, issuers): &(_, &BTreeSet<_>)| issuers.contains(&subject);
+                self.issuers_of.iter().filter(is_by).map(|(member, _)| *member).collect()
+            }
+            _ => return,
+        };
+        for key in members.into_iter().map(record_key) {
+            let is_kept = |stored: &&Stored| stored.content == Content::Relayed;
+            if let Some(entry) =
+                self.entries.get(&key).filter(is_kept).map(|kept| kept.entry.clone())
+                && let Ok(content @ Content::Record(_)) = self.admit(&entry)
+            {
+                let stored = Stored { entry: entry.clone(), content: content.clone() };
+                self.entries.insert(key, stored);
+                self.events.push_back(CatalogueEvent::Accepted { entry, content, previous: None });
+            }
+        }
     }
 
     fn enrolments(&self, member: MemberId) -> impl Iterator<Item = (MemberId, &Arc<Enrolment>)> {
@@ -365,6 +403,12 @@ impl Catalogue {
             Content::Issuer(issuer) if issuer.is_active => Some(issuer),
             _ => None,
         }
+    }
+
+    /// Whether the root has ever made this key's holder an issuer.
+    fn was_issuer(&self, id: MemberId) -> bool {
+        let stored = self.entries.get(&self.issuer_key(id));
+        stored.is_some_and(|stored| matches!(stored.content, Content::Issuer(_)))
     }
 
     fn issuer_key(&self, id: MemberId) -> EntryKey {

@@ -9,6 +9,7 @@ use crate::model::{
 const MESH: MeshId = MeshId([7; 32]);
 const ROOT: u8 = 200;
 const ISSUER: u8 = 201;
+const OTHER_ISSUER: u8 = 202;
 
 fn id(key: u8) -> MemberId {
     TestKey::new(key).public_key().member_id()
@@ -246,7 +247,70 @@ fn revoked_issuer_vouches_for_nobody() {
     assert!(catalogue.enrolment(id(1)).is_some());
     catalogue.handle_entry(issuer_by(ROOT, false, 2));
     assert!(catalogue.enrolment(id(1)).is_none());
-    assert_eq!(catalogue.handle_entry(record(1, "a", 1)), Verdict::Pending);
+    assert_eq!(catalogue.handle_entry(record(1, "a", 1)), Verdict::Accepted, "and kept");
+    assert!(catalogue.record(id(1)).is_none(), "but not applied");
+}
+
+#[test]
+fn what_a_revoked_issuer_said_is_kept_alike_by_those_who_hear_of_it_before_and_after() {
+    let said = [enrolment(1, "a", None), record(1, "a", 1), enrolment(2, "b", None)];
+    let (appointed, dismissed) = (issuer(), issuer_by(ROOT, false, 2));
+    let mut before = catalogue();
+    before.restore([&[appointed][..], &said].concat());
+    before.handle_entry(dismissed.clone());
+    let mut after = catalogue();
+    after.restore([&[dismissed][..], &said].concat());
+    assert_eq!(before.digest(), after.digest());
+    assert_eq!((before.pending.len(), after.pending.len()), (0, 0));
+    assert!(after.record(id(1)).is_none() && after.enrolment(id(2)).is_none(), "none is applied");
+    // Another issuer takes the first member over.
+    let other = TestKey::new(OTHER_ISSUER).public_key();
+    let body = Issuer { key: other, member: id(3), certificate: Vec::new(), is_active: true };
+    let payload = wire::encode_payload(&body).unwrap();
+    after.handle_entry(sign(ROOT, EntryKind::ISSUER, *other.member_id().as_bytes(), 1, &payload));
+    events(&mut after);
+    let taken_over = sign(OTHER_ISSUER, EntryKind::ENROLMENT, *id(1).as_bytes(), 1, &{
+        enrolment(1, "a", None).payload().to_vec()
+    });
+    assert_eq!(after.handle_entry(taken_over), Verdict::Accepted);
+    assert_eq!(after.record(id(1)).unwrap().0.name.as_str(), "a");
+    let is_told = |event: &CatalogueEvent| {
+        matches!(event, CatalogueEvent::Accepted { content: Content::Record(_), .. })
+    };
+    assert!(events(&mut after).iter().any(is_told));
+}
+
+#[test]
+fn a_restart_finds_all_that_was_kept_however_much_it_is() {
+    let mut entries = vec![issuer()];
+    for number in 0..2 * PENDING_MAX as u64 {
+        let subject = [&number.to_be_bytes()[..], &[0; 8]].concat().try_into().unwrap();
+        entries.push(sign(ISSUER, EntryKind::INVITE, subject, 1, b"unreadable, and kept"));
+    }
+    for member in 1..=50 {
+        entries.push(enrolment(member, &format!("node-{member}"), None));
+        entries.push(record(member, &format!("node-{member}"), 1));
+    }
+    let mut catalogue = catalogue();
+    catalogue.restore(entries.clone());
+    assert_eq!(catalogue.len(), entries.len());
+    let on_disk: Vec<Entry> = catalogue.entries().cloned().collect(); // records first
+    let mut restarted = self::catalogue();
+    restarted.restore(on_disk);
+    assert_eq!((restarted.len(), restarted.digest()), (entries.len(), catalogue.digest()));
+}
+
+#[test]
+fn records_are_the_last_of_what_waits_to_be_dropped() {
+    let mut catalogue = catalogue();
+    catalogue.handle_entry(record(1, "a", 1));
+    for number in 0..=PENDING_MAX as u64 {
+        let subject = [&number.to_be_bytes()[..], &[0; 8]].concat().try_into().unwrap();
+        catalogue.handle_entry(sign(ISSUER, EntryKind::INVITE, subject, 1, b"waits"));
+    }
+    catalogue.handle_entry(issuer());
+    catalogue.handle_entry(enrolment(1, "a", None));
+    assert!(catalogue.record(id(1)).is_some());
 }
 
 #[test]
