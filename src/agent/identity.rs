@@ -280,7 +280,7 @@ impl Keeper {
         let snapshot = self.snapshot.load();
         let issuer = snapshot.issuers.get(&credentials.enrolment().signer().member_id());
         let newest = snapshot.enrolments.get(&credentials.member_id());
-        issuer.is_some_and(|issuer| !issuer.is_active)
+        issuer.is_some_and(|appointed| !appointed.issuer.is_active)
             || newest
                 .is_some_and(|newest| newest.enrolment.services != credentials.enrolled().services)
     }
@@ -338,7 +338,8 @@ impl Keeper {
 
 /// Whose leaves prove nobody any more. Free in a mesh that never dismissed an issuer.
 fn dismissed(snapshot: &Snapshot) -> Dismissed {
-    let gone = snapshot.issuers.values().filter(|issuer| !issuer.is_active);
+    let all = snapshot.issuers.values().map(|appointed| &appointed.issuer);
+    let gone = all.filter(|issuer| !issuer.is_active);
     let issuers: BTreeSet<_> = gone.map(|issuer| issuer.key).collect();
     if issuers.is_empty() {
         return Dismissed::default();

@@ -1,16 +1,14 @@
 //! The JSON of listings. Fields may be added, never renamed.
 
-use std::sync::Arc;
-
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{ApiState, Readiness};
-use crate::mesh::{Endpoint, EndpointState, MemberView, ServiceView};
+use crate::mesh::{Appointed, Endpoint, EndpointState, MemberView, ServiceView};
 use crate::model::{
-    Enrolment, Issuer, MemberId, MemberPhase, MemberState, Moment, PublicKey, ServiceName,
+    Enrolment, Epoch, MemberId, MemberPhase, MemberState, Moment, PublicKey, ServiceName,
 };
 use crate::tls::Certificate;
 use crate::transport::enrolment::InviteView;
@@ -117,6 +115,8 @@ pub struct IssuerRow {
     pub key: PublicKey,
     /// False once the root took it back.
     pub active: bool,
+    /// Of the root's newest word about it, which the next must go above.
+    pub epoch: Epoch,
     /// The state of its member.
     pub state: String,
     /// Members whose newest enrolment it signed.
@@ -293,7 +293,7 @@ pub(super) fn certs(state: &ApiState, all: bool) -> Vec<CertRow> {
     let mut rows = Vec::new();
     let facts = Certificate::read(&genesis.root_certificate).ok();
     rows.extend(facts.map(|facts| row(String::new(), "root", root, facts)));
-    let issuers = snapshot.issuers.iter();
+    let issuers = snapshot.issuers.iter().map(|(id, appointed)| (id, &appointed.issuer));
     for (_, issuer) in issuers.filter(|(id, issuer)| **id == own_issuer || all && issuer.is_active)
     {
         let facts = Certificate::read(&issuer.certificate).ok();
@@ -322,7 +322,7 @@ pub(super) fn certs(state: &ApiState, all: bool) -> Vec<CertRow> {
 /// `/v1/mesh/issuers`, by name.
 pub(super) fn issuers(state: &ApiState) -> Vec<IssuerRow> {
     let snapshot = state.snapshot.load();
-    let row = |(id, issuer): (&MemberId, &Arc<Issuer>)| {
+    let row = |(id, Appointed { issuer, epoch }): (&MemberId, &Appointed)| {
         let view = snapshot.members.get(&issuer.member);
         IssuerRow {
             node: view.map_or_else(|| issuer.member.to_string(), |view| view.name.to_string()),
@@ -330,6 +330,7 @@ pub(super) fn issuers(state: &ApiState) -> Vec<IssuerRow> {
             member: issuer.member,
             key: issuer.key,
             active: issuer.is_active,
+            epoch: *epoch,
             state: view.map_or(MemberState::Down, |view| view.state).to_string(),
             members: snapshot.enrolments.values().filter(|enrolled| enrolled.issuer == *id).count(),
             certificate: BASE64_STANDARD.encode(&issuer.certificate),

@@ -104,13 +104,15 @@ async fn issuers(client: &Client) -> Result<Vec<IssuerRow>, Failure> {
 async fn add(global: &Global, args: IssuerArgs) -> Outcome {
     let (root, client) = (root(global, args.root_key)?, Client::new(global)?);
     let node = args.node.as_str();
-    if issuers(&client).await?.iter().any(|row| row.active && row.node == node) {
+    let rows = issuers(&client).await?;
+    if rows.iter().any(|row| row.active && row.node == node) {
         line(format_args!("unchanged: {node} is an issuer"));
         return Ok(Exit::Ok);
     }
     let path = format!("/v1/mesh/issuers/{}/key", encoded(node));
     let made: IssuingKey = client.change(Method::POST, &path, &json!({})).await?;
-    let entry = root.appoint(&made.key, made.member).map_err(Failure::failed)?;
+    let above = rows.iter().find(|row| row.key == made.key).map(|row| row.epoch);
+    let entry = root.appoint(&made.key, made.member, above).map_err(Failure::failed)?;
     publish(&client, &entry).await?;
     line(format_args!("{node} is an issuer from now on"));
     Ok(Exit::Ok)
@@ -136,9 +138,8 @@ async fn remove(global: &Global, args: IssuerArgs) -> Outcome {
             .change(Method::POST, &path, &json!({}))
             .await
             .map_err(|failure| failure.hint(format_args!("on {}", others[0].node)))?;
-        let dismissed: Result<Entry, Failure> =
-            issuer_of(&row).and_then(|issuer| root.dismiss(&issuer).map_err(Failure::failed));
-        publish(&client, &dismissed?).await?;
+        let dismissed = root.dismiss(&issuer_of(&row)?, row.epoch).map_err(Failure::failed)?;
+        publish(&client, &dismissed).await?;
         if !kept.is_empty() {
             let what = count(kept.len(), "member");
             note(format_args!(

@@ -43,7 +43,9 @@ use view::Known;
 pub use config::{EPOCH_RESERVE, MeshConfig};
 pub use dials::{Dials, Lane};
 pub use pick::{Caller, NoEndpoint, pick};
-pub use snapshot::{Endpoint, EndpointState, Enrolled, MemberView, ServiceView, Snapshot};
+pub use snapshot::{
+    Appointed, Endpoint, EndpointState, Enrolled, MemberView, ServiceView, Snapshot,
+};
 pub use transmit::{
     Channel, DATAGRAM_LEN_MAX, Destination, Evidence, MESSAGE_LEN_MAX, MeshEvent, Transmit,
 };
@@ -143,9 +145,7 @@ impl Mesh {
     ) -> Result<Self, Error> {
         let id = signer.public_key().member_id();
         let mut catalogue = Catalogue::new(config.mesh, config.root, verifier);
-        for entry in entries {
-            catalogue.handle_entry(entry);
-        }
+        catalogue.restore(entries);
         if catalogue.enrolment(id).is_none_or(|enrolment| enrolment.name != config.name) {
             return Err(Error::NotEnrolled(id));
         }

@@ -18,7 +18,7 @@ pub struct Snapshot {
     /// their state, so that a listing can say why they take no work.
     pub services: BTreeMap<ServiceName, Arc<ServiceView>>,
     /// All issuers, by the hash of their issuing key; those that the root took back, too.
-    pub issuers: BTreeMap<MemberId, Arc<Issuer>>,
+    pub issuers: BTreeMap<MemberId, Appointed>,
     /// The newest enrolment of each member by an active issuer.
     pub enrolments: BTreeMap<MemberId, Enrolled>,
 }
@@ -26,8 +26,17 @@ pub struct Snapshot {
 impl Snapshot {
     /// The issuers that the root lets issue.
     pub fn active_issuers(&self) -> impl Iterator<Item = &Arc<Issuer>> {
-        self.issuers.values().filter(|issuer| issuer.is_active)
+        self.issuers.values().map(|appointed| &appointed.issuer).filter(|issuer| issuer.is_active)
     }
+}
+
+/// The root's newest word about an issuer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Appointed {
+    /// What it says.
+    pub issuer: Arc<Issuer>,
+    /// What its next word must go above.
+    pub epoch: Epoch,
 }
 
 /// An enrolment and who signed it.

@@ -6,11 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{
-    Endpoint, EndpointState, Enrolled, Evidence, MemberView, Mesh, MeshEvent, ServiceView, Snapshot,
+    Appointed, Endpoint, EndpointState, Enrolled, Evidence, MemberView, Mesh, MeshEvent,
+    ServiceView, Snapshot,
 };
 use crate::membership::Belief;
 use crate::model::{
-    EntryVersion, InstanceRecord, MemberId, MemberPhase, MemberRecord, MemberState, Moment,
+    EntryVersion, Epoch, InstanceRecord, MemberId, MemberPhase, MemberRecord, MemberState, Moment,
     ServiceName,
 };
 
@@ -186,8 +187,11 @@ impl Mesh {
         }
         snapshot.services =
             services.into_iter().map(|(name, service)| (name, Arc::new(service))).collect();
-        snapshot.issuers =
-            self.catalogue.issuers().map(|(id, issuer)| (id, Arc::clone(issuer))).collect();
+        let appointed = self.catalogue.issuers().map(|(id, issuer)| {
+            let epoch = self.catalogue.issuer_epoch(id).unwrap_or(Epoch(0));
+            (id, Appointed { issuer: Arc::clone(issuer), epoch })
+        });
+        snapshot.issuers = appointed.collect();
         let enrolled = self.catalogue.enrolled_members().filter_map(|member| {
             let (issuer, enrolment) = self.catalogue.newest_enrolment(member)?;
             Some((member, Enrolled { issuer, enrolment: Arc::clone(enrolment) }))

@@ -1,5 +1,7 @@
 //! Making certificates: the root once, issuers now and then, leaves all the time.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use rcgen::{
     BasicConstraints, CertificateParams, CustomExtension, DistinguishedName, DnType,
     ExtendedKeyUsagePurpose, IsCa, Issuer as Signing, KeyUsagePurpose, PublicKeyData, SanType,
@@ -31,6 +33,8 @@ pub struct Authority {
     key: SecretKey,
     /// Issuer certificate, then root certificate.
     chain: Vec<CertificateDer<'static>>,
+    /// Of the last entry it signed. The clock may be set back; what it signs next wins all the same.
+    epoch: AtomicU64,
 }
 
 impl Authority {
@@ -48,7 +52,15 @@ impl Authority {
             ));
         }
         let chain = vec![issuer, CertificateDer::from(genesis.root_certificate.clone())];
-        Ok(Self { mesh, leaf_ttl_secs: genesis.leaf_ttl_secs, key, chain })
+        let leaf_ttl_secs = genesis.leaf_ttl_secs;
+        Ok(Self { mesh, leaf_ttl_secs, key, chain, epoch: AtomicU64::new(0) })
+    }
+
+    /// Goes on above what it has signed in earlier runs: its own among `entries`.
+    pub fn continue_above<'a>(&self, entries: impl IntoIterator<Item = &'a Entry>) {
+        let own = entries.into_iter().filter(|entry| entry.signer() == self.key.public_key());
+        let last = own.map(|entry| entry.version().epoch).max().unwrap_or(Epoch(0));
+        self.epoch.fetch_max(last.0, Ordering::Relaxed);
     }
 
     /// The key that signs.
@@ -56,7 +68,7 @@ impl Authority {
         &self.key
     }
 
-    /// Signs an entry of this issuer.
+    /// Signs an entry of this issuer. The later one about a subject wins if its `version` is higher.
     pub fn sign_entry(
         &self,
         kind: EntryKind,
@@ -64,7 +76,8 @@ impl Authority {
         version: u64,
         payload: &[u8],
     ) -> Result<Entry, TlsError> {
-        let epoch = Epoch(clock::unix_seconds());
+        let now = clock::unix_seconds();
+        let epoch = Epoch(self.epoch.fetch_max(now, Ordering::Relaxed).max(now));
         Ok(Entry::sign(&self.mesh, &self.key, kind, subject, epoch, version, payload)?)
     }
 
@@ -124,8 +137,14 @@ impl Root {
     }
 
     /// Lets `member` issue with the key whose public half is `issuing`: the entry that says so,
-    /// with the certificate inside. The private half never leaves its machine.
-    pub fn appoint(&self, issuing: &PublicKey, member: MemberId) -> Result<Entry, TlsError> {
+    /// with the certificate inside. The private half never leaves its machine. It goes `above` the
+    /// root's last word about this key, however the clock stood then.
+    pub fn appoint(
+        &self,
+        issuing: &PublicKey,
+        member: MemberId,
+        above: Option<Epoch>,
+    ) -> Result<Entry, TlsError> {
         let signing = Signing::new(
             ca_params(&root_name(&self.key.public_key()))?,
             self.key.certificate_key()?,
@@ -133,23 +152,21 @@ impl Root {
         let certificate = ca_params(&issuer_name(issuing))?
             .signed_by(&SubjectKey(*issuing), &signing)
             .map_err(failed)?;
-        self.sign_issuer(&Issuer {
-            key: *issuing,
-            member,
-            certificate: certificate.der().to_vec(),
-            is_active: true,
-        })
+        let certificate = certificate.der().to_vec();
+        let issuer = Issuer { key: *issuing, member, certificate, is_active: true };
+        self.sign_issuer(&issuer, above)
     }
 
-    /// Takes back what [`Root::appoint`] gave: the entry that says so.
-    pub fn dismiss(&self, issuer: &Issuer) -> Result<Entry, TlsError> {
-        self.sign_issuer(&Issuer { is_active: false, ..issuer.clone() })
+    /// Takes back what [`Root::appoint`] gave in the epoch `above`: the entry that says so.
+    pub fn dismiss(&self, issuer: &Issuer, above: Epoch) -> Result<Entry, TlsError> {
+        self.sign_issuer(&Issuer { is_active: false, ..issuer.clone() }, Some(above))
     }
 
-    fn sign_issuer(&self, issuer: &Issuer) -> Result<Entry, TlsError> {
+    fn sign_issuer(&self, issuer: &Issuer, above: Option<Epoch>) -> Result<Entry, TlsError> {
         let payload = wire::encode_payload(issuer)?;
         let subject = *issuer.key.member_id().as_bytes();
-        let epoch = Epoch(clock::unix_seconds());
+        let above = above.map_or(0, |Epoch(above)| above.saturating_add(1));
+        let epoch = Epoch(clock::unix_seconds().max(above));
         Ok(Entry::sign(&self.mesh, &self.key, EntryKind::ISSUER, subject, epoch, 1, &payload)?)
     }
 }
@@ -195,8 +212,11 @@ pub fn found_mesh(
     };
     let genesis_bytes = wire::encode_payload(&genesis)?;
     let mesh = MeshId::of_genesis(&genesis_bytes);
-    let appointed = Root::new(mesh, &genesis, root.duplicate()?)?
-        .appoint(&issuer.public_key(), node.member_id())?;
+    let appointed = Root::new(mesh, &genesis, root.duplicate()?)?.appoint(
+        &issuer.public_key(),
+        node.member_id(),
+        None,
+    )?;
     let issuer_certificate = wire::decode_payload::<Issuer>(&appointed.payload())?.certificate;
     let operator_payload = wire::encode_payload(&Operator {
         key: operator.public_key(),

@@ -175,6 +175,9 @@ impl IssuerDesk {
         events: EventLog,
     ) -> Result<Self, DeskError> {
         let state = IssuerState::load(&dir)?;
+        if let Some(authority) = &authority {
+            authority.continue_above(&dir.entries()?);
+        }
         Ok(Self { authority, credentials, dir, state, gossip, metrics, events })
     }
 
@@ -190,6 +193,7 @@ impl IssuerDesk {
         }
         let (mesh, genesis) = (*self.credentials.mesh(), self.credentials.genesis());
         let authority = Authority::new(mesh, genesis, key, &issuer.certificate)?;
+        authority.continue_above(&self.dir.entries()?);
         self.dir.store_issuer_certificate(&issuer.certificate)?;
         self.authority = Some(authority);
         Ok(true)

@@ -280,16 +280,17 @@ mod tests {
         let (_, endpoint) = founder.member("b", 1_800).await;
         let dir = DataDir::new(founder.dir.path());
         let issuer = dir.authority().unwrap().unwrap().key().public_key();
-        let first = founder.root().appoint(&issuer, founder.me).unwrap();
+        let first = founder.root().appoint(&issuer, founder.me, None).unwrap();
+        let epoch = first.version().epoch;
         let first = wire::decode_payload::<Issuer>(&first.payload()).unwrap();
-        let dismissed = founder.root().dismiss(&first).unwrap();
+        let dismissed = founder.root().dismiss(&first, epoch).unwrap();
         founder.gossip.publish(dismissed).await.unwrap().unwrap();
         let refused = ask_leaf(&endpoint, founder.door()).await.unwrap_err();
         assert!(matches!(refused, AskError::Refused(RenewalRefusal::NotIssuer)), "{refused}");
         // A fresh issuer is active, and whom only the dismissed one vouched for is nobody to it.
         std::fs::remove_file(dir.file("issuer.key")).unwrap();
         let fresh = dir.issuing_key().unwrap().public_key();
-        let appointed = founder.root().appoint(&fresh, founder.me).unwrap();
+        let appointed = founder.root().appoint(&fresh, founder.me, None).unwrap();
         founder.gossip.publish(appointed.clone()).await.unwrap().unwrap();
         let appointed = wire::decode_payload(&appointed.payload()).unwrap();
         assert!(founder.desk.lock().await.appoint(&appointed).unwrap());
