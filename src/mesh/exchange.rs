@@ -21,7 +21,9 @@ use super::relay::standing_of;
 use super::{Channel, Destination, Evidence, Mesh, MeshEvent, Transmit};
 use crate::catalogue::{Verdict, record_key};
 use crate::membership::{Belief, Carrier, Contact, Identity, MemberUpdate, Standing};
-use crate::model::{BUCKETS, Entry, EntryKey, MemberId, MemberPhase, Moment, StoreSize};
+use crate::model::{
+    BUCKETS, Entry, EntryKey, EntryVersion, MemberId, MemberPhase, Moment, StoreSize,
+};
 
 /// Time between two repairs with a random member, before jitter.
 const REPAIR_INTERVAL: Duration = Duration::from_secs(5);
@@ -38,6 +40,9 @@ const ASK_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Things asked for that may be outstanding; beyond, repair must do.
 const ASKED_MAX: usize = 8192;
+
+/// Versions that one message lists, at some 71 bytes each, unless a single bucket has more.
+const LISTED_MAX: usize = 8192;
 
 /// Things that one message may ask for.
 const WANT_MAX: usize = 1024;
@@ -342,8 +347,7 @@ impl Mesh {
     fn handle_sums(&mut self, now: Moment, from: MemberId, theirs: &Sums) {
         let mut listing = Listing::default();
         if !theirs.entries.is_empty() {
-            listing.entry_buckets = self.catalogue.digest().differing(&theirs.entries);
-            listing.versions = self.catalogue.versions_in(&listing.entry_buckets);
+            (listing.entry_buckets, listing.versions) = self.list(&theirs.entries);
         }
         if !theirs.states.is_empty() {
             listing.state_buckets = self.membership.digest().differing(&theirs.states);
@@ -352,6 +356,24 @@ impl Mesh {
         if !(listing.entry_buckets.is_empty() && listing.state_buckets.is_empty()) {
             self.answer(now, from, &Message::Listing(listing));
         }
+    }
+
+    /// The buckets of entries that differ from `theirs`, with what is in them: all of them, or, if that
+    /// is more than one message holds, some by chance, so that the next rounds come to the rest.
+    fn list(&mut self, theirs: &[u64]) -> (Vec<u8>, Vec<(EntryKey, EntryVersion)>) {
+        let mut differing = self.catalogue.digest().differing(theirs);
+        let start = self.membership.random(differing.len() as u64) as usize;
+        differing.rotate_left(start);
+        let (mut buckets, mut versions) = (Vec::new(), Vec::new());
+        for bucket in differing {
+            let more = self.catalogue.versions_in(&[bucket]);
+            if !buckets.is_empty() && versions.len() + more.len() > LISTED_MAX {
+                break;
+            }
+            buckets.push(bucket);
+            versions.extend(more);
+        }
+        (buckets, versions)
     }
 
     fn handle_listing(&mut self, now: Moment, from: MemberId, theirs: &Listing) {
