@@ -13,8 +13,9 @@ use super::local::LocalSocket;
 use crate::model::{InstanceId, MemberId, ServiceName, Target};
 use crate::transport::tunnel::{Refusal, RefusalCode};
 
-/// How long an instance may take to accept a connection.
-const CONNECT_TIME_MAX: Duration = Duration::from_secs(2);
+/// How long an instance may take to accept a connection: a lost SYN is repeated after a second, and a
+/// caller whose first three instances take none has time for a fourth.
+const CONNECT_TIME_MAX: Duration = Duration::from_millis(1_250);
 
 /// An instance on this machine, and how it is reached.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -41,14 +41,13 @@ use crate::transport::{self, Link, Peers};
 
 /// Bytes of the client that are kept until an instance has answered.
 const PREFIX_LEN_MAX: usize = 64 * 1024;
-/// Instances that may fail one connection before no further one is dialled.
-const FAILURES_MAX: usize = 8;
 /// How long a dial may keep a call waiting before the next instance is dialled beside it, as in RFC
 /// 8305: whichever is there first takes the call, so that one that died costs its callers this much.
 /// Dials end by themselves, so that at most six of a call are under way at a time.
 /// More than a handshake within a continent, less than a person notices.
 const DIAL_PATIENCE: Duration = Duration::from_millis(250);
-/// How long connecting may take, all tries together.
+/// How long connecting may take, all tries together. Each instance is tried once, so that only this
+/// bounds how many: one that refuses costs a round trip, and is avoided by the next calls.
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(5);
 /// How long an instance is avoided after the first trouble; doubled with each further, up to
 /// [`AVOID_MAX`], plus up to as much again, so that callers do not come back together.
@@ -228,14 +227,9 @@ impl Outbound {
         prefix: &mut Prefix,
     ) -> Result<Connected, Failure> {
         let (mut picked, mut dials) = (Vec::new(), FuturesUnordered::new());
-        let (mut failed, mut last) = (0, None);
+        let mut last = None;
         loop {
-            let next = if failed < FAILURES_MAX {
-                self.pick(&ask.service, &picked)
-            } else {
-                Err(NoEndpoint::NoEndpoints)
-            };
-            let patience = match next {
+            let patience = match self.pick(&ask.service, &picked) {
                 Ok(endpoint) => {
                     picked.push((endpoint.member, endpoint.instance.clone()));
                     dials.push(self.dial(endpoint));
@@ -251,11 +245,15 @@ impl Outbound {
             let route = match way {
                 Ok(Way::Here) => self.connect_here(ask, &endpoint, prefix).await,
                 Ok(Way::There(link)) => {
-                    self.connect_there(client, ask, &endpoint, prefix, &link).await
+                    let has_other = || {
+                        let next = self.pick(&ask.service, &picked);
+                        next.is_ok_and(|endpoint| self.trouble(&endpoint).is_none())
+                    };
+                    self.connect_there(client, ask, &endpoint, prefix, &link, has_other).await
                 }
                 Err(error) => Err(error.into()),
             };
-            if failed > 0 {
+            if last.is_some() {
                 self.metrics.count_retry(if route.is_ok() { "success" } else { "failure" });
             }
             match route {
@@ -270,7 +268,6 @@ impl Outbound {
                     let rng = &mut self.rng.lock();
                     self.avoided.add(&self.clock, rng, &endpoint, avoid, word);
                     last = Some(reason);
-                    failed += 1;
                 }
                 Err(Setback::Final(reason)) => return Err(Failure::NotTaken(reason)),
                 Err(Setback::Cut(cut)) => return Err(Failure::Cut(cut)),
@@ -301,7 +298,8 @@ impl Outbound {
         Ok(Route::Local { instance, left: prefix.whole() })
     }
 
-    /// An instance of another member: through its agent.
+    /// An instance of another member: through its agent. `has_other` says whether there is a better
+    /// one than an agent that has fallen silent.
     async fn connect_there(
         &self,
         client: &mut LocalSocket,
@@ -309,6 +307,7 @@ impl Outbound {
         endpoint: &Endpoint,
         prefix: &mut Prefix,
         link: &Link,
+        has_other: impl Fn() -> bool,
     ) -> Result<Route, Setback> {
         let header = Header {
             service: ask.service.clone(),
@@ -318,7 +317,9 @@ impl Outbound {
         };
         let header = header.encode().map_err(|_| Setback::Final(DialError::Unsupported))?;
         let (mut writer, mut reader) = link.open().await?;
-        let left = open(link, client.split().0, &mut writer, &mut reader, header, prefix).await?;
+        let client = client.split().0;
+        let sending = Sending { prefix, unsent: header, next: 0 };
+        let left = open(link, client, &mut writer, &mut reader, sending, has_other).await?;
         link.note_answer();
         Ok(Route::Tunnel { writer, reader, left })
     }
@@ -371,16 +372,16 @@ impl Outbound {
     }
 }
 
-/// Asks the far agent for the instance and sends what the client says meanwhile.
+/// Asks the far agent for the instance and sends what the client says meanwhile. An agent that falls
+/// silent is given up while no byte was sent to it, if there is another; it may be only paused.
 async fn open(
     link: &Link,
     mut client: LocalReader<'_>,
     writer: &mut TunnelWriter,
     reader: &mut TunnelReader,
-    header: Bytes,
-    prefix: &mut Prefix,
+    mut sending: Sending<'_>,
+    has_other: impl Fn() -> bool,
 ) -> Result<Leftover, Setback> {
-    let mut sending = Sending { prefix, unsent: header, next: 0 };
     let mut answer = pin!(reader.answer());
     let (mut is_mute, mut is_silent) = (false, false);
     // Every arm is cancel safe but the answer, which is never given up while the tunnel lives.
@@ -393,7 +394,7 @@ async fn open(
                 Cut::Tunnel(_) => is_mute = true, // the answer says why
             },
             () = link.silent(), if !is_silent => {
-                if sending.prefix.is_empty() {
+                if sending.prefix.is_empty() && has_other() {
                     return Err(Setback::Next { reason: DialError::Silent, avoid: Avoid::Member });
                 }
                 is_silent = true;

@@ -42,7 +42,7 @@ impl Accepted {
 
     /// Closes the connection once its peer has fallen silent; never returns before that. Cancel safe.
     pub async fn watch(&self, clock: &Clock) {
-        let heard = || self.connection.stats().udp_rx.datagrams;
+        let heard = || silence::heard(&self.connection);
         let mut silence = Silence::new(clock.now(), heard());
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);

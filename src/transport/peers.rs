@@ -142,7 +142,8 @@ impl Peers {
                 Some(Slot::Open(link)) if link.connection.close_reason().is_none() => {
                     return Ok(Arc::clone(link));
                 }
-                Some(Slot::Dialling(dialled)) => dialled.clone(),
+                // A dial that ended without a word has panicked, which was reported: dial anew.
+                Some(Slot::Dialling(dialled)) if dialled.has_changed().is_ok() => dialled.clone(),
                 _ => {
                     let dialled = self.dial(member, address);
                     slots.insert(member, Slot::Dialling(dialled.clone()));
@@ -240,8 +241,8 @@ impl Inner {
                 }
                 return false;
             }
-            let datagrams = link.connection.stats().udp_rx.datagrams;
-            let silence = Silence::new(now, datagrams);
+            let heard = silence::heard(&link.connection);
+            let silence = Silence::new(now, heard);
             let fresh = Watched { silence, used_at: now, sampled_at: now, seen_at: now };
             let seen = watched.entry(link.connection.stable_id()).or_insert(fresh);
             seen.seen_at = now;
@@ -252,7 +253,7 @@ impl Inner {
                 link.connection.close(VarInt::from_u32(0), b"resting");
                 return false;
             }
-            let lasts = seen.silence.look(now, datagrams);
+            let lasts = seen.silence.look(now, heard);
             self.judge(link, lasts >= avoid_after(link.rtt()).min(SILENCE_MAX));
             if lasts >= SILENCE_MAX {
                 silence::close(&link.connection);

@@ -3,8 +3,8 @@
 //!
 //! Both sides of a data connection keep it alive, so that at rest something is heard every
 //! [`KEEP_ALIVE`](super::planes::KEEP_ALIVE) and a round trip. A peer that is not heard for longer
-//! is avoided ([`avoid_after`]), which costs nothing if it was only paused; after [`SILENCE_MAX`] its
-//! connection is closed, and what it carried is reset.
+//! is avoided where there is another ([`avoid_after`]): it may be only paused. After [`SILENCE_MAX`]
+//! its connection is closed, and what it carried is reset.
 
 use std::time::Duration;
 
@@ -35,26 +35,33 @@ pub(super) fn close(connection: &Connection) {
     connection.close(VarInt::from_u32(0), b"silent");
 }
 
+/// What shows that the peer lives: it answers our keep-alives and sends its own. Frames, because only
+/// they come out of packets that it alone can have sealed; whoever knows the path can send datagrams.
+pub(super) fn heard(connection: &Connection) -> u64 {
+    let frames = connection.stats().frame_rx;
+    frames.acks + frames.ping + frames.stream
+}
+
 /// For how long one connection has heard nothing.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Silence {
-    datagrams: u64,
+    heard: u64,
     looked_at: Moment,
     lasts: Duration,
 }
 
 impl Silence {
-    /// Not silent at `now`, after so many datagrams received.
-    pub(super) fn new(now: Moment, datagrams: u64) -> Self {
-        Self { datagrams, looked_at: now, lasts: Duration::ZERO }
+    /// Not silent at `now`, after so much was [`heard`].
+    pub(super) fn new(now: Moment, heard: u64) -> Self {
+        Self { heard, looked_at: now, lasts: Duration::ZERO }
     }
 
-    /// Looks how many datagrams were received so far; says for how long that has been all.
-    pub(super) fn look(&mut self, now: Moment, datagrams: u64) -> Duration {
+    /// Takes how much was [`heard`] so far; says for how long that has been all.
+    pub(super) fn look(&mut self, now: Moment, heard: u64) -> Duration {
         let since = now.since(self.looked_at).min(LOOK_MAX);
         self.looked_at = now;
-        self.lasts = if datagrams == self.datagrams { self.lasts + since } else { Duration::ZERO };
-        self.datagrams = datagrams;
+        self.lasts = if heard == self.heard { self.lasts + since } else { Duration::ZERO };
+        self.heard = heard;
         self.lasts
     }
 }

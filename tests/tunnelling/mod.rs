@@ -13,6 +13,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use murmesh::mesh::Endpoint;
+use murmesh::model::Weight;
 use murmesh::telemetry::Door;
 use murmesh::tls::Plane;
 use murmesh::tls::testing::mesh_of;
@@ -116,6 +118,20 @@ async fn instance_that_refuses_is_replaced_without_the_client_noticing() {
         b.metrics.refused(Door::mesh, "unreachable") < 10,
         "and is avoided from then on, not asked for every second connection"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn call_is_served_while_one_of_very_many_instances_lives() {
+    let _turn = beside_others();
+    let [a, b, c] = three().await;
+    c.serve(&[("web", "web", named_server("c").await)]);
+    let mut endpoints: Vec<_> =
+        (1..=40).map(|number| b.endpoint("web", &format!("gone-{number}"))).collect();
+    let (service, alive) = c.endpoint("web", "web");
+    endpoints.push((service, Endpoint { weight: Weight(1), ..alive })); // drawn late
+    a.sees(endpoints);
+    assert_eq!(ask(a.upstream("web").await, b"!").await.unwrap(), b"c!");
+    assert!(b.metrics.refused(Door::mesh, "not_served") > 8, "the others were asked before");
 }
 
 #[tokio::test(flavor = "multi_thread")]
