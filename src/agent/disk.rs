@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tracing::warn;
 
 use crate::model::{Epoch, MemberId};
@@ -17,6 +17,8 @@ use crate::wire;
 const REMEMBERED: &str = "members";
 /// A full disk is told this often.
 const COMPLAINT_INTERVAL: Duration = Duration::from_secs(60);
+/// What could not be written is tried again after this.
+const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Members of an earlier run and where they were.
 pub(super) fn remembered(dir: &DataDir) -> Result<Vec<(MemberId, SocketAddr)>, StoreError> {
@@ -32,7 +34,8 @@ pub(super) async fn persist(
     gossip: GossipHandle,
 ) {
     let mut complained_at: Option<Instant> = None;
-    while durable.changed().await.is_ok() {
+    let mut has_failed = false;
+    while next(&mut durable, has_failed).await {
         let state = durable.borrow_and_update().clone();
         let dir = dir.clone();
         // Syncing a file takes as long as the disk likes.
@@ -40,6 +43,7 @@ pub(super) async fn persist(
         if let Some(Ok(Some(until))) = written {
             gossip.extend_epochs(until).await;
         }
+        has_failed = matches!(written, Some(Err(_)));
         let is_quiet = || complained_at.is_some_and(|at| at.elapsed() < COMPLAINT_INTERVAL);
         if let Some(Err(error)) = written
             && !is_quiet()
@@ -52,12 +56,25 @@ pub(super) async fn persist(
     }
 }
 
-/// The last epoch taken, if some were needed.
+/// Waits for what to write next: a new state, or after a failure the same again. False once the
+/// gossip driver is gone.
+async fn next(durable: &mut watch::Receiver<Durable>, has_failed: bool) -> bool {
+    let changed = durable.changed();
+    if has_failed {
+        timeout(RETRY_INTERVAL, changed).await.unwrap_or(Ok(())).is_ok()
+    } else {
+        changed.await.is_ok()
+    }
+}
+
+/// The last epoch taken, if some were needed: the smallest file and the one that a member cannot be
+/// without, so it is the first.
 fn write(dir: &DataDir, state: &Durable) -> Result<Option<Epoch>, StoreError> {
+    let until = state.epochs_needed.map(|needed| dir.extend_epochs(needed)).transpose()?;
     dir.store_entries(&state.entries)?;
     let members = wire::encode(&state.remembered).map_err(TlsError::from)?;
     dir.write(REMEMBERED, &members)?;
-    state.epochs_needed.map(|needed| dir.extend_epochs(needed)).transpose()
+    Ok(until)
 }
 
 #[cfg(test)]
