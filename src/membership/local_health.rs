@@ -12,7 +12,9 @@ use std::time::Duration;
 
 use crate::model::Moment;
 
-/// Fewest live members, this one included, for silence to say something about this node.
+/// Fewest live members, this one included, for silence to say something about this node: it convicts
+/// nobody while it is deaf, and counts as isolated instead. One bound for both: a node that neither
+/// convicts nor is isolated would never take the others for gone.
 pub(super) const LISTENERS_MIN: usize = 4;
 
 /// Worst score: probes are 1 + this many times slower.

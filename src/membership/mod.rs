@@ -267,11 +267,6 @@ impl Membership {
         self.is_isolated && self.health.silence(now) >= PATIENCE
     }
 
-    /// When `member` was last heard directly.
-    pub fn heard_at(&self, member: MemberId) -> Option<Moment> {
-        self.heard.get(&member).copied()
-    }
-
     /// A number in `0..bound`, from this member's generator.
     pub fn random(&mut self, bound: u64) -> u64 {
         self.rng.random_range(0..bound.max(1))

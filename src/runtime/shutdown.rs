@@ -27,11 +27,6 @@ impl Default for Shutdown {
 }
 
 impl Shutdown {
-    /// The stage now.
-    pub fn stage(&self) -> Stage {
-        *self.stage.borrow()
-    }
-
     /// Moves on to `stage`; going back is ignored.
     pub fn advance(&self, stage: Stage) {
         self.stage.send_if_modified(|now| {

@@ -1,6 +1,6 @@
 //! Every metric of the agent, in one table.
 
-use std::fmt::{self, Write};
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64};
 
@@ -328,7 +328,6 @@ impl Metrics {
     pub fn encode(&self) -> Result<String, fmt::Error> {
         let mut out = String::new();
         text::encode(&mut out, &self.registry.lock())?;
-        out.write_str("")?;
         Ok(out)
     }
 }

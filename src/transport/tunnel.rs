@@ -162,8 +162,6 @@ pub enum ResetCode {
     Cut = 1,
     /// Its reader took nothing for so long that its memory was needed.
     Stalled = 2,
-    /// The agent ended before the stream did.
-    Closing = 3,
     /// The header or the answer was not understood.
     Malformed = 4,
 }
