@@ -7,7 +7,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use murmesh::api::{
     ApiState, ApiToken, CallView, Calls, Control, ControlError, ExposeSpec, Identity, Listener,
-    Local, Problem, Readiness, routes, serve,
+    Local, Problem, Readiness, UpstreamSpec, routes, serve,
 };
 use murmesh::mesh::{Endpoint, EndpointState, MemberView, ServiceView, Snapshot};
 use murmesh::model::{Epoch, MemberId, MemberPhase, MemberState, MeshId, Moment, Protocol, Weight};
@@ -21,7 +21,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
-use crate::support::{SOON, beside_others};
+use crate::support::{SOON, beside_others, raise_file_limit, skip};
 
 const TOKEN: &str = "0123456789abcdef0123456789abcdef";
 
@@ -511,4 +511,172 @@ async fn metrics_count_members_endpoints_and_refusals() {
     ] {
         assert!(text.contains(line), "missing {line} in {text}");
     }
+}
+
+/// The document is what is served, methods included; those that want the token say so.
+#[tokio::test]
+async fn openapi_json_tells_exactly_the_routes_that_are_served() {
+    let _turn = beside_others();
+    let api = api().await;
+    let document = api.get("/openapi.json").await;
+    let mut told = Vec::new();
+    for (path, operations) in document["paths"].as_object().unwrap() {
+        for (method, operation) in operations.as_object().unwrap() {
+            let text = operation["summary"].as_str().unwrap();
+            assert!(!text.is_empty() && !text.contains("  "), "{method} {path}: {text}");
+            let (status, _) = api.ask(&method.to_uppercase(), &filled(path), "", "").await;
+            let wants_token = operation.get("security").is_some();
+            assert_eq!(status == 401, wants_token, "{method} {path}: {status}");
+            told.push((method.to_uppercase(), path.clone()));
+        }
+    }
+    let mut served: Vec<_> =
+        routes().into_iter().map(|(method, path)| (method.to_string(), path.to_owned())).collect();
+    served.sort();
+    told.sort();
+    assert_eq!(told, served);
+}
+
+fn index(answer: &str) -> u64 {
+    let line = answer.lines().find_map(|line| line.strip_prefix("x-consul-index: "));
+    line.unwrap_or_else(|| panic!("no index: {answer}")).parse().unwrap()
+}
+
+impl Api {
+    async fn index(&self, path: &str) -> u64 {
+        let request =
+            format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
+        index(&self.raw(&request).await)
+    }
+
+    /// Asks and does not wait for the answer.
+    async fn begin(&self, path: &str) -> TcpStream {
+        let mut stream = TcpStream::connect(self.address).await.unwrap();
+        let request =
+            format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        stream
+    }
+
+    async fn blocked(&self, count: i64) {
+        let reached = async {
+            while self.state.metrics.api_blocked_queries.get() != count {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(SOON, reached).await.unwrap_or_else(|_| panic!("{count} are blocked"));
+    }
+
+    /// Gives the first endpoint of `web` another weight.
+    fn change_web(&self, weight: u16) {
+        let mut seen = snapshot();
+        let service = seen.services.values_mut().next().unwrap();
+        Arc::make_mut(service).endpoints[0].weight = Weight(weight);
+        self.snapshot.send_replace(Arc::new(seen));
+    }
+}
+
+#[tokio::test]
+async fn an_answer_has_an_index_of_its_own() {
+    let _turn = beside_others();
+    let api = api().await;
+    let paths = ["/v1/catalog/services", "/v1/health/service/web", "/v1/health/service/nobody"];
+    let mut before = Vec::new();
+    for path in paths {
+        let index = api.index(path).await;
+        assert!(index > 0 && !before.contains(&index), "{path}: {index}");
+        assert_eq!(api.index(path).await, index, "{path}: nothing has changed");
+        before.push(index);
+    }
+    api.change_web(500);
+    assert_eq!(api.index(paths[0]).await, before[0], "the tags are the same");
+    assert!(api.index(paths[1]).await > *before.iter().max().unwrap());
+    assert_eq!(api.index(paths[2]).await, before[2]);
+}
+
+#[tokio::test]
+async fn a_blocked_query_is_answered_by_a_change_of_the_mesh_or_of_this_machine() {
+    let _turn = beside_others();
+    let api = api().await;
+    let path = "/v1/health/service/web";
+    let mut last = api.index(path).await;
+    for change in [0, 1] {
+        let mut asked = api.begin(&format!("{path}?index={last}&wait=10m")).await;
+        api.blocked(1).await;
+        api.snapshot.send_replace(api.state.snapshot()); // nothing new
+        match change {
+            0 => api.change_web(500),
+            _ => drop(api.local.send_replace(Arc::new(Local {
+                upstreams: vec![UpstreamSpec {
+                    service: "web".parse().unwrap(),
+                    listen: "127.0.0.1:4000".parse().unwrap(),
+                }],
+                ..Local::default()
+            }))),
+        }
+        let mut answer = String::new();
+        timeout(SOON, asked.read_to_string(&mut answer)).await.unwrap().unwrap();
+        assert!(index(&answer) > last, "{answer}");
+        assert_eq!(answer.contains("\"Port\":4000"), change == 1, "{answer}");
+        last = index(&answer);
+    }
+}
+
+#[tokio::test]
+async fn blocked_queries_are_bounded_and_those_beyond_are_refused_and_counted() {
+    let _turn = beside_others();
+    const BLOCKED_MAX: i64 = 768;
+    if !raise_file_limit(4_096) {
+        return skip("the limit of open files is too low for 768 connections (ulimit -Hn)");
+    }
+    let api = api().await;
+    let path = "/v1/catalog/services";
+    let path = format!("{path}?wait=10m&index={}", api.index(path).await);
+    let mut waiting = Vec::new();
+    for count in 1..=BLOCKED_MAX {
+        waiting.push(api.begin(&path).await);
+        api.blocked(count).await;
+    }
+    let (status, body) = api.ask("GET", &path, "", "").await;
+    let problem: Problem = serde_json::from_str(&body).unwrap();
+    assert_eq!((status, problem.kind.as_str()), (429, "urn:murmesh:blocked_queries"));
+    assert_eq!(api.state.metrics.refused(Door::api, "blocked_queries"), 1);
+    assert_eq!(api.ask("GET", "/v1/catalog/services", "", "").await.0, 200, "at once: as ever");
+    drop(waiting);
+    api.blocked(0).await;
+}
+
+/// State by state: what `passing` keeps, and what the checks say.
+#[tokio::test]
+async fn every_state_of_an_instance_has_its_checks() {
+    let _turn = beside_others();
+    let api = api().await;
+    use EndpointState::{Doubtful, Down, Draining, Failing, Maint, Ready};
+    let mut seen = snapshot();
+    let service = Arc::make_mut(seen.services.values_mut().next().unwrap());
+    let base = service.endpoints[0].clone();
+    let states = [Ready, Doubtful, Draining, Failing, Maint, Down];
+    let endpoint = |(number, state): (usize, &EndpointState)| Endpoint {
+        instance: format!("web-{number}").parse().unwrap(),
+        state: *state,
+        ..base.clone()
+    };
+    service.endpoints = states.iter().enumerate().map(endpoint).collect();
+    let me = seen.members.values().next().unwrap().as_ref().clone();
+    let gone = MemberView { id: MemberId::from_bytes([2; 16]), state: MemberState::Left, ..me };
+    service.endpoints.push(Endpoint { member: gone.id, ..base });
+    seen.members.insert(gone.id, Arc::new(gone));
+    api.snapshot.send_replace(Arc::new(seen));
+    let rows = api.get("/v1/health/service/web?near=_agent").await;
+    let told: Vec<_> = rows.as_array().unwrap().iter().map(|row| &row["Checks"][1]).collect();
+    let statuses: Vec<_> = told.iter().map(|check| check["Status"].as_str().unwrap()).collect();
+    let expected = ["passing", "warning", "critical", "critical", "critical", "critical"];
+    assert_eq!(statuses, expected, "and whoever has left has no row");
+    assert_eq!(told[4]["CheckID"], "_service_maintenance:web-4");
+    let passing = api.get("/v1/health/service/web?passing&tag=v2&dc=eu1").await;
+    assert_eq!(passing.as_array().unwrap().len(), 1);
+    assert_eq!(api.get("/v1/health/service/web?dc=eu2").await, serde_json::json!([]));
+    assert_eq!(api.get("/v1/health/service/web?tag=v2&tag=v3").await, serde_json::json!([]));
+    assert_eq!(api.get("/v1/catalog/nodes").await.as_array().unwrap().len(), 1);
+    assert_eq!(api.get("/v1/catalog/services").await, serde_json::json!({ "web": ["v2"] }));
 }
