@@ -433,3 +433,54 @@ fn a_dead_agents_socket_is_replaced_and_a_live_ones_never() {
     assert!(refused.contains("asked.sock"), "{refused}");
     assert_eq!(fs::read_to_string(&asked).unwrap(), "mine");
 }
+
+#[test]
+fn only_the_group_murmesh_may_connect_to_the_socket_and_it_can_read_no_key() {
+    let _turn = beside_others();
+    if !rustix::process::geteuid().is_root() {
+        return skip("another user and group need root");
+    }
+    let (Some(curl), Some(unshare)) = (program("curl"), program("unshare")) else { return };
+    let Some(setpriv) = program("setpriv") else { return };
+    let tried = run_program(Command::new(&unshare).args(["--mount", "true"]), b"", LONG);
+    if tried.code != Some(0) {
+        return skip(&format!("no mount namespaces: {}", tried.stderr));
+    }
+    let mut mesh = TestMesh::new();
+    let agent = mesh.found("one");
+    agent.stop();
+    let home = agent.data_dir.parent().unwrap();
+    fs::set_permissions(home, fs::Permissions::from_mode(0o755)).unwrap();
+
+    // The agent alone sees a machine that has the group.
+    let groups = home.join("group");
+    let listed = fs::read_to_string("/etc/group").unwrap();
+    fs::write(&groups, format!("{listed}murmesh:x:54321:\n")).unwrap();
+    let (at, api) = (agent.mesh.to_string(), agent.api.to_string());
+    let inner = agent.command(&["agent", "--mesh", &at, "--api", &api]);
+    let mut outer = Command::new(unshare);
+    outer.args(["--mount", "sh", "-c", "mount --bind \"$0\" /etc/group && exec \"$@\""]);
+    outer.arg(&groups).arg(inner.get_program()).args(inner.get_args());
+    for (name, value) in inner.get_envs() {
+        match value {
+            Some(value) => outer.env(name, value),
+            None => outer.env_remove(name),
+        };
+    }
+    let _agent = Program::start(&mut outer);
+    let socket = agent.data_dir.join("api.sock");
+    agent.run(&["members", "--api", &format!("unix:{}", socket.display())]).ok();
+
+    let with_group = |group: &str, words: &[&str]| {
+        let mut command = Command::new(&setpriv);
+        command.args(["--reuid", "65534", "--regid", group, "--clear-groups"]).args(words);
+        run_program(&mut command, b"", LONG)
+    };
+    let (curl, socket) = (curl.display().to_string(), socket.display().to_string());
+    let live = [&curl, "-sS", "--unix-socket", &socket, "http://localhost/live"];
+    assert!(with_group("54321", &live).ok().contains("true"));
+    assert_eq!(with_group("65534", &live).code, Some(7), "others cannot connect");
+    let key = agent.data_dir.join("node.key").display().to_string();
+    let cat = with_group("54321", &["cat", &key]);
+    assert!(cat.code == Some(1) && cat.stderr.contains("denied"), "{cat:?}");
+}
