@@ -680,3 +680,32 @@ async fn every_state_of_an_instance_has_its_checks() {
     assert_eq!(api.get("/v1/catalog/nodes").await.as_array().unwrap().len(), 1);
     assert_eq!(api.get("/v1/catalog/services").await, serde_json::json!({ "web": ["v2"] }));
 }
+
+#[tokio::test]
+async fn near_puts_the_same_node_first_then_its_zone_then_its_region() {
+    let _turn = beside_others();
+    let api = api().await;
+    let mut seen = snapshot();
+    let me = seen.members.values().next().unwrap().as_ref().clone();
+    let service = Arc::make_mut(seen.services.values_mut().next().unwrap());
+    let base = Endpoint { state: EndpointState::Ready, ..service.endpoints[0].clone() };
+    service.endpoints.clear();
+    for (number, zone) in [(5, "us1/a"), (4, "eu1/b"), (3, "eu1/a"), (1, "eu1/a")] {
+        let id = MemberId::from_bytes([number; 16]);
+        let name = format!("node-{number}").parse().unwrap();
+        let view = MemberView { id, name, zone: zone.to_owned(), ..me.clone() };
+        let endpoint = Endpoint { member: id, ..base.clone() };
+        service.endpoints.push(endpoint);
+        seen.members.insert(id, Arc::new(view));
+    }
+    api.snapshot.send_replace(Arc::new(seen));
+    for (near, expected) in [
+        ("_agent", ["node-1", "node-3", "node-4", "node-5"]),
+        ("node-5", ["node-5", "node-4", "node-3", "node-1"]),
+        ("nobody", ["node-5", "node-4", "node-3", "node-1"]),
+    ] {
+        let rows = api.get(&format!("/v1/catalog/service/web?near={near}")).await;
+        let rows: Vec<_> = rows.as_array().unwrap().iter().map(|row| &row["Node"]).collect();
+        assert_eq!(rows, expected, "near {near}");
+    }
+}

@@ -157,6 +157,9 @@ fn an_instance_in_maintenance_takes_no_calls_until_it_is_back_even_over_a_restar
     };
     maintain("enable=true&reason=disk");
     near.wait_endpoints("web", 1);
+    let rows = far.get("/v1/mesh/endpoints/web");
+    let own = rows.as_array().unwrap().iter().find(|row| row["node"] == "far").unwrap();
+    assert_eq!(own["reason"], "maintenance: disk");
     far.stop();
     far.start();
     near.wait_state("far", "alive", SOON);
@@ -206,6 +209,39 @@ fn the_address_that_is_told_is_dialled_through_the_agent_wherever_the_instance_i
     near.run(&["upstream", "web", &format!("unix:{}", file.display())]).ok();
     let is_name = told(near).starts_with("web.mesh:");
     assert!(is_name, "a socket file is no address and port");
+}
+
+/// Both machines got new addresses while they were off: only somebody who knows one can tell.
+#[test]
+fn an_address_that_is_named_by_hand_joins_two_members_that_lost_each_other() {
+    let _turn = beside_others();
+    let mut mesh = TestMesh::of(&["near", "far"]);
+    for agent in &mesh.agents {
+        agent.stop();
+    }
+    for agent in &mut mesh.agents {
+        let (before, now) = (agent.mesh, free_address());
+        let file = agent.data_dir.join("node.toml");
+        let text = fs::read_to_string(&file).unwrap();
+        fs::write(&file, text.replace(&before.to_string(), &now.to_string())).unwrap();
+        agent.mesh = now;
+    }
+    for agent in &mesh.agents {
+        agent.start();
+    }
+    let (near, far) = (mesh.agent("near"), mesh.agent("far"));
+    assert_ne!(far.state_of("near"), "alive", "nobody told it the address");
+    let bearer = format!("Bearer {}", far.api_token());
+    let headers = [("authorization", bearer.as_str())];
+    let ask = |address: &str| {
+        let path = format!("/v1/agent/join/{address}");
+        request(&far.at(), "PUT", &path, &headers, b"").unwrap()
+    };
+    assert_eq!(ask("seed.example.com").status, 422, "names are for join.seeds");
+    assert_eq!(ask("nonsense:port").status, 422);
+    assert_eq!(ask(&near.mesh.to_string()).status, 200);
+    far.wait_state("near", "alive", SOON);
+    near.wait_state("far", "alive", SOON);
 }
 
 /// curl, waiting for an answer; killed when dropped.

@@ -152,6 +152,9 @@ impl Controller {
         spec: ExposeSpec,
     ) -> Result<Option<ExposeSpec>, ControlError> {
         let replaced = self.expose(spec.clone()).await?;
+        if self.runtime.expose.contains(&spec) {
+            return Ok(replaced); // some clients say it again and again: no work for the disk
+        }
         self.runtime.expose.retain(|kept| kept.id != spec.id);
         self.runtime.expose.push(spec);
         self.keep()?;

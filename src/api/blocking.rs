@@ -107,8 +107,9 @@ impl Served {
         look: impl Fn(&ApiState) -> T,
     ) -> Result<Response, Refusal> {
         let (mut snapshot, mut local) = (self.api.snapshot.clone(), self.api.local.clone());
-        let look = || serde_json::to_vec(&look(&self.api)).unwrap_or_default();
-        let look = || self.answers.lock().look(digest_of(question.as_bytes()), &look);
+        let question = digest_of(question.as_bytes());
+        let find = || serde_json::to_vec(&look(&self.api)).unwrap_or_default();
+        let look = || self.answers.lock().look(question, find);
         snapshot.mark_unchanged(); // before it is looked at: nothing falls between
         local.mark_unchanged();
         let mut found = look();
@@ -180,7 +181,7 @@ impl Answers {
 
     /// The answer and its index. It is found under this lock, so that a later index never has an
     /// earlier answer.
-    fn look(&mut self, question: Digest, find: impl Fn() -> Vec<u8>) -> (u64, Vec<u8>) {
+    fn look(&mut self, question: Digest, find: impl FnOnce() -> Vec<u8>) -> (u64, Vec<u8>) {
         let found = find();
         let answer = digest_of(&found);
         self.turn += 1;

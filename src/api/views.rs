@@ -213,6 +213,7 @@ pub(super) fn endpoints(state: &ApiState, service: &ServiceName) -> Vec<Endpoint
     let now = state.clock.now();
     let snapshot = state.snapshot();
     let Some(view) = snapshot.services.get(service) else { return Vec::new() };
+    let local = state.local();
     let row = |endpoint: &Endpoint| {
         let calls = state.calls.of(endpoint);
         let node = snapshot.members.get(&endpoint.member).map(|member| member.state);
@@ -222,7 +223,10 @@ pub(super) fn endpoints(state: &ApiState, service: &ServiceName) -> Vec<Endpoint
             node: endpoint.member_name.to_string(),
             address: endpoint.address.to_string(),
             state: endpoint.state.as_str().to_owned(),
-            reason: reason(endpoint, node, calls.trouble),
+            reason: match local.maintained.get(&endpoint.instance) {
+                Some(why) if endpoint.member == state.me => format!("maintenance: {why}"),
+                _ => reason(endpoint, node, calls.trouble),
+            },
             weight: endpoint.weight.0,
             tags: endpoint.tags.clone(),
             inflight: calls.in_flight,
