@@ -22,8 +22,9 @@ use serde::Serialize;
 use tokio::sync::Semaphore;
 use tokio::time::sleep;
 
-use super::ApiState;
 use super::problem::Refusal;
+use super::{ApiState, Local};
+use crate::mesh::Snapshot;
 use crate::runtime::{clock, entropy};
 
 /// Blocked queries at once: three of four connections, so that who asks shortly finds room.
@@ -109,12 +110,15 @@ impl Served {
         let (mut snapshot, mut local) = (self.api.snapshot.clone(), self.api.local.clone());
         let question = digest_of(question.as_bytes());
         let find = || serde_json::to_vec(&look(&self.api)).unwrap_or_default();
-        let look = || self.answers.lock().look(question, find);
+        let look = || {
+            let world = (self.api.snapshot(), self.api.local());
+            self.answers.lock().look(world, question, find)
+        };
         snapshot.mark_unchanged(); // before it is looked at: nothing falls between
         local.mark_unchanged();
-        let mut found = look();
-        let Some(wait) = wait.filter(|wait| wait.index == found.0) else {
-            return Ok(response(found));
+        let (mut index, mut body) = look();
+        let Some(wait) = wait.filter(|wait| wait.index == index) else {
+            return Ok(response(index, body.unwrap_or_else(find)));
         };
         let Ok(_place) = self.room.try_acquire() else {
             let detail = format!("{BLOCKED_MAX} queries are blocked already; ask without index");
@@ -124,7 +128,7 @@ impl Served {
         let _counted = Blocked::new(&self.api);
         let over = sleep(wait.with_jitter());
         tokio::pin!(over);
-        while found.0 == wait.index {
+        while index == wait.index {
             let changed = tokio::select! {
                 biased;
                 () = &mut over => break,
@@ -134,9 +138,9 @@ impl Served {
             if changed.is_err() {
                 break; // the agent stops
             }
-            found = look();
+            (index, body) = look();
         }
-        Ok(response(found))
+        Ok(response(index, body.unwrap_or_else(find)))
     }
 }
 
@@ -156,9 +160,16 @@ impl Drop for Blocked<'_> {
     }
 }
 
+/// All that answers are made of.
+type World = (Arc<Snapshot>, Arc<Local>);
+
 /// The last answers, by what was asked. No text of clients is kept, only its digest.
 #[derive(Debug)]
 struct Answers {
+    /// The last one that was looked at, and its number. Many clients that watch the same cost one
+    /// look at each.
+    world: Option<World>,
+    version: u64,
     /// Of the latest change of any answer.
     index: u64,
     /// How often anything was asked.
@@ -171,20 +182,39 @@ struct Answers {
 struct Known {
     index: u64,
     answer: Digest,
+    /// Of the world that gave it.
+    version: u64,
     asked_at: u64,
 }
 
 impl Answers {
     fn new(index: u64) -> Self {
-        Self { index, turn: 0, known: HashMap::new() }
+        Self { world: None, version: 0, index, turn: 0, known: HashMap::new() }
     }
 
-    /// The answer and its index. It is found under this lock, so that a later index never has an
-    /// earlier answer.
-    fn look(&mut self, question: Digest, find: impl FnOnce() -> Vec<u8>) -> (u64, Vec<u8>) {
+    /// The index of an answer, and the answer, unless this world has given it before. It is found
+    /// under this lock, so that a later index never has an earlier answer.
+    fn look(
+        &mut self,
+        world: World,
+        question: Digest,
+        find: impl FnOnce() -> Vec<u8>,
+    ) -> (u64, Option<Vec<u8>>) {
+        let is_same = |(snapshot, local): &World| {
+            Arc::ptr_eq(snapshot, &world.0) && Arc::ptr_eq(local, &world.1)
+        };
+        if !self.world.as_ref().is_some_and(is_same) {
+            self.world = Some(world);
+            self.version += 1;
+        }
+        self.turn += 1;
+        let (version, asked_at) = (self.version, self.turn);
+        if let Some(known) = self.known.get_mut(&question).filter(|k| k.version == version) {
+            known.asked_at = asked_at;
+            return (known.index, None);
+        }
         let found = find();
         let answer = digest_of(&found);
-        self.turn += 1;
         let index = match self.known.get(&question) {
             Some(known) if known.answer == answer => known.index,
             _ => {
@@ -197,8 +227,8 @@ impl Answers {
             let oldest = oldest.map(|(question, _)| *question);
             oldest.and_then(|question| self.known.remove(&question));
         }
-        self.known.insert(question, Known { index, answer, asked_at: self.turn });
-        (index, found)
+        self.known.insert(question, Known { index, answer, version, asked_at });
+        (index, Some(found))
     }
 }
 
@@ -208,7 +238,7 @@ fn digest_of(bytes: &[u8]) -> Digest {
     out
 }
 
-fn response((index, body): (u64, Vec<u8>)) -> Response {
+fn response(index: u64, body: Vec<u8>) -> Response {
     let mut response = Response::new(Body::from(body));
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -223,11 +253,15 @@ fn response((index, body): (u64, Vec<u8>)) -> Response {
 mod tests {
     use super::*;
 
+    fn world() -> World {
+        (Arc::default(), Arc::default())
+    }
+
     #[test]
     fn an_index_rises_exactly_when_its_own_answer_changes() {
         let mut answers = Answers::new(1_000);
         let mut look =
-            |question: u8, answer: &str| answers.look([question; 32], || answer.into()).0;
+            |question: u8, answer: &str| answers.look(world(), [question; 32], || answer.into()).0;
         let web = look(1, "one");
         assert!(web > 1_000);
         let db = look(2, "one");
@@ -240,15 +274,27 @@ mod tests {
     }
 
     #[test]
+    fn many_who_ask_the_same_of_one_world_cost_one_look() {
+        let mut answers = Answers::new(0);
+        let (one, other) = (world(), world());
+        let (index, found) = answers.look(one.clone(), [1; 32], || b"one".to_vec());
+        assert_eq!(found, Some(b"one".to_vec()));
+        let again = answers.look(one, [1; 32], || unreachable!("it is known"));
+        assert_eq!(again, (index, None));
+        assert_eq!(answers.look(other, [1; 32], || b"one".to_vec()).0, index, "the same answer");
+    }
+
+    #[test]
     fn a_forgotten_question_gets_a_higher_index_and_the_memory_stays_bounded() {
         let mut answers = Answers::new(0);
         let question = |number: usize| digest_of(&number.to_le_bytes());
-        let first = answers.look(question(0), Vec::new).0;
+        let one = world();
+        let first = answers.look(one.clone(), question(0), Vec::new).0;
         for number in 1..=QUESTIONS_MAX {
-            answers.look(question(number), Vec::new);
+            answers.look(one.clone(), question(number), Vec::new);
         }
         assert_eq!(answers.known.len(), QUESTIONS_MAX);
-        assert!(answers.look(question(0), Vec::new).0 > first);
+        assert!(answers.look(one, question(0), Vec::new).0 > first);
         assert_eq!(answers.known.len(), QUESTIONS_MAX);
     }
 
