@@ -1,6 +1,7 @@
 //! One route with all that is to be said of it, and the document that says it (OpenAPI 3.1).
 
-use axum::routing::MethodRouter;
+use axum::handler::Handler;
+use axum::routing::{self, MethodRouter};
 use hyper::Method;
 use serde_json::{Map, Value, json};
 
@@ -27,16 +28,28 @@ pub(super) struct Parameter {
     pub(super) text: &'static str,
 }
 
-impl Route {
-    pub(super) fn new(
-        method: Method,
-        path: &'static str,
-        summary: &'static str,
-        handler: MethodRouter<Served>,
-    ) -> Self {
-        Self { method, path, summary, query: &[], body: None, handler }
-    }
+macro_rules! route_of_method {
+    ($($function:ident $method:ident;)*) => {$(
+        /// A route of this method without parameters and body.
+        pub(super) fn $function<H: Handler<T, Served>, T: 'static>(
+            path: &'static str,
+            summary: &'static str,
+            handler: H,
+        ) -> Route {
+            let (method, handler) = (Method::$method, routing::$function(handler));
+            Route { method, path, summary, query: &[], body: None, handler }
+        }
+    )*};
+}
 
+route_of_method! {
+    get GET;
+    put PUT;
+    post POST;
+    delete DELETE;
+}
+
+impl Route {
     /// Takes these parameters, all of them optional.
     pub(super) fn query(self, query: &'static [Parameter]) -> Self {
         Self { query, ..self }

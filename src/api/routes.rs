@@ -7,7 +7,7 @@ use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, Request, State};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{self, MethodRouter, Router};
+use axum::routing::Router;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
@@ -22,7 +22,7 @@ use tokio::time::timeout;
 use super::blocking::Served;
 use super::control::{Control, ExposeSpec, Lifetime, UpstreamSelector, UpstreamSpec};
 use super::events::{EventsQuery, events};
-use super::openapi::{Parameter, Route, document};
+use super::openapi::{Parameter, Route, delete, document, get, post, put};
 use super::problem::Refusal;
 use super::{ApiState, Readiness, consul, views};
 use crate::model::{
@@ -38,6 +38,7 @@ const BODY_LEN_MAX: usize = 64 * 1024;
 const BODY_TIME_MAX: Duration = Duration::from_secs(10);
 
 type Answer = Result<Response, Refusal>;
+
 const INDEX: Parameter = Parameter {
     name: "index",
     text: "X-Consul-Index of an earlier answer: waits until it differs",
@@ -54,36 +55,26 @@ const PASSING: Parameter = Parameter { name: "passing", text: "Only instances th
 
 /// Every route: what is served and what `/openapi.json` tells are made of this.
 fn table() -> Vec<Route> {
-    let get = |path, summary, handler: MethodRouter<Served>| {
-        Route::new(Method::GET, path, summary, handler)
-    };
-    let put = |path, summary, handler| Route::new(Method::PUT, path, summary, handler);
-    let post = |path, summary, handler| Route::new(Method::POST, path, summary, handler);
-    let delete = |path, summary, handler| Route::new(Method::DELETE, path, summary, handler);
     vec![
-        get("/live", "200 while the agent runs", routing::get(live)),
-        get("/ready", "200 while the data plane can serve, else 503", routing::get(ready)),
-        get("/metrics", "Metrics in the format of OpenMetrics 1.0", routing::get(metrics)),
-        get("/openapi.json", "This document", routing::get(openapi)),
-        get("/v1/agent/self", "This agent", routing::get(consul::agent_self)),
-        get("/v1/agent/members", "All members", routing::get(consul::agent_members)),
-        get("/v1/agent/services", "What this machine offers", routing::get(consul::agent_services)),
+        get("/live", "200 while the agent runs", live),
+        get("/ready", "200 while the data plane can serve, else 503", ready),
+        get("/metrics", "Metrics in the format of OpenMetrics 1.0", metrics),
+        get("/openapi.json", "This document", openapi),
+        get("/v1/agent/self", "This agent", consul::agent_self),
+        get("/v1/agent/members", "All members", consul::agent_members),
+        get("/v1/agent/services", "What this machine offers", consul::agent_services),
         put(
             "/v1/agent/service/register",
             "Offer an instance, over restarts; the same ID again replaces it. Checks are refused, \
              Meta is not kept",
-            routing::put(consul::register),
+            consul::register,
         )
         .body(r#"{"Name":"web","ID":"web-1","Port":8080,"Tags":["v2"]}"#),
-        put(
-            "/v1/agent/service/deregister/{id}",
-            "Take an instance back",
-            routing::put(consul::deregister),
-        ),
+        put("/v1/agent/service/deregister/{id}", "Take an instance back", consul::deregister),
         put(
             "/v1/agent/service/maintenance/{id}",
             "Take an instance out of rotation, or back in; over restarts",
-            routing::put(consul::maintenance),
+            consul::maintenance,
         )
         .query(&[
             Parameter { name: "enable", text: "true or false; must be said" },
@@ -92,89 +83,75 @@ fn table() -> Vec<Route> {
         put(
             "/v1/agent/join/{address}",
             "Ask this address (ip or ip:port) for members of this mesh, too; answered at once",
-            routing::put(consul::join),
+            consul::join,
         ),
-        put("/v1/agent/leave", "Leave the mesh for good and stop", routing::put(leave)),
-        get(
-            "/v1/catalog/services",
-            "All services with their tags",
-            routing::get(consul::catalog_services),
-        )
-        .query(&[DC, INDEX, WAIT]),
+        put("/v1/agent/leave", "Leave the mesh for good and stop", leave),
+        get("/v1/catalog/services", "All services with their tags", consul::catalog_services)
+            .query(&[DC, INDEX, WAIT]),
         get(
             "/v1/catalog/service/{name}",
             "The instances of a service, well or not",
-            routing::get(consul::catalog_service),
+            consul::catalog_service,
         )
         .query(&[TAG, DC, NEAR, INDEX, WAIT]),
-        get("/v1/catalog/nodes", "All nodes", routing::get(consul::catalog_nodes))
+        get("/v1/catalog/nodes", "All nodes", consul::catalog_nodes)
             .query(&[DC, NEAR, INDEX, WAIT]),
         get(
             "/v1/health/service/{name}",
             "The instances of a service with their checks",
-            routing::get(consul::health_service),
+            consul::health_service,
         )
         .query(&[PASSING, TAG, DC, NEAR, INDEX, WAIT]),
-        get("/v1/mesh/members", "All members, this one included", routing::get(members)),
-        get("/v1/mesh/services", "All services", routing::get(services)),
-        get("/v1/mesh/endpoints/{svc}", "The instances of a service", routing::get(endpoints)),
+        get("/v1/mesh/members", "All members, this one included", members),
+        get("/v1/mesh/services", "All services", services),
+        get("/v1/mesh/endpoints/{svc}", "The instances of a service", endpoints),
         get(
             "/v1/mesh/events",
             "What happened: an array, or a stream with Accept application/x-ndjson or \
              text/event-stream",
-            routing::get(list_events),
+            list_events,
         )
         .query(&[
             Parameter { name: "since", text: "A duration (30m) or milliseconds since 1970" },
             Parameter { name: "subject", text: "Only about this member, service or instance" },
             Parameter { name: "follow", text: "Go on for ever, in lines" },
         ]),
-        get("/v1/mesh/certs", "Certificates, the soonest to end first", routing::get(certs)).query(
-            &[
-                Parameter { name: "all", text: "true: those of all members, too" },
-                Parameter { name: "expiring", text: "Only those that end within this, 30d" },
-            ],
-        ),
-        get("/v1/mesh/config", "Effective settings and their origin", routing::get(config)),
-        get("/v1/mesh/expose", "What this machine offers", routing::get(exposed)),
-        post("/v1/mesh/expose", "Offer an instance, over restarts", routing::post(expose))
-            .body(r#"{"name":"web","to":"127.0.0.1:8080"}"#),
-        delete("/v1/mesh/expose/{id}", "Take an instance back", routing::delete(unexpose)),
-        get("/v1/mesh/upstream", "The entries of this machine", routing::get(upstreams)),
-        post("/v1/mesh/upstream", "Open an entry, over restarts", routing::post(upstream))
-            .body(r#"{"service":"db","listen":"127.0.0.1:5432"}"#),
-        delete(
-            "/v1/mesh/upstream",
-            "Close entries: say exactly one of the two",
-            routing::delete(close_upstream),
-        )
-        .query(&[
-            Parameter { name: "service", text: "All of this service" },
-            Parameter { name: "listen", text: "The one that listens there" },
+        get("/v1/mesh/certs", "Certificates, the soonest to end first", certs).query(&[
+            Parameter { name: "all", text: "true: those of all members, too" },
+            Parameter { name: "expiring", text: "Only those that end within this, 30d" },
         ]),
-        post(
-            "/v1/mesh/entries",
-            "Spread an entry that was signed elsewhere",
-            routing::post(publish),
-        )
-        .body(r#"{"entry":"BASE64"}"#),
-        post("/v1/mesh/grants", "Say what a member may offer; on an issuer", routing::post(grant))
+        get("/v1/mesh/config", "Effective settings and their origin", config),
+        get("/v1/mesh/expose", "What this machine offers", exposed),
+        post("/v1/mesh/expose", "Offer an instance, over restarts", expose)
+            .body(r#"{"name":"web","to":"127.0.0.1:8080"}"#),
+        delete("/v1/mesh/expose/{id}", "Take an instance back", unexpose),
+        get("/v1/mesh/upstream", "The entries of this machine", upstreams),
+        post("/v1/mesh/upstream", "Open an entry, over restarts", upstream)
+            .body(r#"{"service":"db","listen":"127.0.0.1:5432"}"#),
+        delete("/v1/mesh/upstream", "Close entries: say exactly one of the two", close_upstream)
+            .query(&[
+                Parameter { name: "service", text: "All of this service" },
+                Parameter { name: "listen", text: "The one that listens there" },
+            ]),
+        post("/v1/mesh/entries", "Spread an entry that was signed elsewhere", publish)
+            .body(r#"{"entry":"BASE64"}"#),
+        post("/v1/mesh/grants", "Say what a member may offer; on an issuer", grant)
             .body(r#"{"node":"two","services":["web"]}"#),
-        get("/v1/mesh/issuers", "All issuers", routing::get(issuers)),
+        get("/v1/mesh/issuers", "All issuers", issuers),
         post(
             "/v1/mesh/issuers/{node}/key",
             "Ask a member for the public half of its issuing key",
-            routing::post(issuing_key),
+            issuing_key,
         ),
         post(
             "/v1/mesh/issuers/{node}/keep",
             "Vouch for the members that only this issuer vouches for",
-            routing::post(keep_members),
+            keep_members,
         ),
-        get("/v1/mesh/invites", "The invites of this issuer", routing::get(invites)),
-        post("/v1/mesh/invites", "Make an invite; on an issuer", routing::post(invite))
+        get("/v1/mesh/invites", "The invites of this issuer", invites),
+        post("/v1/mesh/invites", "Make an invite; on an issuer", invite)
             .body(r#"{"ttl":"1h","uses":1}"#),
-        delete("/v1/mesh/invites/{id}", "Take an invite back", routing::delete(revoke_invite)),
+        delete("/v1/mesh/invites/{id}", "Take an invite back", revoke_invite),
     ]
 }
 
