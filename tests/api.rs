@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use murmesh::api::{
-    ApiState, ApiToken, CallView, Calls, Control, ControlError, ExposeSpec, Identity, Local,
-    Problem, Readiness, routes, serve,
+    ApiState, ApiToken, CallView, Calls, Control, ControlError, ExposeSpec, Identity, Listener,
+    Local, Problem, Readiness, UpstreamSpec, routes, serve,
 };
 use murmesh::mesh::{Endpoint, EndpointState, MemberView, ServiceView, Snapshot};
 use murmesh::model::{Epoch, MemberId, MemberPhase, MemberState, MeshId, Moment, Protocol, Weight};
@@ -21,13 +21,15 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
-use crate::support::{SOON, beside_others};
+use crate::support::{SOON, beside_others, raise_file_limit, skip};
 
 const TOKEN: &str = "0123456789abcdef0123456789abcdef";
 
 struct Api {
     address: SocketAddr,
     state: ApiState,
+    snapshot: watch::Sender<Arc<Snapshot>>,
+    local: watch::Sender<Arc<Local>>,
     readiness: watch::Sender<Readiness>,
     _tasks: TaskGroup,
 }
@@ -94,10 +96,15 @@ async fn stand_in(mut commands: mpsc::Receiver<Control>) {
             Control::Leave { reply } | Control::RevokeInvite { reply, .. } => {
                 drop(reply.send(Ok(())))
             }
-            Control::Unexpose { id, reply } => drop(reply.send(match id.as_str() {
-                "nobody" => Err(ControlError::NotFound { what: "instance", name: id.to_string() }),
-                _ => Ok(()),
-            })),
+            Control::Unexpose { id, reply } | Control::Maintain { id, reply, .. } => {
+                drop(reply.send(match id.as_str() {
+                    "nobody" => {
+                        Err(ControlError::NotFound { what: "instance", name: id.to_string() })
+                    }
+                    _ => Ok(()),
+                }));
+            }
+            Control::Join { reply, .. } => drop(reply.send(Ok(()))),
             Control::Upstream { spec, reply, .. } => drop(reply.send(Ok(spec))),
             Control::CloseUpstreams { reply, .. } => drop(reply.send(Ok(Vec::new()))),
             Control::Invite { reply, .. } => drop(reply.send(Err(ControlError::NotIssuer))),
@@ -117,12 +124,14 @@ async fn api() -> Api {
 async fn api_that_forgets_after(forget_after: Duration) -> Api {
     let (control, commands) = mpsc::channel(8);
     let (readiness, watched) = watch::channel(Readiness::Ready);
+    let (snapshot, snapshots) = watch::channel(Arc::new(snapshot()));
+    let (local, locals) = watch::channel(Arc::new(Local::default()));
     let state = ApiState {
         me: MemberId::from_bytes([1; 16]),
         name: "eins".parse().unwrap(),
         mesh: MeshId([9; 32]),
-        snapshot: Arc::new(ArcSwap::from_pointee(snapshot())),
-        local: Arc::new(ArcSwap::from_pointee(Local::default())),
+        snapshot: snapshots,
+        local: locals,
         identity: Arc::new(ArcSwap::from_pointee(identity())),
         calls: Calls::new(|endpoint| CallView {
             in_flight: 4,
@@ -141,8 +150,8 @@ async fn api_that_forgets_after(forget_after: Duration) -> Api {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tasks.spawn("stand-in", stand_in(commands));
-    tasks.spawn("api", serve(listener, state.clone(), tasks.clone()));
-    Api { address, state, readiness, _tasks: tasks }
+    tasks.spawn("api", serve(vec![Listener::Tcp(listener)], state.clone(), tasks.clone()));
+    Api { address, state, snapshot, local, readiness, _tasks: tasks }
 }
 
 impl Api {
@@ -179,15 +188,25 @@ impl Api {
     }
 }
 
+/// A path of the table, asked for `web`.
+fn filled(path: &str) -> String {
+    let segment = |segment: &str| match segment.starts_with('{') {
+        true => "web".to_owned(),
+        false => segment.to_owned(),
+    };
+    path.split('/').map(segment).collect::<Vec<_>>().join("/")
+}
+
 /// The table is what is served: each of its routes answers, and is none of the two fallbacks.
 #[tokio::test]
 async fn every_route_of_the_table_is_served() {
     let _turn = beside_others();
     let api = api().await;
     for (method, path) in routes() {
-        let path = path.replace("{svc}", "web").replace("{id}", &"00".repeat(16));
+        let path = filled(path).replace("invites/web", &format!("invites/{}", "00".repeat(16)));
         let (status, body) = api.with_token(method.as_str(), &path, "{}").await;
-        assert!(!body.contains("no_route") && status != 405, "{method} {path}: {status} {body}");
+        let is_none = ["no_route", "later version"].iter().any(|word| body.contains(word));
+        assert!(!is_none && status != 405, "{method} {path}: {status} {body}");
     }
 }
 
@@ -200,7 +219,7 @@ async fn foreign_hosts_and_origins_are_refused_on_every_route_and_counted() {
         let request = |headers: &str| {
             format!("{method} {path} HTTP/1.1\r\nconnection: close\r\n{headers}\r\n\r\n")
         };
-        let path = path.replace("{svc}", "web").replace("{id}", "web");
+        let path = filled(path);
         let answer = api.raw(&request("host: evil.example")).await;
         assert!(answer.starts_with("HTTP/1.1 421"), "{method} {path}: {answer}");
         let answer = api.raw(&request("host: localhost\r\norigin: http://evil.example")).await;
@@ -273,7 +292,7 @@ async fn an_endpoint_that_takes_less_work_than_ready_says_has_a_reason() {
         instance("web-4", me.id, 100, Ready),
         instance("web-5", me.id, 100, Doubtful),
     ];
-    api.state.snapshot.store(Arc::new(seen));
+    api.snapshot.send_replace(Arc::new(seen));
     let rows = api.get("/v1/mesh/endpoints/web").await;
     let expected = [
         ("ready", ""),
@@ -350,7 +369,7 @@ async fn members_gone_for_long_are_hidden_from_listings() {
     let other = MemberId::from_bytes([2; 16]);
     let view = MemberView { id: other, state: MemberState::Down, ..me };
     gone.members.insert(other, Arc::new(view));
-    api.state.snapshot.store(Arc::new(gone));
+    api.snapshot.send_replace(Arc::new(gone));
     let members = api.get("/v1/mesh/members").await;
     assert_eq!(members.as_array().unwrap().len(), 1);
     assert_eq!(members[0]["me"], true);
@@ -362,7 +381,26 @@ async fn problems_say_what_to_try() {
     let api = api().await;
     for (method, path, body, status, word, hint) in [
         ("GET", "/v1/mesh/breakers", "", 404, "not_yet", "later version"),
-        ("GET", "/v1/catalog/services", "", 404, "not_yet", "later version"),
+        ("GET", "/v1/health/state/any", "", 404, "not_yet", "later version"),
+        ("PUT", "/v1/agent/check/pass/web", "", 404, "not_yet", "later version"),
+        ("PUT", "/v1/agent/force-leave/web", "", 404, "not_yet", "later version"),
+        ("PUT", "/v1/agent/reload", "", 404, "not_yet", "later version"),
+        ("GET", "/v1/catalog/services?filter=x", "", 400, "not_yet", "?filter"),
+        ("GET", "/v1/health/service/web?wait=5&index=1", "", 400, "malformed", "unit"),
+        ("GET", "/v1/health/service/web?index=x", "", 400, "malformed", "X-Consul-Index"),
+        ("GET", "/v1/health/service/No_Name", "", 400, "malformed", "No_Name"),
+        ("PUT", "/v1/agent/service/register", "{}", 400, "malformed", "Name is missing"),
+        (
+            "PUT",
+            "/v1/agent/service/register",
+            r#"{"Name":"web","Port":80,"Check":{"HTTP":"http://127.0.0.1/","Interval":"10s"}}"#,
+            400,
+            "not_yet",
+            "checks are not run yet",
+        ),
+        ("PUT", "/v1/agent/service/deregister/nobody", "", 404, "not_found", "nobody"),
+        ("PUT", "/v1/agent/service/maintenance/web", "", 400, "malformed", "?enable=true"),
+        ("PUT", "/v1/agent/service/maintenance/nobody?enable=true", "", 404, "not_found", "nobody"),
         ("GET", "/v1/mash", "", 404, "no_route", "/v1/mesh/members"),
         ("PATCH", "/v1/mesh/members", "", 405, "method", "PATCH"),
         ("GET", "/v1/mesh/endpoints/No_Name", "", 400, "malformed", "No_Name"),
@@ -472,5 +510,202 @@ async fn metrics_count_members_endpoints_and_refusals() {
         "murmesh_refused_total{door=\"api\",reason=\"token\"} 1",
     ] {
         assert!(text.contains(line), "missing {line} in {text}");
+    }
+}
+
+/// The document is what is served, methods included; those that want the token say so.
+#[tokio::test]
+async fn openapi_json_tells_exactly_the_routes_that_are_served() {
+    let _turn = beside_others();
+    let api = api().await;
+    let document = api.get("/openapi.json").await;
+    let mut told = Vec::new();
+    for (path, operations) in document["paths"].as_object().unwrap() {
+        for (method, operation) in operations.as_object().unwrap() {
+            let text = operation["summary"].as_str().unwrap();
+            assert!(!text.is_empty() && !text.contains("  "), "{method} {path}: {text}");
+            let (status, _) = api.ask(&method.to_uppercase(), &filled(path), "", "").await;
+            let wants_token = operation.get("security").is_some();
+            assert_eq!(status == 401, wants_token, "{method} {path}: {status}");
+            told.push((method.to_uppercase(), path.clone()));
+        }
+    }
+    let mut served: Vec<_> =
+        routes().into_iter().map(|(method, path)| (method.to_string(), path.to_owned())).collect();
+    served.sort();
+    told.sort();
+    assert_eq!(told, served);
+}
+
+fn index(answer: &str) -> u64 {
+    let line = answer.lines().find_map(|line| line.strip_prefix("x-consul-index: "));
+    line.unwrap_or_else(|| panic!("no index: {answer}")).parse().unwrap()
+}
+
+impl Api {
+    async fn index(&self, path: &str) -> u64 {
+        let request =
+            format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
+        index(&self.raw(&request).await)
+    }
+
+    /// Asks and does not wait for the answer.
+    async fn begin(&self, path: &str) -> TcpStream {
+        let mut stream = TcpStream::connect(self.address).await.unwrap();
+        let request =
+            format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        stream
+    }
+
+    async fn blocked(&self, count: i64) {
+        let reached = async {
+            while self.state.metrics.api_blocked_queries.get() != count {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(SOON, reached).await.unwrap_or_else(|_| panic!("{count} are blocked"));
+    }
+
+    /// Gives the first endpoint of `web` another weight.
+    fn change_web(&self, weight: u16) {
+        let mut seen = snapshot();
+        let service = seen.services.values_mut().next().unwrap();
+        Arc::make_mut(service).endpoints[0].weight = Weight(weight);
+        self.snapshot.send_replace(Arc::new(seen));
+    }
+}
+
+#[tokio::test]
+async fn an_answer_has_an_index_of_its_own() {
+    let _turn = beside_others();
+    let api = api().await;
+    let paths = ["/v1/catalog/services", "/v1/health/service/web", "/v1/health/service/nobody"];
+    let mut before = Vec::new();
+    for path in paths {
+        let index = api.index(path).await;
+        assert!(index > 0 && !before.contains(&index), "{path}: {index}");
+        assert_eq!(api.index(path).await, index, "{path}: nothing has changed");
+        before.push(index);
+    }
+    api.change_web(500);
+    assert_eq!(api.index(paths[0]).await, before[0], "the tags are the same");
+    assert!(api.index(paths[1]).await > *before.iter().max().unwrap());
+    assert_eq!(api.index(paths[2]).await, before[2]);
+}
+
+#[tokio::test]
+async fn a_blocked_query_is_answered_by_a_change_of_the_mesh_or_of_this_machine() {
+    let _turn = beside_others();
+    let api = api().await;
+    let path = "/v1/health/service/web";
+    let mut last = api.index(path).await;
+    for change in [0, 1] {
+        let mut asked = api.begin(&format!("{path}?index={last}&wait=10m")).await;
+        api.blocked(1).await;
+        api.snapshot.send_replace(api.state.snapshot()); // nothing new
+        match change {
+            0 => api.change_web(500),
+            _ => drop(api.local.send_replace(Arc::new(Local {
+                upstreams: vec![UpstreamSpec {
+                    service: "web".parse().unwrap(),
+                    listen: "127.0.0.1:4000".parse().unwrap(),
+                }],
+                ..Local::default()
+            }))),
+        }
+        let mut answer = String::new();
+        timeout(SOON, asked.read_to_string(&mut answer)).await.unwrap().unwrap();
+        assert!(index(&answer) > last, "{answer}");
+        assert_eq!(answer.contains("\"Port\":4000"), change == 1, "{answer}");
+        last = index(&answer);
+    }
+}
+
+#[tokio::test]
+async fn blocked_queries_are_bounded_and_those_beyond_are_refused_and_counted() {
+    let _turn = beside_others();
+    const BLOCKED_MAX: i64 = 768;
+    if !raise_file_limit(4_096) {
+        return skip("the limit of open files is too low for 768 connections (ulimit -Hn)");
+    }
+    let api = api().await;
+    let path = "/v1/catalog/services";
+    let path = format!("{path}?wait=10m&index={}", api.index(path).await);
+    let mut waiting = Vec::new();
+    for count in 1..=BLOCKED_MAX {
+        waiting.push(api.begin(&path).await);
+        api.blocked(count).await;
+    }
+    let (status, body) = api.ask("GET", &path, "", "").await;
+    let problem: Problem = serde_json::from_str(&body).unwrap();
+    assert_eq!((status, problem.kind.as_str()), (429, "urn:murmesh:blocked_queries"));
+    assert_eq!(api.state.metrics.refused(Door::api, "blocked_queries"), 1);
+    assert_eq!(api.ask("GET", "/v1/catalog/services", "", "").await.0, 200, "at once: as ever");
+    drop(waiting);
+    api.blocked(0).await;
+}
+
+/// State by state: what `passing` keeps, and what the checks say.
+#[tokio::test]
+async fn every_state_of_an_instance_has_its_checks() {
+    let _turn = beside_others();
+    let api = api().await;
+    use EndpointState::{Doubtful, Down, Draining, Failing, Maint, Ready};
+    let mut seen = snapshot();
+    let service = Arc::make_mut(seen.services.values_mut().next().unwrap());
+    let base = service.endpoints[0].clone();
+    let states = [Ready, Doubtful, Draining, Failing, Maint, Down];
+    let endpoint = |(number, state): (usize, &EndpointState)| Endpoint {
+        instance: format!("web-{number}").parse().unwrap(),
+        state: *state,
+        ..base.clone()
+    };
+    service.endpoints = states.iter().enumerate().map(endpoint).collect();
+    let me = seen.members.values().next().unwrap().as_ref().clone();
+    let gone = MemberView { id: MemberId::from_bytes([2; 16]), state: MemberState::Left, ..me };
+    service.endpoints.push(Endpoint { member: gone.id, ..base });
+    seen.members.insert(gone.id, Arc::new(gone));
+    api.snapshot.send_replace(Arc::new(seen));
+    let rows = api.get("/v1/health/service/web?near=_agent").await;
+    let told: Vec<_> = rows.as_array().unwrap().iter().map(|row| &row["Checks"][1]).collect();
+    let statuses: Vec<_> = told.iter().map(|check| check["Status"].as_str().unwrap()).collect();
+    let expected = ["passing", "warning", "critical", "critical", "critical", "critical"];
+    assert_eq!(statuses, expected, "and whoever has left has no row");
+    assert_eq!(told[4]["CheckID"], "_service_maintenance:web-4");
+    let passing = api.get("/v1/health/service/web?passing&tag=v2&dc=eu1").await;
+    assert_eq!(passing.as_array().unwrap().len(), 1);
+    assert_eq!(api.get("/v1/health/service/web?dc=eu2").await, serde_json::json!([]));
+    assert_eq!(api.get("/v1/health/service/web?tag=v2&tag=v3").await, serde_json::json!([]));
+    assert_eq!(api.get("/v1/catalog/nodes").await.as_array().unwrap().len(), 1);
+    assert_eq!(api.get("/v1/catalog/services").await, serde_json::json!({ "web": ["v2"] }));
+}
+
+#[tokio::test]
+async fn near_puts_the_same_node_first_then_its_zone_then_its_region() {
+    let _turn = beside_others();
+    let api = api().await;
+    let mut seen = snapshot();
+    let me = seen.members.values().next().unwrap().as_ref().clone();
+    let service = Arc::make_mut(seen.services.values_mut().next().unwrap());
+    let base = Endpoint { state: EndpointState::Ready, ..service.endpoints[0].clone() };
+    service.endpoints.clear();
+    for (number, zone) in [(5, "us1/a"), (4, "eu1/b"), (3, "eu1/a"), (1, "eu1/a")] {
+        let id = MemberId::from_bytes([number; 16]);
+        let name = format!("node-{number}").parse().unwrap();
+        let view = MemberView { id, name, zone: zone.to_owned(), ..me.clone() };
+        let endpoint = Endpoint { member: id, ..base.clone() };
+        service.endpoints.push(endpoint);
+        seen.members.insert(id, Arc::new(view));
+    }
+    api.snapshot.send_replace(Arc::new(seen));
+    for (near, expected) in [
+        ("_agent", ["node-1", "node-3", "node-4", "node-5"]),
+        ("node-5", ["node-5", "node-4", "node-3", "node-1"]),
+        ("nobody", ["node-5", "node-4", "node-3", "node-1"]),
+    ] {
+        let rows = api.get(&format!("/v1/catalog/service/web?near={near}")).await;
+        let rows: Vec<_> = rows.as_array().unwrap().iter().map(|row| &row["Node"]).collect();
+        assert_eq!(rows, expected, "near {near}");
     }
 }

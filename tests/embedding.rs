@@ -345,7 +345,10 @@ async fn start_that_fails_says_why_and_leaves_nothing_running() {
     // The API's port is taken.
     let holder = TcpListener::bind(api).await.unwrap();
     let taken = Agent::start(founded()).await.map(drop).unwrap_err();
-    assert!(matches!(taken, StartError::Api { address, .. } if address == api), "{taken}");
+    assert!(
+        matches!(taken, StartError::Api { ref address, .. } if *address == Target::Tcp(api)),
+        "{taken}"
+    );
     drop(holder);
 
     // The last thing of all fails: what ran by then is gone, ports, threads and lock.

@@ -8,6 +8,7 @@ mod api;
 mod architecture;
 mod cli;
 mod config_files;
+mod consul;
 mod embedding;
 mod hostile;
 mod joining;

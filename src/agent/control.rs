@@ -1,5 +1,6 @@
 //! Does what the local API asks, one command at a time, and keeps on disk what must survive.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -7,12 +8,12 @@ use arc_swap::ArcSwap;
 use tokio::sync::{Mutex, mpsc, watch};
 use tracing::{info, warn};
 
-use super::left;
 use super::local::{LocalError, LocalServices};
+use super::{left, seeds};
 use crate::api::{
     Control, ControlError, ExposeSpec, InviteMade, Lifetime, Local, UpstreamSelector, UpstreamSpec,
 };
-use crate::config::RuntimeFile;
+use crate::config::{RuntimeFile, Seed};
 use crate::mesh::{MemberView, Snapshot};
 use crate::model::{
     Entry, InstanceId, MemberId, MemberName, MemberState, PublicKey, ServiceName, Target,
@@ -28,6 +29,10 @@ use crate::transport::gossip::GossipHandle;
 /// Local entries that one agent may open.
 const UPSTREAMS_MAX: usize = 256;
 
+/// Addresses that may be named while an agent runs: one wrong script must not make it dial a
+/// whole network for ever.
+const JOINED_MAX: usize = 64;
+
 /// Issuers that one token names: more would only make it longer.
 const TOKEN_ISSUERS_MAX: usize = 4;
 
@@ -40,7 +45,9 @@ pub(super) struct Controller {
     pub(super) socks: Option<Target>,
     /// What the CLI added; files own the rest.
     pub(super) runtime: RuntimeFile,
-    pub(super) view: Arc<ArcSwap<Local>>,
+    /// Addresses that were named to be asked: each is dialled until the agent stops.
+    pub(super) joined: BTreeSet<SocketAddr>,
+    pub(super) view: watch::Sender<Arc<Local>>,
     pub(super) proxy: Proxy,
     pub(super) gossip: GossipHandle,
     pub(super) desk: Arc<Mutex<IssuerDesk>>,
@@ -91,6 +98,10 @@ impl Controller {
                 drop(reply.send(self.expose_and_keep(spec).await));
             }
             Control::Unexpose { id, reply } => drop(reply.send(self.unexpose(&id).await)),
+            Control::Maintain { id, reason, reply } => {
+                drop(reply.send(self.maintain(&id, reason).await));
+            }
+            Control::Join { address, reply } => drop(reply.send(self.join(&address).await)),
             Control::Upstream { spec, lifetime: Lifetime::Run, reply } => {
                 drop(reply.send(self.open(spec).await));
             }
@@ -141,6 +152,9 @@ impl Controller {
         spec: ExposeSpec,
     ) -> Result<Option<ExposeSpec>, ControlError> {
         let replaced = self.expose(spec.clone()).await?;
+        if self.runtime.expose.contains(&spec) {
+            return Ok(replaced); // some clients say it again and again: no work for the disk
+        }
         self.runtime.expose.retain(|kept| kept.id != spec.id);
         self.runtime.expose.push(spec);
         self.keep()?;
@@ -152,6 +166,37 @@ impl Controller {
         self.publish().await;
         self.runtime.expose.retain(|kept| kept.id != *id);
         self.keep()
+    }
+
+    async fn maintain(
+        &mut self,
+        id: &InstanceId,
+        reason: Option<String>,
+    ) -> Result<(), ControlError> {
+        let told = match &reason {
+            Some(reason) => format!("taken out for maintenance: {reason}"),
+            None => "back from maintenance".to_owned(),
+        };
+        self.services.maintain(id, reason).map_err(local_error)?;
+        self.events.record(EventKind::InstanceChanged, id, told);
+        self.publish().await;
+        self.keep()
+    }
+
+    async fn join(&mut self, address: &str) -> Result<(), ControlError> {
+        let invalid = |error: &dyn ToString| ControlError::Invalid(error.to_string());
+        let seed: Seed = address.parse().map_err(|error| invalid(&error))?;
+        let Some(address) = seeds::literal(&[seed]).pop() else {
+            let text = "names are looked up for join.seeds only, expected an IP address here";
+            return Err(ControlError::Invalid(text.to_owned()));
+        };
+        if !self.joined.contains(&address) && self.joined.len() >= JOINED_MAX {
+            let text = format!("{JOINED_MAX} addresses were named already, as many as one may");
+            return Err(ControlError::Conflict(text));
+        }
+        self.joined.insert(address);
+        self.gossip.add_seed(address).await;
+        Ok(())
     }
 
     /// Opens a local entry; a restart forgets it.
@@ -235,11 +280,15 @@ impl Controller {
     }
 
     fn show(&self) {
-        let exposed = self.services.iter().cloned().collect();
-        self.view.store(Arc::new(Local { exposed, upstreams: self.upstreams.clone() }));
+        self.view.send_replace(Arc::new(Local {
+            exposed: self.services.iter().cloned().collect(),
+            upstreams: self.upstreams.clone(),
+            maintained: self.services.maintained().clone(),
+        }));
     }
 
-    fn keep(&self) -> Result<(), ControlError> {
+    fn keep(&mut self) -> Result<(), ControlError> {
+        self.runtime.maintenance.clone_from(self.services.maintained());
         self.runtime.save(&self.dir).map_err(|error| {
             warn!(%error, "what the command line added will not survive a restart");
             ControlError::Failed(format!("it works now but will not survive a restart: {error}"))

@@ -57,12 +57,19 @@ pub struct LocalServices {
     instances: BTreeMap<InstanceId, ExposeSpec>,
     /// What the enrolment allows; all when absent.
     allowed: Option<Vec<ServiceName>>,
+    /// Why an instance is in maintenance. Kept for one that is not exposed now, so that a restart
+    /// brings it back as it was; at most [`INSTANCES_MAX`] of those.
+    maintained: BTreeMap<InstanceId, String>,
 }
 
 impl LocalServices {
-    /// None yet; only `allowed` may be exposed.
-    pub fn new(allowed: Option<Vec<ServiceName>>) -> Self {
-        Self { instances: BTreeMap::new(), allowed }
+    /// None yet; only `allowed` may be exposed. Those of `maintained` begin in maintenance, each for
+    /// its reason.
+    pub fn new(
+        allowed: Option<Vec<ServiceName>>,
+        maintained: BTreeMap<InstanceId, String>,
+    ) -> Self {
+        Self { instances: BTreeMap::new(), allowed, maintained }
     }
 
     /// From now on only `allowed` may be exposed. Returns what had to go.
@@ -106,7 +113,29 @@ impl LocalServices {
 
     /// Takes an instance out.
     pub fn unexpose(&mut self, id: &InstanceId) -> Result<ExposeSpec, LocalError> {
+        self.maintained.remove(id);
         self.instances.remove(id).ok_or_else(|| LocalError::Unknown(id.clone()))
+    }
+
+    /// Takes an instance out of rotation for a reason, or back in when there is none. It stays as it
+    /// is when it is exposed again.
+    pub fn maintain(&mut self, id: &InstanceId, reason: Option<String>) -> Result<(), LocalError> {
+        if !self.instances.contains_key(id) {
+            return Err(LocalError::Unknown(id.clone()));
+        }
+        if self.maintained.len() >= INSTANCES_MAX {
+            self.maintained.retain(|id, _| self.instances.contains_key(id));
+        }
+        match reason {
+            Some(reason) => self.maintained.insert(id.clone(), reason),
+            None => self.maintained.remove(id),
+        };
+        Ok(())
+    }
+
+    /// Why instances are in maintenance, by id.
+    pub fn maintained(&self) -> &BTreeMap<InstanceId, String> {
+        &self.maintained
     }
 
     /// All of them, by id.
@@ -123,7 +152,10 @@ impl LocalServices {
             port: instance.port,
             tags: instance.tags.clone(),
             weight: instance.weight,
-            state: InstanceState::Ready,
+            state: match self.maintained.contains_key(&instance.id) {
+                true => InstanceState::Maint,
+                false => InstanceState::Ready,
+            },
         };
         self.instances.values().map(record).collect()
     }
@@ -134,7 +166,7 @@ impl LocalServices {
             id: instance.id.clone(),
             service: instance.service.clone(),
             target: instance.to.clone(),
-            is_draining: false,
+            is_draining: self.maintained.contains_key(&instance.id),
         };
         self.instances.values().map(target).collect()
     }
@@ -177,9 +209,29 @@ mod tests {
 
     #[test]
     fn a_member_exposes_only_what_it_was_enrolled_for() {
-        let mut local = LocalServices::new(Some(vec!["db".parse().unwrap()]));
+        let mut local = LocalServices::new(Some(vec!["db".parse().unwrap()]), BTreeMap::new());
         local.expose(spec("db", "127.0.0.1:5432")).unwrap();
         let refused = local.expose(spec("web", "127.0.0.1:80")).unwrap_err();
         assert_eq!(refused.to_string(), "this member was enrolled for db, not for 'web'");
+    }
+
+    #[test]
+    fn maintenance_holds_over_a_new_exposure_and_ends_with_the_instance() {
+        let id: InstanceId = "web".parse().unwrap();
+        let mut local = LocalServices::default();
+        assert_eq!(local.maintain(&id, None), Err(LocalError::Unknown(id.clone())));
+        let state =
+            |local: &LocalServices| (local.records()[0].state, local.targets()[0].is_draining);
+        local.expose(spec("web", "127.0.0.1:80")).unwrap();
+        local.maintain(&id, Some("disk".to_owned())).unwrap();
+        local.expose(spec("web", "127.0.0.1:81")).unwrap();
+        assert_eq!(state(&local), (InstanceState::Maint, true));
+        local.maintain(&id, None).unwrap();
+        assert_eq!(state(&local), (InstanceState::Ready, false));
+
+        local.maintain(&id, Some("disk".to_owned())).unwrap();
+        local.unexpose(&id).unwrap();
+        local.expose(spec("web", "127.0.0.1:80")).unwrap();
+        assert_eq!(state(&local), (InstanceState::Ready, false));
     }
 }

@@ -7,6 +7,7 @@
 //! Stopping goes in stages: announce draining, stop taking work, let what is open end, announce the
 //! restart (or the leave), say goodbye on the gossip plane, close the port, await every task.
 
+mod api;
 mod clocks;
 mod control;
 mod disk;

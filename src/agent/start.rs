@@ -1,12 +1,12 @@
 //! The start of an agent: every part begun in the order in which it can fail most cheaply, and put
 //! together. What had begun before something failed is undone.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use tokio::net::TcpListener;
 use tokio::sync::{Mutex, Notify, mpsc, watch};
 use tracing::{info, warn};
 
@@ -15,18 +15,18 @@ use super::identity::{self, Keeper};
 use super::join::JoinError;
 use super::left::{self, has_left};
 use super::local::LocalServices;
-use super::{Agent, CancelOnDrop, clocks, disk, join_all, seeds};
+use super::{Agent, CancelOnDrop, api, clocks, disk, join_all, seeds};
 use crate::api::control::CONTROL_QUEUE_LEN_MAX;
 use crate::api::{
-    self, ApiState, ApiToken, CallView, Calls, ControlError, Identity, Local, Readiness,
-    UpstreamSpec,
+    ADDRESS_FILE, ApiState, ApiToken, CallView, Calls, ControlError, Identity, Local, Readiness,
+    UpstreamSpec, serve,
 };
 use crate::config::{RuntimeFile, Setting, Settings};
 use crate::mesh::{Mesh, MeshConfig, Snapshot};
 use crate::model::{Entry, Target};
 use crate::proxy::{self, Proxy};
 use crate::runtime::clock::Clock;
-use crate::runtime::{Shutdown, Stage, TaskGroup, Thread, ThreadError, entropy, limits, machine};
+use crate::runtime::{Shutdown, Stage, TaskGroup, Thread, ThreadError, entropy, limits};
 use crate::telemetry::{EventKind, EventLog, Metrics};
 use crate::tls::NodeCredentials;
 use crate::tls::store::{DataDir, StoreError};
@@ -37,8 +37,6 @@ use crate::transport::gossip::{Durable, Gossip, gossip_channel};
 /// Reports of the data plane that wait for the gossip driver; more are dropped, the next will say
 /// the same.
 const EVIDENCE_LEN: usize = 1_024;
-/// The file that tells the command line where the API really listens.
-const API_ADDRESS: &str = api::ADDRESS_FILE;
 
 /// An agent could not start. Everything it had begun is undone; what it wrote into its data directory
 /// is of use to the next start.
@@ -80,7 +78,7 @@ pub enum StartError {
     #[error("listen.api: cannot listen on {address}: {error}")]
     Api {
         /// As asked.
-        address: SocketAddr,
+        address: Target,
         /// Why.
         error: std::io::Error,
     },
@@ -149,14 +147,8 @@ impl Agent {
         let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
         let (snapshots, snapshots_reader) = watch::channel(snapshot.load_full());
 
-        // The API's port first: the cheapest thing that can be wrong.
-        let api_listener = listen_api(&settings.api).await?;
-        let api_address = match &api_listener {
-            Some(listener) => listener
-                .local_addr()
-                .map_err(|error| StartError::Api { address: settings.api.value, error })?,
-            None => settings.api.value,
-        };
+        // The API's addresses first: the cheapest thing that can be wrong.
+        let (api_address, api_listeners) = api::listen(&settings, &dir).await?;
 
         let (evidence, evidence_queue) = mpsc::channel(EVIDENCE_LEN);
         let data = Proxy::start(proxy::Settings {
@@ -271,14 +263,19 @@ impl Agent {
         tasks.spawn("enrolment-door", door);
 
         let (leave, leaving) = watch::channel(false);
-        let local = Arc::new(ArcSwap::from_pointee(Local::default()));
+        let (view, local) = watch::channel(Arc::new(Local::default()));
+        let runtime = RuntimeFile::load(&dir)?;
         let mut controller = Controller {
             dir: dir.clone(),
-            services: LocalServices::new(credentials.enrolled().services.clone()),
+            services: LocalServices::new(
+                credentials.enrolled().services.clone(),
+                runtime.maintenance.clone(),
+            ),
             upstreams: Vec::new(),
             socks: settings.socks.value.map(Target::Tcp),
-            runtime: RuntimeFile::load(&dir)?,
-            view: local.clone(),
+            runtime,
+            joined: BTreeSet::new(),
+            view,
             proxy: data.proxy.clone(),
             gossip: gossip.clone(),
             desk,
@@ -301,7 +298,7 @@ impl Agent {
             me: credentials.member_id(),
             name: credentials.name().clone(),
             mesh: *credentials.mesh(),
-            snapshot: snapshot.clone(),
+            snapshot: snapshots_reader.clone(),
             local,
             identity: identity.clone(),
             calls: Calls::new(move |endpoint| CallView {
@@ -317,10 +314,8 @@ impl Agent {
             clock,
             token: ApiToken::new(&dir.api_token()?),
         };
-        dir.write(API_ADDRESS, api_address.to_string().as_bytes())?;
-        if let Some(listener) = api_listener {
-            tasks.spawn("api", api::serve(listener, state, tasks.clone()));
-        }
+        dir.write(ADDRESS_FILE, api_address.to_string().as_bytes())?;
+        tasks.spawn("api", serve(api_listeners, state, tasks.clone()));
 
         events.record(EventKind::AgentStarted, credentials.name(), format!("mesh {mesh_address}"));
         Ok(Self {
@@ -345,25 +340,6 @@ impl Agent {
             threads: Vec::new(),
             _lock: lock,
         })
-    }
-}
-
-/// Listens where the settings say; a default that is taken gives way to any free port. On a simulated
-/// machine nobody asks over HTTP.
-async fn listen_api(setting: &Setting<SocketAddr>) -> Result<Option<TcpListener>, StartError> {
-    let address = setting.value;
-    if machine::simulated().is_some() {
-        return Ok(None);
-    }
-    match TcpListener::bind(address).await {
-        Ok(listener) => Ok(Some(listener)),
-        Err(error) if !setting.is_asked() => {
-            warn!(%address, %error, "the API's default address is taken, any free port will do");
-            let any = SocketAddr::new(address.ip(), 0);
-            let listener = TcpListener::bind(any).await;
-            listener.map(Some).map_err(|error| StartError::Api { address: any, error })
-        }
-        Err(error) => Err(StartError::Api { address, error }),
     }
 }
 

@@ -44,6 +44,23 @@ pub enum Control {
         /// [`ControlError::NotFound`] when nothing has that id.
         reply: Reply<()>,
     },
+    /// Take an instance out of rotation, or back in; those calls that it has go on. Lasts over
+    /// restarts, and until it is taken back or in.
+    Maintain {
+        /// Which.
+        id: InstanceId,
+        /// Why it is out; in again when absent.
+        reason: Option<String>,
+        /// [`ControlError::NotFound`] when nothing has that id.
+        reply: Reply<()>,
+    },
+    /// Ask one more address for members of this mesh, until the agent stops.
+    Join {
+        /// An IP address, with the mesh port unless it says another.
+        address: String,
+        /// Answered once it will be asked, not once somebody has answered there.
+        reply: Reply<()>,
+    },
     /// Open a local entry to a service, which need not exist yet.
     Upstream {
         /// Which service, and where to listen.

@@ -15,6 +15,12 @@ use super::problem::Refusal;
 /// Reads that tell secrets or how to get in.
 const SECRET_READS: &[&str] = &["/v1/mesh/config", "/v1/mesh/invites"];
 
+/// Whether whoever asks this must show the token.
+pub(super) fn wants_token(method: &Method, path: &str) -> bool {
+    let is_read = matches!(*method, Method::GET | Method::HEAD);
+    !is_read || SECRET_READS.contains(&path)
+}
+
 /// The checks before every route.
 #[derive(Clone, Debug)]
 pub(super) struct Door {
@@ -23,7 +29,7 @@ pub(super) struct Door {
 }
 
 impl Door {
-    /// The door of an API that listens on `listen`, or on a unix socket.
+    /// The door of an API that listens on `listen`, on unix sockets, or on both.
     pub(super) fn new(token: ApiToken, listen: Option<SocketAddr>) -> Self {
         Self { token, listen }
     }
@@ -32,11 +38,9 @@ impl Door {
     pub(super) fn admit<B>(&self, request: &Request<B>) -> Result<(), Refusal> {
         let host = self.check_host(request)?;
         check_origin(request.headers(), host)?;
-        let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
-        let path = request.uri().path();
-        match is_read && !SECRET_READS.contains(&path) {
-            true => Ok(()),
-            false => self.check_token(request.headers()),
+        match wants_token(request.method(), request.uri().path()) {
+            true => self.check_token(request.headers()),
+            false => Ok(()),
         }
     }
 

@@ -3,9 +3,12 @@
 //! Reads come from snapshots and disturb nobody; changes go to the agent through [`control`]. Every
 //! request passes one door first (`door.rs`), every refusal is a problem (RFC 9457) and is counted.
 
+mod blocking;
+mod consul;
 pub mod control;
 mod door;
 mod events;
+mod openapi;
 mod problem;
 mod routes;
 mod server;
@@ -17,5 +20,5 @@ pub use control::{
 };
 pub use problem::Problem;
 pub use routes::{ExposeRequest, Exposed, GrantRequest, InviteRequest, routes};
-pub use server::{ADDRESS_FILE, serve};
+pub use server::{ADDRESS_FILE, Listener, SOCKET_FILE, serve};
 pub use state::{ApiState, ApiToken, CallView, Calls, Identity, Local, Readiness, SettingView};

@@ -7,7 +7,7 @@ use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, Request, State};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{MethodFilter, MethodRouter, Router, on};
+use axum::routing::Router;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
@@ -19,10 +19,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
+use super::blocking::Served;
 use super::control::{Control, ExposeSpec, Lifetime, UpstreamSelector, UpstreamSpec};
 use super::events::{EventsQuery, events};
+use super::openapi::{Parameter, Route, delete, document, get, post, put};
 use super::problem::Refusal;
-use super::{ApiState, Readiness, views};
+use super::{ApiState, Readiness, consul, views};
 use crate::model::{
     Entry, InstanceId, MemberId, MemberName, Protocol, ServiceName, Target, Weight,
 };
@@ -36,47 +38,128 @@ const BODY_LEN_MAX: usize = 64 * 1024;
 const BODY_TIME_MAX: Duration = Duration::from_secs(10);
 
 type Answer = Result<Response, Refusal>;
-type Route = (Method, &'static str, MethodRouter<ApiState>);
 
+const INDEX: Parameter = Parameter {
+    name: "index",
+    text: "X-Consul-Index of an earlier answer: waits until it differs",
+};
+const WAIT: Parameter = Parameter {
+    name: "wait",
+    text: "How long to wait, 5m unless set, at most 10m; a little is added",
+};
+const DC: Parameter = Parameter { name: "dc", text: "Only nodes of this region; all unless set" };
+const NEAR: Parameter =
+    Parameter { name: "near", text: "A node, or _agent: those of its zone and region first" };
+const TAG: Parameter = Parameter { name: "tag", text: "Only instances with this tag; repeatable" };
+const PASSING: Parameter = Parameter { name: "passing", text: "Only instances that take work" };
+
+/// Every route: what is served and what `/openapi.json` tells are made of this.
 fn table() -> Vec<Route> {
     vec![
-        (Method::GET, "/live", on(MethodFilter::GET, live)),
-        (Method::GET, "/ready", on(MethodFilter::GET, ready)),
-        (Method::GET, "/metrics", on(MethodFilter::GET, metrics)),
-        (Method::GET, "/v1/agent/self", on(MethodFilter::GET, agent_self)),
-        (Method::GET, "/v1/agent/members", on(MethodFilter::GET, agent_members)),
-        (Method::GET, "/v1/agent/services", on(MethodFilter::GET, agent_services)),
-        (Method::PUT, "/v1/agent/leave", on(MethodFilter::PUT, leave)),
-        (Method::GET, "/v1/mesh/members", on(MethodFilter::GET, members)),
-        (Method::GET, "/v1/mesh/services", on(MethodFilter::GET, services)),
-        (Method::GET, "/v1/mesh/endpoints/{svc}", on(MethodFilter::GET, endpoints)),
-        (Method::GET, "/v1/mesh/events", on(MethodFilter::GET, list_events)),
-        (Method::GET, "/v1/mesh/certs", on(MethodFilter::GET, certs)),
-        (Method::GET, "/v1/mesh/config", on(MethodFilter::GET, config)),
-        (Method::GET, "/v1/mesh/expose", on(MethodFilter::GET, exposed)),
-        (Method::POST, "/v1/mesh/expose", on(MethodFilter::POST, expose)),
-        (Method::DELETE, "/v1/mesh/expose/{id}", on(MethodFilter::DELETE, unexpose)),
-        (Method::GET, "/v1/mesh/upstream", on(MethodFilter::GET, upstreams)),
-        (Method::POST, "/v1/mesh/upstream", on(MethodFilter::POST, upstream)),
-        (Method::DELETE, "/v1/mesh/upstream", on(MethodFilter::DELETE, close_upstream)),
-        (Method::POST, "/v1/mesh/entries", on(MethodFilter::POST, publish)),
-        (Method::POST, "/v1/mesh/grants", on(MethodFilter::POST, grant)),
-        (Method::GET, "/v1/mesh/issuers", on(MethodFilter::GET, issuers)),
-        (Method::POST, "/v1/mesh/issuers/{node}/key", on(MethodFilter::POST, issuing_key)),
-        (Method::POST, "/v1/mesh/issuers/{node}/keep", on(MethodFilter::POST, keep_members)),
-        (Method::GET, "/v1/mesh/invites", on(MethodFilter::GET, invites)),
-        (Method::POST, "/v1/mesh/invites", on(MethodFilter::POST, invite)),
-        (Method::DELETE, "/v1/mesh/invites/{id}", on(MethodFilter::DELETE, revoke_invite)),
+        get("/live", "200 while the agent runs", live),
+        get("/ready", "200 while the data plane can serve, else 503", ready),
+        get("/metrics", "Metrics in the format of OpenMetrics 1.0", metrics),
+        get("/openapi.json", "This document", openapi),
+        get("/v1/agent/self", "This agent", consul::agent_self),
+        get("/v1/agent/members", "All members", consul::agent_members),
+        get("/v1/agent/services", "What this machine offers", consul::agent_services),
+        put(
+            "/v1/agent/service/register",
+            "Offer an instance, over restarts; the same ID again replaces it. Checks are refused, \
+             Meta is not kept",
+            consul::register,
+        )
+        .body(r#"{"Name":"web","ID":"web-1","Port":8080,"Tags":["v2"]}"#),
+        put("/v1/agent/service/deregister/{id}", "Take an instance back", consul::deregister),
+        put(
+            "/v1/agent/service/maintenance/{id}",
+            "Take an instance out of rotation, or back in; over restarts",
+            consul::maintenance,
+        )
+        .query(&[
+            Parameter { name: "enable", text: "true or false; must be said" },
+            Parameter { name: "reason", text: "Shown in listings of this machine" },
+        ]),
+        put(
+            "/v1/agent/join/{address}",
+            "Ask this address (ip or ip:port) for members of this mesh, too; answered at once",
+            consul::join,
+        ),
+        put("/v1/agent/leave", "Leave the mesh for good and stop", leave),
+        get("/v1/catalog/services", "All services with their tags", consul::catalog_services)
+            .query(&[DC, INDEX, WAIT]),
+        get(
+            "/v1/catalog/service/{name}",
+            "The instances of a service, well or not",
+            consul::catalog_service,
+        )
+        .query(&[TAG, DC, NEAR, INDEX, WAIT]),
+        get("/v1/catalog/nodes", "All nodes", consul::catalog_nodes)
+            .query(&[DC, NEAR, INDEX, WAIT]),
+        get(
+            "/v1/health/service/{name}",
+            "The instances of a service with their checks",
+            consul::health_service,
+        )
+        .query(&[PASSING, TAG, DC, NEAR, INDEX, WAIT]),
+        get("/v1/mesh/members", "All members, this one included", members),
+        get("/v1/mesh/services", "All services", services),
+        get("/v1/mesh/endpoints/{svc}", "The instances of a service", endpoints),
+        get(
+            "/v1/mesh/events",
+            "What happened: an array, or a stream with Accept application/x-ndjson or \
+             text/event-stream",
+            list_events,
+        )
+        .query(&[
+            Parameter { name: "since", text: "A duration (30m) or milliseconds since 1970" },
+            Parameter { name: "subject", text: "Only about this member, service or instance" },
+            Parameter { name: "follow", text: "Go on for ever, in lines" },
+        ]),
+        get("/v1/mesh/certs", "Certificates, the soonest to end first", certs).query(&[
+            Parameter { name: "all", text: "true: those of all members, too" },
+            Parameter { name: "expiring", text: "Only those that end within this, 30d" },
+        ]),
+        get("/v1/mesh/config", "Effective settings and their origin", config),
+        get("/v1/mesh/expose", "What this machine offers", exposed),
+        post("/v1/mesh/expose", "Offer an instance, over restarts", expose)
+            .body(r#"{"name":"web","to":"127.0.0.1:8080"}"#),
+        delete("/v1/mesh/expose/{id}", "Take an instance back", unexpose),
+        get("/v1/mesh/upstream", "The entries of this machine", upstreams),
+        post("/v1/mesh/upstream", "Open an entry, over restarts", upstream)
+            .body(r#"{"service":"db","listen":"127.0.0.1:5432"}"#),
+        delete("/v1/mesh/upstream", "Close entries: say exactly one of the two", close_upstream)
+            .query(&[
+                Parameter { name: "service", text: "All of this service" },
+                Parameter { name: "listen", text: "The one that listens there" },
+            ]),
+        post("/v1/mesh/entries", "Spread an entry that was signed elsewhere", publish)
+            .body(r#"{"entry":"BASE64"}"#),
+        post("/v1/mesh/grants", "Say what a member may offer; on an issuer", grant)
+            .body(r#"{"node":"two","services":["web"]}"#),
+        get("/v1/mesh/issuers", "All issuers", issuers),
+        post(
+            "/v1/mesh/issuers/{node}/key",
+            "Ask a member for the public half of its issuing key",
+            issuing_key,
+        ),
+        post(
+            "/v1/mesh/issuers/{node}/keep",
+            "Vouch for the members that only this issuer vouches for",
+            keep_members,
+        ),
+        get("/v1/mesh/invites", "The invites of this issuer", invites),
+        post("/v1/mesh/invites", "Make an invite; on an issuer", invite)
+            .body(r#"{"ttl":"1h","uses":1}"#),
+        delete("/v1/mesh/invites/{id}", "Take an invite back", revoke_invite),
     ]
 }
 
 /// Routes of later versions: `*` stands for the rest.
 const LATER: &[&str] = &[
     "/",
-    "/openapi.json",
     "/v1/agent/service/*",
     "/v1/agent/check/*",
-    "/v1/agent/join/*",
     "/v1/agent/force-leave/*",
     "/v1/agent/reload",
     "/v1/catalog/*",
@@ -96,14 +179,19 @@ const LATER: &[&str] = &[
 
 /// Method and path of every route served.
 pub fn routes() -> Vec<(Method, &'static str)> {
-    table().into_iter().map(|(method, path, _)| (method, path)).collect()
+    table().into_iter().map(|route| (route.method, route.path)).collect()
 }
 
 /// The router of all routes; every other path and method has its own answer.
 pub(super) fn router(state: ApiState) -> Router {
     let all =
-        table().into_iter().fold(Router::new(), |all, (_, path, route)| all.route(path, route));
-    all.fallback(not_found).method_not_allowed_fallback(wrong_method).with_state(state)
+        table().into_iter().fold(Router::new(), |all, route| all.route(route.path, route.handler));
+    let served = Served::new(state);
+    all.fallback(not_found).method_not_allowed_fallback(wrong_method).with_state(served)
+}
+
+async fn openapi() -> Json<Value> {
+    Json(document(&table()))
 }
 
 async fn not_found(uri: Uri) -> Refusal {
@@ -145,7 +233,7 @@ async fn ready(State(state): State<ApiState>) -> Answer {
 }
 
 async fn metrics(State(state): State<ApiState>) -> Answer {
-    let snapshot = state.snapshot.load();
+    let snapshot = state.snapshot();
     let mut members: BTreeMap<&'static str, i64> =
         ["alive", "suspect", "restarting", "down", "left"].map(|word| (word, 0)).into();
     for view in snapshot.members.values() {
@@ -169,18 +257,6 @@ async fn metrics(State(state): State<ApiState>) -> Answer {
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     Ok(response)
-}
-
-async fn agent_self(State(state): State<ApiState>) -> Json<Value> {
-    Json(views::agent_self(&state))
-}
-
-async fn agent_members(State(state): State<ApiState>) -> Json<Value> {
-    Json(views::agent_members(&state))
-}
-
-async fn agent_services(State(state): State<ApiState>) -> Json<Value> {
-    Json(views::agent_services(&state))
 }
 
 async fn leave(State(state): State<ApiState>) -> Answer {
@@ -238,7 +314,7 @@ async fn config(State(state): State<ApiState>) -> Response {
 }
 
 async fn exposed(State(state): State<ApiState>) -> Response {
-    Json(&state.local.load().exposed).into_response()
+    Json(&state.local().exposed).into_response()
 }
 
 /// The body of `POST /v1/mesh/expose`: what is absent has its default.
@@ -305,7 +381,7 @@ async fn unexpose(State(state): State<ApiState>, Path(id): Path<String>) -> Answ
 }
 
 async fn upstreams(State(state): State<ApiState>) -> Response {
-    Json(&state.local.load().upstreams).into_response()
+    Json(&state.local().upstreams).into_response()
 }
 
 async fn upstream(State(state): State<ApiState>, request: Request) -> Answer {
@@ -445,7 +521,7 @@ async fn publish(State(state): State<ApiState>, request: Request) -> Answer {
     Ok(Json(json!({ "published": true })).into_response())
 }
 
-fn named<T: std::str::FromStr<Err: ToString>>(text: &str) -> Result<T, Refusal> {
+pub(super) fn named<T: std::str::FromStr<Err: ToString>>(text: &str) -> Result<T, Refusal> {
     text.parse().map_err(|error: T::Err| Refusal::malformed(error.to_string()))
 }
 
@@ -461,7 +537,7 @@ async fn body<T: DeserializeOwned>(request: Request) -> Result<T, Refusal> {
     serde_json::from_slice(&bytes).map_err(|error| Refusal::malformed(error.to_string()))
 }
 
-async fn whole_body(request: Request) -> Result<Bytes, Refusal> {
+pub(super) async fn whole_body(request: Request) -> Result<Bytes, Refusal> {
     let limited = Limited::new(request.into_body(), BODY_LEN_MAX).collect();
     let collected = timeout(BODY_TIME_MAX, limited).await.map_err(|_| {
         let detail = format!("the body did not arrive within {BODY_TIME_MAX:?}");

@@ -1,5 +1,6 @@
 //! What the API's handlers see of the agent.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +11,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::control::{Control, ExposeSpec, UpstreamSpec};
 use crate::mesh::{Endpoint, Snapshot};
-use crate::model::{MemberId, MemberName, MeshId};
+use crate::model::{InstanceId, MemberId, MemberName, MeshId};
 use crate::runtime::clock::Clock;
 use crate::telemetry::{EventLog, Metrics};
 use crate::tls::NodeCredentials;
@@ -24,10 +25,10 @@ pub struct ApiState {
     pub name: MemberName,
     /// Its mesh.
     pub mesh: MeshId,
-    /// The mesh as seen from here; the agent stores a new one on every change.
-    pub snapshot: Arc<ArcSwap<Snapshot>>,
-    /// What this machine offers and opens; the agent stores a new one on every change.
-    pub local: Arc<ArcSwap<Local>>,
+    /// The mesh as seen from here.
+    pub snapshot: watch::Receiver<Arc<Snapshot>>,
+    /// What this machine offers and opens.
+    pub local: watch::Receiver<Arc<Local>>,
     /// Who this member proves to be; the agent stores a new one on every change.
     pub identity: Arc<ArcSwap<Identity>>,
     /// What this agent's own calls tell of each endpoint.
@@ -50,6 +51,18 @@ pub struct ApiState {
     pub token: ApiToken,
 }
 
+impl ApiState {
+    /// The mesh as seen from here now.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        Arc::clone(&self.snapshot.borrow())
+    }
+
+    /// What this machine offers and opens now.
+    pub fn local(&self) -> Arc<Local> {
+        Arc::clone(&self.local.borrow())
+    }
+}
+
 /// Who this member proves to be, and how well.
 #[derive(Clone, Debug)]
 pub struct Identity {
@@ -68,6 +81,8 @@ pub struct Local {
     pub exposed: Vec<ExposeSpec>,
     /// Its entries, with the addresses they really listen on.
     pub upstreams: Vec<UpstreamSpec>,
+    /// Why instances of it are in maintenance, by id.
+    pub maintained: BTreeMap<InstanceId, String>,
 }
 
 /// Whether the data plane can serve.

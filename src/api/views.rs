@@ -3,9 +3,8 @@
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
 
-use super::{ApiState, Readiness};
+use super::ApiState;
 use crate::mesh::{Appointed, Endpoint, EndpointState, MemberView, ServiceView};
 use crate::model::{
     Enrolment, Epoch, MemberId, MemberPhase, MemberState, Moment, PublicKey, ServiceName,
@@ -152,7 +151,7 @@ pub struct InviteRow {
     pub services: Option<Vec<String>>,
 }
 
-fn age_ms(now: Moment, then: Moment) -> u64 {
+pub(super) fn age_ms(now: Moment, then: Moment) -> u64 {
     u64::try_from(now.since(then).as_millis()).unwrap_or(u64::MAX)
 }
 
@@ -163,7 +162,7 @@ fn names(services: &[ServiceName]) -> Vec<String> {
 /// `/v1/mesh/members`, by name.
 pub(super) fn members(state: &ApiState) -> Vec<Member> {
     let now = state.clock.now();
-    let snapshot = state.snapshot.load();
+    let snapshot = state.snapshot();
     let shown = snapshot.members.values().filter(|view| is_shown(state, view, now));
     let mut rows: Vec<_> = shown.map(|view| member(state, view, now)).collect();
     rows.sort_by(|a, b| (&a.name, &a.id).cmp(&(&b.name, &b.id)));
@@ -172,7 +171,7 @@ pub(super) fn members(state: &ApiState) -> Vec<Member> {
 
 /// A member that is gone for long is hidden from listings, and only from those: its records and the
 /// attempts to reach it stay.
-fn is_shown(state: &ApiState, view: &MemberView, now: Moment) -> bool {
+pub(super) fn is_shown(state: &ApiState, view: &MemberView, now: Moment) -> bool {
     let is_gone = matches!(view.state, MemberState::Down | MemberState::Left);
     !is_gone || now.since(view.changed_at) <= state.forget_after
 }
@@ -196,7 +195,7 @@ fn member(state: &ApiState, view: &MemberView, now: Moment) -> Member {
 
 /// `/v1/mesh/services`, by name.
 pub(super) fn services(state: &ApiState) -> Vec<Service> {
-    state.snapshot.load().services.values().map(|view| service(view)).collect()
+    state.snapshot().services.values().map(|view| service(view)).collect()
 }
 
 fn service(view: &ServiceView) -> Service {
@@ -212,8 +211,9 @@ fn service(view: &ServiceView) -> Service {
 /// `/v1/mesh/endpoints/{svc}`; empty for a service that nobody offers.
 pub(super) fn endpoints(state: &ApiState, service: &ServiceName) -> Vec<EndpointRow> {
     let now = state.clock.now();
-    let snapshot = state.snapshot.load();
+    let snapshot = state.snapshot();
     let Some(view) = snapshot.services.get(service) else { return Vec::new() };
+    let local = state.local();
     let row = |endpoint: &Endpoint| {
         let calls = state.calls.of(endpoint);
         let node = snapshot.members.get(&endpoint.member).map(|member| member.state);
@@ -223,7 +223,10 @@ pub(super) fn endpoints(state: &ApiState, service: &ServiceName) -> Vec<Endpoint
             node: endpoint.member_name.to_string(),
             address: endpoint.address.to_string(),
             state: endpoint.state.as_str().to_owned(),
-            reason: reason(endpoint, node, calls.trouble),
+            reason: match local.maintained.get(&endpoint.instance) {
+                Some(why) if endpoint.member == state.me => format!("maintenance: {why}"),
+                _ => reason(endpoint, node, calls.trouble),
+            },
             weight: endpoint.weight.0,
             tags: endpoint.tags.clone(),
             inflight: calls.in_flight,
@@ -236,7 +239,11 @@ pub(super) fn endpoints(state: &ApiState, service: &ServiceName) -> Vec<Endpoint
 
 /// Why an endpoint of a node in the state `node` is seen as it is; `trouble` is what this agent's own
 /// calls met.
-fn reason(endpoint: &Endpoint, node: Option<MemberState>, trouble: Option<&str>) -> String {
+pub(super) fn reason(
+    endpoint: &Endpoint,
+    node: Option<MemberState>,
+    trouble: Option<&str>,
+) -> String {
     let is_heard = matches!(node, Some(MemberState::Alive | MemberState::Suspect));
     let words = match endpoint.state {
         EndpointState::Ready if endpoint.weight.0 == 0 => "its weight is 0: it takes no new work",
@@ -270,7 +277,7 @@ fn reason(endpoint: &Endpoint, node: Option<MemberState>, trouble: Option<&str>)
 /// `/v1/mesh/certs`: the chain of this member, with `all` those of every issuer and member, too.
 /// The soonest to end come first.
 pub(super) fn certs(state: &ApiState, all: bool) -> Vec<CertRow> {
-    let (identity, snapshot) = (state.identity.load(), state.snapshot.load());
+    let (identity, snapshot) = (state.identity.load(), state.snapshot());
     let credentials = &identity.credentials;
     let genesis = credentials.genesis();
     let root = genesis.root.member_id();
@@ -321,7 +328,7 @@ pub(super) fn certs(state: &ApiState, all: bool) -> Vec<CertRow> {
 
 /// `/v1/mesh/issuers`, by name.
 pub(super) fn issuers(state: &ApiState) -> Vec<IssuerRow> {
-    let snapshot = state.snapshot.load();
+    let snapshot = state.snapshot();
     let row = |(id, Appointed { issuer, epoch }): (&MemberId, &Appointed)| {
         let view = snapshot.members.get(&issuer.member);
         IssuerRow {
@@ -360,90 +367,4 @@ pub(super) fn invite(view: &InviteView, now_secs: u64) -> InviteRow {
         name: invite.name.as_ref().map(ToString::to_string),
         services: invite.services.as_deref().map(names),
     }
-}
-
-/// The region of a zone, which existing clients know as the datacenter: `eu1` of `eu1/a`.
-fn region(zone: &str) -> &str {
-    match zone.split('/').next() {
-        None | Some("") => "default",
-        Some(region) => region,
-    }
-}
-
-/// `/v1/agent/self`: the shape of existing clients, and beside it `Mesh`, which is ours.
-pub(super) fn agent_self(state: &ApiState) -> Value {
-    let snapshot = state.snapshot.load();
-    let me = snapshot.members.get(&state.me);
-    let zone = me.map_or("", |view| view.zone.as_str());
-    let identity = state.identity.load();
-    let readiness = state.readiness.borrow().clone();
-    let (is_ready, reason) = match readiness {
-        Readiness::Ready => (true, ""),
-        Readiness::NotReady(reason) => (false, reason),
-    };
-    json!({
-        "Config": {
-            "Datacenter": region(zone),
-            "NodeName": state.name,
-            "NodeID": state.me.to_string(),
-            "Server": false,
-            "Version": env!("CARGO_PKG_VERSION"),
-        },
-        "Member": me.map(|view| consul_member(view)),
-        "Mesh": {
-            "id": state.me.to_string(),
-            "mesh": state.mesh.to_string(),
-            "name": state.name,
-            "zone": zone,
-            "address": me.map(|view| view.address.to_string()),
-            "version": env!("CARGO_PKG_VERSION"),
-            "ready": is_ready,
-            "reason": reason,
-            "certificate_expires_at": identity.credentials.expires_at(),
-            "certificate_renews_at": identity.renews_at,
-            "degraded": identity.degraded,
-            "uptime_ms": age_ms(state.clock.now(), Moment::START),
-        },
-    })
-}
-
-/// `/v1/agent/members`: the shape of existing clients.
-pub(super) fn agent_members(state: &ApiState) -> Value {
-    let (now, snapshot) = (state.clock.now(), state.snapshot.load());
-    let shown = snapshot.members.values().filter(|view| is_shown(state, view, now));
-    shown.map(|view| consul_member(view)).collect()
-}
-
-fn consul_member(view: &MemberView) -> Value {
-    let status = match view.state {
-        MemberState::Alive | MemberState::Suspect => 1,
-        MemberState::Restarting => 2,
-        MemberState::Left => 3,
-        MemberState::Down => 4,
-    };
-    json!({
-        "Name": view.name,
-        "Addr": view.address.ip().to_string(),
-        "Port": view.address.port(),
-        "Tags": { "id": view.id.to_string(), "dc": region(&view.zone), "role": "node" },
-        "Status": status,
-    })
-}
-
-/// `/v1/agent/services`: what this machine offers, by id, in the shape of existing clients.
-pub(super) fn agent_services(state: &ApiState) -> Value {
-    let local = state.local.load();
-    let rows = local.exposed.iter().map(|spec| {
-        let row = json!({
-            "ID": spec.id,
-            "Service": spec.service,
-            "Tags": spec.tags,
-            "Meta": { "protocol": spec.protocol, "to": spec.to },
-            "Address": "",
-            "Port": spec.port,
-            "Weights": { "Passing": spec.weight, "Warning": spec.weight },
-        });
-        (spec.id.to_string(), row)
-    });
-    Value::Object(rows.collect())
 }

@@ -1,6 +1,6 @@
 //! Talks to the running agent through its local API.
 
-use std::net::SocketAddr;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -13,8 +13,9 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{sleep, timeout};
+use tokio_util::either::Either;
 
 use super::Global;
 use super::exit::{Exit, Failure};
@@ -22,6 +23,7 @@ use super::output::note;
 use crate::agent::{has_left, way_back};
 use crate::api::{ADDRESS_FILE, Problem};
 use crate::config::{API_PORT, Overrides, Setting, default_data_dir, load};
+use crate::model::Target;
 use crate::runtime::{Shutdown, TaskGroup};
 use crate::tls::store::DataDir;
 
@@ -33,15 +35,27 @@ const RETRY_PAUSE: Duration = Duration::from_millis(100);
 /// Longest answer read: 10,000 events are below.
 const ANSWER_LEN_MAX: usize = 64 * 1024 * 1024;
 
-fn is_here(api: &str) -> bool {
-    let is_loopback = |address: SocketAddr| address.ip().is_loopback();
-    let port = api.strip_prefix("localhost:");
-    api.parse().is_ok_and(is_loopback) || port.is_some_and(|port| port.parse::<u16>().is_ok())
+/// Where `--api` says that an agent of this machine listens.
+fn told(api: &str) -> Option<Target> {
+    let has_port = api.contains(':'); // a bare port is no address here
+    api.parse().ok().filter(|target| match target {
+        Target::Tcp(address) => has_port && address.ip().is_loopback(),
+        Target::Unix(_) => true,
+    })
+}
+
+type Stream = Either<TcpStream, UnixStream>;
+
+async fn connect(target: &Target) -> std::io::Result<Stream> {
+    match target {
+        Target::Tcp(address) => TcpStream::connect(address).await.map(Either::Left),
+        Target::Unix(path) => UnixStream::connect(path).await.map(Either::Right),
+    }
 }
 
 /// The API of the agent that this command line means.
 pub(super) struct Client {
-    told: Option<String>,
+    told: Option<Target>,
     data_dir: Option<DataDir>,
     tasks: TaskGroup,
 }
@@ -50,12 +64,16 @@ impl Client {
     /// Finds the agent: where `--api` says, else where the agent of the data directory says it
     /// listens, else at the default address.
     pub(super) fn new(global: &Global) -> Result<Self, Failure> {
-        let (told, data_dir) = (global.api.clone(), data_dir(global).map(DataDir::new));
-        if let Some(elsewhere) = told.as_ref().filter(|told| !is_here(told)) {
-            // A change carries the token of this machine's agent, in clear.
-            let message = format!("--api: '{elsewhere}' is no loopback address with a port");
-            return Err(Failure::usage(message).hint("an address of this machine: 127.0.0.1:7371"));
-        }
+        let data_dir = data_dir(global).map(DataDir::new);
+        let is_told = |api: &String| {
+            told(api).ok_or_else(|| {
+                // A change carries the token of this machine's agent, in clear.
+                let message = format!("--api: '{api}' is no loopback address with a port");
+                Failure::usage(message)
+                    .hint("an address of this machine: 127.0.0.1:7371, or unix:/path/api.sock")
+            })
+        };
+        let told = global.api.as_ref().map(is_told).transpose()?;
         Ok(Self { told, data_dir, tasks: TaskGroup::new(Shutdown::default()) })
     }
 
@@ -66,15 +84,15 @@ impl Client {
 
     /// Where the agent listens, if that is known now: an agent that is starting says so any moment.
     /// A directory with an identity never means the agent of another one at the default address.
-    fn address(&self) -> Option<String> {
+    fn address(&self) -> Option<Target> {
         if let Some(told) = &self.told {
             return Some(told.clone());
         }
         let dir = self.data_dir.as_ref();
         match dir.and_then(|dir| dir.read(ADDRESS_FILE).ok().flatten()) {
-            Some(text) => Some(String::from_utf8_lossy(&text).trim().to_owned()),
+            Some(text) => String::from_utf8_lossy(&text).trim().parse().ok(),
             None if dir.is_some_and(DataDir::has_identity) => None,
-            None => Some(format!("127.0.0.1:{API_PORT}")),
+            None => Some(Target::Tcp((Ipv4Addr::LOCALHOST, API_PORT).into())),
         }
     }
 
@@ -143,12 +161,12 @@ impl Client {
         }
     }
 
-    async fn connect(&self) -> Result<TcpStream, Failure> {
+    async fn connect(&self) -> Result<Stream, Failure> {
         let attempts = async {
             let mut failures = 0;
             loop {
                 if let Some(address) = self.address()
-                    && let Ok(stream) = TcpStream::connect(address).await
+                    && let Ok(stream) = connect(&address).await
                 {
                     return stream;
                 }

@@ -127,9 +127,12 @@ fn apply(overrides: &Overrides, settings: &mut Settings, faults: &mut Vec<Fault>
         settings.mesh = Setting::new(mesh, Origin::Flag("--mesh"));
     }
     if let Some(api) = &overrides.api {
-        match loopback(&api.value) {
-            Ok(address) => settings.api = Setting::new(address, api.origin.clone()),
-            Err(message) => faults.push(flag_fault(&api.origin, &api.value, message)),
+        match api.value.parse() {
+            Ok(Target::Unix(path)) => settings.api_socket = Some(path),
+            _ => match loopback(&api.value) {
+                Ok(address) => settings.api = Setting::new(address, api.origin.clone()),
+                Err(message) => faults.push(flag_fault(&api.origin, &api.value, message)),
+            },
         }
     }
     if let Some(socks) = &overrides.socks {

@@ -1,11 +1,13 @@
 //! The two files that murmesh writes for itself into the data directory: `node.toml` (what `init` and
-//! `join` were told) and `runtime.toml` (what the CLI exposed and opened). Replaced whole, by rename.
+//! `join` were told) and `runtime.toml` (what the CLI and the API exposed and opened). Replaced whole, by rename.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
 use crate::api::{ExposeSpec, UpstreamSpec};
+use crate::model::InstanceId;
 use crate::tls::store::{DataDir, StoreError};
 
 const NODE: &str = "node.toml";
@@ -25,7 +27,7 @@ pub struct NodeFile {
     pub seeds: Vec<String>,
 }
 
-/// What the CLI exposed and opened. Files win over it.
+/// What the CLI and the API exposed, opened and took out. Files win over it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RuntimeFile {
     /// Instances by `murmesh expose`.
@@ -34,6 +36,9 @@ pub struct RuntimeFile {
     /// Entries by `murmesh upstream`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub upstream: Vec<UpstreamSpec>,
+    /// Instances in maintenance, of files too, and why.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub maintenance: BTreeMap<InstanceId, String>,
 }
 
 impl NodeFile {
@@ -61,7 +66,7 @@ impl RuntimeFile {
 
     /// Replaces what is there.
     pub fn save(&self, dir: &DataDir) -> Result<(), StoreError> {
-        save(dir, RUNTIME, "Written by 'murmesh expose' and 'murmesh upstream'; files win.", self)
+        save(dir, RUNTIME, "Written by the agent for its commands and its API; files win.", self)
     }
 }
 
@@ -98,7 +103,8 @@ mod tests {
         let expose = ExposeSpec::new("web".parse().unwrap(), to).unwrap();
         let listen = "127.0.0.1:5432".parse().unwrap();
         let upstream = UpstreamSpec { service: "db".parse().unwrap(), listen };
-        let file = RuntimeFile { expose: vec![expose], upstream: vec![upstream] };
+        let maintenance = [(expose.id.clone(), "a new \"disk\"".to_owned())].into();
+        let file = RuntimeFile { expose: vec![expose], upstream: vec![upstream], maintenance };
         file.save(&dir).unwrap();
         assert_eq!(RuntimeFile::load(&dir).unwrap(), file);
 

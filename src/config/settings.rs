@@ -43,6 +43,8 @@ pub struct Settings {
     pub advertise: Setting<Option<SocketAddr>>,
     /// Where the API listens; a default that is taken gives way to any free port.
     pub api: Setting<SocketAddr>,
+    /// A unix socket where the API listens, too, beside the one in the data directory.
+    pub api_socket: Option<PathBuf>,
     /// Where SOCKS5 listens, if it shall.
     pub socks: Setting<Option<SocketAddr>>,
     /// Whom to ask first.
@@ -125,6 +127,7 @@ impl Settings {
             mesh: Setting::default((Ipv4Addr::UNSPECIFIED, MESH_PORT).into()),
             advertise: Setting::default(None),
             api: Setting::default((Ipv4Addr::LOCALHOST, API_PORT).into()),
+            api_socket: None,
             socks: Setting::default(None),
             seeds: Setting::default(Vec::new()),
             profile: Setting::default(Profile::Lan),

@@ -8,7 +8,6 @@
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
-use std::path::Path;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 
@@ -16,12 +15,13 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use futures_util::FutureExt;
 use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream, tcp, unix};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixStream, tcp, unix};
 use tokio::time::timeout;
 
 use super::pipe::{Pipe, PipeReader, PipeWriter};
 use super::stalls::{STALL_AFTER, Stalls, WriteError};
 use crate::model::Target;
+use crate::runtime::UnixSocket;
 use crate::runtime::machine::{self, ByteListener, ByteStream};
 
 /// Chunks that one write takes at most.
@@ -253,18 +253,8 @@ impl LocalWriter<'_> {
 /// Where local clients, or applications behind us, connect.
 pub(super) enum LocalListener {
     Tcp(TcpListener),
-    Unix(UnixListener, SocketFile),
+    Unix(UnixSocket),
     Simulated(Box<dyn ByteListener>),
-}
-
-/// A unix socket's file, removed with its listener.
-#[derive(Debug)]
-pub(super) struct SocketFile(std::path::PathBuf);
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0); // gone already: fine
-    }
 }
 
 impl LocalListener {
@@ -281,14 +271,7 @@ impl LocalListener {
                 socket.bind(*address)?;
                 Ok(Self::Tcp(socket.listen(BACKLOG)?))
             }
-            (Target::Unix(path), _) => {
-                remove_stale(path).await?;
-                let listener = UnixListener::bind(path)?;
-                let file = SocketFile(path.clone());
-                let mode = std::os::unix::fs::PermissionsExt::from_mode(0o660);
-                std::fs::set_permissions(path, mode)?;
-                Ok(Self::Unix(listener, file))
-            }
+            (Target::Unix(path), _) => UnixSocket::bind(path).await.map(Self::Unix),
         }
     }
 
@@ -296,7 +279,7 @@ impl LocalListener {
     pub(super) fn address(&self) -> io::Result<Target> {
         match self {
             Self::Tcp(listener) => listener.local_addr().map(Target::Tcp),
-            Self::Unix(_, file) => Ok(Target::Unix(file.0.clone())),
+            Self::Unix(socket) => Ok(Target::Unix(socket.path().to_owned())),
             Self::Simulated(listener) => listener.local_address().map(Target::Tcp),
         }
     }
@@ -305,26 +288,9 @@ impl LocalListener {
     pub(super) async fn accept(&self) -> io::Result<LocalSocket> {
         Ok(LocalSocket::new(match self {
             Self::Tcp(listener) => Stream::Tcp(listener.accept().await?.0),
-            Self::Unix(listener, _) => Stream::Unix(listener.accept().await?.0),
+            Self::Unix(socket) => Stream::Unix(socket.accept().await?),
             Self::Simulated(listener) => Stream::Simulated(listener.accept().await?),
         }))
-    }
-}
-
-async fn remove_stale(path: &Path) -> io::Result<()> {
-    use std::os::unix::fs::FileTypeExt;
-    match std::fs::symlink_metadata(path) {
-        Ok(metadata) if metadata.file_type().is_socket() => {}
-        Ok(_) => return Err(io::ErrorKind::AlreadyExists.into()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error),
-    }
-    match UnixStream::connect(path).await {
-        Ok(_) => Err(io::ErrorKind::AddrInUse.into()),
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            std::fs::remove_file(path)
-        }
-        Err(error) => Err(error),
     }
 }
 

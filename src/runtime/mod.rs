@@ -7,6 +7,8 @@ pub mod limits;
 pub mod machine;
 mod shutdown;
 mod tasks;
+mod unix;
 
 pub use shutdown::{Shutdown, Stage};
 pub use tasks::{TaskGroup, Thread, ThreadError, blocking, start_blocking_thread};
+pub use unix::UnixSocket;

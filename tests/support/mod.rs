@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 pub use agent::{Agent, Ran};
 pub use bytes::{Noise, digest};
 pub use clients::{ask, expect_echo, p50, runtime, socks, socks_relay};
-pub use http::{request, request_raw};
+pub use http::{At, request, request_raw};
 pub use mesh::{TestMesh, enrol};
 pub use namespaces::Network;
 pub use ports::{free_address, free_port};
