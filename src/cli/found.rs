@@ -13,11 +13,13 @@ use super::Global;
 use super::client::{Client, data_dir, encoded};
 use super::exit::{Exit, Failure, Outcome};
 use super::output::{Drawing, Grid, Listing, age, cell, line, note, or_dash, show, state};
-use super::{duration, socket_address, whole_number};
+use super::{duration, whole_number};
 use crate::agent::{self, JoinOptions};
 use crate::api::InviteRequest;
 use crate::api::views::InviteRow;
-use crate::config::{MESH_PORT, NodeFile, Seed, default_advertise, hostname};
+use crate::config::{
+    MESH_PORT, NodeFile, Seed, advertise_address, default_advertise, hostname, mesh_address,
+};
 use crate::model::{MemberName, ServiceName, Unlisted};
 use crate::runtime::clock;
 use crate::tls::store::{self, DataDir, InitOptions, StoreError};
@@ -36,10 +38,10 @@ pub(super) struct InitArgs {
     #[arg(long)]
     name: Option<MemberName>,
     /// Where other machines reach it [default: the default route's address]
-    #[arg(long, value_name = "IP:PORT", value_parser = socket_address)]
+    #[arg(long, value_name = "IP:PORT", value_parser = advertise_address)]
     advertise: Option<SocketAddr>,
     /// Where the mesh port is bound [default: 0.0.0.0:7370]
-    #[arg(long, value_name = "ADDR", value_parser = socket_address)]
+    #[arg(long, value_name = "ADDR", value_parser = mesh_address)]
     mesh: Option<SocketAddr>,
     /// How long certificates live; they are renewed at half of it
     #[arg(long, value_name = "TIME", default_value = "7d", value_parser = cert_ttl)]
@@ -56,10 +58,10 @@ pub(super) struct JoinArgs {
     #[arg(long)]
     name: Option<MemberName>,
     /// Where other machines reach it [default: the default route's address]
-    #[arg(long, value_name = "IP:PORT", value_parser = socket_address)]
+    #[arg(long, value_name = "IP:PORT", value_parser = advertise_address)]
     advertise: Option<SocketAddr>,
     /// Where the mesh port is bound [default: 0.0.0.0:7370]
-    #[arg(long, value_name = "ADDR", value_parser = socket_address)]
+    #[arg(long, value_name = "ADDR", value_parser = mesh_address)]
     mesh: Option<SocketAddr>,
     /// One more member to ask first; may be repeated
     #[arg(long = "seed", value_name = "HOST:PORT")]
@@ -151,20 +153,20 @@ pub(super) async fn init(global: &Global, args: InitArgs) -> Outcome {
             dir.path().display(),
             report.name,
             report.mesh.short()
-        ));
+        ))?;
         return Ok(Exit::Ok);
     }
     let node = NodeFile { advertise: args.advertise, mesh: args.mesh, seeds: Vec::new() };
     node.save(&dir).map_err(store_failure)?;
-    line(format_args!("mesh        {}", report.mesh));
+    line(format_args!("mesh        {}", report.mesh))?;
     line(format_args!(
         "name        {}{}",
         report.name,
         origin(args.name.is_some(), "the hostname")
-    ));
-    line(advertise_line(args.advertise, args.mesh));
-    line(format_args!("root key    {}   <- move it offline", report.root_key.display()));
-    line(format_args!("operator    {}", report.operator_key.display()));
+    ))?;
+    line(advertise_line(args.advertise, args.mesh))?;
+    line(format_args!("root key    {}   <- move it offline", report.root_key.display()))?;
+    line(format_args!("operator    {}", report.operator_key.display()))?;
     note("next: murmesh agent, then in another terminal: murmesh invite");
     Ok(Exit::Ok)
 }
@@ -176,7 +178,7 @@ fn come_back(dir: &DataDir, name: &MemberName) -> Outcome {
         return Err(Failure::failed(message).hint(agent::way_back(dir)));
     }
     agent::come_back(dir).map_err(store_failure)?;
-    line(format_args!("back: {} is member {name} of its mesh again", dir.path().display()));
+    line(format_args!("back: {} is member {name} of its mesh again", dir.path().display()))?;
     note("next: murmesh agent");
     Ok(Exit::Ok)
 }
@@ -201,7 +203,29 @@ fn advertise_line(asked: Option<SocketAddr>, mesh: Option<SocketAddr>) -> String
 
 #[derive(Debug, Deserialize)]
 struct Made {
+    id: String,
     token: String,
+}
+
+/// A token that nobody has read is lost: there is no other way to it.
+fn printed_token(made: &Made) -> Result<(), Failure> {
+    match line(&made.token)? {
+        true => Ok(()),
+        false => Err(Failure::failed("cannot write to standard output: its reader is gone")),
+    }
+}
+
+/// Takes back an invite whose token is lost, and says what is left to do.
+async fn take_back(client: &Client, made: &Made, failure: Failure) -> Failure {
+    match client.remove(&format!("/v1/mesh/invites/{}", encoded(&made.id))).await {
+        Ok(()) => failure.and(format_args!("the token is lost, its invite {} is revoked", made.id)),
+        Err(other) => failure
+            .and(format_args!(
+                "the token is lost, its invite {} stays open: {}",
+                made.id, other.message
+            ))
+            .hint(format_args!("murmesh invite revoke {}", made.id)),
+    }
 }
 
 /// Prints a token; or lists or takes back invites.
@@ -220,7 +244,7 @@ pub(super) async fn invite(global: &Global, args: InviteArgs) -> Outcome {
             let rows: Vec<InviteRow> = client.get_secret("/v1/mesh/invites").await?;
             let id = only_match(&rows, &id)?;
             client.remove(&format!("/v1/mesh/invites/{}", encoded(id))).await?;
-            line(format_args!("invite {id} lets nobody in any more"));
+            line(format_args!("invite {id} lets nobody in any more"))?;
             Ok(Exit::Ok)
         }
         None => {
@@ -231,7 +255,9 @@ pub(super) async fn invite(global: &Global, args: InviteArgs) -> Outcome {
                 services: args.services,
             };
             let made: Made = client.change(Method::POST, "/v1/mesh/invites", &request).await?;
-            line(&made.token);
+            if let Err(failure) = printed_token(&made) {
+                return Err(take_back(client, &made, failure).await);
+            }
             let uses = super::output::count(args.uses as usize, "machine");
             note(format_args!("lets {uses} join within {}: murmesh join TOKEN", age(args.ttl)));
             Ok(Exit::Ok)
@@ -311,7 +337,7 @@ pub(super) async fn join(global: &Global, args: JoinArgs) -> Outcome {
             dir.path().display(),
             report.name,
             report.mesh.short()
-        ));
+        ))?;
         return Ok(Exit::Ok);
     }
     let mut kept: Vec<String> = args.seeds.iter().map(Seed::to_string).collect();
@@ -322,10 +348,10 @@ pub(super) async fn join(global: &Global, args: JoinArgs) -> Outcome {
     }
     let (advertise, mesh) = (args.advertise.or(before.advertise), args.mesh.or(before.mesh));
     NodeFile { advertise, mesh, seeds: kept }.save(&dir).map_err(store_failure)?;
-    line(format_args!("mesh        {}", report.mesh));
-    line(format_args!("name        {}{}", report.name, origin(!is_hostname, "the hostname")));
-    line(format_args!("member      {}", report.member));
-    line(advertise_line(advertise, mesh));
+    line(format_args!("mesh        {}", report.mesh))?;
+    line(format_args!("name        {}{}", report.name, origin(!is_hostname, "the hostname")))?;
+    line(format_args!("member      {}", report.member))?;
+    line(advertise_line(advertise, mesh))?;
     note("next: murmesh agent");
     Ok(Exit::Ok)
 }

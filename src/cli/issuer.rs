@@ -62,7 +62,7 @@ pub(super) async fn grant(global: &Global, args: GrantArgs) -> Outcome {
     let what = request.services.map_or("every service".to_owned(), |services| {
         services.iter().map(ServiceName::as_str).collect::<Vec<_>>().join(", ")
     });
-    line(format_args!("{} may offer {what}", args.node));
+    line(format_args!("{} may offer {what}", args.node))?;
     Ok(Exit::Ok)
 }
 
@@ -105,14 +105,14 @@ async fn add(global: &Global, args: IssuerArgs) -> Outcome {
     let (root, client) = (root(global, args.root_key)?, Client::new(global)?);
     let node = args.node.as_str();
     if issuers(&client).await?.iter().any(|row| row.active && row.node == node) {
-        line(format_args!("unchanged: {node} is an issuer"));
+        line(format_args!("unchanged: {node} is an issuer"))?;
         return Ok(Exit::Ok);
     }
     let path = format!("/v1/mesh/issuers/{}/key", encoded(node));
     let made: IssuingKey = client.change(Method::POST, &path, &json!({})).await?;
     let entry = root.appoint(&made.key, made.member).map_err(Failure::failed)?;
     publish(&client, &entry).await?;
-    line(format_args!("{node} is an issuer from now on"));
+    line(format_args!("{node} is an issuer from now on"))?;
     Ok(Exit::Ok)
 }
 
@@ -123,7 +123,7 @@ async fn remove(global: &Global, args: IssuerArgs) -> Outcome {
     let (theirs, others): (Vec<_>, Vec<_>) =
         rows.into_iter().filter(|row| row.active).partition(|row| row.node == node);
     if theirs.is_empty() {
-        line(format_args!("unchanged: {node} is no issuer"));
+        line(format_args!("unchanged: {node} is no issuer"))?;
         return Ok(Exit::Ok);
     }
     if others.is_empty() {
@@ -147,7 +147,7 @@ async fn remove(global: &Global, args: IssuerArgs) -> Outcome {
             ));
         }
     }
-    line(format_args!("{node} issues nothing any more"));
+    line(format_args!("{node} issues nothing any more"))?;
     Ok(Exit::Ok)
 }
 

@@ -13,10 +13,11 @@ use super::Global;
 use super::demo::end_with_parent;
 use super::exit::{Exit, Failure, Outcome};
 use super::found::store_failure;
-use super::socket_address;
 use crate::agent::{Agent, StartError, Stopped};
 use crate::api::{ADDRESS_FILE, ExposeSpec, UpstreamSpec};
-use crate::config::{DRAIN_DEADLINE, Origin, Overrides, Seed, Setting, Settings, load};
+use crate::config::{
+    DRAIN_DEADLINE, Origin, Overrides, Seed, Setting, Settings, load, mesh_address,
+};
 use crate::model::MemberPhase;
 use crate::telemetry::{self, LineQueue};
 
@@ -30,7 +31,7 @@ pub(super) struct AgentArgs {
     #[arg(short, long, value_name = "FILE", env = "MURMESH_CONFIG")]
     pub(super) config: Option<PathBuf>,
     /// Where the mesh port is bound
-    #[arg(long, value_name = "ADDR", value_parser = socket_address)]
+    #[arg(long, value_name = "ADDR", value_parser = mesh_address)]
     mesh: Option<SocketAddr>,
     /// A member to ask first; may be repeated
     #[arg(long = "seed", value_name = "HOST:PORT")]
