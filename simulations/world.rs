@@ -509,7 +509,7 @@ impl World {
                 self.nodes[node].disk.insert(entry.key(), entry.clone());
                 return;
             }
-            MeshEvent::MemberDown(member) => {
+            MeshEvent::MemberDown { member, .. } => {
                 if is_falsely_dead(member) {
                     self.false_deaths.push((node, self.by_id[member]));
                 }

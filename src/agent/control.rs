@@ -130,8 +130,8 @@ impl Controller {
                 spec.to
             )));
         }
+        let replaced = self.services.expose(spec.clone()).map_err(local_error)?;
         info!(instance = %spec.id, service = %spec.service, to = %spec.to, "exposed");
-        let replaced = self.services.expose(spec).map_err(local_error)?;
         self.publish().await;
         Ok(replaced)
     }

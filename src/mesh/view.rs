@@ -130,7 +130,7 @@ impl Mesh {
             (_, MemberState::Alive | MemberState::Suspect) => {
                 Some(MeshEvent::MemberUp { member: id, is_flap })
             }
-            (_, MemberState::Down) => Some(MeshEvent::MemberDown(id)),
+            (was, MemberState::Down) => Some(MeshEvent::MemberDown { member: id, was }),
             (_, MemberState::Left) => Some(MeshEvent::MemberLeft(id)),
             (_, MemberState::Restarting) => Some(MeshEvent::MemberRestarting(id)),
         };
