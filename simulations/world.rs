@@ -245,6 +245,7 @@ impl World {
             epoch: machine.epoch,
             profile: Profile::Lan,
             seeds: machine.seeds.clone(),
+            instances: Vec::new(),
             remembered: machine.remembered.clone(),
         };
         machine.epoch = Epoch(machine.epoch.0 + EPOCH_RESERVE);

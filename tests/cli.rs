@@ -349,6 +349,20 @@ fn a_lone_agent_offers_opens_invites_and_leaves() {
     let again = agent.run(&["init", "--name", "other"]);
     assert_eq!(code(&again), 0);
     assert!(out(&again).starts_with("unchanged"), "{}", out(&again));
+    let told = err(&again);
+    assert!(told.starts_with("not taken: --name other: this machine is member eins"), "{told}");
+    let again = agent.run(&["init", "--name", "eins", "--mesh", "127.0.0.1:0", "--cert-ttl", "7d"]);
+    assert_eq!((code(&again), err(&again).as_str()), (0, ""), "it is as it is wished");
+    let wishes =
+        ["init", "--advertise", "10.9.9.9:7370", "--mesh", "127.0.0.1:1", "--cert-ttl", "1d"];
+    let told = err(&agent.run(&wishes));
+    for line in [
+        "--advertise 10.9.9.9:7370: the default is kept; write advertise = \"10.9.9.9:7370\" under",
+        "--mesh 127.0.0.1:1: 127.0.0.1:0 is kept; write mesh",
+        "--cert-ttl 1day: certificates of this mesh live 7days",
+    ] {
+        assert!(told.contains(&format!("not taken: {line}")), "{told}");
+    }
 
     let services = agent.run(&["services"]);
     assert_eq!((code(&services), out(&services).as_str()), (0, ""), "an empty list is no failure");
@@ -445,6 +459,7 @@ fn a_second_machine_joins_by_a_token_from_standard_input() {
     let again = join(&token);
     assert_eq!(code(&again), 0, "{}", err(&again));
     assert!(out(&again).starts_with("unchanged"), "{}", out(&again));
+    assert_eq!(err(&again), "");
 
     let other = Agent::found();
     let elsewhere = join(&out(&other.run(&["invite"])));

@@ -126,7 +126,7 @@ fn values_of_logging_and_relative_unix_paths_are_refused_with_what_is_expected()
         assert_eq!(told.len(), 1, "{told:?}");
         assert!(told[0].contains(key) && told[0].contains(expected), "{told:?}");
     }
-    for log in ["info", "WARN", "warn,murmesh=debug", "off, murmesh::proxy=trace"] {
+    for log in ["info", "WARN", "warn,murmesh=debug", "off,murmesh::proxy=trace"] {
         read(&format!("[telemetry]\nlog = \"{log}\"")).unwrap();
     }
 }

@@ -10,7 +10,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{Mutex, Notify, mpsc, watch};
 use tracing::{info, warn};
 
-use super::control::Controller;
+use super::control::{Controller, check_loop, ids, local_error};
 use super::identity::{self, Keeper};
 use super::join::JoinError;
 use super::left::{self, has_left};
@@ -18,12 +18,12 @@ use super::local::LocalServices;
 use super::{Agent, CancelOnDrop, clocks, disk, join_all, seeds};
 use crate::api::control::CONTROL_QUEUE_LEN_MAX;
 use crate::api::{
-    self, ApiState, ApiToken, CallView, Calls, ControlError, Identity, Local, Readiness,
-    UpstreamSpec,
+    self, ApiState, ApiToken, CallView, Calls, ControlError, ExposeSpec, Identity, Local,
+    Readiness, UpstreamSpec,
 };
-use crate::config::{RuntimeFile, Setting, Settings};
-use crate::mesh::{Mesh, MeshConfig, Snapshot};
-use crate::model::{Entry, Target};
+use crate::config::{Origin, RuntimeFile, Setting, Settings};
+use crate::mesh::{self, Mesh, MeshConfig, Snapshot};
+use crate::model::{Entry, InstanceId, ServiceName, Target};
 use crate::proxy::{self, Proxy};
 use crate::runtime::clock::Clock;
 use crate::runtime::{Shutdown, Stage, TaskGroup, Thread, ThreadError, entropy, limits, machine};
@@ -140,6 +140,8 @@ impl Agent {
             let (path, way_back) = (dir.path().to_owned(), left::way_back(&dir));
             return Err(StartError::Left { path, way_back });
         }
+        let runtime = RuntimeFile::load(&dir)?;
+        let services = declared(&settings, &runtime, credentials.enrolled().services.clone())?;
         let open_files = limits::raise_open_files();
         info!(member = %credentials.name(), id = %credentials.member_id(), open_files, "starting");
         let (metrics, clock) = (Metrics::new(), Clock::new());
@@ -172,6 +174,9 @@ impl Agent {
         })
         .await?;
         threads.push(data.thread);
+        // Before anybody hears of them: the first record of this run names them all, as that of an
+        // earlier one did.
+        data.proxy.set_local(services.targets());
         let mesh_address = data.endpoint.local_address();
         let advertise = advertised(settings.advertise.value, mesh_address)?;
 
@@ -187,12 +192,14 @@ impl Agent {
                 epoch: dir.claim_epochs()?,
                 profile: settings.profile.value,
                 seeds: seeds::literal(&settings.seeds.value),
+                instances: services.records(),
                 remembered: disk::remembered(&dir)?,
             },
             Box::new(credentials.signer()?),
             entropy::seed()?,
             starting_entries(&credentials, &dir)?,
-        )?;
+        )
+        .map_err(|error| without_issuer(error, &dir))?;
         let (gossip, commands) = gossip_channel();
         let (settled, settled_reader) = watch::channel(false);
         let (durable, durable_reader) = watch::channel(Durable::default());
@@ -274,15 +281,16 @@ impl Agent {
         let local = Arc::new(ArcSwap::from_pointee(Local::default()));
         let mut controller = Controller {
             dir: dir.clone(),
-            services: LocalServices::new(credentials.enrolled().services.clone()),
+            services,
             upstreams: Vec::new(),
             socks: settings.socks.value.map(Target::Tcp),
-            runtime: RuntimeFile::load(&dir)?,
+            runtime,
             view: local.clone(),
             proxy: data.proxy.clone(),
             gossip: gossip.clone(),
             desk,
             me: credentials.member_id(),
+            name: credentials.name().clone(),
             allowed,
             snapshot: snapshot.clone(),
             endpoint,
@@ -377,6 +385,16 @@ fn advertised(told: Option<SocketAddr>, bound: SocketAddr) -> Result<SocketAddr,
     }
 }
 
+/// The enrolment is believed by the word of its issuer, which the root signed: that one is missing.
+fn without_issuer(error: mesh::Error, dir: &DataDir) -> StartError {
+    match error {
+        mesh::Error::NotEnrolled(_) => {
+            dir.damaged_entries("it does not name the issuer of this member").into()
+        }
+        error => error.into(),
+    }
+}
+
 /// What was known when the agent last ran, and what it owns even if that file was lost or is behind:
 /// its enrolment and, on issuers, its invites.
 fn starting_entries(
@@ -389,20 +407,47 @@ fn starting_entries(
     Ok(entries)
 }
 
+/// All instances that flags and files name, and those that the command line added in an earlier run.
+fn declared(
+    settings: &Settings,
+    runtime: &RuntimeFile,
+    allowed: Option<Vec<ServiceName>>,
+) -> Result<LocalServices, StartError> {
+    let mut services = LocalServices::new(allowed);
+    let socks = settings.socks.value.map(Target::Tcp);
+    let mut declare = |spec: &ExposeSpec| {
+        check_loop(&spec.to, socks.iter())?;
+        services.declare(spec.clone()).map_err(local_error).map(drop)
+    };
+    for Setting { value, origin } in &settings.exposes {
+        declare(value).map_err(failed(format!("expose {}", value.id), origin))?;
+    }
+    let is_in_files =
+        |id: &InstanceId| settings.exposes.iter().any(|expose| expose.value.id == *id);
+    for spec in runtime.expose.iter().filter(|spec| !is_in_files(&spec.id)) {
+        if let Err(error) = declare(spec) {
+            warn!(instance = %spec.id, %error, "cannot expose again what was exposed before");
+        }
+    }
+    let withheld = ids(services.withheld());
+    if !withheld.is_empty() {
+        warn!(instances = withheld, "withheld: this member may not offer them now");
+    }
+    Ok(services)
+}
+
+fn failed(what: String, origin: &Origin) -> impl FnOnce(ControlError) -> StartError {
+    let origin = origin.to_string();
+    move |error| StartError::Entry { what, origin, error }
+}
+
 /// Opens all that flags and files say, then what the command line added in an earlier run.
 async fn open_settings(
     controller: &mut Controller,
     settings: &Settings,
     proxy: &Proxy,
 ) -> Result<(), StartError> {
-    let failed = |what: String, origin: &dyn ToString| {
-        let origin = origin.to_string();
-        move |error| StartError::Entry { what, origin, error }
-    };
-    for Setting { value, origin } in &settings.exposes {
-        let what = format!("expose {}", value.id);
-        controller.expose(value.clone()).await.map_err(failed(what, origin))?;
-    }
+    controller.publish().await; // nothing new to the mesh: the local API lists them
     for Setting { value, origin } in &settings.upstreams {
         let what = format!("upstream {} {}", value.service, value.listen);
         controller.open(value.clone()).await.map_err(failed(what, origin))?;
@@ -411,16 +456,6 @@ async fn open_settings(
         let opened = proxy.open_socks(Target::Tcp(address)).await;
         let opened = opened.map_err(|error| ControlError::Invalid(error.to_string()));
         opened.map_err(failed("listen.socks".into(), &settings.socks.origin))?;
-    }
-    let is_in_files = |id| settings.exposes.iter().any(|expose| expose.value.id == id);
-    for spec in controller.runtime.expose.clone() {
-        if is_in_files(spec.id.clone()) {
-            continue;
-        }
-        let id = spec.id.clone();
-        if let Err(error) = controller.expose(spec).await {
-            warn!(instance = %id, %error, "cannot expose again what was exposed before");
-        }
     }
     for spec in controller.runtime.upstream.clone() {
         if let Err(error) = controller.open(spec.clone()).await {

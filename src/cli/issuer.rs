@@ -7,6 +7,7 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use clap::{Args, Subcommand};
 use hyper::Method;
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::Global;
@@ -54,15 +55,24 @@ pub(super) struct GrantArgs {
     all: bool,
 }
 
+#[derive(Debug, Deserialize)]
+struct Granted {
+    withdrawn: Vec<String>,
+}
+
 /// Says what a member may offer. Issuers only.
 pub(super) async fn grant(global: &Global, args: GrantArgs) -> Outcome {
     let client = Client::new(global)?;
     let request = GrantRequest { node: args.node.clone(), services: args.services };
-    client.change::<Value>(Method::POST, "/v1/mesh/grants", &request).await?;
+    let granted: Granted = client.change(Method::POST, "/v1/mesh/grants", &request).await?;
     let what = request.services.map_or("every service".to_owned(), |services| {
         services.iter().map(ServiceName::as_str).collect::<Vec<_>>().join(", ")
     });
     line(format_args!("{} may offer {what}", args.node))?;
+    if !granted.withdrawn.is_empty() {
+        let withdrawn = granted.withdrawn.join(", ");
+        line(format_args!("withdrawn until it may offer them again: {withdrawn}"))?;
+    }
     Ok(Exit::Ok)
 }
 

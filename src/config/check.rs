@@ -160,10 +160,7 @@ fn flag_fault(origin: &Origin, value: &str, message: String) -> Fault {
 /// What `init` or `join` were told holds where nothing else was said.
 fn fill_from_data_dir(settings: &mut Settings, faults: &mut Vec<Fault>) -> Result<(), ConfigError> {
     let dir = settings.data_dir.value.clone();
-    let node = NodeFile::load(&dir).map_err(|error| ConfigError::Unreadable {
-        path: dir.file("node.toml"),
-        error: error.to_string(),
-    })?;
+    let node = NodeFile::load(&dir).map_err(|error| ConfigError::DataDir(error.to_string()))?;
     fn fill<T>(setting: &mut Setting<T>, value: Option<T>) {
         if let (false, Some(value)) = (setting.is_asked(), value) {
             *setting = Setting::new(value, Origin::DataDir);
@@ -325,10 +322,10 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
 /// A log level or filter. The parser of filters takes a lone word that is no level for a module:
 /// `debg` would silence everything.
 pub(super) fn log_filter(text: &str) -> Result<String, String> {
-    let is_level = |word: &str| word.trim().parse::<LevelFilter>().is_ok();
+    let is_level = |word: &str| word.parse::<LevelFilter>().is_ok();
     let is_part = |part: &str| match part.rsplit_once('=') {
-        Some((module, level)) => !module.trim().is_empty() && is_level(level),
-        None => !part.trim().is_empty() && is_level(part),
+        Some((module, level)) => !module.is_empty() && is_level(level),
+        None => is_level(part),
     };
     match tracing_subscriber::EnvFilter::try_new(text) {
         Ok(_) if text.split(',').all(is_part) => Ok(text.to_owned()),

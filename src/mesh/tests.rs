@@ -60,6 +60,7 @@ fn config(key: u8, seeds: &[u8]) -> MeshConfig {
         epoch: Epoch(100),
         profile: Profile::Lan,
         seeds: seeds.iter().map(|seed| address(*seed)).collect(),
+        instances: Vec::new(),
         remembered: Vec::new(),
     }
 }
