@@ -456,6 +456,7 @@ impl Mesh {
             matches!(event, MeshEvent::EntryAccepted(_) | MeshEvent::InstanceAdded { .. })
         };
         self.events.retain(|event| !is_old(event));
+        self.known.values_mut().for_each(|known| known.record_at = None);
         if self.addresses.is_empty() && self.seeds.is_empty() {
             self.settle(now);
         }

@@ -396,6 +396,42 @@ fn messages_survive_the_wire() {
     }
 }
 
+/// What the disk holds is of an earlier run: no change, and no announcement of this moment.
+#[test]
+fn a_node_that_begins_again_tells_nothing_of_its_former_run() {
+    let mut nodes = pair();
+    nodes[0].set_instances(Moment::START, vec![instance("web")]);
+    nodes[1].set_instances(Moment::START, vec![instance("db")]);
+    run(&mut nodes, 0, 3_000);
+    for node in &mut nodes {
+        node.set_phase(Moment::from_secs(3), MemberPhase::Restarting);
+    }
+    run(&mut nodes, 3_000, 3_200);
+    let disk: Vec<_> = nodes[0].entries().cloned().collect();
+    let instances = vec![instance("web")];
+    let config = MeshConfig { epoch: Epoch(5_000), instances, ..config(1, &[]) };
+    let signer = Box::new(TestKey::new(1));
+    let mut again = Mesh::new(Moment::START, config, signer, 1, disk).unwrap();
+    for secs in 0..5 {
+        again.handle_timeout(Moment::from_secs(secs));
+        assert_eq!(again.member_state(id(1)), Some(MemberState::Alive), "after {secs} s");
+        assert_eq!(again.member_state(id(2)), Some(MemberState::Down), "after {secs} s");
+        assert_eq!(again.snapshot().services.len(), 2, "after {secs} s");
+    }
+    assert!(again.is_settled());
+    let is_news = |event: &MeshEvent| {
+        matches!(
+            event,
+            MeshEvent::InstanceAdded { .. }
+                | MeshEvent::InstanceRemoved { .. }
+                | MeshEvent::InstanceChanged { .. }
+                | MeshEvent::MemberRestarting(_)
+        )
+    };
+    let told = events(&mut again);
+    assert!(!told.iter().any(is_news), "{told:?}");
+}
+
 /// Since when a member is as it is does not depend on what it serves, and leaving withdraws all that.
 #[test]
 fn a_change_of_services_is_none_of_state_and_who_leaves_serves_nothing_any_more() {
