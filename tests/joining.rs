@@ -417,6 +417,33 @@ fn a_restart_with_the_same_services_takes_none_away_for_a_moment() {
     }
 }
 
+/// A copied data directory is an accident: the copy says so and ends, and the one that runs tells.
+#[test]
+fn a_copied_data_directory_does_not_start_while_the_first_runs() {
+    let _turn = beside_others();
+    let mesh = TestMesh::of(&["first", "second"]);
+    let (first, second) = (mesh.agent("first"), mesh.agent("second"));
+    let mut copy = Agent::new(&mesh.home, "copy");
+    let mut cp = std::process::Command::new("cp");
+    let copied = cp.arg("-a").args([&second.data_dir, &copy.data_dir]).status();
+    assert!(copied.unwrap().success());
+    let refused = copy.run(&["agent", "--mesh", &copy.mesh.to_string()]).fails(2);
+    let place = format!("another agent with this member's key answers at {}", second.mesh);
+    assert!(refused.contains(&place) && refused.contains("--data-dir"), "{refused}");
+    let told = second.events("duplicate_key");
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(told[0]["reason"].as_str().unwrap().contains("wants to start"), "{told:?}");
+    assert_eq!(first.state_of("second"), "alive");
+
+    // A directory that moved is none.
+    second.stop();
+    copy.mesh = second.mesh;
+    copy.start();
+    first.wait_alive(2, SOON);
+    copy.wait_alive(2, SOON);
+    assert_eq!(copy.events("duplicate_key"), Vec::<serde_json::Value>::new());
+}
+
 /// A damaged file is named, with what may be done: and that works.
 #[test]
 fn a_damaged_data_directory_is_refused_with_the_file_and_the_way_back() {

@@ -18,6 +18,7 @@ mod left;
 mod local;
 mod seeds;
 mod start;
+mod twin;
 
 use std::future::Future;
 use std::net::SocketAddr;

@@ -15,7 +15,7 @@ use super::identity::{self, Keeper};
 use super::join::JoinError;
 use super::left::{self, has_left};
 use super::local::LocalServices;
-use super::{Agent, CancelOnDrop, clocks, disk, join_all, seeds};
+use super::{Agent, CancelOnDrop, clocks, disk, join_all, seeds, twin};
 use crate::api::control::CONTROL_QUEUE_LEN_MAX;
 use crate::api::{
     self, ApiState, ApiToken, CallView, Calls, ControlError, ExposeSpec, Identity, Local,
@@ -31,7 +31,8 @@ use crate::telemetry::{EventKind, EventLog, Metrics};
 use crate::tls::NodeCredentials;
 use crate::tls::store::{DataDir, StoreError};
 use crate::transport::Limits;
-use crate::transport::enrolment::{self, IssuerDesk};
+use crate::transport::enrolment::renewal::Run;
+use crate::transport::enrolment::{self, IssuerDesk, Presence};
 use crate::transport::gossip::{Durable, Gossip, gossip_channel};
 
 /// Reports of the data plane that wait for the gossip driver; more are dropped, the next will say
@@ -94,6 +95,12 @@ pub enum StartError {
         /// Why.
         error: ControlError,
     },
+    /// The data directory was copied, and runs elsewhere. Fault: whoever copied it.
+    #[error(
+        "another agent with this member's key answers at {0}; one identity runs on one machine: stop \
+         that agent, or join from here with another --data-dir"
+    )]
+    Twin(SocketAddr),
     /// Nobody would know where to dial this member. Fault: the settings.
     #[error(
         "the mesh port {0} is bound on every address and this machine has no default route; \
@@ -180,6 +187,40 @@ impl Agent {
         let mesh_address = data.endpoint.local_address();
         let advertise = advertised(settings.advertise.value, mesh_address)?;
 
+        let (gossip, commands) = gossip_channel();
+        let desk = Arc::new(Mutex::new(IssuerDesk::open(
+            dir.authority()?,
+            credentials.clone(),
+            dir.clone(),
+            gossip.clone(),
+            metrics.clone(),
+            events.clone(),
+        )?));
+        let run = Run(entropy::random_bytes()?);
+        let presence = Presence {
+            me: credentials.member_id(),
+            name: credentials.name().clone(),
+            run,
+            events: events.clone(),
+        };
+        let door = enrolment::serve(
+            data.endpoint.clone(),
+            data.enrolment,
+            presence,
+            desk.clone(),
+            snapshot.clone(),
+            metrics.clone(),
+            tasks.clone(),
+        );
+        tasks.spawn("enrolment-door", door);
+        // The door is open: where this very process answers it is known by its run.
+        let entries = starting_entries(&credentials, &dir)?;
+        let places = twin::places(credentials.member_id(), &entries, advertise, mesh_address);
+        let found = twin::find(&data.endpoint, credentials.member_id(), run, places).await;
+        if let Some(address) = found {
+            return Err(StartError::Twin(address));
+        }
+
         let mesh = Mesh::new(
             clock.now(),
             MeshConfig {
@@ -197,10 +238,9 @@ impl Agent {
             },
             Box::new(credentials.signer()?),
             entropy::seed()?,
-            starting_entries(&credentials, &dir)?,
+            entries,
         )
         .map_err(|error| without_issuer(error, &dir))?;
-        let (gossip, commands) = gossip_channel();
         let (settled, settled_reader) = watch::channel(false);
         let (durable, durable_reader) = watch::channel(Durable::default());
         let gossip_tasks = TaskGroup::new(shutdown.clone());
@@ -227,14 +267,6 @@ impl Agent {
             seeds::resolve_again(settings.seeds.value.clone(), gossip.clone()),
         );
 
-        let desk = Arc::new(Mutex::new(IssuerDesk::open(
-            dir.authority()?,
-            credentials.clone(),
-            dir.clone(),
-            gossip.clone(),
-            metrics.clone(),
-            events.clone(),
-        )?));
         let identity = Arc::new(ArcSwap::from_pointee(Identity {
             credentials: credentials.clone(),
             renews_at: 0,
@@ -266,16 +298,6 @@ impl Agent {
             entropy::seed()?,
         );
         tasks.spawn("compare clocks", measure);
-        let endpoint = data.endpoint.clone();
-        let door = enrolment::serve(
-            data.endpoint,
-            data.enrolment,
-            desk.clone(),
-            snapshot.clone(),
-            metrics.clone(),
-            tasks.clone(),
-        );
-        tasks.spawn("enrolment-door", door);
 
         let (leave, leaving) = watch::channel(false);
         let local = Arc::new(ArcSwap::from_pointee(Local::default()));
@@ -293,7 +315,7 @@ impl Agent {
             name: credentials.name().clone(),
             allowed,
             snapshot: snapshot.clone(),
-            endpoint,
+            endpoint: data.endpoint,
             advertise,
             events: events.clone(),
             leaving: leave,

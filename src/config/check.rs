@@ -322,7 +322,7 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
 /// A log level or filter. The parser of filters takes a lone word that is no level for a module:
 /// `debg` would silence everything.
 pub(super) fn log_filter(text: &str) -> Result<String, String> {
-    let is_level = |word: &str| word.parse::<LevelFilter>().is_ok();
+    let is_level = |word: &str| !word.is_empty() && word.parse::<LevelFilter>().is_ok();
     let is_part = |part: &str| match part.rsplit_once('=') {
         Some((module, level)) => !module.is_empty() && is_level(level),
         None => is_level(part),

@@ -454,6 +454,9 @@ impl IssuerDesk {
             }
             Ok(RenewalRequest::Time) => Ok(RenewalReply::Time),
             Ok(RenewalRequest::IssuingKey) => self.issuing_key().map(RenewalReply::IssuingKey),
+            Ok(RenewalRequest::Run(_)) => {
+                Ok(RenewalReply::Refused(RenewalRefusal::Malformed)) // no question to the desk
+            }
             Err(error) => Err(error.into()),
         };
         let reply = reply.unwrap_or_else(|error| {
