@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use murmesh::model::MeshId;
+use murmesh::model::{EntryKind, MeshId};
 use murmesh::tls::Plane;
 use murmesh::tls::store::DataDir;
 use rustix::process::Signal;
@@ -453,10 +453,14 @@ fn a_damaged_data_directory_is_refused_with_the_file_and_the_way_back() {
     second.expose("web", "127.0.0.1:1");
     second.stop();
     let whole = contents(&second.data_dir);
+    let entries = DataDir::new(&second.data_dir).entries().unwrap();
+    let issuerless = entries.iter().filter(|entry| entry.key().kind != EntryKind::ISSUER);
+    let issuerless = issuerless.flat_map(|entry| entry.bytes().to_vec()).collect();
     let half = |file: &str| whole[file][..whole[file].len() - 3].to_vec();
     for (file, bytes, way_back) in [
         ("entries", Vec::new(), "murmesh join TOKEN"),
         ("entries", half("entries"), "murmesh join TOKEN"),
+        ("entries", issuerless, "murmesh join TOKEN"),
         ("members", Vec::new(), "may be deleted"),
         ("members", half("members"), "may be deleted"),
         ("node.toml", Vec::new(), "may be deleted"),

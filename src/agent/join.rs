@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use super::left::{self, has_left};
-use crate::model::{MemberId, MemberName, MeshId, ServiceName, Signer};
+use crate::model::{Entry, EntryKind, MemberId, MemberName, MeshId, ServiceName, Signer};
 use crate::tls::store::{DataDir, StoreError};
 use crate::tls::{NodeCredentials, TlsError, Token};
 use crate::transport::enrolment::{KnockError, knock};
@@ -68,7 +68,7 @@ pub async fn join(options: JoinOptions) -> Result<JoinReport, JoinError> {
                 wanted: token.mesh.short(),
             }));
         }
-        if !has_left(&dir) && dir.entries().is_ok() {
+        if !has_left(&dir) && knows_issuer(&dir, &credentials) {
             return Ok(report(&credentials, token.issuers.clone(), true));
         }
     }
@@ -94,6 +94,15 @@ pub async fn join(options: JoinOptions) -> Result<JoinReport, JoinError> {
     let credentials = dir.credentials()?;
     debug_assert_eq!(credentials.public_key(), node.public_key());
     Ok(report(&credentials, seeds, false))
+}
+
+/// Whether an agent can start from what this directory remembers of the mesh.
+fn knows_issuer(dir: &DataDir, credentials: &NodeCredentials) -> bool {
+    let issuer = credentials.enrolment().signer().member_id();
+    let is_its_entry = |entry: &Entry| {
+        entry.key().kind == EntryKind::ISSUER && entry.key().subject == *issuer.as_bytes()
+    };
+    dir.entries().is_ok_and(|entries| entries.iter().any(is_its_entry))
 }
 
 fn report(credentials: &NodeCredentials, seeds: Vec<SocketAddr>, was_there: bool) -> JoinReport {
