@@ -396,6 +396,21 @@ fn messages_survive_the_wire() {
     }
 }
 
+/// Whoever reads the event learns why: it said that it would be back, and nobody accused it.
+#[test]
+fn a_restart_that_is_never_finished_is_told_as_that() {
+    let mut nodes = pair();
+    run(&mut nodes, 0, 3_000);
+    nodes[1].set_phase(Moment::from_secs(3), MemberPhase::Restarting);
+    run(&mut nodes, 3_000, 3_400);
+    assert_eq!(nodes[0].member_state(id(2)), Some(MemberState::Restarting));
+    events(&mut nodes[0]);
+    dialled_until(Moment::from_secs(80), &mut nodes[0]);
+    let down = MeshEvent::MemberDown { member: id(2), was: MemberState::Restarting };
+    let told = events(&mut nodes[0]);
+    assert!(told.contains(&down), "{told:?}");
+}
+
 /// What the disk holds is of an earlier run: no change, and no announcement of this moment.
 #[test]
 fn a_node_that_begins_again_tells_nothing_of_its_former_run() {
