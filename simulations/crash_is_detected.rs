@@ -18,7 +18,8 @@ fn crash(seed: u64, count: usize, loss: f64) -> (Duration, Duration) {
     let (id, crashed_at) = (world.nodes[victim].id, world.now);
     world.crash(victim);
     world.run_for(PATIENCE);
-    let is_down = |event: &MeshEvent| *event == MeshEvent::MemberDown(id);
+    let is_down =
+        |event: &MeshEvent| matches!(event, MeshEvent::MemberDown { member, .. } if *member == id);
     let known = world.first_at_each(crashed_at, is_down);
     assert_eq!(known.len(), count - 1, "of {} members some never learnt it", count - 1);
     assert_eq!(world.false_deaths(), 0);

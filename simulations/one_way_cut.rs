@@ -15,7 +15,7 @@ fn one_way_cut_kills_nobody_mesh_wide() {
         world.network.cuts = vec![(3, 4), (5, 6), (7, 8)];
         world.run_for(Duration::from_secs(120));
         let downs =
-            world.log.iter().filter(|(.., event)| matches!(event, MeshEvent::MemberDown(_)));
+            world.log.iter().filter(|(.., event)| matches!(event, MeshEvent::MemberDown { .. }));
         let downs = downs.count();
         world.end_faults();
         downs

@@ -109,7 +109,7 @@ fn one_of_four_cut_off_is_alive_for_all_soon_after_the_heal_and_accused_by_nobod
             let whole = world.now;
             world.run_for(Duration::from_secs(30));
             let accused = world.first_at_each(whole, |event| {
-                matches!(event, MeshEvent::MemberSuspect(_) | MeshEvent::MemberDown(_))
+                matches!(event, MeshEvent::MemberSuspect(_) | MeshEvent::MemberDown { .. })
             });
             assert!(accused.is_empty(), "{seconds} s: who accuses somebody, and when: {accused:?}");
             healed

@@ -245,6 +245,7 @@ impl World {
             epoch: machine.epoch,
             profile: Profile::Lan,
             seeds: machine.seeds.clone(),
+            instances: Vec::new(),
             remembered: machine.remembered.clone(),
         };
         machine.epoch = Epoch(machine.epoch.0 + EPOCH_RESERVE);
@@ -509,7 +510,7 @@ impl World {
                 self.nodes[node].disk.insert(entry.key(), entry.clone());
                 return;
             }
-            MeshEvent::MemberDown(member) => {
+            MeshEvent::MemberDown { member, .. } => {
                 if is_falsely_dead(member) {
                     self.false_deaths.push((node, self.by_id[member]));
                 }

@@ -110,7 +110,7 @@ async fn stand_in(mut commands: mpsc::Receiver<Control>) {
             Control::Invite { reply, .. } => drop(reply.send(Err(ControlError::NotIssuer))),
             Control::IssuingKey { reply, .. } => drop(reply.send(Err(ControlError::Stopping))),
             Control::KeepMembers { reply, .. } => drop(reply.send(Ok(Vec::new()))),
-            Control::Grant { reply, .. } => drop(reply.send(Ok(()))),
+            Control::Grant { reply, .. } => drop(reply.send(Ok(Vec::new()))),
             Control::Publish { reply, .. } => drop(reply.send(Ok(()))),
             Control::Invites { reply } => drop(reply.send(Ok(Vec::new()))),
         }

@@ -255,6 +255,89 @@ fn a_listing_that_the_user_ends_is_no_failure() {
     }
 }
 
+/// `/dev/full` takes nothing, like a disk without room.
+#[test]
+fn what_cannot_be_printed_is_a_failure_and_a_reader_that_is_gone_is_none() {
+    let _turn = beside_others();
+    let full = || std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let agent = Agent::found();
+    agent.json(&["members", "--json"]);
+    let into_full = |line: &[&str]| {
+        let mut command = murmesh(line);
+        command.args([Path::new("--data-dir"), &agent.dir()]).stdout(full()).output().unwrap()
+    };
+    let no_data_dir = |line: &[&str]| murmesh(line).stdout(full()).output().unwrap();
+    for output in [
+        no_data_dir(&["--help"]),
+        no_data_dir(&["man"]),
+        no_data_dir(&["completions", "bash"]),
+        into_full(&["members"]),
+        into_full(&["events", "--since", "1h"]),
+        into_full(&["events", "-f", "--since", "1h"]),
+        into_full(&["expose", "web", "127.0.0.1:1"]),
+        into_full(&["init"]),
+    ] {
+        assert_eq!(code(&output), 2, "{output:?}");
+        assert!(err(&output).contains("cannot write to standard output"), "{}", err(&output));
+    }
+
+    let lost = into_full(&["invite"]);
+    assert_eq!(code(&lost), 2);
+    let invites = agent.json(&["invite", "list", "--json"]);
+    assert_eq!(invites[0]["state"], "revoked", "nobody has its token");
+    let id = invites[0]["id"].as_str().unwrap();
+    assert!(err(&lost).contains(id) && err(&lost).contains("revoked"), "{}", err(&lost));
+
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut members = murmesh(&["members"]);
+    members.args([Path::new("--data-dir"), &agent.dir()]).stdout(writer);
+    let unread = members.output().unwrap();
+    assert_eq!((code(&unread), err(&unread).as_str()), (0, ""));
+}
+
+/// What was told but is not the way it is now is said to be so, and what to do.
+#[test]
+fn an_offer_to_nowhere_is_warned_of_and_bad_addresses_are_refused() {
+    let _turn = beside_others();
+    let mut agent = Agent::found();
+    for to in ["127.0.0.1:1", "unix:/nowhere/web.sock"] {
+        let exposed = agent.run(&["expose", "web", to]);
+        assert_eq!(code(&exposed), 0, "{}", err(&exposed));
+        let told = format!("nothing listens at {to} yet");
+        assert!(err(&exposed).contains(&told), "{}", err(&exposed));
+    }
+    let there = agent.home.path().join("web.sock");
+    let _listener = std::os::unix::net::UnixListener::bind(&there).unwrap();
+    let exposed = agent.run(&["expose", "web", &format!("unix:{}", there.display())]);
+    assert_eq!((code(&exposed), err(&exposed).as_str()), (0, ""));
+    for line in [
+        &["expose", "web", "unix:web.sock"][..],
+        &["upstream", "web", "unix:web.sock"],
+        &["init", "--advertise", "0.0.0.0:7370"],
+        &["init", "--advertise", "224.0.0.1:7370"],
+        &["join", "t", "--advertise", "127.0.0.1:0"],
+        &["init", "--mesh", "224.0.0.1:7370"],
+        &["agent", "--mesh", "255.255.255.255:7370"],
+    ] {
+        let refused = agent.run(line);
+        assert_eq!(code(&refused), 64, "{line:?}: {}", err(&refused));
+        let value = line.last().unwrap();
+        assert!(err(&refused).contains(&format!("'{value}'")), "{}", err(&refused));
+        assert!(err(&refused).contains("expected"), "{}", err(&refused));
+    }
+    let issuers = agent.json(&["issuer", "list", "--json"]);
+    for (key, digits) in [("member", 32), ("key", 64)] {
+        let text = issuers[0][key].as_str().unwrap();
+        assert!(text.len() == digits && text.chars().all(|c| c.is_ascii_hexdigit()), "{issuers}");
+    }
+    terminate(&agent.child);
+    assert_eq!(agent.child.wait().unwrap().code(), Some(0));
+    let leave = agent.run(&["leave"]);
+    assert_eq!(code(&leave), 69);
+    assert!(err(&leave).contains("murmesh agent, then again"), "{}", err(&leave));
+}
+
 /// One life of an agent, seen through the commands.
 #[test]
 fn a_lone_agent_offers_opens_invites_and_leaves() {
@@ -266,6 +349,20 @@ fn a_lone_agent_offers_opens_invites_and_leaves() {
     let again = agent.run(&["init", "--name", "other"]);
     assert_eq!(code(&again), 0);
     assert!(out(&again).starts_with("unchanged"), "{}", out(&again));
+    let told = err(&again);
+    assert!(told.starts_with("not taken: --name other: this machine is member eins"), "{told}");
+    let again = agent.run(&["init", "--name", "eins", "--mesh", "127.0.0.1:0", "--cert-ttl", "7d"]);
+    assert_eq!((code(&again), err(&again).as_str()), (0, ""), "it is as it is wished");
+    let wishes =
+        ["init", "--advertise", "10.9.9.9:7370", "--mesh", "127.0.0.1:1", "--cert-ttl", "1d"];
+    let told = err(&agent.run(&wishes));
+    for line in [
+        "--advertise 10.9.9.9:7370: the default is kept; write advertise = \"10.9.9.9:7370\" under",
+        "--mesh 127.0.0.1:1: 127.0.0.1:0 is kept; write mesh",
+        "--cert-ttl 1day: certificates of this mesh live 7days",
+    ] {
+        assert!(told.contains(&format!("not taken: {line}")), "{told}");
+    }
 
     let services = agent.run(&["services"]);
     assert_eq!((code(&services), out(&services).as_str()), (0, ""), "an empty list is no failure");
@@ -362,6 +459,7 @@ fn a_second_machine_joins_by_a_token_from_standard_input() {
     let again = join(&token);
     assert_eq!(code(&again), 0, "{}", err(&again));
     assert!(out(&again).starts_with("unchanged"), "{}", out(&again));
+    assert_eq!(err(&again), "");
 
     let other = Agent::found();
     let elsewhere = join(&out(&other.run(&["invite"])));

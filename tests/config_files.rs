@@ -44,7 +44,7 @@ weight = -1
     );
     let expected = [
         r#"murmesh.toml:2: node.zone = "eu1 a": expected at most 64 letters, digits and -_./, for instance eu1/a"#,
-        r#"murmesh.toml:5: listen.mesh = "0.0.0.0": expected ip:port, for instance 0.0.0.0:7370"#,
+        r#"murmesh.toml:5: listen.mesh = "0.0.0.0": expected ip:port of this machine, for instance 0.0.0.0:7370"#,
         r#"murmesh.toml:6: listen.api = "0.0.0.0:7371": expected a loopback address, for instance 127.0.0.1:7371"#,
         r#"murmesh.toml:9: join.forget_after = 72: a duration needs a unit, for instance "72s""#,
         "murmesh.toml:11: expose[0].to: is missing",
@@ -110,6 +110,27 @@ fn keys_of_later_versions_are_refused_as_not_available_yet() {
     }
 }
 
+#[test]
+fn values_of_logging_and_relative_unix_paths_are_refused_with_what_is_expected() {
+    let _turn = beside_others();
+    for (text, key, expected) in [
+        ("[telemetry]\nlog = \"loud\"", "telemetry.log = \"loud\"", "off, error, warn"),
+        ("[telemetry]\nlog = \"warn,murmesh=loud\"", "telemetry.log", "off, error, warn"),
+        ("[telemetry]\nlog = \"info,\"", "telemetry.log", "off, error, warn"),
+        ("[telemetry]\nlog_format = \"xml\"", "telemetry.log_format = \"xml\"", "text or json"),
+        ("[[expose]]\nname = \"a\"\nto = \"unix:a.sock\"", "expose[0].to", "begins with /"),
+        ("[[upstream]]\nservice = \"a\"\nlisten = \"unix:a.sock\"", "upstream[0].listen", "with /"),
+        ("[listen]\nmesh = \"224.0.0.1:7370\"", "listen.mesh", "ip:port of this machine"),
+    ] {
+        let told = faults(text);
+        assert_eq!(told.len(), 1, "{told:?}");
+        assert!(told[0].contains(key) && told[0].contains(expected), "{told:?}");
+    }
+    for log in ["info", "WARN", "warn,murmesh=debug", "off,murmesh::proxy=trace"] {
+        read(&format!("[telemetry]\nlog = \"{log}\"")).unwrap();
+    }
+}
+
 /// One fault for each line that is no TOML; none for what only seems wrong because of it.
 #[test]
 fn lines_that_are_no_toml_are_told_once_and_nothing_is_made_of_them() {
@@ -122,6 +143,9 @@ fn lines_that_are_no_toml_are_told_once_and_nothing_is_made_of_them() {
         ("[[expose]]\nname = a\nto = \"80\"\nweight = 1O\n", &[2, 4]),
         ("[[expose]\nname = \"a\"\nto = \"80\"\n", &[1]),
         ("[node]\nnmae = \"a\"\nzone = \"eu1\n", &[2, 3]), // what stands before is judged
+        ("[join]\nseeds = [\"a:1\"\n[listen]\nmesh = \"x\"\n[node]\nname = \"X\"\n", &[3]),
+        ("[join]\nseeds = [\n\"a:1\",\nprofile = \"lan\"\n[node]\nname = \"a\"\n", &[4]),
+        ("[join]\nseeds = [\"a:1\"\n[listen]\nmesh = 0.0.0.0:1\n", &[3, 4]),
     ] {
         let told = faults(text);
         let expected: Vec<_> = lines.iter().map(|line| format!("murmesh.toml:{line}: ")).collect();

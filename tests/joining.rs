@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use murmesh::model::MeshId;
+use murmesh::model::{EntryKind, MeshId};
 use murmesh::tls::Plane;
 use murmesh::tls::store::DataDir;
 use rustix::process::Signal;
@@ -364,6 +364,127 @@ fn a_member_that_leaves_is_gone_over_restarts_until_a_token_lets_it_in_again() {
     let mut stream = socks(third.socks, "echo.mesh", 1).unwrap();
     expect_echo(&mut stream, b"here again").unwrap();
     assert!(second.run(&["join", &mesh.invite(1)]).ok().starts_with("unchanged"));
+}
+
+/// Whoever restarts offers from its first record on what it offered before.
+#[test]
+fn a_restart_with_the_same_services_takes_none_away_for_a_moment() {
+    let _turn = beside_others();
+    let mut mesh = TestMesh::of(&["first", "second"]);
+    let echo = Server::start(Kind::Echo);
+    mesh.agents[1].arguments =
+        ["--expose", &format!("by-flag={}", echo.address)].map(String::from).into();
+    let (first, second) = (mesh.agent("first"), mesh.agent("second"));
+    second.stop();
+    second.start();
+    first.expose("own", echo.address);
+    second.expose("by-command", echo.address);
+    let services = ["by-command", "by-flag", "own"];
+    for agent in &mesh.agents {
+        for service in services {
+            agent.wait_endpoints(service, 1);
+        }
+    }
+    let changes = |agent: &Agent| {
+        ["instance_added", "instance_removed", "instance_changed"]
+            .map(|kind| agent.events(kind).len())
+    };
+    let listed = |agent: &Agent| -> Vec<String> {
+        let listed = agent.get("/v1/mesh/services");
+        let name = |row: &serde_json::Value| row["name"].as_str().unwrap().to_owned();
+        listed.as_array().unwrap().iter().map(name).collect()
+    };
+    let run = |of: &str, seen_by: &Agent| {
+        let members = seen_by.get("/v1/mesh/members");
+        let row =
+            members.as_array().unwrap().iter().find(|row| row["name"] == of).cloned().unwrap();
+        (row["state"] == "alive", row["epoch"].as_u64().unwrap())
+    };
+    for (restarted, other) in [(second, first), (first, second)] {
+        let (before, (_, epoch)) = (changes(other), run(&restarted.name, other));
+        restarted.stop();
+        restarted.spawn();
+        eventually("it is back", SOON, || {
+            assert_eq!(listed(other), services, "seen by the other");
+            let (is_alive, epoch_now) = run(&restarted.name, other);
+            check(is_alive && epoch_now > epoch, (is_alive, epoch_now))
+        });
+        restarted.wait_ready();
+        assert_eq!(listed(restarted), services, "seen by itself");
+        other.wait_endpoints("own", 1);
+        assert_eq!(changes(other), before, "{} saw {} change", other.name, restarted.name);
+        assert_eq!(changes(restarted), [0; 3], "{} saw changes", restarted.name);
+    }
+}
+
+/// A copied data directory is an accident: the copy says so and ends, and the one that runs tells.
+#[test]
+fn a_copied_data_directory_does_not_start_while_the_first_runs() {
+    let _turn = beside_others();
+    let mesh = TestMesh::of(&["first", "second"]);
+    let (first, second) = (mesh.agent("first"), mesh.agent("second"));
+    let mut copy = Agent::new(&mesh.home, "copy");
+    let mut cp = std::process::Command::new("cp");
+    let copied = cp.arg("-a").args([&second.data_dir, &copy.data_dir]).status();
+    assert!(copied.unwrap().success());
+    let refused = copy.run(&["agent", "--mesh", &copy.mesh.to_string()]).fails(2);
+    let place = format!("another agent with this member's key answers at {}", second.mesh);
+    assert!(refused.contains(&place) && refused.contains("--data-dir"), "{refused}");
+    let told = second.events("duplicate_key");
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(told[0]["reason"].as_str().unwrap().contains("wants to start"), "{told:?}");
+    assert_eq!(first.state_of("second"), "alive");
+
+    // A directory that moved is none.
+    second.stop();
+    copy.mesh = second.mesh;
+    copy.start();
+    first.wait_alive(2, SOON);
+    copy.wait_alive(2, SOON);
+    assert_eq!(copy.events("duplicate_key"), Vec::<serde_json::Value>::new());
+}
+
+/// A damaged file is named, with what may be done: and that works.
+#[test]
+fn a_damaged_data_directory_is_refused_with_the_file_and_the_way_back() {
+    let _turn = beside_others();
+    let mesh = TestMesh::of(&["first", "second"]);
+    let (first, second) = (mesh.agent("first"), mesh.agent("second"));
+    second.expose("web", "127.0.0.1:1");
+    second.stop();
+    let whole = contents(&second.data_dir);
+    let entries = DataDir::new(&second.data_dir).entries().unwrap();
+    let issuerless = entries.iter().filter(|entry| entry.key().kind != EntryKind::ISSUER);
+    let issuerless = issuerless.flat_map(|entry| entry.bytes().to_vec()).collect();
+    let half = |file: &str| whole[file][..whole[file].len() - 3].to_vec();
+    for (file, bytes, way_back) in [
+        ("entries", Vec::new(), "murmesh join TOKEN"),
+        ("entries", half("entries"), "murmesh join TOKEN"),
+        ("entries", issuerless, "murmesh join TOKEN"),
+        ("members", Vec::new(), "may be deleted"),
+        ("members", half("members"), "may be deleted"),
+        ("node.toml", Vec::new(), "may be deleted"),
+        ("node.toml", b"mesh = 3".to_vec(), "may be deleted"),
+        ("runtime.toml", b"[[expose]]".to_vec(), "may be deleted"),
+        ("epoch", Vec::new(), "may be deleted"),
+    ] {
+        let path = second.data_dir.join(file);
+        let is_empty = bytes.is_empty();
+        fs::write(&path, bytes).unwrap();
+        let told = second.run(&["agent"]).fails(2);
+        let place = format!("{} is damaged: ", path.display());
+        assert!(told.contains(&place) && told.contains(way_back), "{told}");
+        assert_eq!(told.contains("it is empty"), is_empty, "{told}");
+        match way_back {
+            "may be deleted" => fs::remove_file(&path).unwrap(),
+            _ => drop(second.run(&["join", &mesh.invite(1)]).ok()),
+        }
+        second.start();
+        first.wait_alive(2, SOON);
+        second.wait_alive(2, SOON);
+        second.stop();
+        fs::write(&path, &whole[file]).unwrap();
+    }
 }
 
 #[test]

@@ -313,9 +313,18 @@ fn a_grant_reaches_the_certificate_and_what_is_not_granted_is_nobodys_to_call() 
     issuer.wait_endpoints("db", 1);
     member.run(&["grant", "member", "--services", "db"]).fails(77);
     issuer.run(&["grant", "nobody", "--services", "db"]).fails(2);
-    issuer.run(&["grant", "member", "--services", "web,cache"]).ok();
+    let told = issuer.run(&["grant", "member", "--services", "web,cache"]).ok();
+    assert!(told.ends_with("withdrawn until it may offer them again: db\n"), "{told}");
+    let reason = |agent: &Agent| {
+        let events = agent.events("services_granted");
+        events.last().map_or(String::new(), |event| event["reason"].as_str().unwrap().to_owned())
+    };
+    assert_eq!(reason(issuer), "may offer web, cache; withdrawn: db");
     issuer.wait_endpoints("db", 0);
     issuer.wait_endpoints("web", 1);
+    eventually("the member tells, too", SOON, || {
+        check(reason(member) == "may offer web, cache; withheld: db", reason(member))
+    });
     eventually("the certificate says so, too", SOON, || {
         let services = on_disk(member).enrolled().services.clone();
         check(services.as_ref().is_some_and(|allowed| allowed.len() == 2), services)
@@ -327,10 +336,34 @@ fn a_grant_reaches_the_certificate_and_what_is_not_granted_is_nobodys_to_call() 
     });
     issuer.wait_endpoints("cache", 1);
     member.run(&["expose", "db", &echo.address.to_string()]).fails(77);
-    issuer.run(&["grant", "member", "--all"]).ok();
-    eventually("the member may offer a db again", SOON, || {
-        let ran = member.run(&["expose", "db", &echo.address.to_string()]);
-        check(ran.code == Some(0), ran)
-    });
-    issuer.wait_endpoints("db", 1);
+    member.stop();
+    member.start();
+    issuer.wait_alive(2, SOON);
+    issuer.wait_endpoints("web", 1);
+    assert_eq!(issuer.ready_endpoints("db"), 0, "it starts, and withholds it still");
+
+    let told = issuer.run(&["grant", "member", "--all"]).ok();
+    assert_eq!(told, "member may offer every service\n");
+    issuer.wait_endpoints("db", 1); // what was exposed and withheld is back by itself
+
+    // Whoever leaves and comes back may offer no more than before, unless the token says so.
+    issuer.run(&["grant", "member", "--services", "web"]).ok();
+    issuer.wait_endpoints("db", 0);
+    for (invite, told, web, db) in [
+        (&["invite"][..], "may offer   web   (as before)\n", 1, 0),
+        (&["invite", "--services", "db"], "may offer   db   (before: web)\n", 0, 1),
+    ] {
+        let allowed = || on_disk(member).enrolled().services.as_ref().map(Vec::len);
+        eventually("it knows of the grant", SOON, || check(allowed() == Some(1), allowed()));
+        member.run(&["leave"]).ok();
+        issuer.wait_state("member", "left", SOON);
+        member.wait_end(SOON);
+        let token = issuer.run(invite).ok();
+        let joined = member.run(&["join", token.trim()]).ok();
+        assert!(joined.contains(told), "{joined}");
+        member.start();
+        issuer.wait_alive(2, SOON);
+        issuer.wait_endpoints("web", web);
+        issuer.wait_endpoints("db", db);
+    }
 }

@@ -437,6 +437,34 @@ fn a_stream_whose_far_agent_is_killed_is_reset_and_never_runs_twice() {
     );
 }
 
+/// The second signal does not wait, and lies as little as the first.
+#[test]
+fn a_second_signal_ends_an_agent_at_once_and_resets_what_is_open() {
+    let _turn = beside_others();
+    let mesh = TestMesh::of(&["caller", "far"]);
+    let (caller, far) = (mesh.agent("caller"), mesh.agent("far"));
+    let echo = Server::start(Kind::Echo);
+    far.expose("echo", echo.address);
+    for victim in [caller, far] {
+        caller.wait_endpoints("echo", 1);
+        let entry = caller.upstream("echo");
+        let mut stream = TcpStream::connect(entry).unwrap();
+        stream.set_read_timeout(Some(SOON)).unwrap();
+        expect_echo(&mut stream, b"still open").unwrap();
+        victim.signal(Signal::TERM);
+        eventually("it drains", SOON, || {
+            let ready = victim.try_get("/ready").map_err(|error| error.to_string())?;
+            check(ready.text().contains("draining"), ready.text())
+        });
+        victim.signal(Signal::INT);
+        let ended = stream.read(&mut [0; 64]).unwrap_err();
+        assert_eq!(ended.kind(), ErrorKind::ConnectionReset, "at {}", victim.name);
+        assert_eq!(victim.wait_end(SOON).code(), Some(1), "{} was cut", victim.name);
+        assert!(victim.log().contains("stopped at once"), "{}", victim.log());
+        victim.start();
+    }
+}
+
 /// As a write meets it, or a read.
 fn is_reset(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe)

@@ -52,6 +52,7 @@ pub(super) struct Controller {
     pub(super) gossip: GossipHandle,
     pub(super) desk: Arc<Mutex<IssuerDesk>>,
     pub(super) me: MemberId,
+    pub(super) name: MemberName,
     /// What this member may offer, as its newest leaf says; all when absent.
     pub(super) allowed: watch::Receiver<Option<Vec<ServiceName>>>,
     pub(super) snapshot: Arc<ArcSwap<Snapshot>>,
@@ -78,14 +79,20 @@ impl Controller {
         }
     }
 
-    /// Takes back what this member may not offer any more; a wider grant needs a new `expose`.
+    /// Withholds what this member may not offer any more, and offers again what it may.
     async fn keep_to_allowed(&mut self) {
         let allowed = self.allowed.borrow_and_update().clone();
-        let over = self.services.allow(allowed);
-        if !over.is_empty() {
-            warn!(instances = ?over, "taken back: this member may not offer them any more");
-            self.publish().await;
+        let mut reason = match &allowed {
+            None => "may offer every service".to_owned(),
+            Some(allowed) => format!("may offer {}", names(allowed)),
+        };
+        self.services.allow(allowed);
+        let withheld = ids(self.services.withheld());
+        if !withheld.is_empty() {
+            reason += &format!("; withheld: {withheld}");
         }
+        self.events.record(EventKind::ServicesGranted, &self.name, reason);
+        self.publish().await;
     }
 
     async fn answer(&mut self, command: Control) {
@@ -122,8 +129,7 @@ impl Controller {
                 drop(reply.send(kept.map_err(desk_error)));
             }
             Control::Grant { name, services, reply } => {
-                let granted = self.desk.lock().await.grant(&name, services).await;
-                drop(reply.send(granted.map_err(desk_error)));
+                drop(reply.send(self.grant(name, services).await));
             }
             Control::Publish { entry, reply } => drop(reply.send(self.publish_entry(entry).await)),
             Control::RevokeInvite { id, reply } => drop(reply.send(self.revoke_invite(id).await)),
@@ -135,14 +141,9 @@ impl Controller {
         &mut self,
         spec: ExposeSpec,
     ) -> Result<Option<ExposeSpec>, ControlError> {
-        if self.listeners().any(|listen| reaches(&spec.to, listen)) {
-            return Err(ControlError::Conflict(format!(
-                "{} is an entry of this agent: what it serves would lead back to itself",
-                spec.to
-            )));
-        }
+        check_loop(&spec.to, self.listeners())?;
+        let replaced = self.services.expose(spec.clone()).map_err(local_error)?;
         info!(instance = %spec.id, service = %spec.service, to = %spec.to, "exposed");
-        let replaced = self.services.expose(spec).map_err(local_error)?;
         self.publish().await;
         Ok(replaced)
     }
@@ -215,7 +216,7 @@ impl Controller {
             let text = format!("{UPSTREAMS_MAX} upstreams are open, as many as one agent may");
             return Err(ControlError::Conflict(text));
         }
-        if let Some(own) = self.services.iter().find(|own| reaches(&own.to, &spec.listen)) {
+        if let Some(own) = self.services.declared().find(|own| reaches(&own.to, &spec.listen)) {
             return Err(ControlError::Conflict(format!(
                 "{} is where this machine's instance '{}' listens: the entry would lead to itself",
                 spec.listen, own.id
@@ -273,7 +274,7 @@ impl Controller {
     }
 
     /// The data plane first, so that whoever hears of an instance finds it.
-    async fn publish(&self) {
+    pub(super) async fn publish(&self) {
         self.proxy.set_local(self.services.targets());
         self.gossip.set_instances(self.services.records()).await;
         self.show();
@@ -281,7 +282,7 @@ impl Controller {
 
     fn show(&self) {
         self.view.send_replace(Arc::new(Local {
-            exposed: self.services.iter().cloned().collect(),
+            exposed: self.services.offered().cloned().collect(),
             upstreams: self.upstreams.clone(),
             maintained: self.services.maintained().clone(),
         }));
@@ -329,6 +330,30 @@ impl Controller {
             .map_err(|error| ControlError::Failed(format!("{name}: {error}")))
     }
 
+    /// Says what a member may offer. Returns which of its services that takes out of the mesh.
+    async fn grant(
+        &self,
+        name: MemberName,
+        services: Option<Vec<ServiceName>>,
+    ) -> Result<Vec<ServiceName>, ControlError> {
+        let snapshot = self.snapshot.load_full();
+        let offered = snapshot.members.values().filter(|view| view.name == name);
+        let is_over =
+            |service: &&ServiceName| services.as_ref().is_some_and(|all| !all.contains(service));
+        let withdrawn: Vec<_> =
+            offered.flat_map(|view| &view.services).filter(is_over).cloned().collect();
+        let mut reason = match &services {
+            None => "may offer every service".to_owned(),
+            Some(services) => format!("may offer {}", names(services)),
+        };
+        if !withdrawn.is_empty() {
+            reason += &format!("; withdrawn: {}", names(&withdrawn));
+        }
+        self.desk.lock().await.grant(&name, services).await.map_err(desk_error)?;
+        self.events.record(EventKind::ServicesGranted, &name, reason);
+        Ok(withdrawn)
+    }
+
     async fn publish_entry(&self, entry: Entry) -> Result<(), ControlError> {
         let published = self.gossip.publish(entry).await.ok_or(ControlError::Stopping)?;
         published.map_err(ControlError::Invalid)
@@ -353,6 +378,28 @@ impl Controller {
     }
 }
 
+/// Refuses an instance behind one of this agent's own entries.
+pub(super) fn check_loop<'a>(
+    to: &Target,
+    mut listeners: impl Iterator<Item = &'a Target>,
+) -> Result<(), ControlError> {
+    match listeners.any(|listen| reaches(to, listen)) {
+        true => Err(ControlError::Conflict(format!(
+            "{to} is an entry of this agent: what it serves would lead back to itself"
+        ))),
+        false => Ok(()),
+    }
+}
+
+fn names(services: &[ServiceName]) -> String {
+    services.iter().map(ServiceName::as_str).collect::<Vec<_>>().join(", ")
+}
+
+/// For people: the instances' ids.
+pub(super) fn ids<'a>(instances: impl Iterator<Item = &'a ExposeSpec>) -> String {
+    instances.map(|instance| instance.id.as_str()).collect::<Vec<_>>().join(", ")
+}
+
 /// Whether connecting to `target` on this machine reaches what listens at `listen`.
 fn reaches(target: &Target, listen: &Target) -> bool {
     match (target, listen) {
@@ -365,7 +412,7 @@ fn reaches(target: &Target, listen: &Target) -> bool {
     }
 }
 
-fn local_error(error: LocalError) -> ControlError {
+pub(super) fn local_error(error: LocalError) -> ControlError {
     match error {
         LocalError::Unknown(id) => {
             ControlError::NotFound { what: "instance", name: id.to_string() }

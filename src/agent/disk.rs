@@ -22,8 +22,8 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Members of an earlier run and where they were.
 pub(super) fn remembered(dir: &DataDir) -> Result<Vec<(MemberId, SocketAddr)>, StoreError> {
-    let bytes = dir.read(REMEMBERED)?.unwrap_or_default();
-    Ok(wire::decode(&bytes).unwrap_or_default()) // worth nothing when damaged, and soon rewritten
+    let Some(bytes) = dir.read(REMEMBERED)? else { return Ok(Vec::new()) };
+    wire::decode(&bytes).map_err(|error| StoreError::damaged(dir.file(REMEMBERED), error))
 }
 
 /// Keeps on disk what a restart needs, until the gossip driver is gone and its last state is

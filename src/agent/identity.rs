@@ -196,9 +196,10 @@ impl Keeper {
             has_changed
         });
         let late = clock::unix_seconds().saturating_sub(old.expires_at());
+        let serial = renewed.enrolled().serial; // in hexadecimal digits, as `certs` lists it
         let reason = match late {
-            0 => format!("serial {}", renewed.enrolled().serial),
-            late => format!("serial {}; the old one ended {late} s ago", renewed.enrolled().serial),
+            0 => format!("serial {serial:x}"),
+            late => format!("serial {serial:x}; the old one ended {late} s ago"),
         };
         self.events.record(EventKind::CertificateRenewed, renewed.name(), reason);
         if late > 0 {

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use super::left::{self, has_left};
-use crate::model::{MemberId, MemberName, MeshId, Signer};
+use crate::model::{Entry, EntryKind, MemberId, MemberName, MeshId, ServiceName, Signer};
 use crate::tls::store::{DataDir, StoreError};
 use crate::tls::{NodeCredentials, TlsError, Token};
 use crate::transport::enrolment::{KnockError, knock};
@@ -33,6 +33,8 @@ pub struct JoinReport {
     pub name: MemberName,
     /// Members to dial first, for the node's settings.
     pub seeds: Vec<SocketAddr>,
+    /// The only services that it may offer; all when absent.
+    pub services: Option<Vec<ServiceName>>,
     /// True when there was an identity of this mesh already and nothing changed.
     pub was_there: bool,
 }
@@ -51,8 +53,9 @@ pub enum JoinError {
     Knock(#[from] KnockError),
 }
 
-/// Joins the mesh of a token. Repeated for the same mesh: unchanged, unless this machine has left:
-/// then it is let in again, under its old key. For another mesh: refused.
+/// Joins the mesh of a token. Repeated for the same mesh: unchanged, unless this machine has left, or
+/// its memory of the mesh is damaged: then it is let in again, under its old key. For another mesh:
+/// refused.
 pub async fn join(options: JoinOptions) -> Result<JoinReport, JoinError> {
     let token: Token = options.token.parse()?;
     let dir = DataDir::new(options.data_dir);
@@ -65,7 +68,7 @@ pub async fn join(options: JoinOptions) -> Result<JoinReport, JoinError> {
                 wanted: token.mesh.short(),
             }));
         }
-        if !has_left(&dir) {
+        if !has_left(&dir) && knows_issuer(&dir, &credentials) {
             return Ok(report(&credentials, token.issuers.clone(), true));
         }
     }
@@ -93,12 +96,22 @@ pub async fn join(options: JoinOptions) -> Result<JoinReport, JoinError> {
     Ok(report(&credentials, seeds, false))
 }
 
+/// Whether an agent can start from what this directory remembers of the mesh.
+fn knows_issuer(dir: &DataDir, credentials: &NodeCredentials) -> bool {
+    let issuer = credentials.enrolment().signer().member_id();
+    let is_its_entry = |entry: &Entry| {
+        entry.key().kind == EntryKind::ISSUER && entry.key().subject == *issuer.as_bytes()
+    };
+    dir.entries().is_ok_and(|entries| entries.iter().any(is_its_entry))
+}
+
 fn report(credentials: &NodeCredentials, seeds: Vec<SocketAddr>, was_there: bool) -> JoinReport {
     JoinReport {
         mesh: *credentials.mesh(),
         member: credentials.member_id(),
         name: credentials.name().clone(),
         seeds,
+        services: credentials.enrolled().services.clone(),
         was_there,
     }
 }

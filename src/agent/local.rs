@@ -50,10 +50,11 @@ pub enum LocalError {
     Protocol(Protocol),
 }
 
-/// The instances of this member.
+/// The instances of this member. What was declared and may not be offered is withheld: it is
+/// offered as soon as it may be.
 #[derive(Debug, Default)]
 pub struct LocalServices {
-    /// At most [`INSTANCES_MAX`].
+    /// All that was declared, at most [`INSTANCES_MAX`].
     instances: BTreeMap<InstanceId, ExposeSpec>,
     /// What the enrolment allows; all when absent.
     allowed: Option<Vec<ServiceName>>,
@@ -63,7 +64,7 @@ pub struct LocalServices {
 }
 
 impl LocalServices {
-    /// None yet; only `allowed` may be exposed. Those of `maintained` begin in maintenance, each for
+    /// None yet; only `allowed` may be offered. Those of `maintained` begin in maintenance, each for
     /// its reason.
     pub fn new(
         allowed: Option<Vec<ServiceName>>,
@@ -72,35 +73,40 @@ impl LocalServices {
         Self { instances: BTreeMap::new(), allowed, maintained }
     }
 
-    /// From now on only `allowed` may be exposed. Returns what had to go.
-    pub fn allow(&mut self, allowed: Option<Vec<ServiceName>>) -> Vec<InstanceId> {
+    /// From now on only `allowed` may be offered.
+    pub fn allow(&mut self, allowed: Option<Vec<ServiceName>>) {
         self.allowed = allowed;
-        let is_over = |spec: &&ExposeSpec| {
-            self.allowed.as_ref().is_some_and(|allowed| !allowed.contains(&spec.service))
-        };
-        let over: Vec<_> = self.instances.values().filter(is_over).map(|s| s.id.clone()).collect();
-        over.iter().for_each(|id| drop(self.instances.remove(id)));
-        over
     }
 
-    /// Takes an instance. One with the same id is replaced and returned.
+    fn may_offer(&self, service: &ServiceName) -> bool {
+        self.allowed.as_ref().is_none_or(|allowed| allowed.contains(service))
+    }
+
+    /// Takes an instance that may be offered. One with the same id is replaced and returned.
     pub fn expose(&mut self, instance: ExposeSpec) -> Result<Option<ExposeSpec>, LocalError> {
-        if instance.protocol != Protocol::Tcp {
-            return Err(LocalError::Protocol(instance.protocol));
-        }
-        check_tags(&instance.tags)?;
-        let allowed = self.allowed.as_ref().filter(|allowed| !allowed.contains(&instance.service));
-        if let Some(allowed) = allowed {
+        if let Some(allowed) = self.allowed.as_ref().filter(|_| !self.may_offer(&instance.service))
+        {
             let allowed: Vec<_> = allowed.iter().map(ServiceName::as_str).collect();
             let allowed = allowed.join(", ");
             return Err(LocalError::NotAllowed { service: instance.service, allowed });
         }
+        self.declare(instance)
+    }
+
+    /// Takes an instance, to be offered once it may be. One with the same id is replaced and
+    /// returned.
+    pub fn declare(&mut self, instance: ExposeSpec) -> Result<Option<ExposeSpec>, LocalError> {
+        if instance.protocol != Protocol::Tcp {
+            return Err(LocalError::Protocol(instance.protocol));
+        }
+        check_tags(&instance.tags)?;
         if !self.instances.contains_key(&instance.id) && self.instances.len() >= INSTANCES_MAX {
             return Err(LocalError::TooMany);
         }
         let id = instance.id.clone();
         let previous = self.instances.insert(id.clone(), instance);
-        let len = wire::encode(&self.records()).map_or(usize::MAX, |bytes| bytes.len());
+        let all: Vec<_> = self.instances.values().map(|instance| self.record(instance)).collect();
+        let len = wire::encode(&all).map_or(usize::MAX, |bytes| bytes.len());
         if len > RECORD_LEN_MAX {
             match previous {
                 Some(previous) => drop(self.instances.insert(id, previous)),
@@ -138,14 +144,28 @@ impl LocalServices {
         &self.maintained
     }
 
-    /// All of them, by id.
-    pub fn iter(&self) -> impl Iterator<Item = &ExposeSpec> {
+    /// All that was declared, by id.
+    pub fn declared(&self) -> impl Iterator<Item = &ExposeSpec> {
         self.instances.values()
     }
 
-    /// As told to the mesh.
+    /// What is offered, by id.
+    pub fn offered(&self) -> impl Iterator<Item = &ExposeSpec> {
+        self.declared().filter(|instance| self.may_offer(&instance.service))
+    }
+
+    /// What may not be offered, by id.
+    pub fn withheld(&self) -> impl Iterator<Item = &ExposeSpec> {
+        self.declared().filter(|instance| !self.may_offer(&instance.service))
+    }
+
+    /// What is offered, as told to the mesh.
     pub fn records(&self) -> Vec<InstanceRecord> {
-        let record = |instance: &ExposeSpec| InstanceRecord {
+        self.offered().map(|instance| self.record(instance)).collect()
+    }
+
+    fn record(&self, instance: &ExposeSpec) -> InstanceRecord {
+        InstanceRecord {
             id: instance.id.clone(),
             service: instance.service.clone(),
             protocol: instance.protocol,
@@ -156,11 +176,10 @@ impl LocalServices {
                 true => InstanceState::Maint,
                 false => InstanceState::Ready,
             },
-        };
-        self.instances.values().map(record).collect()
+        }
     }
 
-    /// As told to the data plane.
+    /// What is offered, as told to the data plane.
     pub fn targets(&self) -> Vec<LocalInstance> {
         let target = |instance: &ExposeSpec| LocalInstance {
             id: instance.id.clone(),
@@ -168,7 +187,7 @@ impl LocalServices {
             target: instance.to.clone(),
             is_draining: self.maintained.contains_key(&instance.id),
         };
-        self.instances.values().map(target).collect()
+        self.offered().map(target).collect()
     }
 }
 
@@ -233,5 +252,23 @@ mod tests {
         local.unexpose(&id).unwrap();
         local.expose(spec("web", "127.0.0.1:80")).unwrap();
         assert_eq!(state(&local), (InstanceState::Ready, false));
+    }
+
+    #[test]
+    fn what_may_not_be_offered_is_withheld_and_back_when_it_may() {
+        let mut local = LocalServices::default();
+        local.expose(spec("db", "127.0.0.1:5432")).unwrap();
+        local.expose(spec("web", "127.0.0.1:80")).unwrap();
+        local.allow(Some(vec!["db".parse().unwrap()]));
+        let ids = |specs: Vec<&ExposeSpec>| -> Vec<String> {
+            specs.iter().map(|spec| spec.id.to_string()).collect()
+        };
+        assert_eq!(ids(local.offered().collect()), ["db"]);
+        assert_eq!(ids(local.withheld().collect()), ["web"]);
+        assert_eq!((local.records().len(), local.targets().len()), (1, 1));
+        local.allow(None);
+        assert_eq!(ids(local.offered().collect()), ["db", "web"]);
+        local.unexpose(&"web".parse().unwrap()).unwrap();
+        assert_eq!(local.records().len(), 1);
     }
 }

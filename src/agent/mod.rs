@@ -19,7 +19,9 @@ mod left;
 mod local;
 mod seeds;
 mod start;
+mod twin;
 
+use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -165,6 +167,17 @@ impl Agent {
     /// goes (`phase`: restarting or left) and awaits every task. Left lasts: this directory starts no
     /// agent until it is brought back ([`come_back`], [`join`]).
     pub async fn stop(self, phase: MemberPhase, drain: Duration) -> Stopped {
+        self.stop_or_cut(phase, drain, std::future::pending()).await
+    }
+
+    /// [`Agent::stop`], but once `cut` has returned what is still open is reset and the rest of the
+    /// way takes about a second.
+    pub async fn stop_or_cut(
+        self,
+        phase: MemberPhase,
+        drain: Duration,
+        cut: impl Future<Output = ()>,
+    ) -> Stopped {
         let Self { gossip, proxy, shutdown, events, tasks, .. } = &self;
         shutdown.advance(Stage::Draining);
         if phase == MemberPhase::Left
@@ -175,7 +188,11 @@ impl Agent {
         let reason = format!("open connections have {drain:?}");
         events.record(EventKind::AgentDraining, self.credentials().name(), reason);
         gossip.set_phase(MemberPhase::Draining).await;
-        let is_drained = proxy.drain(drain).await;
+        let is_drained = tokio::select! {
+            biased;
+            is_drained = proxy.drain(drain) => is_drained,
+            () = cut => false, // closing resets it
+        };
         match phase {
             MemberPhase::Left => gossip.leave().await,
             phase => gossip.set_phase(phase).await,

@@ -10,20 +10,20 @@ use arc_swap::ArcSwap;
 use tokio::sync::{Mutex, Notify, mpsc, watch};
 use tracing::{info, warn};
 
-use super::control::Controller;
+use super::control::{Controller, check_loop, ids, local_error};
 use super::identity::{self, Keeper};
 use super::join::JoinError;
 use super::left::{self, has_left};
 use super::local::LocalServices;
-use super::{Agent, CancelOnDrop, api, clocks, disk, join_all, seeds};
+use super::{Agent, CancelOnDrop, api, clocks, disk, join_all, seeds, twin};
 use crate::api::control::CONTROL_QUEUE_LEN_MAX;
 use crate::api::{
-    ADDRESS_FILE, ApiState, ApiToken, CallView, Calls, ControlError, Identity, Local, Readiness,
-    UpstreamSpec, serve,
+    ADDRESS_FILE, ApiState, ApiToken, CallView, Calls, ControlError, ExposeSpec, Identity, Local,
+    Readiness, UpstreamSpec, serve,
 };
-use crate::config::{RuntimeFile, Setting, Settings};
-use crate::mesh::{Mesh, MeshConfig, Snapshot};
-use crate::model::{Entry, Target};
+use crate::config::{Origin, RuntimeFile, Setting, Settings};
+use crate::mesh::{self, Mesh, MeshConfig, Snapshot};
+use crate::model::{Entry, InstanceId, ServiceName, Target};
 use crate::proxy::{self, Proxy};
 use crate::runtime::clock::Clock;
 use crate::runtime::{Shutdown, Stage, TaskGroup, Thread, ThreadError, entropy, limits};
@@ -31,7 +31,8 @@ use crate::telemetry::{EventKind, EventLog, Metrics};
 use crate::tls::NodeCredentials;
 use crate::tls::store::{DataDir, StoreError};
 use crate::transport::Limits;
-use crate::transport::enrolment::{self, IssuerDesk};
+use crate::transport::enrolment::renewal::Run;
+use crate::transport::enrolment::{self, IssuerDesk, Presence};
 use crate::transport::gossip::{Durable, Gossip, gossip_channel};
 
 /// Reports of the data plane that wait for the gossip driver; more are dropped, the next will say
@@ -92,6 +93,12 @@ pub enum StartError {
         /// Why.
         error: ControlError,
     },
+    /// The data directory was copied, and runs elsewhere. Fault: whoever copied it.
+    #[error(
+        "another agent with this member's key answers at {0}; one identity runs on one machine: stop \
+         that agent, or join from here with another --data-dir"
+    )]
+    Twin(SocketAddr),
     /// Nobody would know where to dial this member. Fault: the settings.
     #[error(
         "the mesh port {0} is bound on every address and this machine has no default route; \
@@ -138,6 +145,8 @@ impl Agent {
             let (path, way_back) = (dir.path().to_owned(), left::way_back(&dir));
             return Err(StartError::Left { path, way_back });
         }
+        let runtime = RuntimeFile::load(&dir)?;
+        let services = declared(&settings, &runtime, credentials.enrolled().services.clone())?;
         let open_files = limits::raise_open_files();
         info!(member = %credentials.name(), id = %credentials.member_id(), open_files, "starting");
         let (metrics, clock) = (Metrics::new(), Clock::new());
@@ -164,8 +173,45 @@ impl Agent {
         })
         .await?;
         threads.push(data.thread);
+        // Before anybody hears of them: the first record of this run names them all, as that of an
+        // earlier one did.
+        data.proxy.set_local(services.targets());
         let mesh_address = data.endpoint.local_address();
         let advertise = advertised(settings.advertise.value, mesh_address)?;
+
+        let (gossip, commands) = gossip_channel();
+        let desk = Arc::new(Mutex::new(IssuerDesk::open(
+            dir.authority()?,
+            credentials.clone(),
+            dir.clone(),
+            gossip.clone(),
+            metrics.clone(),
+            events.clone(),
+        )?));
+        let run = Run(entropy::random_bytes()?);
+        let presence = Presence {
+            me: credentials.member_id(),
+            name: credentials.name().clone(),
+            run,
+            events: events.clone(),
+        };
+        let door = enrolment::serve(
+            data.endpoint.clone(),
+            data.enrolment,
+            presence,
+            desk.clone(),
+            snapshot.clone(),
+            metrics.clone(),
+            tasks.clone(),
+        );
+        tasks.spawn("enrolment-door", door);
+        // The door is open: where this very process answers it is known by its run.
+        let entries = starting_entries(&credentials, &dir)?;
+        let places = twin::places(credentials.member_id(), &entries, advertise, mesh_address);
+        let found = twin::find(&data.endpoint, credentials.member_id(), run, places).await;
+        if let Some(address) = found {
+            return Err(StartError::Twin(address));
+        }
 
         let mesh = Mesh::new(
             clock.now(),
@@ -179,13 +225,14 @@ impl Agent {
                 epoch: dir.claim_epochs()?,
                 profile: settings.profile.value,
                 seeds: seeds::literal(&settings.seeds.value),
+                instances: services.records(),
                 remembered: disk::remembered(&dir)?,
             },
             Box::new(credentials.signer()?),
             entropy::seed()?,
-            starting_entries(&credentials, &dir)?,
-        )?;
-        let (gossip, commands) = gossip_channel();
+            entries,
+        )
+        .map_err(|error| without_issuer(error, &dir))?;
         let (settled, settled_reader) = watch::channel(false);
         let (durable, durable_reader) = watch::channel(Durable::default());
         let gossip_tasks = TaskGroup::new(shutdown.clone());
@@ -212,14 +259,6 @@ impl Agent {
             seeds::resolve_again(settings.seeds.value.clone(), gossip.clone()),
         );
 
-        let desk = Arc::new(Mutex::new(IssuerDesk::open(
-            dir.authority()?,
-            credentials.clone(),
-            dir.clone(),
-            gossip.clone(),
-            metrics.clone(),
-            events.clone(),
-        )?));
         let identity = Arc::new(ArcSwap::from_pointee(Identity {
             credentials: credentials.clone(),
             renews_at: 0,
@@ -251,26 +290,12 @@ impl Agent {
             entropy::seed()?,
         );
         tasks.spawn("compare clocks", measure);
-        let endpoint = data.endpoint.clone();
-        let door = enrolment::serve(
-            data.endpoint,
-            data.enrolment,
-            desk.clone(),
-            snapshot.clone(),
-            metrics.clone(),
-            tasks.clone(),
-        );
-        tasks.spawn("enrolment-door", door);
 
         let (leave, leaving) = watch::channel(false);
         let (view, local) = watch::channel(Arc::new(Local::default()));
-        let runtime = RuntimeFile::load(&dir)?;
         let mut controller = Controller {
             dir: dir.clone(),
-            services: LocalServices::new(
-                credentials.enrolled().services.clone(),
-                runtime.maintenance.clone(),
-            ),
+            services,
             upstreams: Vec::new(),
             socks: settings.socks.value.map(Target::Tcp),
             runtime,
@@ -280,9 +305,10 @@ impl Agent {
             gossip: gossip.clone(),
             desk,
             me: credentials.member_id(),
+            name: credentials.name().clone(),
             allowed,
             snapshot: snapshot.clone(),
-            endpoint,
+            endpoint: data.endpoint,
             advertise,
             events: events.clone(),
             leaving: leave,
@@ -353,6 +379,16 @@ fn advertised(told: Option<SocketAddr>, bound: SocketAddr) -> Result<SocketAddr,
     }
 }
 
+/// The enrolment is believed by the word of its issuer, which the root signed: that one is missing.
+fn without_issuer(error: mesh::Error, dir: &DataDir) -> StartError {
+    match error {
+        mesh::Error::NotEnrolled(_) => {
+            dir.damaged_entries("it does not name the issuer of this member").into()
+        }
+        error => error.into(),
+    }
+}
+
 /// What was known when the agent last ran, and what it owns even if that file was lost or is behind:
 /// its enrolment and, on issuers, its invites.
 fn starting_entries(
@@ -365,20 +401,47 @@ fn starting_entries(
     Ok(entries)
 }
 
+/// All instances that flags and files name, and those that the command line added in an earlier run.
+fn declared(
+    settings: &Settings,
+    runtime: &RuntimeFile,
+    allowed: Option<Vec<ServiceName>>,
+) -> Result<LocalServices, StartError> {
+    let mut services = LocalServices::new(allowed, runtime.maintenance.clone());
+    let socks = settings.socks.value.map(Target::Tcp);
+    let mut declare = |spec: &ExposeSpec| {
+        check_loop(&spec.to, socks.iter())?;
+        services.declare(spec.clone()).map_err(local_error).map(drop)
+    };
+    for Setting { value, origin } in &settings.exposes {
+        declare(value).map_err(failed(format!("expose {}", value.id), origin))?;
+    }
+    let is_in_files =
+        |id: &InstanceId| settings.exposes.iter().any(|expose| expose.value.id == *id);
+    for spec in runtime.expose.iter().filter(|spec| !is_in_files(&spec.id)) {
+        if let Err(error) = declare(spec) {
+            warn!(instance = %spec.id, %error, "cannot expose again what was exposed before");
+        }
+    }
+    let withheld = ids(services.withheld());
+    if !withheld.is_empty() {
+        warn!(instances = withheld, "withheld: this member may not offer them now");
+    }
+    Ok(services)
+}
+
+fn failed(what: String, origin: &Origin) -> impl FnOnce(ControlError) -> StartError {
+    let origin = origin.to_string();
+    move |error| StartError::Entry { what, origin, error }
+}
+
 /// Opens all that flags and files say, then what the command line added in an earlier run.
 async fn open_settings(
     controller: &mut Controller,
     settings: &Settings,
     proxy: &Proxy,
 ) -> Result<(), StartError> {
-    let failed = |what: String, origin: &dyn ToString| {
-        let origin = origin.to_string();
-        move |error| StartError::Entry { what, origin, error }
-    };
-    for Setting { value, origin } in &settings.exposes {
-        let what = format!("expose {}", value.id);
-        controller.expose(value.clone()).await.map_err(failed(what, origin))?;
-    }
+    controller.publish().await; // nothing new to the mesh: the local API lists them
     for Setting { value, origin } in &settings.upstreams {
         let what = format!("upstream {} {}", value.service, value.listen);
         controller.open(value.clone()).await.map_err(failed(what, origin))?;
@@ -387,16 +450,6 @@ async fn open_settings(
         let opened = proxy.open_socks(Target::Tcp(address)).await;
         let opened = opened.map_err(|error| ControlError::Invalid(error.to_string()));
         opened.map_err(failed("listen.socks".into(), &settings.socks.origin))?;
-    }
-    let is_in_files = |id| settings.exposes.iter().any(|expose| expose.value.id == id);
-    for spec in controller.runtime.expose.clone() {
-        if is_in_files(spec.id.clone()) {
-            continue;
-        }
-        let id = spec.id.clone();
-        if let Err(error) = controller.expose(spec).await {
-            warn!(instance = %id, %error, "cannot expose again what was exposed before");
-        }
     }
     for spec in controller.runtime.upstream.clone() {
         if let Err(error) = controller.open(spec.clone()).await {

@@ -114,8 +114,9 @@ pub enum Control {
         name: MemberName,
         /// Everything when absent.
         services: Option<Vec<ServiceName>>,
-        /// [`ControlError::NotFound`] when nobody is enrolled under that name.
-        reply: Reply<()>,
+        /// Which of its services that takes out of the mesh; [`ControlError::NotFound`] when nobody
+        /// is enrolled under that name.
+        reply: Reply<Vec<ServiceName>>,
     },
     /// Spread an entry that was signed elsewhere.
     Publish {

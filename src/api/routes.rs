@@ -499,8 +499,9 @@ pub struct GrantRequest {
 
 async fn grant(State(state): State<ApiState>, request: Request) -> Answer {
     let GrantRequest { node: name, services } = body(request).await?;
-    Control::ask(&state.control, |reply| Control::Grant { name, services, reply }).await?;
-    Ok(Json(json!({ "granted": true })).into_response())
+    let grant = |reply| Control::Grant { name, services, reply };
+    let withdrawn = Control::ask(&state.control, grant).await?;
+    Ok(Json(json!({ "granted": true, "withdrawn": withdrawn })).into_response())
 }
 
 /// The body of `POST /v1/mesh/entries`.

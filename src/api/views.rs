@@ -75,7 +75,7 @@ pub struct EndpointRow {
     pub tags: Vec<String>,
     /// Connections that this agent has with it now.
     pub inflight: u64,
-    /// Not measured yet in this version.
+    /// Always absent: this version does not measure it.
     pub latency_ms: Option<f64>,
     /// Since it last changed.
     pub age_ms: u64,
@@ -110,7 +110,9 @@ pub struct IssuerRow {
     pub node: String,
     /// The hash of its issuing key.
     pub id: String,
+    #[serde(with = "as_text")]
     pub member: MemberId,
+    #[serde(with = "as_text")]
     pub key: PublicKey,
     /// False once the root took it back.
     pub active: bool,
@@ -128,7 +130,9 @@ pub struct IssuerRow {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub struct IssuingKey {
+    #[serde(with = "as_text")]
     pub member: MemberId,
+    #[serde(with = "as_text")]
     pub key: PublicKey,
 }
 
@@ -149,6 +153,26 @@ pub struct InviteRow {
     pub name: Option<String>,
     /// The only services that whoever joins may offer.
     pub services: Option<Vec<String>>,
+}
+
+/// Ids and keys in JSON: hexadecimal digits, as people know them.
+mod as_text {
+    use std::fmt::Display;
+    use std::str::FromStr;
+
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub(super) fn serialize<S: Serializer>(id: &impl Display, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(id)
+    }
+
+    pub(super) fn deserialize<'de, T, D>(from: D) -> Result<T, D::Error>
+    where
+        T: FromStr<Err: Display>,
+        D: Deserializer<'de>,
+    {
+        String::deserialize(from)?.parse().map_err(D::Error::custom)
+    }
 }
 
 pub(super) fn age_ms(now: Moment, then: Moment) -> u64 {

@@ -33,7 +33,7 @@ impl From<Exit> for ExitCode {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Failure {
     pub(super) exit: Exit,
-    message: String,
+    pub(super) message: String,
     hint: Option<String>,
 }
 
@@ -56,6 +56,12 @@ impl Failure {
     /// Something that is planned and this version does not have.
     pub(super) fn not_yet(what: impl fmt::Display) -> Self {
         Self::usage(format!("{what} is not available yet in this version"))
+    }
+
+    /// What follows from it.
+    pub(super) fn and(mut self, what: impl fmt::Display) -> Self {
+        self.message = format!("{}; {what}", self.message);
+        self
     }
 
     /// What to try.

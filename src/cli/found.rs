@@ -13,17 +13,21 @@ use super::Global;
 use super::client::{Client, data_dir, encoded};
 use super::exit::{Exit, Failure, Outcome};
 use super::output::{Drawing, Grid, Listing, age, cell, line, note, or_dash, show, state};
-use super::{duration, socket_address, whole_number};
+use super::{duration, whole_number};
 use crate::agent::{self, JoinOptions};
 use crate::api::InviteRequest;
 use crate::api::views::InviteRow;
-use crate::config::{MESH_PORT, NodeFile, Seed, default_advertise, hostname};
+use crate::config::{
+    MESH_PORT, NodeFile, Seed, advertise_address, default_advertise, hostname, mesh_address,
+};
 use crate::model::{MemberName, ServiceName, Unlisted};
 use crate::runtime::clock;
 use crate::tls::store::{self, DataDir, InitOptions, StoreError};
 
 /// Longest token read from standard input: one is about 300 bytes.
 const TOKEN_LEN_MAX: u64 = 4_096;
+/// How long certificates live unless told otherwise.
+const CERT_TTL: Duration = Duration::from_secs(7 * 24 * 3_600);
 /// Digits of an invite's id.
 const ID_LEN: usize = 32;
 /// Digits that mean an invite: enough to mean one of 1,000, few enough to type.
@@ -36,14 +40,15 @@ pub(super) struct InitArgs {
     #[arg(long)]
     name: Option<MemberName>,
     /// Where other machines reach it [default: the default route's address]
-    #[arg(long, value_name = "IP:PORT", value_parser = socket_address)]
+    #[arg(long, value_name = "IP:PORT", value_parser = advertise_address)]
     advertise: Option<SocketAddr>,
     /// Where the mesh port is bound [default: 0.0.0.0:7370]
-    #[arg(long, value_name = "ADDR", value_parser = socket_address)]
+    #[arg(long, value_name = "ADDR", value_parser = mesh_address)]
     mesh: Option<SocketAddr>,
     /// How long certificates live; they are renewed at half of it
-    #[arg(long, value_name = "TIME", default_value = "7d", value_parser = cert_ttl)]
-    cert_ttl: Duration,
+    /// [default: 7d]
+    #[arg(long, value_name = "TIME", value_parser = cert_ttl)]
+    cert_ttl: Option<Duration>,
 }
 
 /// Arguments of `join`.
@@ -56,10 +61,10 @@ pub(super) struct JoinArgs {
     #[arg(long)]
     name: Option<MemberName>,
     /// Where other machines reach it [default: the default route's address]
-    #[arg(long, value_name = "IP:PORT", value_parser = socket_address)]
+    #[arg(long, value_name = "IP:PORT", value_parser = advertise_address)]
     advertise: Option<SocketAddr>,
     /// Where the mesh port is bound [default: 0.0.0.0:7370]
-    #[arg(long, value_name = "ADDR", value_parser = socket_address)]
+    #[arg(long, value_name = "ADDR", value_parser = mesh_address)]
     mesh: Option<SocketAddr>,
     /// One more member to ask first; may be repeated
     #[arg(long = "seed", value_name = "HOST:PORT")]
@@ -139,9 +144,19 @@ pub(super) async fn init(global: &Global, args: InitArgs) -> Outcome {
     let options = InitOptions {
         name: args.name.clone().unwrap_or_else(hostname),
         unlisted: Unlisted::Allow,
-        cert_ttl: args.cert_ttl,
+        cert_ttl: args.cert_ttl.unwrap_or(CERT_TTL),
     };
     let report = store::init(&dir, &options).map_err(store_failure)?;
+    if report.was_there {
+        let wishes = Wishes {
+            name: args.name.clone(),
+            advertise: args.advertise,
+            mesh: args.mesh,
+            cert_ttl: args.cert_ttl,
+            seeds: Vec::new(),
+        };
+        tell_untaken(&dir, &report.name, &wishes)?;
+    }
     if agent::has_left(&dir) {
         return come_back(&dir, &report.name);
     }
@@ -151,20 +166,20 @@ pub(super) async fn init(global: &Global, args: InitArgs) -> Outcome {
             dir.path().display(),
             report.name,
             report.mesh.short()
-        ));
+        ))?;
         return Ok(Exit::Ok);
     }
     let node = NodeFile { advertise: args.advertise, mesh: args.mesh, seeds: Vec::new() };
     node.save(&dir).map_err(store_failure)?;
-    line(format_args!("mesh        {}", report.mesh));
+    line(format_args!("mesh        {}", report.mesh))?;
     line(format_args!(
         "name        {}{}",
         report.name,
         origin(args.name.is_some(), "the hostname")
-    ));
-    line(advertise_line(args.advertise, args.mesh));
-    line(format_args!("root key    {}   <- move it offline", report.root_key.display()));
-    line(format_args!("operator    {}", report.operator_key.display()));
+    ))?;
+    line(advertise_line(args.advertise, args.mesh))?;
+    line(format_args!("root key    {}   <- move it offline", report.root_key.display()))?;
+    line(format_args!("operator    {}", report.operator_key.display()))?;
     note("next: murmesh agent, then in another terminal: murmesh invite");
     Ok(Exit::Ok)
 }
@@ -176,9 +191,49 @@ fn come_back(dir: &DataDir, name: &MemberName) -> Outcome {
         return Err(Failure::failed(message).hint(agent::way_back(dir)));
     }
     agent::come_back(dir).map_err(store_failure)?;
-    line(format_args!("back: {} is member {name} of its mesh again", dir.path().display()));
+    line(format_args!("back: {} is member {name} of its mesh again", dir.path().display()))?;
     note("next: murmesh agent");
     Ok(Exit::Ok)
+}
+
+/// What somebody asked of a machine that is a member already.
+struct Wishes {
+    name: Option<MemberName>,
+    advertise: Option<SocketAddr>,
+    mesh: Option<SocketAddr>,
+    cert_ttl: Option<Duration>,
+    seeds: Vec<Seed>,
+}
+
+/// Says which wishes are not taken because something else holds already, and what to do instead.
+fn tell_untaken(dir: &DataDir, name: &MemberName, wishes: &Wishes) -> Result<(), Failure> {
+    let before = NodeFile::load(dir).map_err(store_failure)?;
+    let genesis = dir.genesis().map_err(store_failure)?;
+    let untaken = |wish: &str, why: String| note(format_args!("not taken: {wish}: {why}"));
+    if let Some(wish) = wishes.name.as_ref().filter(|wish| *wish != name) {
+        let why = format!("this machine is member {name}; another name needs another --data-dir");
+        untaken(&format!("--name {wish}"), why);
+    }
+    let address = |flag: &str, key: &str, wish: Option<SocketAddr>, kept: Option<SocketAddr>| {
+        let Some(wish) = wish.filter(|wish| kept != Some(*wish)) else { return };
+        let kept = kept.map_or("the default is kept".to_owned(), |kept| format!("{kept} is kept"));
+        let why =
+            format!("{kept}; write {key} = \"{wish}\" under [listen] of the configuration file");
+        untaken(&format!("{flag} {wish}"), why);
+    };
+    address("--advertise", "advertise", wishes.advertise, before.advertise);
+    address("--mesh", "mesh", wishes.mesh, before.mesh);
+    let ttl = genesis.map(|(_, genesis)| Duration::from_secs(genesis.leaf_ttl_secs));
+    if let (Some(wish), Some(ttl)) = (wishes.cert_ttl.filter(|wish| Some(*wish) != ttl), ttl) {
+        let [wish, ttl] = [wish, ttl].map(humantime::format_duration);
+        let why = format!("certificates of this mesh live {ttl}, as its first init said");
+        untaken(&format!("--cert-ttl {wish}"), why);
+    }
+    for seed in wishes.seeds.iter().filter(|seed| !before.seeds.contains(&seed.to_string())) {
+        let why = "murmesh agent --seed, or seeds under [join] of the configuration file";
+        untaken(&format!("--seed {seed}"), why.to_owned());
+    }
+    Ok(())
 }
 
 fn origin(is_asked: bool, default: &str) -> String {
@@ -201,7 +256,29 @@ fn advertise_line(asked: Option<SocketAddr>, mesh: Option<SocketAddr>) -> String
 
 #[derive(Debug, Deserialize)]
 struct Made {
+    id: String,
     token: String,
+}
+
+/// A token that nobody has read is lost: there is no other way to it.
+fn printed_token(made: &Made) -> Result<(), Failure> {
+    match line(&made.token)? {
+        true => Ok(()),
+        false => Err(Failure::failed("cannot write to standard output: its reader is gone")),
+    }
+}
+
+/// Takes back an invite whose token is lost, and says what is left to do.
+async fn take_back(client: &Client, made: &Made, failure: Failure) -> Failure {
+    match client.remove(&format!("/v1/mesh/invites/{}", encoded(&made.id))).await {
+        Ok(()) => failure.and(format_args!("the token is lost, its invite {} is revoked", made.id)),
+        Err(other) => failure
+            .and(format_args!(
+                "the token is lost, its invite {} stays open: {}",
+                made.id, other.message
+            ))
+            .hint(format_args!("murmesh invite revoke {}", made.id)),
+    }
 }
 
 /// Prints a token; or lists or takes back invites.
@@ -220,7 +297,7 @@ pub(super) async fn invite(global: &Global, args: InviteArgs) -> Outcome {
             let rows: Vec<InviteRow> = client.get_secret("/v1/mesh/invites").await?;
             let id = only_match(&rows, &id)?;
             client.remove(&format!("/v1/mesh/invites/{}", encoded(id))).await?;
-            line(format_args!("invite {id} lets nobody in any more"));
+            line(format_args!("invite {id} lets nobody in any more"))?;
             Ok(Exit::Ok)
         }
         None => {
@@ -231,7 +308,9 @@ pub(super) async fn invite(global: &Global, args: InviteArgs) -> Outcome {
                 services: args.services,
             };
             let made: Made = client.change(Method::POST, "/v1/mesh/invites", &request).await?;
-            line(&made.token);
+            if let Err(failure) = printed_token(&made) {
+                return Err(take_back(client, &made, failure).await);
+            }
             let uses = super::output::count(args.uses as usize, "machine");
             note(format_args!("lets {uses} join within {}: murmesh join TOKEN", age(args.ttl)));
             Ok(Exit::Ok)
@@ -293,10 +372,11 @@ fn invite_table(rows: &[InviteRow]) -> String {
 pub(super) async fn join(global: &Global, args: JoinArgs) -> Outcome {
     let dir = open_dir(global)?;
     // Whoever comes back keeps what it was told the first time, unless it is told anew.
-    let known = dir.credentials().ok().map(|credentials| credentials.name().clone());
+    let earlier = dir.credentials().ok();
+    let known = earlier.as_ref().map(|credentials| credentials.name().clone());
     let before = NodeFile::load(&dir).map_err(store_failure)?;
     let is_hostname = args.name.is_none() && known.is_none();
-    let name = args.name.or(known).unwrap_or_else(hostname);
+    let name = args.name.clone().or(known).unwrap_or_else(hostname);
     let mut seeds = Vec::new();
     for seed in &args.seeds {
         let resolved = tokio::net::lookup_host((seed.host(), seed.port())).await;
@@ -306,12 +386,15 @@ pub(super) async fn join(global: &Global, args: JoinArgs) -> Outcome {
         JoinOptions { data_dir: dir.path().to_owned(), token: token(args.token)?, name, seeds };
     let report = agent::join(options).await.map_err(join_failure)?;
     if report.was_there {
+        let (advertise, mesh, seeds) = (args.advertise, args.mesh, args.seeds);
+        let wishes = Wishes { name: args.name, advertise, mesh, cert_ttl: None, seeds };
+        tell_untaken(&dir, &report.name, &wishes)?;
         line(format_args!(
             "unchanged: {} is member {} of mesh {}",
             dir.path().display(),
             report.name,
             report.mesh.short()
-        ));
+        ))?;
         return Ok(Exit::Ok);
     }
     let mut kept: Vec<String> = args.seeds.iter().map(Seed::to_string).collect();
@@ -322,12 +405,35 @@ pub(super) async fn join(global: &Global, args: JoinArgs) -> Outcome {
     }
     let (advertise, mesh) = (args.advertise.or(before.advertise), args.mesh.or(before.mesh));
     NodeFile { advertise, mesh, seeds: kept }.save(&dir).map_err(store_failure)?;
-    line(format_args!("mesh        {}", report.mesh));
-    line(format_args!("name        {}{}", report.name, origin(!is_hostname, "the hostname")));
-    line(format_args!("member      {}", report.member));
-    line(advertise_line(advertise, mesh));
+    line(format_args!("mesh        {}", report.mesh))?;
+    line(format_args!("name        {}{}", report.name, origin(!is_hostname, "the hostname")))?;
+    line(format_args!("member      {}", report.member))?;
+    let services = earlier.map(|credentials| credentials.enrolled().services.clone());
+    if let Some(told) = services_line(services, report.services.as_deref()) {
+        line(told)?;
+    }
+    line(advertise_line(advertise, mesh))?;
     note("next: murmesh agent");
     Ok(Exit::Ok)
+}
+
+/// What this member may offer, where that is not simply everything. `before` is what an earlier
+/// enrolment of it said.
+fn services_line(
+    before: Option<Option<Vec<ServiceName>>>,
+    now: Option<&[ServiceName]>,
+) -> Option<String> {
+    let words = |services: Option<&[ServiceName]>| match services {
+        None => "every service".to_owned(),
+        Some(all) => all.iter().map(ServiceName::as_str).collect::<Vec<_>>().join(", "),
+    };
+    let origin = match before {
+        Some(before) if before.as_deref() == now => "as before".to_owned(),
+        Some(before) => format!("before: {}", words(before.as_deref())),
+        None => "by the token".to_owned(),
+    };
+    let is_plain = now.is_none() && !origin.starts_with("before");
+    (!is_plain).then(|| format!("may offer   {}   ({origin})", words(now)))
 }
 
 fn join_failure(error: agent::JoinError) -> Failure {

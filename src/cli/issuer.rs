@@ -7,6 +7,7 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use clap::{Args, Subcommand};
 use hyper::Method;
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::Global;
@@ -54,15 +55,24 @@ pub(super) struct GrantArgs {
     all: bool,
 }
 
+#[derive(Debug, Deserialize)]
+struct Granted {
+    withdrawn: Vec<String>,
+}
+
 /// Says what a member may offer. Issuers only.
 pub(super) async fn grant(global: &Global, args: GrantArgs) -> Outcome {
     let client = Client::new(global)?;
     let request = GrantRequest { node: args.node.clone(), services: args.services };
-    client.change::<Value>(Method::POST, "/v1/mesh/grants", &request).await?;
+    let granted: Granted = client.change(Method::POST, "/v1/mesh/grants", &request).await?;
     let what = request.services.map_or("every service".to_owned(), |services| {
         services.iter().map(ServiceName::as_str).collect::<Vec<_>>().join(", ")
     });
-    line(format_args!("{} may offer {what}", args.node));
+    line(format_args!("{} may offer {what}", args.node))?;
+    if !granted.withdrawn.is_empty() {
+        let withdrawn = granted.withdrawn.join(", ");
+        line(format_args!("withdrawn until it may offer them again: {withdrawn}"))?;
+    }
     Ok(Exit::Ok)
 }
 
@@ -106,7 +116,7 @@ async fn add(global: &Global, args: IssuerArgs) -> Outcome {
     let node = args.node.as_str();
     let rows = issuers(&client).await?;
     if rows.iter().any(|row| row.active && row.node == node) {
-        line(format_args!("unchanged: {node} is an issuer"));
+        line(format_args!("unchanged: {node} is an issuer"))?;
         return Ok(Exit::Ok);
     }
     let path = format!("/v1/mesh/issuers/{}/key", encoded(node));
@@ -114,7 +124,7 @@ async fn add(global: &Global, args: IssuerArgs) -> Outcome {
     let above = rows.iter().find(|row| row.key == made.key).map(|row| row.epoch);
     let entry = root.appoint(&made.key, made.member, above).map_err(Failure::failed)?;
     publish(&client, &entry).await?;
-    line(format_args!("{node} is an issuer from now on"));
+    line(format_args!("{node} is an issuer from now on"))?;
     Ok(Exit::Ok)
 }
 
@@ -125,7 +135,7 @@ async fn remove(global: &Global, args: IssuerArgs) -> Outcome {
     let (theirs, others): (Vec<_>, Vec<_>) =
         rows.into_iter().filter(|row| row.active).partition(|row| row.node == node);
     if theirs.is_empty() {
-        line(format_args!("unchanged: {node} is no issuer"));
+        line(format_args!("unchanged: {node} is no issuer"))?;
         return Ok(Exit::Ok);
     }
     if others.is_empty() {
@@ -148,7 +158,7 @@ async fn remove(global: &Global, args: IssuerArgs) -> Outcome {
             ));
         }
     }
-    line(format_args!("{node} issues nothing any more"));
+    line(format_args!("{node} issues nothing any more"))?;
     Ok(Exit::Ok)
 }
 

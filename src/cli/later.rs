@@ -39,8 +39,17 @@ const VERBS: &[&str] = &[
     "generate",
 ];
 
-const FLAGS: &[&str] =
-    &["--deny", "--allow", "--client", "--issuer", "--replace", "--gateway", "--dns", "--health"];
+const FLAGS: &[&str] = &[
+    "--deny",
+    "--allow",
+    "--client",
+    "--issuer",
+    "--replace",
+    "--gateway",
+    "--dns",
+    "--health",
+    "--operator-key",
+];
 
 /// The answer to a command line that only a later version understands.
 pub(super) fn not_yet(error: &Error) -> Option<Failure> {

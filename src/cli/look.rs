@@ -165,9 +165,13 @@ pub(super) async fn events(global: &Global, args: EventsArgs) -> Outcome {
             note("nothing of that kind happened");
         }
         if args.json {
-            line(serde_json::to_string_pretty(&events).map_err(Failure::failed)?);
+            line(serde_json::to_string_pretty(&events).map_err(Failure::failed)?)?;
         } else {
-            events.iter().all(|event| line(event_line(event)));
+            for event in &events {
+                if !line(event_line(event))? {
+                    break;
+                }
+            }
         }
         return Ok(Exit::Ok);
     }
@@ -182,7 +186,7 @@ async fn follow(client: &Client, query: &str, is_json: bool) -> Outcome {
             Ok(event) if !is_json => event_line(&event),
             _ => text, // also a {"missed": n}, which must not pass in silence
         };
-        if !line(shown) {
+        if !line(shown)? {
             return Ok(Exit::Ok); // the reader is gone
         }
     }

@@ -15,17 +15,16 @@ mod settings;
 mod shell;
 
 use std::ffi::OsString;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::str::FromStr;
 use std::time::Duration;
 
 use clap::parser::ValueSource;
-use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{Arg, Args, Command, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use exit::{Exit, Failure, Outcome};
-use output::{Listing, note};
+use output::{Listing, has_colour, note, print};
 
 const EXAMPLES: &str = "\
 A first mesh, on machine 1:
@@ -133,11 +132,21 @@ enum Verb {
     Man(shell::ManArgs),
 }
 
+/// The parser. A flag that a command refuses is not in its help either.
+fn command() -> Command {
+    let refused = [("init", &["api"][..]), ("join", &["api"]), ("demo", &["api", "data_dir"])];
+    refused.into_iter().fold(Cli::command(), |whole, (verb, flags)| {
+        let is_refused = |flag: &&Arg| flags.contains(&flag.get_id().as_str());
+        let flags: Vec<_> = whole.get_arguments().filter(is_refused).cloned().collect();
+        whole.mut_subcommand(verb, |verb| verb.args(flags.into_iter().map(|flag| flag.hide(true))))
+    })
+}
+
 /// Runs the command line `arguments`, of which the first is the program's name.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let arguments: Vec<OsString> = arguments.into_iter().collect();
     if arguments.len() < 2 {
-        note(Cli::command().render_help().to_string().trim_end());
+        note(command().render_help().to_string().trim_end());
         return Exit::Usage.into();
     }
     let outcome = match parse(arguments) {
@@ -156,7 +165,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 
 /// `None` when help or version was all that was asked for.
 fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Option<Cli>, Failure> {
-    let parsed = Cli::command().try_get_matches_from(arguments).and_then(|matches| {
+    let parsed = command().try_get_matches_from(arguments).and_then(|matches| {
         let mut cli = Cli::from_arg_matches(&matches)?;
         let is_env = |name| matches.value_source(name) == Some(ValueSource::EnvVariable);
         cli.global.data_dir_is_env = is_env("data_dir");
@@ -166,8 +175,12 @@ fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Option<Cli>, F
     match parsed {
         Ok(cli) => takes_what_was_told(&cli).map(|()| Some(cli)),
         Err(error) if !error.use_stderr() => {
-            let _ = error.print(); // a reader that is gone wants no help
-            Ok(None)
+            let text = error.render();
+            match has_colour() {
+                true => print(text.ansi()),
+                false => print(text),
+            }
+            .map(|_| None)
         }
         Err(error) => Err(later::not_yet(&error).unwrap_or_else(|| {
             let text = error.render().to_string();
@@ -217,11 +230,6 @@ fn duration(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// An address on the command line.
-fn socket_address(text: &str) -> Result<SocketAddr, String> {
-    text.parse().map_err(|_| "expected ip:port, for instance 10.0.0.1:7370".to_owned())
-}
-
 /// A number on the command line.
 fn whole_number<T: FromStr>(text: &str) -> Result<T, String> {
     text.parse().map_err(|_| "expected a whole number that is not too large".to_owned())
@@ -258,8 +266,8 @@ async fn answer(cli: Cli) -> Outcome {
         Verb::Leave => offer::leave(global).await,
         Verb::Validate(args) => settings::validate(&args),
         Verb::Config(verb) => settings::config(global, verb).await,
-        Verb::Completions(args) => shell::completions(Cli::command(), &args),
-        Verb::Man(args) => shell::man(Cli::command(), &args),
+        Verb::Completions(args) => shell::completions(command(), &args),
+        Verb::Man(args) => shell::man(command(), &args),
     }
 }
 
@@ -268,8 +276,24 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_flag_that_is_refused_is_not_in_the_help() {
+        for (verb, hidden, shown) in [
+            ("init", "--api", "--data-dir"),
+            ("join", "--api", "--data-dir"),
+            ("demo", "--api", "--for"),
+            ("demo", "--data-dir", "--for"),
+            ("expose", "--gateway", "--api"),
+        ] {
+            let mut command = command();
+            command.build();
+            let help = command.find_subcommand_mut(verb).unwrap().render_long_help().to_string();
+            assert!(!help.contains(hidden) && help.contains(shown), "{help}");
+        }
+    }
+
+    #[test]
     fn the_command_line_is_consistent() {
-        Cli::command().debug_assert();
+        command().debug_assert();
     }
 
     #[test]

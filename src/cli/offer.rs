@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::Args;
 use hyper::Method;
 use serde_json::{Value, json};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
 use super::Global;
@@ -13,7 +13,7 @@ use super::client::{Client, encoded};
 use super::exit::{Exit, Failure, Outcome};
 use super::output::{Drawing, Grid, Listing, cell, line, note, or_dash, show};
 use super::whole_number;
-use crate::agent::way_back;
+use crate::agent::{has_left, way_back};
 use crate::api::views::Service;
 use crate::api::{ExposeRequest, ExposeSpec, Exposed, UpstreamSpec};
 use crate::model::{InstanceId, Protocol, ServiceName, Target, Weight};
@@ -93,16 +93,27 @@ pub(super) async fn expose(global: &Global, args: ExposeArgs) -> Outcome {
         None => line(what),
         Some(changes) if changes.is_empty() => line(format_args!("unchanged: {what}")),
         Some(changes) => line(format_args!("changed: {}: {}", spec.id, changes.join(", "))),
-    };
-    if let Target::Tcp(address) = &spec.to {
-        let what = match timeout(PROBE_TIME_MAX, TcpStream::connect(address)).await {
-            Ok(Ok(_)) => return Ok(Exit::Ok),
-            Ok(Err(_)) => "listens",
-            Err(_) => "answers",
-        };
-        note(format_args!("nothing {what} at {address} yet; callers are refused until it does"));
+    }?;
+    if let Some(what) = missing(&spec.to).await {
+        let to = &spec.to;
+        note(format_args!("nothing {what} at {to} yet; callers are refused until it does"));
     }
     Ok(Exit::Ok)
+}
+
+/// What nothing does where an instance should be; `None` when it accepts a connection.
+async fn missing(target: &Target) -> Option<&'static str> {
+    let connect = async {
+        match target {
+            Target::Tcp(address) => TcpStream::connect(address).await.map(drop),
+            Target::Unix(path) => UnixStream::connect(path).await.map(drop),
+        }
+    };
+    match timeout(PROBE_TIME_MAX, connect).await {
+        Ok(Ok(())) => None,
+        Ok(Err(_)) => Some("listens"),
+        Err(_) => Some("answers"),
+    }
 }
 
 async fn list_exposed(client: &Client, listing: Listing) -> Outcome {
@@ -134,7 +145,7 @@ fn exposed_table(rows: &[ExposeSpec]) -> String {
 pub(super) async fn unexpose(global: &Global, args: UnexposeArgs) -> Outcome {
     let client = Client::new(global)?;
     client.remove(&format!("/v1/mesh/expose/{}", encoded(args.id.as_str()))).await?;
-    line(format_args!("{} is no longer offered", args.id));
+    line(format_args!("{} is no longer offered", args.id))?;
     Ok(Exit::Ok)
 }
 
@@ -152,7 +163,7 @@ pub(super) async fn upstream(global: &Global, args: UpstreamArgs) -> Outcome {
         let path = format!("/v1/mesh/upstream?{query}");
         let closed: Vec<UpstreamSpec> = client.change(Method::DELETE, &path, &json!({})).await?;
         for spec in closed {
-            line(format_args!("{} is closed", spec.listen));
+            line(format_args!("{} is closed", spec.listen))?;
         }
         return Ok(Exit::Ok);
     }
@@ -164,7 +175,7 @@ pub(super) async fn upstream(global: &Global, args: UpstreamArgs) -> Outcome {
     };
     let spec = UpstreamSpec { service, listen };
     let spec: UpstreamSpec = client.change(Method::POST, "/v1/mesh/upstream", &spec).await?;
-    line(format_args!("{} is at {}", spec.service, spec.listen));
+    line(format_args!("{} is at {}", spec.service, spec.listen))?;
     let services: Vec<Service> = client.get("/v1/mesh/services").await?;
     if !services.iter().any(|row| row.name == spec.service.as_str() && row.ready > 0) {
         note(format_args!("nobody offers '{}' yet; callers are refused until then", spec.service));
@@ -192,8 +203,21 @@ fn upstream_table(rows: &[UpstreamSpec]) -> String {
 /// Says goodbye for good.
 pub(super) async fn leave(global: &Global) -> Outcome {
     let client = Client::new(global)?;
-    let _: Value = client.change(Method::PUT, "/v1/agent/leave", &json!({})).await?;
-    line("this machine leaves its mesh for good; the agent drains and ends");
+    let left = client.change::<Value>(Method::PUT, "/v1/agent/leave", &json!({})).await;
+    if let Err(failure) = left {
+        return match (failure.exit, client.data_dir()) {
+            (Exit::NoAgent, Some(dir)) if has_left(dir) => {
+                line(format_args!("unchanged: {} has left its mesh", dir.path().display()))?;
+                Ok(Exit::Ok)
+            }
+            (Exit::NoAgent, _) => Err(failure.hint(
+                "murmesh agent, then again: a running agent says the goodbye; to others this \
+                 machine is down until then",
+            )),
+            _ => Err(failure),
+        };
+    }
+    line("this machine leaves its mesh for good; the agent drains and ends")?;
     if let Some(dir) = client.data_dir() {
         note(format_args!("no agent starts here until '{}' brings it back", way_back(dir)));
     }

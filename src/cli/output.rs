@@ -94,7 +94,7 @@ where
         let drawing = draw().await?;
         let clears = listing.watch && !listing.json && io::stdout().is_terminal();
         let start = if clears { "\x1b[H\x1b[2J" } else { "" };
-        let is_open = print(format_args!("{start}{}", ended(&drawing.text)));
+        let is_open = print(format_args!("{start}{}", ended(&drawing.text)))?;
         if let Some(hint) = &drawing.hint {
             note(hint);
         }
@@ -112,14 +112,19 @@ fn ended(text: &str) -> String {
     }
 }
 
-/// Prints without a panic when the reader is gone (`murmesh events | head -1`); false then.
-pub(super) fn print(text: impl Display) -> bool {
+/// Prints. A reader that is gone (`murmesh events | head -1`) wants no more: false, and no failure.
+/// Anything else that keeps the result from its reader, for instance a full disk, is one.
+pub(super) fn print(text: impl Display) -> Result<bool, Failure> {
     let mut out = io::stdout().lock();
-    write!(out, "{text}").and_then(|()| out.flush()).is_ok()
+    match write!(out, "{text}").and_then(|()| out.flush()) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(Failure::failed(format!("cannot write to standard output: {error}"))),
+    }
 }
 
 /// Prints a line; see [`print()`].
-pub(super) fn line(text: impl Display) -> bool {
+pub(super) fn line(text: impl Display) -> Result<bool, Failure> {
     print(format_args!("{text}\n"))
 }
 

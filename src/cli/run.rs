@@ -6,17 +6,19 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::Global;
 use super::demo::end_with_parent;
 use super::exit::{Exit, Failure, Outcome};
 use super::found::store_failure;
-use super::socket_address;
 use crate::agent::{Agent, StartError, Stopped};
 use crate::api::{ADDRESS_FILE, ExposeSpec, UpstreamSpec};
-use crate::config::{DRAIN_DEADLINE, Origin, Overrides, Seed, Setting, Settings, load};
+use crate::config::{
+    DRAIN_DEADLINE, Origin, Overrides, Seed, Setting, Settings, load, mesh_address,
+};
 use crate::model::MemberPhase;
 use crate::telemetry::{self, LineQueue};
 
@@ -30,7 +32,7 @@ pub(super) struct AgentArgs {
     #[arg(short, long, value_name = "FILE", env = "MURMESH_CONFIG")]
     pub(super) config: Option<PathBuf>,
     /// Where the mesh port is bound
-    #[arg(long, value_name = "ADDR", value_parser = socket_address)]
+    #[arg(long, value_name = "ADDR", value_parser = mesh_address)]
     mesh: Option<SocketAddr>,
     /// A member to ask first; may be repeated
     #[arg(long = "seed", value_name = "HOST:PORT")]
@@ -125,9 +127,7 @@ impl Voice {
 }
 
 async fn run(settings: Settings, voice: &Voice) -> Outcome {
-    let failed = |error| Failure::failed(format!("cannot watch for signals: {error}"));
-    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    let mut signals = Signals::new()?;
     let dir = settings.data_dir.value.clone();
     let start = start_line(&settings);
     let agent = Agent::start(settings).await.map_err(start_failure)?;
@@ -142,8 +142,7 @@ async fn run(settings: Settings, voice: &Voice) -> Outcome {
     ));
     let phase = tokio::select! {
         biased;
-        _ = terminate.recv() => Some(MemberPhase::Restarting),
-        _ = interrupt.recv() => Some(MemberPhase::Restarting),
+        () = signals.received() => Some(MemberPhase::Restarting),
         phase = agent.stopping() => match phase {
             MemberPhase::Left => Some(MemberPhase::Left),
             _ => None, // a part of it failed
@@ -152,11 +151,20 @@ async fn run(settings: Settings, voice: &Voice) -> Outcome {
     info!(deadline = ?DRAIN_DEADLINE, "stopping: open connections may end");
     voice.note("stopping; once more stops at once");
     let is_failed = phase.is_none();
-    let stopped = tokio::select! {
-        biased;
-        stopped = agent.stop(phase.unwrap_or(MemberPhase::Restarting), DRAIN_DEADLINE) => Some(stopped),
-        _ = terminate.recv() => None,
-        _ = interrupt.recv() => None,
+    let (phase, cut) = (phase.unwrap_or(MemberPhase::Restarting), CancellationToken::new());
+    let stop = agent.stop_or_cut(phase, DRAIN_DEADLINE, cut.cancelled());
+    tokio::pin!(stop);
+    let stopped = loop {
+        tokio::select! {
+            biased;
+            stopped = &mut stop => break Some(stopped),
+            () = signals.received() => {
+                if cut.is_cancelled() {
+                    break None; // a third time: not even the goodbye
+                }
+                cut.cancel();
+            }
+        }
     };
     if let Err(error) = std::fs::remove_file(dir.file(ADDRESS_FILE)) {
         warn!(%error, "the API's address file stays behind");
@@ -164,14 +172,36 @@ async fn run(settings: Settings, voice: &Voice) -> Outcome {
     match (is_failed, stopped) {
         (true, _) => Err(Failure::failed("a part of the agent failed; its log says which")),
         (_, Some(Stopped::Drained)) => Ok(Exit::Ok),
-        (_, Some(Stopped::Cut)) => {
+        (_, Some(Stopped::Cut)) if !cut.is_cancelled() => {
             voice.note("connections that were still open at the deadline were cut");
             Ok(Exit::Warning)
         }
-        (_, None) => {
+        (_, Some(Stopped::Cut) | None) => {
             voice.note("stopped at once; open connections were cut");
             Ok(Exit::Warning)
         }
+    }
+}
+
+/// What tells an agent to stop.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self, Failure> {
+        let watch = |kind| {
+            signal(kind)
+                .map_err(|error| Failure::failed(format!("cannot watch for signals: {error}")))
+        };
+        let (terminate, interrupt) = (SignalKind::terminate(), SignalKind::interrupt());
+        Ok(Self { terminate: watch(terminate)?, interrupt: watch(interrupt)? })
+    }
+
+    /// Returns when one arrives. Cancel safe.
+    async fn received(&mut self) {
+        tokio::select! { _ = self.terminate.recv() => {}, _ = self.interrupt.recv() => {} }
     }
 }
 

@@ -33,7 +33,7 @@ pub(super) enum ConfigVerb {
 pub(super) fn validate(args: &ValidateArgs) -> Outcome {
     match validate_file(&args.file) {
         Ok(_) => {
-            line(format_args!("{} is valid", args.file.display()));
+            line(format_args!("{} is valid", args.file.display()))?;
             Ok(Exit::Ok)
         }
         Err(error @ ConfigError::Unreadable { .. }) => Err(Failure::failed(error)),

@@ -24,7 +24,7 @@ pub(super) struct ManArgs {
 pub(super) fn completions(mut command: Command, args: &CompletionsArgs) -> Outcome {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut command, "murmesh", &mut script);
-    print(String::from_utf8_lossy(&script));
+    print(String::from_utf8_lossy(&script))?;
     Ok(Exit::Ok)
 }
 
@@ -40,6 +40,6 @@ pub(super) fn man(mut command: Command, args: &ManArgs) -> Outcome {
     };
     let mut text = Vec::new();
     clap_mangen::Man::new(page).render(&mut text).map_err(Failure::failed)?;
-    print(String::from_utf8_lossy(&text));
+    print(String::from_utf8_lossy(&text))?;
     Ok(Exit::Ok)
 }

@@ -6,13 +6,15 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use tracing::level_filters::LevelFilter;
+
 use super::runtime::NodeFile;
 use super::settings::{DOMAIN, below_home};
 use super::{
     ConfigError, Fault, Origin, Seed, Setting, Settings, default_advertise, default_data_dir, file,
 };
 use crate::api::{ExposeSpec, UpstreamSpec};
-use crate::model::{MemberName, Protocol, Target};
+use crate::model::{MemberName, Protocol, Target, TargetError};
 use crate::tls::store::DataDir;
 
 /// What flags and environment say, over every file. Values are checked by [`load`].
@@ -161,10 +163,7 @@ fn flag_fault(origin: &Origin, value: &str, message: String) -> Fault {
 /// What `init` or `join` were told holds where nothing else was said.
 fn fill_from_data_dir(settings: &mut Settings, faults: &mut Vec<Fault>) -> Result<(), ConfigError> {
     let dir = settings.data_dir.value.clone();
-    let node = NodeFile::load(&dir).map_err(|error| ConfigError::Unreadable {
-        path: dir.file("node.toml"),
-        error: error.to_string(),
-    })?;
+    let node = NodeFile::load(&dir).map_err(|error| ConfigError::DataDir(error.to_string()))?;
     fn fill<T>(setting: &mut Setting<T>, value: Option<T>) {
         if let (false, Some(value)) = (setting.is_asked(), value) {
             *setting = Setting::new(value, Origin::DataDir);
@@ -250,9 +249,12 @@ pub(super) fn domain(text: &str) -> Result<String, String> {
     }
 }
 
-/// An address of this machine.
-pub(super) fn mesh_listen(text: &str) -> Result<SocketAddr, String> {
-    text.parse().map_err(|_| "expected ip:port, for instance 0.0.0.0:7370".to_owned())
+/// An address that the mesh port can be bound to.
+pub fn mesh_listen(text: &str) -> Result<SocketAddr, String> {
+    text.parse()
+        .ok()
+        .filter(|address| !is_group(address))
+        .ok_or_else(|| "expected ip:port of this machine, for instance 0.0.0.0:7370".to_owned())
 }
 
 /// An address that only this machine reaches.
@@ -265,13 +267,9 @@ pub(super) fn loopback(text: &str) -> Result<SocketAddr, String> {
 }
 
 /// An address that others can dial.
-pub(super) fn advertise(text: &str) -> Result<SocketAddr, String> {
+pub fn advertise(text: &str) -> Result<SocketAddr, String> {
     let is_dialable = |address: &SocketAddr| {
-        let is_group = match address.ip() {
-            IpAddr::V4(ip) => ip.is_multicast() || ip.is_broadcast(),
-            IpAddr::V6(ip) => ip.is_multicast(),
-        };
-        !address.ip().is_unspecified() && address.port() != 0 && !is_group
+        !address.ip().is_unspecified() && address.port() != 0 && !is_group(address)
     };
     text.parse().ok().filter(is_dialable).ok_or_else(|| {
         "expected ip:port as others reach it, for instance 10.0.0.1:7370 (names are not available \
@@ -280,10 +278,21 @@ pub(super) fn advertise(text: &str) -> Result<SocketAddr, String> {
     })
 }
 
+/// Whether more than one machine is meant.
+fn is_group(address: &SocketAddr) -> bool {
+    match address.ip() {
+        IpAddr::V4(ip) => ip.is_multicast() || ip.is_broadcast(),
+        IpAddr::V6(ip) => ip.is_multicast(),
+    }
+}
+
 /// A local entry: only this machine's applications reach it.
 pub(super) fn entry(text: &str) -> Result<Target, String> {
-    let target: Target = text.parse().map_err(|_| {
-        "expected a port, a loopback address (127.0.0.1:5432) or unix:/path".to_owned()
+    let target: Target = text.parse().map_err(|error| match error {
+        TargetError::Malformed(_) => {
+            "expected a port, a loopback address (127.0.0.1:5432) or unix:/path".to_owned()
+        }
+        error => error.to_string(),
     })?;
     match &target {
         Target::Tcp(address) if !address.ip().is_loopback() => Err(
@@ -313,10 +322,18 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
     })
 }
 
-/// A log level or filter.
+/// A log level or filter. The parser of filters takes a lone word that is no level for a module:
+/// `debg` would silence everything.
 pub(super) fn log_filter(text: &str) -> Result<String, String> {
+    let is_level = |word: &str| !word.is_empty() && word.parse::<LevelFilter>().is_ok();
+    let is_part = |part: &str| match part.rsplit_once('=') {
+        Some((module, level)) => !module.is_empty() && is_level(level),
+        None => is_level(part),
+    };
     match tracing_subscriber::EnvFilter::try_new(text) {
-        Ok(_) if !text.is_empty() => Ok(text.to_owned()),
-        _ => Err("expected a level (info) or levels per module (warn,murmesh=debug)".to_owned()),
+        Ok(_) if text.split(',').all(is_part) => Ok(text.to_owned()),
+        _ => Err("expected a level (off, error, warn, info, debug, trace) or levels per module \
+                  (warn,murmesh=debug)"
+            .to_owned()),
     }
 }

@@ -45,6 +45,9 @@ pub enum ConfigError {
         /// What the system says.
         error: String,
     },
+    /// A file of the data directory cannot be used; the text names it. Fault: this machine.
+    #[error("{0}")]
+    DataDir(String),
     /// There is no home directory to put it below.
     #[error("no data directory is known: set --data-dir or MURMESH_DATA_DIR")]
     NoDataDir,

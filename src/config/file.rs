@@ -1,6 +1,6 @@
 //! Reads one TOML file into settings. Every value is read even after a fault, so that all faults are
 //! told at once. What no TOML is makes doubtful what stands after it: of that only the lines that
-//! are no TOML either are told.
+//! are no TOML by themselves either are told.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -66,10 +66,19 @@ impl Reader<'_> {
             let earlier = lines.entry(line_start).or_insert((at, error.message()));
             *earlier = (*earlier).min((at, error.message()));
         }
-        for (at, message) in lines.values() {
-            self.fault(*at..*at, "", None, (*message).to_owned());
-        }
         self.broken_at = lines.keys().next().copied();
+        for (line_start, (at, message)) in lines {
+            // Behind a bracket or quote that is still open, sound lines look broken as well.
+            let line = self.text[line_start..].lines().next().unwrap_or_default();
+            if self.broken_at == Some(line_start) || DeTable::parse(line).is_err() {
+                self.faults.push(Fault {
+                    origin: self.origin(at..at),
+                    key: String::new(),
+                    value: None,
+                    message: message.to_owned(),
+                });
+            }
+        }
     }
 
     fn section(

@@ -11,7 +11,10 @@ mod runtime;
 mod settings;
 
 pub use advertise::{default_advertise, hostname};
-pub use check::{Overrides, default_config, load, load_texts, validate};
+pub use check::{
+    Overrides, advertise as advertise_address, default_config, load, load_texts,
+    mesh_listen as mesh_address, validate,
+};
 pub use fault::{ConfigError, Fault};
 pub use origin::{Origin, Setting};
 pub use runtime::{NodeFile, RuntimeFile};

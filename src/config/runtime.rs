@@ -75,8 +75,14 @@ fn load<T: Default + for<'de> Deserialize<'de>>(
     name: &str,
 ) -> Result<T, StoreError> {
     let Some(bytes) = dir.read(name)? else { return Ok(T::default()) };
-    toml::from_str(&String::from_utf8_lossy(&bytes))
-        .map_err(|error| StoreError::Damaged { path: dir.file(name), what: error.to_string() })
+    let text = String::from_utf8(bytes).map_err(|error| StoreError::damaged(dir.file(name), error));
+    let text = text?;
+    if text.trim().is_empty() {
+        // Even one that says nothing begins with a comment.
+        return Err(StoreError::damaged(dir.file(name), "it is empty"));
+    }
+    toml::from_str(&text)
+        .map_err(|error| StoreError::damaged(dir.file(name), error.to_string().trim_end()))
 }
 
 fn save(
@@ -85,8 +91,8 @@ fn save(
     comment: &str,
     content: &impl Serialize,
 ) -> Result<(), StoreError> {
-    let text = toml::to_string(content)
-        .map_err(|error| StoreError::Damaged { path: dir.file(name), what: error.to_string() })?;
+    let text =
+        toml::to_string(content).map_err(|error| StoreError::damaged(dir.file(name), error))?;
     dir.write(name, format!("# {comment}\n{text}").as_bytes())
 }
 
@@ -111,5 +117,8 @@ mod tests {
         dir.write(RUNTIME, b"[[expose]]\nname = 3").unwrap();
         let error = RuntimeFile::load(&dir).unwrap_err().to_string();
         assert!(error.contains("runtime.toml is damaged"), "{error}");
+        dir.write(NODE, b"\n").unwrap();
+        let error = NodeFile::load(&dir).unwrap_err().to_string();
+        assert!(error.contains("node.toml is damaged: it is empty; it may be deleted"), "{error}");
     }
 }

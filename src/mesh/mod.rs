@@ -156,7 +156,7 @@ impl Mesh {
             id,
             now,
             membership: Membership::new(now, profile, identity, epochs_until, rng_seed),
-            publication: Publication::new(now, config.epoch),
+            publication: Publication::new(now, &config),
             exchange: Exchange::default(),
             catalogue,
             signer,
@@ -452,7 +452,11 @@ impl Mesh {
         // What the disk had is no news, neither for the disk nor for others.
         self.handle_catalogue(now);
         self.news.clear();
-        self.events.retain(|event| !matches!(event, MeshEvent::EntryAccepted(_)));
+        let is_old = |event: &MeshEvent| {
+            matches!(event, MeshEvent::EntryAccepted(_) | MeshEvent::InstanceAdded { .. })
+        };
+        self.events.retain(|event| !is_old(event));
+        self.known.values_mut().for_each(|known| known.record_at = None);
         if self.addresses.is_empty() && self.seeds.is_empty() {
             self.settle(now);
         }

@@ -25,11 +25,11 @@ pub(super) struct Publication {
 }
 
 impl Publication {
-    pub(super) fn new(now: Moment, epoch: Epoch) -> Self {
+    pub(super) fn new(now: Moment, config: &MeshConfig) -> Self {
         Self {
-            instances: Vec::new(),
+            instances: config.instances.clone(),
             phase: MemberPhase::Running,
-            epoch,
+            epoch: config.epoch,
             version: 0,
             is_due: false,
             tokens: BURST_MAX,

@@ -86,7 +86,7 @@ impl Mesh {
         let Content::Record(record) = content else { return };
         let member = key.owner;
         self.touched.insert(member);
-        self.known.entry(member).or_insert_with(|| Known::new(now)).record_at = now;
+        self.known.entry(member).or_insert_with(|| Known::new(now)).record_at = Some(now);
         let before = match previous {
             Some(Content::Record(before)) => before.instances.as_slice(),
             _ => &[],

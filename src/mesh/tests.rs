@@ -60,6 +60,7 @@ fn config(key: u8, seeds: &[u8]) -> MeshConfig {
         epoch: Epoch(100),
         profile: Profile::Lan,
         seeds: seeds.iter().map(|seed| address(*seed)).collect(),
+        instances: Vec::new(),
         remembered: Vec::new(),
     }
 }
@@ -395,6 +396,57 @@ fn messages_survive_the_wire() {
     }
 }
 
+/// Whoever reads the event learns why: it said that it would be back, and nobody accused it.
+#[test]
+fn a_restart_that_is_never_finished_is_told_as_that() {
+    let mut nodes = pair();
+    run(&mut nodes, 0, 3_000);
+    nodes[1].set_phase(Moment::from_secs(3), MemberPhase::Restarting);
+    run(&mut nodes, 3_000, 3_400);
+    assert_eq!(nodes[0].member_state(id(2)), Some(MemberState::Restarting));
+    events(&mut nodes[0]);
+    dialled_until(Moment::from_secs(80), &mut nodes[0]);
+    let down = MeshEvent::MemberDown { member: id(2), was: MemberState::Restarting };
+    let told = events(&mut nodes[0]);
+    assert!(told.contains(&down), "{told:?}");
+}
+
+/// What the disk holds is of an earlier run: no change, and no announcement of this moment.
+#[test]
+fn a_node_that_begins_again_tells_nothing_of_its_former_run() {
+    let mut nodes = pair();
+    nodes[0].set_instances(Moment::START, vec![instance("web")]);
+    nodes[1].set_instances(Moment::START, vec![instance("db")]);
+    run(&mut nodes, 0, 3_000);
+    for node in &mut nodes {
+        node.set_phase(Moment::from_secs(3), MemberPhase::Restarting);
+    }
+    run(&mut nodes, 3_000, 3_200);
+    let disk: Vec<_> = nodes[0].entries().cloned().collect();
+    let instances = vec![instance("web")];
+    let config = MeshConfig { epoch: Epoch(5_000), instances, ..config(1, &[]) };
+    let signer = Box::new(TestKey::new(1));
+    let mut again = Mesh::new(Moment::START, config, signer, 1, disk).unwrap();
+    for secs in 0..5 {
+        again.handle_timeout(Moment::from_secs(secs));
+        assert_eq!(again.member_state(id(1)), Some(MemberState::Alive), "after {secs} s");
+        assert_eq!(again.member_state(id(2)), Some(MemberState::Down), "after {secs} s");
+        assert_eq!(again.snapshot().services.len(), 2, "after {secs} s");
+    }
+    assert!(again.is_settled());
+    let is_news = |event: &MeshEvent| {
+        matches!(
+            event,
+            MeshEvent::InstanceAdded { .. }
+                | MeshEvent::InstanceRemoved { .. }
+                | MeshEvent::InstanceChanged { .. }
+                | MeshEvent::MemberRestarting(_)
+        )
+    };
+    let told = events(&mut again);
+    assert!(!told.iter().any(is_news), "{told:?}");
+}
+
 /// Since when a member is as it is does not depend on what it serves, and leaving withdraws all that.
 #[test]
 fn a_change_of_services_is_none_of_state_and_who_leaves_serves_nothing_any_more() {
@@ -414,7 +466,8 @@ fn a_change_of_services_is_none_of_state_and_who_leaves_serves_nothing_any_more(
     run(&mut nodes, 6_000, 6_400);
     let told = events(&mut nodes[0]);
     assert!(told.contains(&MeshEvent::MemberLeft(id(2))), "{told:?}");
-    assert!(!told.contains(&MeshEvent::MemberDown(id(2))), "it did not die: {told:?}");
+    let is_down = |event: &MeshEvent| matches!(event, MeshEvent::MemberDown { member, .. } if *member == id(2));
+    assert!(!told.iter().any(is_down), "it did not die: {told:?}");
     let after = seen(&nodes);
     assert_eq!((after.state, after.services.len()), (MemberState::Left, 0));
     assert!(after.changed_at >= Moment::from_secs(6));

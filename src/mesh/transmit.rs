@@ -4,7 +4,9 @@ use std::net::SocketAddr;
 
 use bytes::Bytes;
 
-use crate::model::{Entry, EntryHash, EntryKey, Epoch, InstanceId, MemberId, MemberName};
+use crate::model::{
+    Entry, EntryHash, EntryKey, Epoch, InstanceId, MemberId, MemberName, MemberState,
+};
 
 /// Longest datagram that a node makes or reads, in bytes: what a QUIC datagram carries on a path
 /// whose MTU nobody has measured.
@@ -71,8 +73,13 @@ pub enum MeshEvent {
     },
     /// A member failed a probe; it stays in use until refuted or convicted.
     MemberSuspect(MemberId),
-    /// A member was convicted, here or elsewhere.
-    MemberDown(MemberId),
+    /// A member was convicted, here or elsewhere, or did not come back from a restart in time.
+    MemberDown {
+        /// Which.
+        member: MemberId,
+        /// What it was before.
+        was: MemberState,
+    },
     /// A member said goodbye for good.
     MemberLeft(MemberId),
     /// A member announced a restart.

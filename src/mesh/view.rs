@@ -33,8 +33,9 @@ pub(super) struct Known {
     appeared_at: Moment,
     /// When the state last changed.
     pub(super) changed_at: Moment,
-    /// When its record last arrived.
-    pub(super) record_at: Moment,
+    /// When its record last arrived; absent for one that an earlier run left on the disk, of which
+    /// nobody knows how old it is.
+    pub(super) record_at: Option<Moment>,
     answered_at: Option<Moment>,
     failed_at: Option<Moment>,
 }
@@ -45,7 +46,7 @@ impl Known {
             state: MemberState::Down,
             appeared_at: now,
             changed_at: now,
-            record_at: now,
+            record_at: None,
             answered_at: None,
             failed_at: None,
         }
@@ -131,7 +132,7 @@ impl Mesh {
             (_, MemberState::Alive | MemberState::Suspect) => {
                 Some(MeshEvent::MemberUp { member: id, is_flap })
             }
-            (_, MemberState::Down) => Some(MeshEvent::MemberDown(id)),
+            (was, MemberState::Down) => Some(MeshEvent::MemberDown { member: id, was }),
             (_, MemberState::Left) => Some(MeshEvent::MemberLeft(id)),
             (_, MemberState::Restarting) => Some(MeshEvent::MemberRestarting(id)),
         };
@@ -144,10 +145,13 @@ impl Mesh {
     fn state_of(&self, now: Moment, id: MemberId, record: &MemberRecord) -> MemberState {
         let belief = self.membership.belief(id).map(|update| update.belief);
         let is_there = id == self.id || matches!(belief, Some(Belief::Alive | Belief::Suspect));
-        let record_at = self.known.get(&id).map_or(now, |known| known.record_at);
-        match record.phase {
+        let record_at = self.known.get(&id).and_then(|known| known.record_at);
+        let is_recent = record_at.is_some_and(|at| now.since(at) < RESTART_PATIENCE);
+        // At its start a member's own record is that of the run before.
+        let phase = if id == self.id { self.publication.phase } else { record.phase };
+        match phase {
             MemberPhase::Left => return MemberState::Left,
-            MemberPhase::Restarting if is_there || now.since(record_at) < RESTART_PATIENCE => {
+            MemberPhase::Restarting if is_there || is_recent => {
                 return MemberState::Restarting;
             }
             _ => {}
@@ -246,7 +250,7 @@ impl Mesh {
             tags: instance.tags.clone(),
             weight: instance.weight,
             state: endpoint_state(known.state, record.phase, instance, experience),
-            changed_at: known.changed_at.max(known.record_at),
+            changed_at: known.record_at.map_or(known.changed_at, |at| known.changed_at.max(at)),
         }
     }
 }

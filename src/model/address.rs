@@ -7,6 +7,9 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+/// Longest path of a unix socket: `sockaddr_un` holds 108 bytes with the closing zero.
+const UNIX_PATH_LEN_MAX: usize = 107;
+
 /// A stream socket on this machine: `127.0.0.1:8080`, `[::1]:80` or `unix:/run/app.sock`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -29,9 +32,15 @@ impl Target {
 
 /// An address that cannot be used. Fault: whoever wrote it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("'{text}' is not an address, expected ip:port (127.0.0.1:8080), a port, or unix:/path")]
-pub struct TargetError {
-    text: String,
+#[allow(missing_docs)]
+pub enum TargetError {
+    #[error("'{0}' is not an address, expected ip:port (127.0.0.1:8080), a port, or unix:/path")]
+    Malformed(String),
+    /// The agent and who asks it may run in different directories.
+    #[error("'{0}' is no absolute path, expected unix: and a path that begins with /")]
+    Relative(String),
+    #[error("'{text}' is {len} bytes long, expected a path of at most {UNIX_PATH_LEN_MAX} bytes")]
+    TooLong { text: String, len: usize },
 }
 
 impl FromStr for Target {
@@ -39,12 +48,13 @@ impl FromStr for Target {
 
     /// A bare port means 127.0.0.1.
     fn from_str(text: &str) -> Result<Self, TargetError> {
-        let refused = || TargetError { text: text.chars().take(120).collect() };
+        let shown = || text.chars().take(120).collect();
+        let refused = || TargetError::Malformed(shown());
         if let Some(path) = text.strip_prefix("unix:") {
-            // sockaddr_un holds 108 bytes with the closing zero
             return match path.len() {
-                1..=107 => Ok(Self::Unix(path.into())),
-                _ => Err(refused()),
+                _ if !path.starts_with('/') => Err(TargetError::Relative(shown())),
+                ..=UNIX_PATH_LEN_MAX => Ok(Self::Unix(path.into())),
+                len => Err(TargetError::TooLong { text: shown(), len }),
             };
         }
         if let Ok(port) = text.parse::<u16>() {
@@ -104,6 +114,14 @@ mod tests {
         }
         for bad in ["", "web", "1.2.3.4", "127.0.0.1:70000", "unix:", ":80"] {
             assert!(bad.parse::<Target>().is_err(), "{bad}");
+        }
+        for (bad, expected) in [
+            ("unix:web.sock".to_owned(), "begins with /"),
+            ("unix:./web.sock".to_owned(), "begins with /"),
+            (format!("unix:/{}", "x".repeat(107)), "108 bytes long"),
+        ] {
+            let told = bad.parse::<Target>().unwrap_err().to_string();
+            assert!(told.contains(expected) && told.contains(&bad), "{told}");
         }
     }
 }

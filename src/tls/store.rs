@@ -39,8 +39,8 @@ const LOCK: &str = "lock";
 pub enum StoreError {
     #[error("cannot {action} {}: {error}", path.display())]
     Io { action: &'static str, path: PathBuf, error: io::Error },
-    #[error("{} is damaged: {what}", path.display())]
-    Damaged { path: PathBuf, what: String },
+    #[error("{} is damaged: {what}{remedy}", path.display())]
+    Damaged { path: PathBuf, what: String, remedy: &'static str },
     #[error("{} can be read by others (mode {mode:o}); make it private: chmod 600 {}", path.display(), path.display())]
     NotPrivate { path: PathBuf, mode: u32 },
     #[error("{} holds no identity yet; run 'murmesh init' for a new mesh or 'murmesh join TOKEN'", path.display())]
@@ -53,6 +53,37 @@ pub enum StoreError {
     Tls(#[from] TlsError),
     #[error(transparent)]
     Entropy(#[from] entropy::EntropyError),
+}
+
+impl StoreError {
+    /// A file that is there and cannot be what was written. Says what may be done about it.
+    pub fn damaged(path: PathBuf, what: impl ToString) -> Self {
+        let what = match fs::metadata(&path) {
+            Ok(file) if file.len() == 0 => "it is empty".to_owned(),
+            _ => what.to_string(),
+        };
+        let remedy = match path.file_name().and_then(|name| name.to_str()) {
+            Some("entries") => {
+                "; 'murmesh join TOKEN' writes it anew, or copy it from the data directory of another \
+                 member: it is the same everywhere"
+            }
+            Some("members") => {
+                "; it may be deleted: members are then looked for at the seeds and where their \
+                 records say"
+            }
+            Some("node.toml") => {
+                "; it may be deleted: seeds, mesh port and advertised address are then those of the \
+                 configuration file, or the defaults"
+            }
+            Some("runtime.toml") => {
+                "; it may be deleted: what 'murmesh expose' and 'murmesh upstream' added is then \
+                 forgotten"
+            }
+            Some("epoch") => "; it may be deleted: the other members tell where to go on",
+            _ => "",
+        };
+        Self::Damaged { path, what, remedy }
+    }
 }
 
 /// Where an agent keeps what must outlive it.
@@ -129,7 +160,12 @@ impl DataDir {
     }
 
     fn damaged(&self, name: &str, what: impl ToString) -> StoreError {
-        StoreError::Damaged { path: self.file(name), what: what.to_string() }
+        StoreError::damaged(self.file(name), what)
+    }
+
+    /// Whatever is wrong with the replicated entries.
+    pub fn damaged_entries(&self, what: impl ToString) -> StoreError {
+        self.damaged(ENTRIES, what)
     }
 
     /// A secret key, which must be private.
@@ -228,21 +264,19 @@ impl DataDir {
         self.write_secret(NODE_CHAIN, pem.as_bytes())
     }
 
-    /// The replicated entries that were known when the agent last wrote them. A damaged tail is cut.
+    /// The replicated entries that were known when the agent last wrote them. A part of them is not
+    /// enough: what is missing may be the word that somebody lost a right.
     pub fn entries(&self) -> Result<Vec<Entry>, StoreError> {
-        let mut rest = Bytes::from(self.read(ENTRIES)?.unwrap_or_default());
-        let mut entries = Vec::new();
+        let bytes = self.read(ENTRIES)?.ok_or_else(|| self.damaged_entries("it is missing"))?;
+        let (mut rest, mut entries) = (Bytes::from(bytes), Vec::new());
         while !rest.is_empty() {
-            match Entry::decode_from(&mut rest) {
-                Ok(entry) => entries.push(entry),
-                Err(error) => {
-                    let path = self.file(ENTRIES);
-                    tracing::warn!(path = %path.display(), %error, "damaged tail ignored");
-                    break;
-                }
-            }
+            let entry = Entry::decode_from(&mut rest);
+            entries.push(entry.map_err(|error| self.damaged_entries(error))?);
         }
-        Ok(entries)
+        match entries.is_empty() {
+            true => Err(self.damaged_entries("it is empty")),
+            false => Ok(entries),
+        }
     }
 
     /// Stores replicated entries.
@@ -335,9 +369,7 @@ pub fn read_key(path: &Path) -> Result<Option<SecretKey>, StoreError> {
     if mode & 0o077 != 0 {
         return Err(StoreError::NotPrivate { path: path.to_owned(), mode });
     }
-    let damaged =
-        |error: TlsError| StoreError::Damaged { path: path.to_owned(), what: error.to_string() };
-    SecretKey::from_pem(&pem).map(Some).map_err(damaged)
+    SecretKey::from_pem(&pem).map(Some).map_err(|error| StoreError::damaged(path.to_owned(), error))
 }
 
 /// Held while an agent runs.

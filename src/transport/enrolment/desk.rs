@@ -49,10 +49,8 @@ struct IssuerState {
 impl IssuerState {
     fn load(dir: &DataDir) -> Result<Self, DeskError> {
         match dir.read(STATE)? {
-            Some(bytes) => wire::decode(&bytes).map_err(|error: WireError| {
-                let (path, what) = (dir.path().join(STATE), error.to_string());
-                StoreError::Damaged { path, what }.into()
-            }),
+            Some(bytes) => wire::decode(&bytes)
+                .map_err(|error: WireError| StoreError::damaged(dir.file(STATE), error).into()),
             // init used serial 1 for the founder
             None => Ok(Self { serial: 1, ..Self::default() }),
         }
@@ -341,6 +339,11 @@ impl IssuerDesk {
             return Err(JoinRefusal::UsedUp(invite.uses));
         }
         self.check_name(request).await?;
+        // Whoever comes back by a token without a word on services may offer what it might before.
+        let services = match invite.services {
+            Some(services) => Some(services),
+            None => self.granted(&request.key).await?,
+        };
         self.state.serial += 1;
         if !is_again {
             self.state.redeemed.entry(id).or_default().push(request.key);
@@ -349,7 +352,7 @@ impl IssuerDesk {
             key: request.key,
             name: request.name.clone(),
             serial: self.state.serial,
-            services: invite.services,
+            services,
             issued_at: now,
             invite: Some(id),
         };
@@ -444,9 +447,7 @@ impl IssuerDesk {
         let (serial, issued_at) = (self.state.serial, clock::unix_seconds());
         let enrolment = Enrolment { serial, issued_at, services, ..newest };
         let (entry, _) = self.authority()?.enrol(&enrolment)?;
-        self.publish(entry).await?;
-        self.events.record(EventKind::ServicesGranted, name, "asked for by the local API");
-        Ok(())
+        self.publish(entry).await
     }
 
     /// Answers one question at the renewal door, asked by `peer`, given as the bytes that came in.
@@ -457,6 +458,9 @@ impl IssuerDesk {
             }
             Ok(RenewalRequest::Time) => Ok(RenewalReply::Time),
             Ok(RenewalRequest::IssuingKey) => self.issuing_key().map(RenewalReply::IssuingKey),
+            Ok(RenewalRequest::Run(_)) => {
+                Ok(RenewalReply::Refused(RenewalRefusal::Malformed)) // no question to the desk
+            }
             Err(error) => Err(error.into()),
         };
         let reply = reply.unwrap_or_else(|error| {
@@ -506,6 +510,20 @@ impl IssuerDesk {
             }
         }
         wire::decode_payload(&entry.payload()).map_err(|_| JoinRefusal::UnknownInvite)
+    }
+
+    /// What the newest enrolment of a key lets it offer; everything for a key that has none.
+    async fn granted(&self, key: &PublicKey) -> Result<Option<Vec<ServiceName>>, JoinRefusal> {
+        let stopping = || JoinRefusal::Internal("it is stopping".into());
+        let issuers = self.active_issuers().await.map_err(|_| stopping())?;
+        let all = self.gossip.entries(EntryKind::ENROLMENT).await.ok_or_else(stopping)?;
+        let held = all
+            .iter()
+            .filter(|entry| issuers.contains_key(&entry.signer()))
+            .filter_map(|entry| wire::decode_payload::<Enrolment>(&entry.payload()).ok())
+            .filter(|enrolment| enrolment.key == *key);
+        let newest = held.max_by_key(|enrolment| (enrolment.issued_at, enrolment.serial));
+        Ok(newest.and_then(|enrolment| enrolment.services))
     }
 
     async fn check_name(&self, request: &JoinRequest) -> Result<(), JoinRefusal> {

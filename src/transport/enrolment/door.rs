@@ -6,22 +6,48 @@ use arc_swap::ArcSwap;
 use quinn::{Connection, VarInt};
 use tokio::sync::{Mutex, Semaphore, mpsc};
 use tokio::time::timeout;
+use tracing::warn;
 
 use super::super::{Endpoint, Incoming};
+use super::renewal::{self, RenewalReply, RenewalRequest, Run};
 use super::{EXCHANGE_TIME_MAX, IssuerDesk, REQUEST_LEN_MAX};
 use crate::mesh::Snapshot;
+use crate::model::{MemberId, MemberName};
 use crate::runtime::TaskGroup;
-use crate::telemetry::{Door, Metrics};
+use crate::telemetry::{Door, EventKind, EventLog, Metrics};
 use crate::tls::Peer;
 use crate::wire;
 
 /// Newcomers at the door at once; more are refused and try again.
 const EXCHANGES_MAX: usize = 64;
 
+/// Who answers here, for a twin that asks: and the alarm that there is one.
+#[derive(Clone, Debug)]
+#[allow(missing_docs)]
+pub struct Presence {
+    pub me: MemberId,
+    pub name: MemberName,
+    pub run: Run,
+    pub events: EventLog,
+}
+
+impl Presence {
+    fn answer(&self, peer: &Peer, theirs: Run) -> RenewalReply {
+        if peer.id == self.me && theirs != self.run {
+            let reason =
+                "another process with this key wants to start; it is told that this one runs";
+            warn!(member = %self.name, reason);
+            self.events.record(EventKind::DuplicateKey, &self.name, reason);
+        }
+        RenewalReply::Run(self.run)
+    }
+}
+
 /// Answers newcomers and members until the queue ends. Who may not issue refuses by name.
 pub async fn serve(
     endpoint: Endpoint,
     mut queue: mpsc::Receiver<Incoming>,
+    presence: Presence,
     desk: Arc<Mutex<IssuerDesk>>,
     snapshot: Arc<ArcSwap<Snapshot>>,
     metrics: Metrics,
@@ -33,11 +59,12 @@ pub async fn serve(
             metrics.count_refused(Door::enrol, "overload");
             continue; // dropped: refused
         };
-        let (endpoint, desk) = (endpoint.clone(), desk.clone());
+        let (endpoint, presence, desk) = (endpoint.clone(), presence.clone(), desk.clone());
         let (snapshot, metrics) = (snapshot.load_full(), metrics.clone());
         tasks.spawn_connection("enrolment", async move {
             let Ok((connection, peer)) = endpoint.accept(incoming).await else { return };
-            let exchange = answer_one(&connection, peer.as_ref(), &desk, &snapshot, &metrics);
+            let peer = peer.as_ref();
+            let exchange = answer_one(&connection, peer, &presence, &desk, &snapshot, &metrics);
             if timeout(EXCHANGE_TIME_MAX, exchange).await.is_err() {
                 metrics.count_refused(Door::enrol, "timeout");
             }
@@ -50,6 +77,7 @@ pub async fn serve(
 async fn answer_one(
     connection: &Connection,
     peer: Option<&Peer>,
+    presence: &Presence,
     desk: &Mutex<IssuerDesk>,
     snapshot: &Snapshot,
     metrics: &Metrics,
@@ -58,12 +86,14 @@ async fn answer_one(
     let Ok(request) = receive.read_to_end(REQUEST_LEN_MAX).await else {
         return metrics.count_refused(Door::enrol, "oversized");
     };
-    let mut desk = desk.lock().await;
-    let answer = match peer {
-        Some(peer) => wire::encode(&desk.answer_member(peer, &request).await),
-        None => wire::encode(&desk.answer(&request, snapshot).await),
+    let answer = match (peer, wire::decode(&request)) {
+        // Asked before the answerer's own start is done: the desk may be waiting for that.
+        (Some(peer), Ok(RenewalRequest::Run(theirs))) => {
+            wire::encode(&renewal::answer(presence.answer(peer, theirs)))
+        }
+        (Some(peer), _) => wire::encode(&desk.lock().await.answer_member(peer, &request).await),
+        (None, _) => wire::encode(&desk.lock().await.answer(&request, snapshot).await),
     };
-    drop(desk);
     let Ok(bytes) = answer else { return };
     if send.write_all(&bytes).await.is_ok() && send.finish().is_ok() {
         let _ = send.stopped().await; // they have it, or they are gone

@@ -19,7 +19,7 @@ pub mod renewal;
 use std::time::Duration;
 
 pub use desk::{DeskError, InviteOptions, InviteView, IssuerDesk, stored_invites};
-pub use door::serve;
+pub use door::{Presence, serve};
 pub use knock::{KnockError, Welcome, knock};
 pub use message::{JoinAnswer, JoinRefusal, JoinRequest};
 
@@ -37,7 +37,7 @@ mod tests {
 
     use tokio::sync::Mutex;
 
-    use super::renewal::{AskError, Door as At, RenewalRefusal, ask_leaf, ask_time};
+    use super::renewal::{AskError, Door as At, RenewalRefusal, Run, ask_leaf, ask_time};
     use super::*;
     use crate::model::{Enrolment, Issuer, MemberId, Signer, Unlisted};
     use crate::runtime::{Shutdown, TaskGroup, clock};
@@ -94,6 +94,12 @@ mod tests {
             let door = serve(
                 endpoint,
                 queues.enrolment,
+                Presence {
+                    me,
+                    name: "first".parse().unwrap(),
+                    run: Run([1; 16]),
+                    events: EventLog::new("first"),
+                },
                 desk.clone(),
                 Arc::default(),
                 metrics.clone(),

@@ -28,7 +28,13 @@ pub enum RenewalRequest {
     Time,
     /// The public half of your issuing key, made now if there is none.
     IssuingKey,
+    /// Which run are you? This is mine.
+    Run(Run),
 }
+
+/// One run of an agent: random, made at its start. Two at one time with one key are twins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Run(pub [u8; 16]);
 
 /// What is answered.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,6 +61,8 @@ pub enum RenewalReply {
     IssuingKey(PublicKey),
     /// No, and why.
     Refused(RenewalRefusal),
+    /// The answerer's run.
+    Run(Run),
 }
 
 /// Why there is no new leaf.
@@ -160,6 +168,15 @@ pub async fn ask_time(endpoint: &Endpoint, door: Door) -> Result<Skew, AskError>
 pub async fn ask_issuing_key(endpoint: &Endpoint, door: Door) -> Result<PublicKey, AskError> {
     match ask(endpoint, door, RenewalRequest::IssuingKey).await? {
         (RenewalReply::IssuingKey(key), _) => Ok(key),
+        (RenewalReply::Refused(refusal), _) => Err(refusal.into()),
+        _ => Err(AskError::OtherQuestion),
+    }
+}
+
+/// Asks whoever answers for its run, and tells `own`.
+pub async fn ask_run(endpoint: &Endpoint, door: Door, own: Run) -> Result<Run, AskError> {
+    match ask(endpoint, door, RenewalRequest::Run(own)).await? {
+        (RenewalReply::Run(run), _) => Ok(run),
         (RenewalReply::Refused(refusal), _) => Err(refusal.into()),
         _ => Err(AskError::OtherQuestion),
     }

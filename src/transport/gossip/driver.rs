@@ -288,8 +288,12 @@ impl Driver {
             MeshEvent::MemberSuspect(member) => {
                 record(EventKind::MemberSuspect, member, "it failed a probe");
             }
-            MeshEvent::MemberDown(member) => {
-                record(EventKind::MemberDown, member, "it did not refute a suspicion in time");
+            MeshEvent::MemberDown { member, was } => {
+                let reason = match was {
+                    MemberState::Restarting => "it announced a restart and did not come back",
+                    _ => "it did not refute a suspicion in time",
+                };
+                record(EventKind::MemberDown, member, reason);
                 // A connection that lasted through a cut waits for a timer of its own before it
                 // sends again; a fresh dial does not. One that works stays: a member that leaves
                 // says so in a packet, and its last record may still be on its way.
