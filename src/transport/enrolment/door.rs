@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use quinn::{Connection, VarInt};
-use tokio::sync::{Mutex, Semaphore, mpsc};
+use tokio::sync::{Mutex, mpsc};
 use tokio::time::timeout;
 
 use super::super::{Endpoint, Incoming};
@@ -15,9 +15,6 @@ use crate::telemetry::{Door, Metrics};
 use crate::tls::Peer;
 use crate::wire;
 
-/// Newcomers at the door at once; more are refused and try again.
-const EXCHANGES_MAX: usize = 64;
-
 /// Answers newcomers and members until the queue ends. Who may not issue refuses by name.
 pub async fn serve(
     endpoint: Endpoint,
@@ -27,12 +24,8 @@ pub async fn serve(
     metrics: Metrics,
     tasks: TaskGroup,
 ) {
-    let exchanges = Arc::new(Semaphore::new(EXCHANGES_MAX));
     while let Some(incoming) = queue.recv().await {
-        let Ok(permit) = Arc::clone(&exchanges).try_acquire_owned() else {
-            metrics.count_refused(Door::enrol, "overload");
-            continue; // dropped: refused
-        };
+        let place = incoming.place(); // whoever is silent in here keeps no more than its share
         let (endpoint, desk) = (endpoint.clone(), desk.clone());
         let (snapshot, metrics) = (snapshot.load_full(), metrics.clone());
         tasks.spawn_connection("enrolment", async move {
@@ -42,7 +35,7 @@ pub async fn serve(
                 metrics.count_refused(Door::enrol, "timeout");
             }
             connection.close(VarInt::from_u32(0), b"done");
-            drop(permit);
+            drop(place);
         });
     }
 }
