@@ -73,6 +73,8 @@ pub enum EventKind {
     InstanceChanged,
     /// An own instance accepts no connection.
     InstanceUnreachable,
+    /// A member's gossip is what no agent sends, or was found to be untrue.
+    GossipRefused,
     /// A signed entry was not taken.
     EntryRefused,
     /// A signed entry cannot be read and is kept aside.
@@ -114,6 +116,7 @@ impl EventKind {
             self,
             Self::NameConflict
                 | Self::InstanceUnreachable
+                | Self::GossipRefused
                 | Self::EntryRefused
                 | Self::EntryQuarantined
                 | Self::ConnectionRefused

@@ -106,7 +106,8 @@ mod tests {
     #[test]
     fn all_addresses_of_an_ipv6_prefix_are_one_host() {
         let places = Places::new(9, 2);
-        let _held = ["2001:db8:0:1::1", "2001:db8:0:1:ffff::2"].map(|at| take(&places, at).unwrap());
+        let _held =
+            ["2001:db8:0:1::1", "2001:db8:0:1:ffff::2"].map(|at| take(&places, at).unwrap());
         assert_eq!(take(&places, "2001:db8:0:1:1:2:3:4").unwrap_err(), "over_share");
         take(&places, "2001:db8:0:2::1").unwrap();
     }
