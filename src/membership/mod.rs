@@ -312,11 +312,21 @@ impl Membership {
         !is_convicted
     }
 
-    /// Somebody holds this run of this member for dead.
-    pub fn handle_convicted(&mut self, now: Moment, by: MemberId, identity: Identity) {
-        if identity == self.identity() && self.may_renew_for(now, by) {
-            self.apply(now, [Member::down(identity)], true);
+    /// Somebody holds this run of this member for dead. An error when it said so a moment ago.
+    pub fn handle_convicted(
+        &mut self,
+        now: Moment,
+        by: MemberId,
+        identity: Identity,
+    ) -> Result<(), PacketFault> {
+        if identity != self.identity() {
+            return Ok(()); // of a run that is over
         }
+        if !self.may_renew_for(now, by) {
+            return Err(PacketFault::Renewal);
+        }
+        self.apply(now, [Member::down(identity)], true);
+        Ok(())
     }
 
     /// Passes a rumour on. Returns false when too many wait already: repair will spread it.

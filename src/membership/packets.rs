@@ -38,6 +38,8 @@ pub enum PacketFault {
     StaleSource,
     /// It asks to probe a run that no record names.
     ThirdParty,
+    /// It asks this member to renew, which has done so for its sender a moment ago.
+    Renewal,
     /// The detector has no use for it.
     Detector,
 }
@@ -52,6 +54,7 @@ impl PacketFault {
             Self::Destination => "destination",
             Self::StaleSource => "stale_source",
             Self::ThirdParty => "third_party",
+            Self::Renewal => "renewal_refused",
             Self::Detector => "detector",
         }
     }
@@ -138,8 +141,11 @@ impl Membership {
             return Err(PacketFault::ThirdParty);
         }
         let is_turn = packet.header.message == Message::TurnUndead;
-        if is_turn && !(packet.header.dst == self.identity() && self.may_renew_for(now, from)) {
-            return Ok(Vec::new());
+        if is_turn && packet.header.dst != self.identity() {
+            return Ok(Vec::new()); // of a run that is over
+        }
+        if is_turn && !self.may_renew_for(now, from) {
+            return Err(PacketFault::Renewal);
         }
         packet.updates = self.believable(now, from, &packet.updates, standing);
         packet.updates.retain(|update| {

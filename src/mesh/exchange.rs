@@ -37,6 +37,9 @@ const RETURNED_MAX: usize = 256;
 /// How long to wait for something asked for before asking somebody else.
 const ASK_PATIENCE: Duration = Duration::from_secs(1);
 
+/// How long a peer that did not send what it was asked for is thought to be no help.
+const SILENT_FOR: Duration = Duration::from_secs(30);
+
 /// Things asked for that may be outstanding; beyond, repair must do.
 const ASKED_MAX: usize = 8192;
 
@@ -74,8 +77,12 @@ pub(super) struct Exchange {
     repair_at: Moment,
     /// At most [`RETURNED_MAX`].
     returned: VecDeque<MemberId>,
-    /// When something was asked for. At most [`ASKED_MAX`].
-    asked: BTreeMap<Asked, Moment>,
+    /// When something was asked for, and of whom. At most [`ASKED_MAX`].
+    asked: BTreeMap<Asked, (Moment, MemberId)>,
+    /// Since when peers owe what they were asked for. While it is asked of one of them, it may be asked
+    /// of another, too: else whoever tells first of what it never sends keeps others' news away. At
+    /// most [`SPENDERS_MAX`].
+    silent: BTreeMap<MemberId, Moment>,
     /// What to ask of whom at the end of this turn; bounded as `asked`.
     wants: BTreeMap<MemberId, BTreeSet<Asked>>,
     /// Bytes that each peer is answered with.
@@ -95,6 +102,7 @@ impl Default for Exchange {
             repair_at: Moment::START,
             returned: VecDeque::new(),
             asked: BTreeMap::new(),
+            silent: BTreeMap::new(),
             wants: BTreeMap::new(),
             answers: allowances(ALLOWANCE, ALLOWANCE_TIME),
             verifications: allowances(VERIFY_MAX, VERIFY_TIME),
@@ -120,7 +128,12 @@ impl Exchange {
     }
 
     pub(super) fn forget_aged(&mut self, now: Moment) {
-        self.asked.retain(|_, at| now.since(*at) < ASK_PATIENCE);
+        let is_late = |at: Moment| now.since(at) >= ASK_PATIENCE;
+        let owing = self.asked.values().filter(|(at, _)| is_late(*at)).map(|(_, of)| *of);
+        let owing: BTreeSet<_> = owing.collect();
+        owing.into_iter().for_each(|of| self.note_silent(now, of));
+        self.asked.retain(|_, (at, _)| !is_late(*at));
+        self.silent.retain(|_, at| now.since(*at) < SILENT_FOR);
         for allowances in
             [&mut self.answers, &mut self.verifications, &mut self.asks, &mut self.changes]
         {
@@ -128,12 +141,19 @@ impl Exchange {
         }
     }
 
-    pub(super) fn store_sizes(&self) -> [StoreSize; 7] {
+    fn note_silent(&mut self, now: Moment, peer: MemberId) {
+        if self.silent.len() < SPENDERS_MAX {
+            self.silent.insert(peer, now);
+        }
+    }
+
+    pub(super) fn store_sizes(&self) -> [StoreSize; 8] {
         let wanted = self.wants.values().map(BTreeSet::len).sum();
         [
             StoreSize::new("members to repair with", self.returned.len(), RETURNED_MAX),
             StoreSize::new("things asked for", self.asked.len(), ASKED_MAX),
             StoreSize::new("things to ask for", wanted, ASKED_MAX),
+            StoreSize::new("peers that owe something", self.silent.len(), SPENDERS_MAX),
             self.answers.store_size("peers that were answered"),
             self.verifications.store_size("peers whose entries were verified"),
             self.asks.store_size("peers that made this node ask"),
@@ -143,14 +163,19 @@ impl Exchange {
 
     /// Returns false when `from` has made this node ask for as much as it may.
     fn ask(&mut self, now: Moment, thing: Asked, from: MemberId) -> bool {
-        let is_asked = self.asked.get(&thing).is_some_and(|at| now.since(*at) < ASK_PATIENCE);
-        if is_asked || self.asked.len() >= ASKED_MAX {
+        if let Some((at, of)) = self.asked.get(&thing).copied() {
+            if now.since(at) >= ASK_PATIENCE {
+                self.note_silent(now, of);
+            } else if of == from || !self.silent.contains_key(&of) {
+                return true;
+            }
+        } else if self.asked.len() >= ASKED_MAX {
             return true;
         }
         let has_left = self.asks.has_left(now, &from);
         if has_left {
             self.asks.spend(now, from, 1);
-            self.asked.insert(thing, now);
+            self.asked.insert(thing, (now, from));
             self.wants.entry(from).or_default().insert(thing);
         }
         has_left
@@ -179,7 +204,9 @@ impl Mesh {
             Message::Want(want) => self.handle_want(now, from, &want),
             Message::Entries(entries) => self.accept(now, from, entries),
             Message::Convicted(identity) if self.is_settled && !self.has_left => {
-                self.membership.handle_convicted(now, from, identity);
+                if let Err(fault) = self.membership.handle_convicted(now, from, identity) {
+                    self.drop_from(from, fault.as_str());
+                }
             }
             Message::Convicted(_) => {} // no run that takes part
         }

@@ -1,5 +1,6 @@
 //! A few nodes without a network between them: bytes from friends and from others.
 
+use bytes::Bytes;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
@@ -627,4 +628,40 @@ fn hints_of_things_that_nobody_has_fill_no_more_than_their_share() {
     assert!(told.contains(&format!("{over:?}")), "{told:?}");
     let asked = one.store_sizes().find(|store| store.name == "things asked for").unwrap();
     assert!(asked.len < 1_100, "{asked:?}");
+}
+
+/// Node 2 tells of a record before node 3 does, again and again, and never sends it.
+#[test]
+fn peer_that_never_sends_what_it_tells_of_keeps_no_news_away() {
+    let [mut one, two, three] = three();
+    let fresh = |version| hint_of(&two, version);
+    let mut asked = Vec::new();
+    for round in 0..8 {
+        let at = Moment::from_millis(3_000 + round * 400);
+        one.handle_timeout(at);
+        while one.poll_transmit().is_some() {}
+        let hint = fresh(1_000 + round);
+        for teller in [&three, &two] {
+            let mut packet = gossip(teller, &one, &[]);
+            packet.extend(u16::try_from(hint.len()).unwrap().to_be_bytes());
+            packet.extend(&hint);
+            one.handle_datagram(at, teller.id(), &packet);
+        }
+        let wants = std::iter::from_fn(|| one.poll_transmit())
+            .filter(|out| matches!(Message::decode(&out.data), Ok(Message::Want(_))));
+        asked.extend(wants.map(|out| (round, out.to)));
+    }
+    let of = |id: MemberId| {
+        let is_of =
+            move |to: &Destination| matches!(to, Destination::Member { id: of, .. } if *of == id);
+        asked.iter().filter(|(_, to)| is_of(to)).count()
+    };
+    assert!(of(three.id()) > 0 && of(two.id()) > 0, "{asked:?}");
+}
+
+/// A hint of that version of a node's record.
+fn hint_of(node: &Mesh, version: u64) -> Bytes {
+    let entry = versions(version, 1).remove(0);
+    assert_eq!(entry.key().owner, node.id());
+    hint::Hint::of(&entry).encode().unwrap()
 }

@@ -55,6 +55,8 @@ pub enum EventKind {
     MemberRestarting,
     /// A newcomer was let in.
     MemberEnrolled,
+    /// A newcomer was not let in.
+    JoinRefused,
     /// A member has a new certificate.
     MemberRenewed,
     /// Two members have one name.
@@ -116,6 +118,7 @@ impl EventKind {
             self,
             Self::NameConflict
                 | Self::InstanceUnreachable
+                | Self::JoinRefused
                 | Self::GossipRefused
                 | Self::EntryRefused
                 | Self::EntryQuarantined

@@ -312,7 +312,7 @@ impl IssuerDesk {
         };
         answered.unwrap_or_else(|refusal| {
             self.metrics.count_refused(Door::enrol, refusal.as_str());
-            warn!(reason = %refusal, "join refused");
+            self.events.record(EventKind::JoinRefused, refusal.as_str(), &refusal);
             JoinAnswer::Refused(refusal)
         })
     }
