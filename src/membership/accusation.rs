@@ -132,10 +132,6 @@ impl Membership {
     /// The next step about a doubted member.
     pub(super) fn continue_accusation(&mut self, now: Moment, member: MemberId) {
         let Some(doubt) = self.accusations.doubts.remove(&member) else { return };
-        let seen = self.seen.get(&member).copied();
-        let is_there =
-            seen.filter(|seen| seen.identity == doubt.identity && seen.belief != Belief::Down);
-        let Some(seen) = is_there else { return };
         if self.heard.get(&member).is_some_and(|at| *at > doubt.since) {
             if let Stage::Convicted { by } = doubt.stage {
                 let why = Disbelief::Death(member);
@@ -143,6 +139,9 @@ impl Membership {
             }
             return;
         }
+        let is_same =
+            |seen: &MemberUpdate| seen.identity == doubt.identity && seen.belief != Belief::Down;
+        let Some(seen) = self.seen.get(&member).copied().filter(is_same) else { return };
         match doubt.stage {
             Stage::Pinged => {
                 self.ping(doubt.identity, Carrier::Stream);
