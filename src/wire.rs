@@ -80,9 +80,19 @@ pub fn decode_prefix<T: DeserializeOwned>(bytes: &[u8]) -> Result<(T, usize), Wi
 }
 
 /// A type that travels as the payload of an entry: one version byte, then its fields.
+///
+/// It grows by fields at its end, and only there: what is inside a field never changes shape. An
+/// older reader takes the prefix that it knows, a newer one completes what an older version lacks.
 pub trait Payload: Serialize + DeserializeOwned {
     /// Raised when a field is appended.
     const VERSION: u8 = 1;
+
+    /// The fields that were appended after `version`, encoded one after the other with the values that
+    /// a payload of that version is read with. To be extended together with [`Payload::VERSION`].
+    fn appended_after(version: u8) -> Result<Vec<u8>, WireError> {
+        let _ = version;
+        Ok(Vec::new())
+    }
 }
 
 impl Payload for Genesis {}
@@ -97,15 +107,19 @@ pub fn encode_payload<T: Payload>(value: &T) -> Result<Vec<u8>, WireError> {
     encode(&(T::VERSION, value))
 }
 
-/// Decodes a payload. One of a newer version is read as far as this version knows it.
+/// Decodes a payload. One of a newer version is read as far as this version knows it; what one of an
+/// older version lacks has its default.
 pub fn decode_payload<T: Payload>(bytes: &[u8]) -> Result<T, WireError> {
-    let ((version, value), len) = decode_prefix::<(u8, T)>(bytes)?;
-    match bytes.len() - len {
-        _ if version == 0 => Err(WireError::Version),
-        trailing if trailing > 0 && version <= T::VERSION => {
-            Err(WireError::Trailing { len: trailing })
+    match bytes.first() {
+        Some(0) => Err(WireError::Version),
+        Some(version) if *version < T::VERSION => {
+            let completed = [bytes, &T::appended_after(*version)?].concat();
+            decode::<(u8, T)>(&completed).map(|(_, value)| value)
         }
-        _ => Ok(value),
+        Some(version) if *version > T::VERSION => {
+            decode_prefix::<(u8, T)>(bytes).map(|((_, value), _)| value)
+        }
+        _ => decode::<(u8, T)>(bytes).map(|(_, value)| value),
     }
 }
 
@@ -149,6 +163,53 @@ mod tests {
         assert_eq!(decode_payload::<MemberRecord>(&bytes).unwrap_err(), trailing);
         bytes[0] = 2;
         assert_eq!(decode_payload::<MemberRecord>(&bytes).unwrap(), record());
+    }
+
+    /// The first version of a payload, and what became of it.
+    #[derive(Clone, Debug, PartialEq, Serialize, serde::Deserialize)]
+    struct First {
+        name: String,
+    }
+
+    #[derive(Clone, Debug, PartialEq, Serialize, serde::Deserialize)]
+    struct Third {
+        name: String,
+        zone: String, // since version 2
+        weight: u8,   // since version 3
+    }
+
+    impl Payload for First {}
+
+    impl Payload for Third {
+        const VERSION: u8 = 3;
+
+        fn appended_after(version: u8) -> Result<Vec<u8>, WireError> {
+            match version {
+                1 => encode(&("nowhere", 100_u8)),
+                2 => encode(&100_u8),
+                _ => Ok(Vec::new()),
+            }
+        }
+    }
+
+    #[test]
+    fn payload_that_grew_is_read_by_older_readers_and_reads_older_payloads() {
+        let (name, zone) = ("a".to_owned(), "eu1".to_owned());
+        let (old, new) = (First { name: name.clone() }, Third { name, zone, weight: 7 });
+        let (first, third) = (encode_payload(&old).unwrap(), encode_payload(&new).unwrap());
+        let second = encode(&(2_u8, "a", "eu1")).unwrap();
+        assert_eq!(decode_payload::<First>(&third).unwrap(), old, "N-1 reads N");
+        assert_eq!(decode_payload::<Third>(&third).unwrap(), new);
+        let completed = |zone: &str| Third { zone: zone.into(), weight: 100, ..new.clone() };
+        assert_eq!(decode_payload::<Third>(&second).unwrap(), completed("eu1"), "N reads N-1");
+        assert_eq!(decode_payload::<Third>(&first).unwrap(), completed("nowhere"), "and N-2");
+        for whole in [first, second, third] {
+            for len in 0..whole.len() {
+                assert!(decode_payload::<Third>(&whole[..len]).is_err(), "{len} of {whole:?}");
+            }
+            let longer = [&whole[..], &[0]].concat();
+            assert!(decode_payload::<Third>(&longer).is_err(), "{longer:?}");
+        }
     }
 
     #[test]

@@ -334,6 +334,34 @@ fn a_crowd_at_the_enrolment_door_is_bounded_and_a_newcomer_comes_in_behind_it() 
 }
 
 #[test]
+fn one_address_holds_eight_places_at_the_enrolment_door_and_a_newcomer_walks_past() {
+    let _turn = beside_others();
+    let (mesh, _web, entry) = serving();
+    let near = mesh.agent("near"); // the issuer
+    let credentials = DataDir::new(&near.data_dir).credentials().unwrap();
+    let tls = nobody(Plane::Enrolment.alpn(credentials.mesh()));
+    let crowd: Vec<_> = (0..30)
+        .map(|_| {
+            let (from, marker) = (Ipv4Addr::new(127, 0, 2, 1).into(), Plane::Enrolment.marker());
+            runtime().block_on(async {
+                let (endpoint, dialled) =
+                    dial(from, near.mesh, tls.clone(), marker, &server_name(None));
+                (endpoint, timeout(SOON, dialled).await.expect("an answer in time"))
+            })
+        })
+        .collect();
+    let inside = crowd.iter().filter(|(_, dialled)| dialled.is_ok()).count();
+    let over_share = near.metric("murmesh_refused_total", &["door=\"enrol\"", "\"over_share\""]);
+    assert_eq!(over_share as usize, 30 - inside, "{:?}", near.refusals());
+    // One that is inside is shown out after a few seconds, and then another may come.
+    assert!((8..=24).contains(&inside), "{inside} of 30 are inside");
+    let newcomer = Agent::new(&mesh.home, "newcomer");
+    enrol(&newcomer, &mesh.invite(1)); // at the first attempt
+    drop(crowd);
+    assert_unharmed(&mesh, entry);
+}
+
+#[test]
 fn exposing_an_instance_that_never_answers_is_said_at_once() {
     let _turn = beside_others();
     let mut mesh = TestMesh::new();

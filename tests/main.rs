@@ -7,6 +7,7 @@
 mod api;
 mod architecture;
 mod cli;
+mod compromised;
 mod config_files;
 mod consul;
 mod embedding;

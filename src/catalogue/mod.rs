@@ -15,6 +15,7 @@ mod admission;
 mod quota;
 mod verify;
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
@@ -56,13 +57,18 @@ struct Stored {
     content: Content,
 }
 
+/// Why an entry is refused whose signature does not hold.
+pub const BAD_SIGNATURE: &str = "signature";
+
 /// What became of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// It is the newest of its key now.
     Accepted,
-    /// This one or a newer is here already.
+    /// It is here already.
     Known,
+    /// A newer one is here.
+    Outdated,
     /// It waits for its ground.
     Pending,
     /// It is not what it claims. Fault: whoever sent it.
@@ -121,16 +127,11 @@ impl Catalogue {
     /// Takes an entry from anywhere. Its signature is verified once: what is known is recognised
     /// before, what is accepted or waits is never verified again.
     pub fn handle_entry(&mut self, entry: Entry) -> Verdict {
-        let key = entry.key();
-        if self
-            .version(&key)
-            .or_else(|| self.pending.get(&key).map(Entry::version))
-            .is_some_and(|known| known >= entry.version())
-        {
-            return Verdict::Known;
+        if let Some(verdict) = self.recognise(&entry) {
+            return verdict;
         }
         if !self.verifier.verify(&self.mesh, &entry) {
-            return Verdict::Refused("signature");
+            return Verdict::Refused(BAD_SIGNATURE);
         }
         self.apply(entry)
     }
@@ -140,6 +141,17 @@ impl Catalogue {
         entries.sort_by_key(|entry| order_of(entry.key().kind));
         for entry in entries {
             self.handle_entry(entry);
+        }
+    }
+
+    /// The verdict on an entry that is no news; `None` when its signature has to be looked at.
+    pub fn recognise(&self, entry: &Entry) -> Option<Verdict> {
+        let key = entry.key();
+        let waiting = || self.pending.get(&key).map(Entry::version);
+        match self.version(&key).or_else(waiting)?.cmp(&entry.version()) {
+            Ordering::Less => None,
+            Ordering::Equal => Some(Verdict::Known),
+            Ordering::Greater => Some(Verdict::Outdated),
         }
     }
 
@@ -166,6 +178,27 @@ impl Catalogue {
     /// All entries, ordered by key.
     pub fn entries(&self) -> impl Iterator<Item = &Entry> {
         self.entries.values().map(|stored| &stored.entry)
+    }
+
+    /// The entries of a kind, ordered by key.
+    pub fn entries_of(&self, kind: EntryKind) -> impl Iterator<Item = &Entry> {
+        self.entries.range(of_kind(kind)).map(|(_, stored)| &stored.entry)
+    }
+
+    /// The entries of a kind about one subject that the root or any issuer signed: a few look-ups,
+    /// however many entries there are.
+    pub fn entries_about(
+        &self,
+        kind: EntryKind,
+        subject: [u8; 16],
+    ) -> impl Iterator<Item = &Entry> {
+        let owners = [self.root.member_id()].into_iter().chain(self.issuers().map(|(id, _)| id));
+        owners.filter_map(move |owner| self.entry(&EntryKey { kind, owner, subject }))
+    }
+
+    /// The members that are enrolled under a name, by whatever issuer.
+    pub fn holders(&self, name: &MemberName) -> impl Iterator<Item = MemberId> {
+        self.names.get(name).into_iter().flatten().copied()
     }
 
     /// The version of a key's newest entry.
@@ -284,7 +317,7 @@ impl Catalogue {
             let key = entry.key();
             let is_old = self.version(&key).is_some_and(|known| known >= entry.version());
             let one = match self.admit(&entry) {
-                _ if is_old => Verdict::Known, // it waited while a newer one came
+                _ if is_old => Verdict::Outdated, // it waited while a newer one came
                 Ok(content) => self.store(entry, content),
                 Err(admission::Refusal::NoGround) => self.postpone(entry),
                 Err(admission::Refusal::NoRight(reason)) => Verdict::Refused(reason),
@@ -322,6 +355,9 @@ impl Catalogue {
         }
         let stored = Stored { entry: entry.clone(), content: content.clone() };
         let previous = self.entries.insert(key, stored).map(|stored| stored.content);
+        if let Some(Content::Enrolment(before)) = &previous {
+            self.forget_name(before);
+        }
         self.events.push_back(CatalogueEvent::Accepted { entry, content, previous });
         Verdict::Accepted
     }
@@ -338,6 +374,25 @@ impl Catalogue {
             self.events.push_back(CatalogueEvent::NameConflict { name, members });
         }
         holders.insert(member);
+    }
+
+    /// Frees the name of an enrolment that was replaced, unless its member still holds it.
+    fn forget_name(&mut self, before: &Enrolment) {
+        let member = before.key.member_id();
+        let issuers = self.issuers_of.get(&member).into_iter().flatten();
+        let mut enrolments = issuers.filter_map(|issuer| {
+            let subject = *member.as_bytes();
+            self.entries.get(&EntryKey { kind: EntryKind::ENROLMENT, owner: *issuer, subject })
+        });
+        let holds = |stored: &Stored| matches!(&stored.content, Content::Enrolment(now) if now.name == before.name);
+        if !enrolments.any(holds)
+            && let Some(holders) = self.names.get_mut(&before.name)
+        {
+            holders.remove(&member);
+            if holders.is_empty() {
+                self.names.remove(&before.name);
+            }
+        }
     }
 
     fn postpone(&mut self, entry: Entry) -> Verdict {

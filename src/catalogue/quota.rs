@@ -15,7 +15,8 @@ const fn entries_max(kind: EntryKind) -> u32 {
     }
 }
 
-/// Payload bytes of all entries by one owner that this version does not apply.
+/// Bytes of all entries by one owner that this version does not apply, envelopes included: there are
+/// 65,536 kinds.
 const RELAYED_LEN_MAX: usize = 64 * 1024;
 
 /// What each owner has stored here.
@@ -37,8 +38,8 @@ impl Quotas {
             return true;
         }
         let len = self.relayed_len.get(&key.owner).copied().unwrap_or(0);
-        let before = previous.map_or(0, |entry| entry.payload().len());
-        len.saturating_sub(before) + entry.payload().len() <= RELAYED_LEN_MAX
+        let before = previous.map_or(0, |entry| entry.bytes().len());
+        len.saturating_sub(before) + entry.bytes().len() <= RELAYED_LEN_MAX
     }
 
     /// Counts `entry` in the place of `previous`.
@@ -49,8 +50,8 @@ impl Quotas {
         }
         if !is_applied(key.kind) {
             let len = self.relayed_len.entry(key.owner).or_default();
-            let before = previous.map_or(0, |entry| entry.payload().len());
-            *len = len.saturating_sub(before) + entry.payload().len();
+            let before = previous.map_or(0, |entry| entry.bytes().len());
+            *len = len.saturating_sub(before) + entry.bytes().len();
         }
     }
 }

@@ -128,7 +128,7 @@ fn version_never_goes_back_and_a_tie_goes_to_the_higher_hash() {
     catalogue.handle_entry(issuer());
     catalogue.handle_entry(enrolment(1, "a", None));
     assert_eq!(catalogue.handle_entry(record(1, "a", 5)), Verdict::Accepted);
-    assert_eq!(catalogue.handle_entry(record(1, "a", 4)), Verdict::Known);
+    assert_eq!(catalogue.handle_entry(record(1, "a", 4)), Verdict::Outdated);
     assert_eq!(catalogue.handle_entry(record(1, "a", 5)), Verdict::Known);
     let mut pair = [record(1, "a", 6), record_with(1, &body("a", "db"), 6)];
     pair.sort_by_key(Entry::version);
@@ -137,7 +137,7 @@ fn version_never_goes_back_and_a_tie_goes_to_the_higher_hash() {
     events(&mut catalogue);
     assert_eq!(catalogue.handle_entry(higher.clone()), Verdict::Accepted);
     assert!(events(&mut catalogue).contains(&CatalogueEvent::Equivocation(record_key(id(1)))));
-    assert_eq!(catalogue.handle_entry(lower), Verdict::Known);
+    assert_eq!(catalogue.handle_entry(lower), Verdict::Outdated);
     assert_eq!(catalogue.entry(&record_key(id(1))), Some(&higher));
 }
 
@@ -215,6 +215,18 @@ fn unknown_kind_is_relayed_within_its_owners_quota() {
     assert_eq!(catalogue.handle_entry(big), Verdict::Accepted);
     let bigger = sign(1, EntryKind(1000), [1; 16], 1, &vec![0; 60 * 1024]);
     assert_eq!(catalogue.handle_entry(bigger), Verdict::Refused("quota"), "over 64 KiB");
+}
+
+#[test]
+fn entries_without_a_payload_take_room_of_the_quota_too() {
+    let mut catalogue = catalogue();
+    catalogue.handle_entry(issuer());
+    catalogue.handle_entry(enrolment(1, "a", None));
+    let empty = |kind: u16| sign(1, EntryKind(kind), [0; 16], 1, b"");
+    let taken =
+        (1_000..3_000).filter(|kind| catalogue.handle_entry(empty(*kind)) == Verdict::Accepted);
+    let count = taken.count();
+    assert!((400..500).contains(&count), "{count} kinds of one member");
 }
 
 #[test]
@@ -329,4 +341,34 @@ fn repair_moves_differences_only_and_grounds_first() {
     let difference = ours.difference(&buckets, &theirs.versions_in(&buckets));
     assert_eq!(difference.newer, [&enrolment(2, "b", None), &record(2, "b", 1)]);
     assert_eq!(difference.older, [record_key(id(1))]);
+}
+
+#[test]
+fn what_an_issuer_said_is_found_by_its_subject_and_a_name_is_free_once_nobody_holds_it() {
+    let mut catalogue = catalogue();
+    let first = enrolment(1, "a", None);
+    for entry in [issuer(), first.clone(), enrolment(2, "b", None)] {
+        catalogue.handle_entry(entry);
+    }
+    let about = |catalogue: &Catalogue, kind, subject: MemberId| -> Vec<Entry> {
+        catalogue.entries_about(kind, *subject.as_bytes()).cloned().collect()
+    };
+    assert_eq!(about(&catalogue, EntryKind::ENROLMENT, id(1)), [first]);
+    assert_eq!(about(&catalogue, EntryKind::ISSUER, id(ISSUER)), [issuer()]);
+    assert_eq!(about(&catalogue, EntryKind::ENROLMENT, id(3)), []);
+    let holders = |catalogue: &Catalogue, name: &str| -> Vec<MemberId> {
+        catalogue.holders(&name.parse().unwrap()).collect()
+    };
+    assert_eq!(holders(&catalogue, "a"), [id(1)]);
+    let body = Enrolment {
+        key: TestKey::new(1).public_key(),
+        name: "c".parse().unwrap(),
+        serial: 2,
+        services: None,
+        issued_at: 2,
+        invite: None,
+    };
+    let payload = wire::encode_payload(&body).unwrap();
+    catalogue.handle_entry(sign(ISSUER, EntryKind::ENROLMENT, *id(1).as_bytes(), 2, &payload));
+    assert_eq!((holders(&catalogue, "a"), holders(&catalogue, "c")), (vec![], vec![id(1)]));
 }

@@ -3,8 +3,10 @@
 //! The data plane sees a dead peer within a second and asks for an expedited probe: a ping at once,
 //! one more over a stream, then ordinary suspicion. It gives nobody a new power to accuse.
 //!
-//! When repair shows that others hold a member for dead that is alive here, it is told first (it
-//! renews if it lives), and believed dead only if it stays silent.
+//! A member that is said to be dead and is alive here is asked first, and believed dead only if it
+//! stays silent: one liar kills nobody. Where repair shows that others hold it for dead it is told, too,
+//! so that it renews. Only the death of a suspect that had half its time and was not heard since is
+//! believed at once: most crashes are told that way, and wait for nobody.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -13,7 +15,8 @@ use foca::{Member, State};
 
 use super::codec;
 use super::{
-    Belief, Carrier, Identity, MemberUpdate, Membership, MembershipEvent, Outgoing, Timer,
+    Belief, Carrier, Disbelief, Identity, MemberUpdate, Membership, MembershipEvent, Outgoing,
+    Timer,
 };
 use crate::model::{MemberId, Moment, StoreSize};
 
@@ -35,8 +38,8 @@ enum Stage {
     Pinged,
     /// A stream was opened; suspicion is next.
     Repeated,
-    /// Others convicted it; this node follows unless it hears from it.
-    Convicted,
+    /// `by` said that it is dead; this node follows unless it hears from it.
+    Convicted { by: MemberId },
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -100,22 +103,45 @@ impl Membership {
         }
     }
 
-    /// Others hold `identity` for dead, which is alive here.
-    pub(super) fn put_to_accused(&mut self, now: Moment, identity: Identity) {
-        if self.doubt(now, identity, Stage::Convicted, self.config.suspicion / 2) {
-            self.ping(identity, Carrier::Stream);
+    /// `by` holds `identity` for dead, which is alive here.
+    pub(super) fn put_to_accused(&mut self, now: Moment, by: MemberId, identity: Identity) {
+        if self.verify_death(now, by, identity) {
             self.events.push_back(MembershipEvent::Accused(identity));
         }
+    }
+
+    /// Asks whom `by` says to be dead. Returns false if that is under way, or too much else is.
+    pub(super) fn verify_death(&mut self, now: Moment, by: MemberId, identity: Identity) -> bool {
+        let is_begun =
+            self.doubt(now, identity, Stage::Convicted { by }, self.config.suspicion / 2);
+        if is_begun {
+            self.ping(identity, Carrier::Stream);
+        }
+        is_begun
+    }
+
+    /// Whether `member` has been a suspect for half its time without a word from it.
+    pub(super) fn is_overdue(&self, now: Moment, member: MemberId) -> bool {
+        let is_silent = |since: &Moment| self.heard.get(&member).is_none_or(|at| at <= since);
+        self.suspected
+            .get(&member)
+            .filter(|since| is_silent(since))
+            .is_some_and(|since| now.since(*since) >= self.config.suspicion / 2)
     }
 
     /// The next step about a doubted member.
     pub(super) fn continue_accusation(&mut self, now: Moment, member: MemberId) {
         let Some(doubt) = self.accusations.doubts.remove(&member) else { return };
-        let seen = self.seen.get(&member).copied();
-        let is_there =
-            seen.filter(|seen| seen.identity == doubt.identity && seen.belief != Belief::Down);
-        let is_heard = self.heard.get(&member).is_some_and(|at| *at > doubt.since);
-        let Some(seen) = is_there.filter(|_| !is_heard) else { return };
+        if self.heard.get(&member).is_some_and(|at| *at > doubt.since) {
+            if let Stage::Convicted { by } = doubt.stage {
+                let why = Disbelief::Death(member);
+                self.events.push_back(MembershipEvent::Disbelieved { from: by, why });
+            }
+            return;
+        }
+        let is_same =
+            |seen: &MemberUpdate| seen.identity == doubt.identity && seen.belief != Belief::Down;
+        let Some(seen) = self.seen.get(&member).copied().filter(is_same) else { return };
         match doubt.stage {
             Stage::Pinged => {
                 self.ping(doubt.identity, Carrier::Stream);
@@ -130,7 +156,7 @@ impl Membership {
                 self.await_refutation(now, identity, incarnation, self.config.suspicion);
                 self.gossip_now(now);
             }
-            Stage::Convicted => {
+            Stage::Convicted { .. } => {
                 let down = Member::new(doubt.identity, seen.incarnation, State::Down);
                 self.apply(now, [down], true);
             }

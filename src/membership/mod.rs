@@ -1,6 +1,6 @@
 //! Who is in the mesh: SWIM (Das 2002) by `foca` 2, and the driver that cures its weaknesses.
 //!
-//! foca alone, simulated with 64 to 1024 members, has eight. What this module does about each:
+//! foca alone, simulated with 64 to 1024 members, has nine. What this module does about each:
 //!
 //! | weakness of foca alone | cure here |
 //! |---|---|
@@ -12,6 +12,7 @@
 //! | rumours have little capacity and no guarantee | they are hints; digests repair lists and entries |
 //! | parted halves meet again after minutes | `contacts`: everybody away is dialled for ever |
 //! | anybody can make anybody renew | renewals are counted and limited |
+//! | anybody can kill anybody by one word | a death that comes as a surprise is put to the accused first |
 //!
 //! foca believes any member about any other. Here it sees only what a signed record covers: updates
 //! about an unknown run of a member wait until its record is here ([`Standing`]).
@@ -19,7 +20,8 @@
 //! Invariants, which tests name:
 //! - a member that refuted in time is not convicted by this node;
 //! - nothing about a run without a record reaches foca;
-//! - this member takes a higher epoch at most once in `RENEWAL_PAUSE`, and never one that is not
+//! - a member that answers is not believed dead, whatever one other says;
+//! - this member takes a higher epoch at most twice in a suspicion time, and never one that is not
 //!   durable.
 
 mod accusation;
@@ -56,10 +58,8 @@ pub use codec::{Belief, MemberUpdate};
 pub use config::{MembershipConfig, Profile};
 pub use contacts::Contact;
 pub use identity::{Identity, Standing};
+pub use packets::{Disbelief, PacketFault};
 pub use rumour::{RUMOUR_LEN_MAX, read_rumour, rumour};
-
-/// Shortest time between two renewals of this member.
-const RENEWAL_PAUSE: Duration = Duration::from_secs(2);
 
 /// Durable epochs below which more are asked for.
 const EPOCHS_LOW: u64 = 512;
@@ -123,6 +123,13 @@ pub enum MembershipEvent {
     },
     /// A member whose record is not here has sent a packet: ask it for the record.
     Stranger(Identity),
+    /// Something that `from` said of another member is not believed.
+    Disbelieved {
+        /// Who said it.
+        from: MemberId,
+        /// Why not.
+        why: Disbelief,
+    },
     /// Others hold a member for dead that this node holds alive: tell it, so that it can renew.
     Accused(Identity),
     /// Nobody has been heard for a while.
@@ -142,6 +149,8 @@ pub struct Membership {
     /// The last epoch that is durable.
     epochs_until: Epoch,
     renewed_at: Option<Moment>,
+    /// The run for which there is a [`Timer::Renew`].
+    renewal_planned: Option<Identity>,
     timers: Timers<Timer>,
     health: LocalHealth,
     is_isolated: bool,
@@ -153,6 +162,8 @@ pub struct Membership {
     seen: BTreeMap<MemberId, MemberUpdate>,
     /// Of `seen`, until it changes.
     digest: Option<Digest>,
+    /// Since when the suspects of `seen` are.
+    suspected: BTreeMap<MemberId, Moment>,
     /// When each of `seen` was last heard directly.
     heard: BTreeMap<MemberId, Moment>,
     waiting: packets::Waiting,
@@ -181,6 +192,8 @@ enum Timer {
         identity: Identity,
         incarnation: u16,
     },
+    /// This run cannot refute what is said of it, and was to renew as soon as it may.
+    Renew(Identity),
     /// An expedited probe or an accusation put to the accused is due for its next step.
     Accusation(MemberId),
 }
@@ -205,6 +218,7 @@ impl Membership {
             incarnation: 0,
             epochs_until,
             renewed_at: None,
+            renewal_planned: None,
             timers: Timers::default(),
             health: LocalHealth::new(now, config.period, config.suspicion),
             is_isolated: false,
@@ -213,6 +227,7 @@ impl Membership {
             contacts: Contacts::default(),
             seen: BTreeMap::new(),
             digest: None,
+            suspected: BTreeMap::new(),
             heard: BTreeMap::new(),
             waiting: packets::Waiting::default(),
             gossiped_at: now,
@@ -298,11 +313,21 @@ impl Membership {
         !is_convicted
     }
 
-    /// Somebody holds this run of this member for dead.
-    pub fn handle_convicted(&mut self, now: Moment, by: MemberId, identity: Identity) {
-        if identity == self.identity() && self.may_renew_for(now, by) {
-            self.apply(now, [Member::down(identity)], true);
+    /// Somebody holds this run of this member for dead. An error when it said so a moment ago.
+    pub fn handle_convicted(
+        &mut self,
+        now: Moment,
+        by: MemberId,
+        identity: Identity,
+    ) -> Result<(), PacketFault> {
+        if identity != self.identity() {
+            return Ok(()); // of a run that is over
         }
+        if !self.may_renew_for(now, by) {
+            return Err(PacketFault::Renewal);
+        }
+        self.apply(now, [Member::down(identity)], true);
+        Ok(())
     }
 
     /// Passes a rumour on. Returns false when too many wait already: repair will spread it.
@@ -367,6 +392,11 @@ impl Membership {
                         self.await_refutation(now, identity, incarnation, suspicion);
                     }
                 }
+                Timer::Renew(identity) if identity == self.identity() => {
+                    self.renewal_planned = None;
+                    self.renew_soon(now);
+                }
+                Timer::Renew(_) => {} // it has
                 Timer::Accusation(member) => self.continue_accusation(now, member),
             }
         }
@@ -438,7 +468,24 @@ impl Membership {
             self.events.push_back(MembershipEvent::EpochsNeeded);
             return false;
         }
-        self.renewed_at.is_none_or(|at| now.since(at) >= RENEWAL_PAUSE)
+        self.renewed_at.is_none_or(|at| now.since(at) >= self.renewal_pause())
+    }
+
+    /// Shortest time between two renewals of this member: short enough to be back before the next
+    /// conviction.
+    fn renewal_pause(&self) -> Duration {
+        self.config.suspicion / 2
+    }
+
+    /// Takes a higher epoch now, or as soon as this member may.
+    fn renew_soon(&mut self, now: Moment) {
+        let identity = self.identity();
+        if self.may_renew(now) {
+            self.apply(now, [Member::down(identity)], true);
+        } else if self.renewal_planned != Some(identity) {
+            self.renewal_planned = Some(identity);
+            self.timers.set(now + self.renewal_pause(), Timer::Renew(identity));
+        }
     }
 
     fn may_renew_for(&mut self, now: Moment, by: MemberId) -> bool {
@@ -517,7 +564,10 @@ impl Membership {
         let was_suspect = before.is_some_and(|before| before.belief == Belief::Suspect);
         let is_renewed = before.is_some_and(|before| before.identity != after.identity);
         if after.belief == Belief::Suspect {
+            self.suspected.insert(member, now);
             self.plan_take_over(now, after);
+        } else {
+            self.suspected.remove(&member);
         }
         match after.belief {
             Belief::Down => {

@@ -15,8 +15,68 @@ use crate::model::{MemberId, Moment, StoreSize};
 /// repair bring it again.
 const WAITING_MAX: usize = 4096;
 
-/// An incarnation that no honest member reaches in one run: it counts refuted suspicions.
+/// An incarnation that no honest member reaches in one run: it counts refuted suspicions, and a member
+/// that comes near takes a higher epoch.
 const INCARNATION_ABSURD: u16 = 1 << 15;
+
+/// Refutations that a rumour may be ahead of what is known here. A member that is suspected further
+/// ahead, where it has never been, would need thousands of refutations to be heard again.
+const INCARNATION_JUMP_MAX: u16 = 16;
+
+/// Why a packet was dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PacketFault {
+    /// It is no packet.
+    Malformed,
+    /// It speaks for somebody else than whoever sent it.
+    Source,
+    /// Its sender claims an incarnation that nobody reaches.
+    Incarnation,
+    /// It is for somebody else.
+    Destination,
+    /// Its sender's record names a later run.
+    StaleSource,
+    /// It asks to probe a run that no record names.
+    ThirdParty,
+    /// It asks this member to renew, which has done so for its sender a moment ago.
+    Renewal,
+    /// The detector has no use for it.
+    Detector,
+}
+
+impl PacketFault {
+    /// A fixed word.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Malformed => "malformed",
+            Self::Source => "source",
+            Self::Incarnation => "absurd_incarnation",
+            Self::Destination => "destination",
+            Self::StaleSource => "stale_source",
+            Self::ThirdParty => "third_party",
+            Self::Renewal => "renewal_refused",
+            Self::Detector => "detector",
+        }
+    }
+
+    /// Whether no agent sends such a packet. The others come of packets that met a change on the way.
+    pub const fn is_hostile(self) -> bool {
+        matches!(self, Self::Malformed | Self::Source | Self::Incarnation)
+    }
+}
+
+/// Why something is not believed that one member said of another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Disbelief {
+    /// Its incarnation is one that nobody reaches.
+    Incarnation,
+    /// Its incarnation is far ahead of what is known here.
+    Jump,
+    /// This run of the member has another address.
+    Address,
+    /// It says that this member is dead, which has answered since.
+    Death(MemberId),
+}
 
 /// foca's ping in flight.
 pub(super) struct Probe {
@@ -47,8 +107,8 @@ impl Waiting {
 }
 
 impl Membership {
-    /// A packet has come from `from`, who proved it. Returns the rumours it carried, or a fixed word
-    /// for why it was dropped. `standing` says what the record here says of an identity.
+    /// A packet has come from `from`, who proved it. Returns the rumours it carried, or why it was
+    /// dropped. `standing` says what the record here says of an identity.
     pub fn handle_packet(
         &mut self,
         now: Moment,
@@ -56,46 +116,58 @@ impl Membership {
         over: Carrier,
         data: &[u8],
         standing: &dyn Fn(&Identity) -> Standing,
-    ) -> Result<Vec<Bytes>, &'static str> {
-        let mut packet = Packet::decode(data).map_err(|_| "malformed")?;
+    ) -> Result<Vec<Bytes>, PacketFault> {
+        let mut packet = Packet::decode(data).map_err(|_| PacketFault::Malformed)?;
         let src = packet.header.src;
         if src.id != from || from == self.identity().id {
-            return Err("source");
+            return Err(PacketFault::Source);
+        }
+        if packet.header.src_incarnation >= INCARNATION_ABSURD {
+            return Err(PacketFault::Incarnation);
         }
         if packet.header.dst.id != self.identity().id {
-            return Err("destination");
+            return Err(PacketFault::Destination);
         }
         self.note_heard(now, from);
         match standing(&src) {
             Standing::Current => {}
-            Standing::Refuted => return Err("stale_source"),
+            Standing::Refuted => return Err(PacketFault::StaleSource),
             Standing::Unknown => {
                 self.hold(from, src, over, data);
                 return Ok(Vec::new());
             }
         }
         if packet.third_party().is_some_and(|third| standing(&third) != Standing::Current) {
-            return Err("third_party");
+            return Err(PacketFault::ThirdParty);
         }
         let is_turn = packet.header.message == Message::TurnUndead;
-        if is_turn && !(packet.header.dst == self.identity() && self.may_renew_for(now, from)) {
-            return Ok(Vec::new());
+        if is_turn && packet.header.dst != self.identity() {
+            return Ok(Vec::new()); // of a run that is over
+        }
+        if is_turn && !self.may_renew_for(now, from) {
+            return Err(PacketFault::Renewal);
         }
         packet.updates = self.believable(now, from, &packet.updates, standing);
+        packet.updates.retain(|update| {
+            let is_surprise = self.is_disputed(update) && !self.is_overdue(now, update.identity.id);
+            if is_surprise {
+                self.verify_death(now, from, update.identity);
+            }
+            !is_surprise
+        });
         self.note_ack(&packet);
-        let bytes = packet.encode_without_items().map_err(|_| "malformed")?;
+        let bytes = packet.encode_without_items().map_err(|_| PacketFault::Malformed)?;
         let is_refused = self.foca.handle_data(&bytes, &mut self.runtime).is_err();
         self.absorb(now, Some((from, over)));
-        let is_settled = self
-            .seen
-            .get(&from)
-            .is_some_and(|seen| seen.identity == src && seen.belief == Belief::Alive);
+        let incarnation = packet.header.src_incarnation;
+        let as_now = MemberUpdate { identity: src, incarnation, belief: Belief::Alive };
+        let is_settled = self.seen.get(&from) == Some(&as_now);
         if !packet.updates.is_empty() || !is_settled {
             let about = packet.updates.iter().map(|update| update.identity.id);
             let members: Vec<_> = about.chain([from]).collect();
             self.look_again(now, &members);
         }
-        if is_refused { Err("detector") } else { Ok(packet.items) }
+        if is_refused { Err(PacketFault::Detector) } else { Ok(packet.items) }
     }
 
     /// The record of this run of a member is here: what waited for it may be believed. Returns the
@@ -111,7 +183,8 @@ impl Membership {
             && standing(&update.identity) != Standing::Unknown
         {
             self.waiting.updates.remove(&id);
-            if update.identity == identity {
+            // Not that a run is dead before anybody saw it, of a member that is there.
+            if update.identity == identity && !self.is_disputed(&update) {
                 self.apply(now, [update.into()], true);
             }
         }
@@ -138,8 +211,11 @@ impl Membership {
     ) -> Vec<MemberUpdate> {
         let mut believed = Vec::with_capacity(updates.len());
         for update in updates {
+            if let Some(why) = self.doubt_about(update) {
+                self.events.push_back(MembershipEvent::Disbelieved { from, why });
+                continue;
+            }
             let is_believable = match update.identity {
-                _ if update.incarnation >= INCARNATION_ABSURD => false,
                 identity if identity.id == self.identity().id => self.believes_of_self(now, update),
                 _ if !self.is_news(update) => false,
                 identity => match standing(&identity) {
@@ -158,6 +234,22 @@ impl Membership {
         believed
     }
 
+    /// Why an update cannot be true, whoever it is about.
+    fn doubt_about(&self, update: &MemberUpdate) -> Option<Disbelief> {
+        if update.incarnation >= INCARNATION_ABSURD {
+            return Some(Disbelief::Incarnation);
+        }
+        let seen = self.seen.get(&update.identity.id)?;
+        if seen.identity.epoch != update.identity.epoch {
+            return None;
+        }
+        if seen.identity.address != update.identity.address {
+            return Some(Disbelief::Address);
+        }
+        let most = seen.incarnation.saturating_add(INCARNATION_JUMP_MAX);
+        (update.incarnation > most).then_some(Disbelief::Jump)
+    }
+
     /// Whether foca would learn something: most of what is gossiped is known, and each look through
     /// its list costs.
     fn is_news(&self, update: &MemberUpdate) -> bool {
@@ -170,8 +262,9 @@ impl Membership {
         }
     }
 
-    /// Of itself a member knows better: it hears only that this very run is suspected, under an
-    /// incarnation that it has used, or convicted, when it may renew.
+    /// Of itself a member knows better: it hears only that this very run is suspected, or convicted
+    /// when it may renew. A suspicion under an incarnation it has never used is refuted by going
+    /// above; where that leads nowhere, by a higher epoch.
     fn believes_of_self(&mut self, now: Moment, update: &MemberUpdate) -> bool {
         if update.identity != self.identity() {
             return false;
@@ -182,7 +275,13 @@ impl Membership {
                 if update.incarnation == self.incarnation {
                     self.health.handle_missed();
                 }
-                update.incarnation <= self.incarnation
+                let most = self.incarnation.saturating_add(INCARNATION_JUMP_MAX);
+                let is_refutable =
+                    update.incarnation <= most && update.incarnation + 1 < INCARNATION_ABSURD;
+                if !is_refutable {
+                    self.renew_soon(now);
+                }
+                is_refutable
             }
             Belief::Down => self.may_renew(now),
         }

@@ -36,7 +36,7 @@ impl Membership {
             .into_iter()
             .partition(|update| self.is_disputed(update));
         for update in disputed {
-            self.put_to_accused(now, update.identity);
+            self.put_to_accused(now, from, update.identity);
         }
         // A newcomer's news are old to everybody else.
         self.apply(now, clear.into_iter().map(Into::into), !is_newcomer);
@@ -54,12 +54,10 @@ impl Membership {
         digest
     }
 
-    fn is_disputed(&self, update: &MemberUpdate) -> bool {
-        update.belief == Belief::Down
-            && self
-                .seen
-                .get(&update.identity.id)
-                .is_some_and(|seen| seen.identity == update.identity && seen.belief != Belief::Down)
+    /// Whether somebody is said to be dead whom this node holds alive.
+    pub(super) fn is_disputed(&self, update: &MemberUpdate) -> bool {
+        let seen = self.seen.get(&update.identity.id);
+        update.belief == Belief::Down && seen.is_some_and(|seen| seen.belief != Belief::Down)
     }
 
     fn states(&self) -> impl Iterator<Item = MemberUpdate> {

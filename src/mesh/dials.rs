@@ -12,6 +12,9 @@ use super::{Destination, Transmit};
 const UNDER_WAY_MAX: usize = 16;
 /// Destinations that wait for their dial, in each lane.
 const QUEUED_MAX: usize = 512;
+/// Addresses of one member that are dialled or wait: one that has moved has two. Else whoever claims
+/// ever other addresses takes the places of others.
+const ADDRESSES_PER_MEMBER_MAX: usize = 2;
 /// Transmits that wait for one dial.
 const TRANSMITS_MAX: usize = 64;
 
@@ -57,8 +60,9 @@ impl Dials {
     pub fn push(&mut self, lane: Lane, transmit: Transmit) -> Result<(), &'static str> {
         let to = transmit.to;
         let Some(dial) = self.dials.get_mut(&to) else {
+            let has_its_share = self.addresses_of(&to) >= ADDRESSES_PER_MEMBER_MAX;
             let queue = self.queue(lane);
-            if queue.waiting.len() >= QUEUED_MAX {
+            if queue.waiting.len() >= QUEUED_MAX || has_its_share {
                 return Err("too_many_dials");
             }
             queue.waiting.push_back(to);
@@ -98,6 +102,13 @@ impl Dials {
             queue.waiting.retain(|waiting| waiting != to);
         }
         dial.transmits
+    }
+
+    /// How many addresses of the member behind `to` are in here; each seed stands for itself.
+    fn addresses_of(&self, to: &Destination) -> usize {
+        let Destination::Member { id, .. } = to else { return 0 };
+        let is_same = |other: &&Destination| matches!(other, Destination::Member { id: other, .. } if other == id);
+        self.dials.keys().filter(is_same).count()
     }
 
     fn queue(&mut self, lane: Lane) -> &mut Queue {
@@ -169,6 +180,19 @@ mod tests {
         assert_eq!(rest, 99);
         assert_eq!((dials.there.under_way, dials.away.under_way), (0, 0));
         assert_eq!((dials.there.waiting.len(), dials.away.waiting.len()), (0, 0));
+    }
+
+    #[test]
+    fn member_that_claims_ever_other_addresses_takes_two_places() {
+        let mut dials = Dials::default();
+        let id = crate::model::MemberId::from_bytes([1; 16]);
+        let taken = (1..100).filter(|port| {
+            let to = Destination::Member { id, address: ([10, 0, 0, 1], *port).into() };
+            let transmit = Transmit { to, ..transmit(0) };
+            dials.push(Lane::There, transmit).is_ok()
+        });
+        assert_eq!(taken.count(), ADDRESSES_PER_MEMBER_MAX);
+        assert_eq!(dials.push(Lane::There, transmit(7)), Ok(()), "others find room");
     }
 
     #[test]

@@ -16,13 +16,14 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use super::allowance::Allowances;
 use super::message::{Hello, Listing, Message, Roots, Sums, Want};
 use super::relay::standing_of;
 use super::{Channel, Destination, Evidence, Mesh, MeshEvent, Transmit};
-use crate::catalogue::{Verdict, record_key};
+use crate::catalogue::{BAD_SIGNATURE, Verdict, record_key};
 use crate::membership::{Belief, Carrier, Contact, Identity, MemberUpdate, Standing};
 use crate::model::{
-    BUCKETS, Entry, EntryKey, EntryVersion, MemberId, MemberPhase, Moment, StoreSize,
+    BUCKETS, Entry, EntryKey, EntryKind, EntryVersion, MemberId, MemberPhase, Moment, StoreSize,
 };
 
 /// Time between two repairs with a random member, before jitter.
@@ -37,6 +38,9 @@ const RETURNED_MAX: usize = 256;
 
 /// How long to wait for something asked for before asking somebody else.
 const ASK_PATIENCE: Duration = Duration::from_secs(1);
+
+/// How long a peer that did not send what it was asked for is thought to be no help.
+const SILENT_FOR: Duration = Duration::from_secs(30);
 
 /// Things asked for that may be outstanding; beyond, repair must do.
 const ASKED_MAX: usize = 8192;
@@ -53,24 +57,64 @@ const WANT_MAX: usize = 1024;
 const ALLOWANCE: usize = 2 * 1024 * 1024;
 /// Time in which a spent allowance is whole again.
 const ALLOWANCE_TIME: Duration = Duration::from_secs(1);
-/// Peers whose allowance is not whole; beyond, no more are answered. Kept up to a tick too long.
+/// Whoever has spent some of an allowance: four times the members that are promised.
 const SPENDERS_MAX: usize = 4096;
+
+/// Signatures of one peer's entries that are verified at once, and again in each [`VERIFY_TIME`]; a
+/// whole allowance takes about 200 ms. Beyond, the next repair brings the rest.
+const VERIFY_MAX: usize = 4096;
+const VERIFY_TIME: Duration = Duration::from_secs(4);
+
+/// Things that one peer's word makes this node ask for at once, and again in each [`ASK_PATIENCE`].
+const ASKS_MAX: usize = 1024;
+
+/// Versions by one member that are taken at once, and again in each [`CHANGES_TIME`]: four a second.
+/// One that restarts and exposes its instances publishes about ten, and then one a second. The last
+/// version is not lost with those in between: repair brings it.
+const CHANGES_MAX: usize = 16;
+const CHANGES_TIME: Duration = Duration::from_secs(4);
 
 /// Addresses remembered of members without a record.
 pub(super) const ADDRESSES_MAX: usize = 4096;
 
-/// What this node has asked for and whom it will repair with.
-#[derive(Default)]
+/// What this node has asked for, whom it will repair with, and what it still does for whom.
 pub(super) struct Exchange {
     repair_at: Moment,
     /// At most [`RETURNED_MAX`].
     returned: VecDeque<MemberId>,
-    /// When something was asked for. At most [`ASKED_MAX`].
-    asked: BTreeMap<Asked, Moment>,
+    /// When something was asked for, and of whom. At most [`ASKED_MAX`].
+    asked: BTreeMap<Asked, (Moment, MemberId)>,
+    /// Since when peers owe what they were asked for. While it is asked of one of them, it may be asked
+    /// of another, too: else whoever tells first of what it never sends keeps others' news away. At
+    /// most [`SPENDERS_MAX`].
+    silent: BTreeMap<MemberId, Moment>,
     /// What to ask of whom at the end of this turn; bounded as `asked`.
     wants: BTreeMap<MemberId, BTreeSet<Asked>>,
-    /// When the allowance of each peer will be whole again. At most [`SPENDERS_MAX`].
-    whole_at: BTreeMap<MemberId, Moment>,
+    /// Bytes that each peer is answered with.
+    answers: Allowances<MemberId>,
+    /// Entries of each peer that are verified.
+    verifications: Allowances<MemberId>,
+    /// Things that each peer makes this node ask for.
+    asks: Allowances<MemberId>,
+    /// Versions that each owner replaces its entries with.
+    changes: Allowances<MemberId>,
+}
+
+impl Default for Exchange {
+    fn default() -> Self {
+        let allowances = |whole, refill| Allowances::new(whole, refill, SPENDERS_MAX);
+        Self {
+            repair_at: Moment::START,
+            returned: VecDeque::new(),
+            asked: BTreeMap::new(),
+            silent: BTreeMap::new(),
+            wants: BTreeMap::new(),
+            answers: allowances(ALLOWANCE, ALLOWANCE_TIME),
+            verifications: allowances(VERIFY_MAX, VERIFY_TIME),
+            asks: allowances(ASKS_MAX, ASK_PATIENCE),
+            changes: allowances(CHANGES_MAX, CHANGES_TIME),
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -89,40 +133,57 @@ impl Exchange {
     }
 
     pub(super) fn forget_aged(&mut self, now: Moment) {
-        self.asked.retain(|_, at| now.since(*at) < ASK_PATIENCE);
-        self.whole_at.retain(|_, at| *at > now);
-    }
-
-    /// Whether some of `peer`'s allowance is left.
-    fn may_answer(&self, now: Moment, peer: MemberId) -> bool {
-        match self.whole_at.get(&peer) {
-            Some(whole_at) => whole_at.since(now) < ALLOWANCE_TIME,
-            None => self.whole_at.len() < SPENDERS_MAX,
+        let is_late = |at: Moment| now.since(at) >= ASK_PATIENCE;
+        let owing = self.asked.values().filter(|(at, _)| is_late(*at)).map(|(_, of)| *of);
+        let owing: BTreeSet<_> = owing.collect();
+        owing.into_iter().for_each(|of| self.note_silent(now, of));
+        self.asked.retain(|_, (at, _)| !is_late(*at));
+        self.silent.retain(|_, at| now.since(*at) < SILENT_FOR);
+        for allowances in
+            [&mut self.answers, &mut self.verifications, &mut self.asks, &mut self.changes]
+        {
+            allowances.forget_whole(now);
         }
     }
 
-    fn note_answered(&mut self, now: Moment, peer: MemberId, len: usize) {
-        let whole_at = self.whole_at.entry(peer).or_insert(now);
-        let cost = ALLOWANCE_TIME.mul_f64(len as f64 / ALLOWANCE as f64);
-        *whole_at = (*whole_at).max(now) + cost;
+    fn note_silent(&mut self, now: Moment, peer: MemberId) {
+        if self.silent.len() < SPENDERS_MAX {
+            self.silent.insert(peer, now);
+        }
     }
 
-    pub(super) fn store_sizes(&self) -> [StoreSize; 4] {
+    pub(super) fn store_sizes(&self) -> [StoreSize; 8] {
         let wanted = self.wants.values().map(BTreeSet::len).sum();
         [
             StoreSize::new("members to repair with", self.returned.len(), RETURNED_MAX),
             StoreSize::new("things asked for", self.asked.len(), ASKED_MAX),
             StoreSize::new("things to ask for", wanted, ASKED_MAX),
-            StoreSize::new("peers with an allowance", self.whole_at.len(), SPENDERS_MAX),
+            StoreSize::new("peers that owe something", self.silent.len(), SPENDERS_MAX),
+            self.answers.store_size("peers that were answered"),
+            self.verifications.store_size("peers whose entries were verified"),
+            self.asks.store_size("peers that made this node ask"),
+            self.changes.store_size("owners that changed something"),
         ]
     }
 
-    fn ask(&mut self, now: Moment, thing: Asked, from: MemberId) {
-        let is_asked = self.asked.get(&thing).is_some_and(|at| now.since(*at) < ASK_PATIENCE);
-        if !is_asked && self.asked.len() < ASKED_MAX {
-            self.asked.insert(thing, now);
+    /// Returns false when `from` has made this node ask for as much as it may.
+    fn ask(&mut self, now: Moment, thing: Asked, from: MemberId) -> bool {
+        if let Some((at, of)) = self.asked.get(&thing).copied() {
+            if now.since(at) >= ASK_PATIENCE {
+                self.note_silent(now, of);
+            } else if of == from || !self.silent.contains_key(&of) {
+                return true;
+            }
+        } else if self.asked.len() >= ASKED_MAX {
+            return true;
+        }
+        let has_left = self.asks.has_left(now, &from);
+        if has_left {
+            self.asks.spend(now, from, 1);
+            self.asked.insert(thing, (now, from));
             self.wants.entry(from).or_default().insert(thing);
         }
+        has_left
     }
 }
 
@@ -130,13 +191,17 @@ impl Mesh {
     pub(super) fn handle_decoded(&mut self, now: Moment, from: MemberId, message: Message) {
         self.note_evidence(now, from, Evidence::Answered);
         match message {
-            Message::Hello(hello, entries) => self.handle_hello(now, from, &hello, entries),
-            Message::Packet(packet) => self.handle_packet(now, from, Carrier::Stream, &packet),
-            Message::Roots(_) | Message::Sums(_) | Message::Listing(_) | Message::Want(_)
-                if !self.exchange.may_answer(now, from) =>
+            Message::Hello(..)
+            | Message::Roots(_)
+            | Message::Sums(_)
+            | Message::Listing(_)
+            | Message::Want(_)
+                if !self.exchange.answers.has_left(now, &from) =>
             {
                 self.drop_from(from, "over_allowance");
             }
+            Message::Hello(hello, entries) => self.handle_hello(now, from, &hello, entries),
+            Message::Packet(packet) => self.handle_packet(now, from, Carrier::Stream, &packet),
             Message::Roots(roots) => self.handle_roots(now, from, roots),
             Message::Sums(sums) => self.handle_sums(now, from, &sums),
             Message::Listing(listing) => self.handle_listing(now, from, &listing),
@@ -144,7 +209,9 @@ impl Mesh {
             Message::Want(want) => self.handle_want(now, from, &want),
             Message::Entries(entries) => self.accept(now, from, entries),
             Message::Convicted(identity) if self.is_settled && !self.has_left => {
-                self.membership.handle_convicted(now, from, identity);
+                if let Err(fault) = self.membership.handle_convicted(now, from, identity) {
+                    self.drop_from(from, fault.as_str());
+                }
             }
             Message::Convicted(_) => {} // no run that takes part
         }
@@ -201,7 +268,7 @@ impl Mesh {
     }
 
     pub(super) fn want_record(&mut self, now: Moment, member: MemberId, from: MemberId) {
-        self.exchange.ask(now, Asked::Member(member), from);
+        self.ask(now, Asked::Member(member), from);
     }
 
     pub(super) fn want_entry(&mut self, key: EntryKey, from: MemberId) {
@@ -209,7 +276,13 @@ impl Mesh {
             true => Asked::Member(key.owner), // with what is needed to accept it
             false => Asked::Entry(key),
         };
-        self.exchange.ask(self.now, thing, from);
+        self.ask(self.now, thing, from);
+    }
+
+    fn ask(&mut self, now: Moment, thing: Asked, from: MemberId) {
+        if !self.exchange.ask(now, thing, from) {
+            self.drop_from(from, "over_allowance");
+        }
     }
 
     pub(super) fn ask_for_wants(&mut self) {
@@ -234,11 +307,11 @@ impl Mesh {
 
     /// Sends what `to` has asked for, while its allowance lasts.
     fn answer(&mut self, now: Moment, to: MemberId, message: &Message) {
-        if !self.exchange.may_answer(now, to) {
+        if !self.exchange.answers.has_left(now, &to) {
             return self.drop_from(to, "over_allowance");
         }
         let len = self.send_message(to, message);
-        self.exchange.note_answered(now, to, len);
+        self.exchange.answers.spend(now, to, len);
     }
 
     /// Returns how many bytes are sent.
@@ -301,7 +374,7 @@ impl Mesh {
 
     fn handle_hello(&mut self, now: Moment, from: MemberId, hello: &Hello, entries: Vec<Entry>) {
         if hello.identity.id != from {
-            return self.drop_from(from, "source");
+            return self.blame(from, "source");
         }
         self.note_address(from, hello.identity.address);
         self.accept(now, from, entries);
@@ -324,7 +397,8 @@ impl Mesh {
             // Back to where it says it is: it may have moved, and its certificate proves who it is.
             let to = Destination::Member { id: from, address: hello.identity.address };
             let answer = self.hello(true, Some(from));
-            self.send_to(to, &answer);
+            let len = self.send_to(to, &answer);
+            self.exchange.answers.spend(now, from, len);
         } else if self.is_settled {
             self.handle_roots(now, from, hello.roots);
         }
@@ -378,7 +452,7 @@ impl Mesh {
 
     fn handle_listing(&mut self, now: Moment, from: MemberId, theirs: &Listing) {
         if theirs.entry_buckets.len().max(theirs.state_buckets.len()) > BUCKETS {
-            return self.drop_from(from, "malformed");
+            return self.blame(from, "malformed");
         }
         let difference = self.catalogue.difference(&theirs.entry_buckets, &theirs.versions);
         let mut answers = Message::of_entries(difference.newer);
@@ -419,20 +493,52 @@ impl Mesh {
         }
     }
 
+    /// Takes what `from` has sent, as far as its allowance and the rates of the owners go: verifying
+    /// is the dearest thing that others make this node do. What is left out comes again by repair.
     fn accept(&mut self, now: Moment, from: MemberId, entries: Vec<Entry>) {
         for entry in entries {
-            let key = entry.key();
+            let (key, owner) = (entry.key(), entry.key().owner);
+            match self.catalogue.recognise(&entry) {
+                Some(Verdict::Outdated) => {
+                    self.drop_from(from, "outdated_entry");
+                    continue;
+                }
+                Some(_) => continue,
+                None => {}
+            }
+            let is_change = is_own_word(key.kind) && self.catalogue.version(&key).is_some();
+            if is_change && !self.exchange.changes.has_left(now, &owner) {
+                self.events.push_back(MeshEvent::OverRate(owner));
+                continue;
+            }
+            if !self.exchange.verifications.has_left(now, &from) {
+                self.drop_from(from, "over_allowance");
+                break;
+            }
+            self.exchange.verifications.spend(now, from, 1);
             match self.catalogue.handle_entry(entry) {
                 Verdict::Refused(reason) => {
                     self.events.push_back(MeshEvent::EntryRefused { from, reason });
+                    if reason == BAD_SIGNATURE {
+                        break; // every agent verifies what it passes on: the rest is worth no look
+                    }
                 }
                 Verdict::Accepted => {
-                    self.exchange.asked.remove(&Asked::Member(key.owner));
+                    if is_change {
+                        self.exchange.changes.spend(now, owner, 1);
+                    }
+                    self.exchange.asked.remove(&Asked::Member(owner));
                     self.exchange.asked.remove(&Asked::Entry(key));
                 }
-                Verdict::Pending | Verdict::Known => {}
+                Verdict::Pending | Verdict::Known | Verdict::Outdated => {}
             }
         }
         self.handle_catalogue(now);
     }
+}
+
+/// Whether entries of this kind are their owner's word about itself, and not an issuer's or the root's
+/// about many others.
+const fn is_own_word(kind: EntryKind) -> bool {
+    !matches!(kind, EntryKind::ISSUER | EntryKind::ENROLMENT | EntryKind::INVITE)
 }

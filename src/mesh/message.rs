@@ -86,8 +86,14 @@ const WANT: u8 = 7;
 const ENTRIES: u8 = 8;
 const CONVICTED: u8 = 9;
 
-/// Why a message was dropped, as a fixed word.
-pub(super) type Reason = &'static str;
+/// Bytes that are no message of this version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Unread {
+    /// Perhaps one of a later version.
+    UnknownKind,
+    /// One of no version, for a reason in a fixed word.
+    Fault(&'static str),
+}
 
 impl Message {
     /// The message as it travels; `None` when it would be too long.
@@ -117,14 +123,17 @@ impl Message {
     }
 
     /// Reads a message.
-    pub(super) fn decode(data: &[u8]) -> Result<Self, Reason> {
+    pub(super) fn decode(data: &[u8]) -> Result<Self, Unread> {
         if data.len() > MESSAGE_LEN_MAX {
-            return Err("too_long");
+            return Err(Unread::Fault("too_long"));
         }
-        let Some((kind, body)) = data.split_first() else { return Err("malformed") };
+        let Some((kind, body)) = data.split_first() else {
+            return Err(Unread::Fault("malformed"));
+        };
         Ok(match *kind {
             HELLO => {
-                let (hello, len) = wire::decode_prefix(body).map_err(|_| "malformed")?;
+                let (hello, len) =
+                    wire::decode_prefix(body).map_err(|_| Unread::Fault("malformed"))?;
                 Self::Hello(hello, read_entries(body.get(len..).unwrap_or_default())?)
             }
             PACKET => Self::Packet(Bytes::copy_from_slice(body)),
@@ -135,7 +144,7 @@ impl Message {
             WANT => Self::Want(read(body)?),
             ENTRIES => Self::Entries(read_entries(body)?),
             CONVICTED => Self::Convicted(read(body)?),
-            _ => return Err("unknown_kind"),
+            _ => return Err(Unread::UnknownKind),
         })
     }
 
@@ -168,15 +177,15 @@ fn put_entries(bytes: &mut BytesMut, entries: &[Entry]) -> bool {
     true
 }
 
-fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, Reason> {
-    wire::decode(body).map_err(|_| "malformed")
+fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, Unread> {
+    wire::decode(body).map_err(|_| Unread::Fault("malformed"))
 }
 
-fn read_entries(body: &[u8]) -> Result<Vec<Entry>, Reason> {
+fn read_entries(body: &[u8]) -> Result<Vec<Entry>, Unread> {
     let mut rest = Bytes::copy_from_slice(body);
     let mut entries = Vec::new();
     while !rest.is_empty() {
-        entries.push(Entry::decode_from(&mut rest).map_err(|_| "framing")?);
+        entries.push(Entry::decode_from(&mut rest).map_err(|_| Unread::Fault("framing"))?);
     }
     Ok(entries)
 }

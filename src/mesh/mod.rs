@@ -12,6 +12,7 @@
 //! is judged by the catalogue, whoever brought it. The detector hears of a member only under a run
 //! that the member's record names.
 
+mod allowance;
 mod config;
 mod dials;
 mod exchange;
@@ -31,12 +32,12 @@ use std::time::Duration;
 use crate::catalogue::{Catalogue, Signatures, Verdict, Verify, record_key};
 use crate::membership::{Belief, Carrier, Contact, Identity, Membership};
 use crate::model::{
-    Entry, EntryKey, Epoch, InstanceRecord, MemberId, MemberName, MemberPhase, MemberState, Moment,
-    Signer, StoreSize,
+    Entry, EntryKey, EntryKind, Epoch, InstanceRecord, MemberId, MemberName, MemberPhase,
+    MemberState, Moment, Signer, StoreSize,
 };
 
 use exchange::Exchange;
-use message::Message;
+use message::{Message, Unread};
 use publication::Publication;
 use view::Known;
 
@@ -191,7 +192,7 @@ impl Mesh {
         if data.len() <= DATAGRAM_LEN_MAX {
             self.handle_packet(now, from, Carrier::Datagram, data);
         } else {
-            self.drop_from(from, "too_long");
+            self.blame(from, "too_long");
         }
         self.drain(now);
     }
@@ -201,7 +202,8 @@ impl Mesh {
         match Message::decode(data) {
             _ if from == self.id => self.drop_from(from, "source"),
             Ok(message) => self.handle_decoded(now, from, message),
-            Err(reason) => self.drop_from(from, reason),
+            Err(Unread::UnknownKind) => self.drop_from(from, "unknown_kind"),
+            Err(Unread::Fault(reason)) => self.blame(from, reason),
         }
         self.drain(now);
     }
@@ -292,6 +294,7 @@ impl Mesh {
         self.drain(now);
         match verdict {
             Verdict::Accepted | Verdict::Known => Ok(()),
+            Verdict::Outdated => Err(Error::Refused("a newer one is known here")),
             Verdict::Pending => Err(Error::Refused("its signer has no right that is known here")),
             Verdict::Refused(reason) => Err(Error::Refused(reason)),
         }
@@ -400,6 +403,25 @@ impl Mesh {
     /// All entries, ordered by key.
     pub fn entries(&self) -> impl Iterator<Item = &Entry> {
         self.catalogue.entries()
+    }
+
+    /// The entries of a kind, ordered by key.
+    pub fn entries_of(&self, kind: EntryKind) -> impl Iterator<Item = &Entry> {
+        self.catalogue.entries_of(kind)
+    }
+
+    /// The entries of a kind about one subject that the root or any issuer signed.
+    pub fn entries_about(
+        &self,
+        kind: EntryKind,
+        subject: [u8; 16],
+    ) -> impl Iterator<Item = &Entry> {
+        self.catalogue.entries_about(kind, subject)
+    }
+
+    /// The members that are enrolled under a name.
+    pub fn holders(&self, name: &MemberName) -> impl Iterator<Item = MemberId> {
+        self.catalogue.holders(name)
     }
 
     /// Members to dial after the next start, with their addresses; those that are there first, at

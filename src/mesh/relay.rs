@@ -12,7 +12,7 @@ use super::message::Message;
 use super::view::Known;
 use super::{Channel, Destination, Evidence, Mesh, MeshEvent, TICK, Transmit};
 use crate::catalogue::{Catalogue, CatalogueEvent, Content};
-use crate::membership::{Carrier, Contact, Identity, MembershipEvent, Standing};
+use crate::membership::{Carrier, Contact, Disbelief, Identity, MembershipEvent, Standing};
 use crate::model::{Entry, Epoch, InstanceRecord, MemberId, MemberPhase, MemberRecord, Moment};
 
 /// Entries that arrive together and are still worth a rumour each; more are left to repair.
@@ -80,7 +80,8 @@ impl Mesh {
         previous: Option<&Content>,
     ) {
         let (key, version) = (entry.key(), entry.version());
-        self.is_changed = true;
+        // Readers see nothing of invites, nor of what is only relayed.
+        self.is_changed |= !matches!(content, Content::Invite(_) | Content::Relayed);
         self.news.push(key);
         self.events.push_back(MeshEvent::EntryAccepted(entry));
         let Content::Record(record) = content else { return };
@@ -150,6 +151,14 @@ impl Mesh {
             MembershipEvent::Accused(identity) => {
                 self.send_message(identity.id, &Message::Convicted(identity));
             }
+            MembershipEvent::Disbelieved { from, why } => match why {
+                Disbelief::Incarnation => self.blame(from, "absurd_incarnation"),
+                Disbelief::Jump => self.drop_from(from, "incarnation_jump"),
+                Disbelief::Address => self.drop_from(from, "other_address"),
+                Disbelief::Death(member) => {
+                    self.events.push_back(MeshEvent::FalseDeath { from, member });
+                }
+            },
             MembershipEvent::Isolated => self.events.push_back(MeshEvent::Isolated),
             MembershipEvent::Healed => {
                 self.touched.extend(self.known.keys());
@@ -175,7 +184,8 @@ impl Mesh {
         let standing = |identity: &Identity| standing_of(catalogue, identity);
         match self.membership.handle_packet(now, from, over, data, &standing) {
             Ok(rumours) => self.handle_rumours(from, rumours),
-            Err(reason) => self.drop_from(from, reason),
+            Err(fault) if fault.is_hostile() => self.blame(from, fault.as_str()),
+            Err(fault) => self.drop_from(from, fault.as_str()),
         }
     }
 
@@ -205,6 +215,10 @@ impl Mesh {
 
     pub(super) fn drop_from(&mut self, from: MemberId, reason: &'static str) {
         self.events.push_back(MeshEvent::Dropped { from, reason });
+    }
+
+    pub(super) fn blame(&mut self, member: MemberId, reason: &'static str) {
+        self.events.push_back(MeshEvent::Blamed { member, reason });
     }
 }
 

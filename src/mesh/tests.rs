@@ -1,5 +1,6 @@
 //! A few nodes without a network between them: bytes from friends and from others.
 
+use bytes::Bytes;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
@@ -233,7 +234,7 @@ fn nobody_is_introduced_by_another() {
     let mut newcomer = node(3, &[1]);
     let hello = newcomer.poll_transmit().unwrap().data;
     one.handle_message(Moment::START, id(2), &hello);
-    let refused = MeshEvent::Dropped { from: id(2), reason: "source" };
+    let refused = MeshEvent::Blamed { member: id(2), reason: "source" };
     assert!(events(&mut one).contains(&refused));
     assert!(one.membership.belief(id(3)).is_none());
 }
@@ -245,7 +246,7 @@ fn packet_speaks_for_whoever_proved_to_send_it() {
     let mut sent = std::iter::from_fn(|| nodes[1].poll_transmit());
     let ping = sent.find(|sent| sent.channel == Channel::Datagram).unwrap();
     nodes[0].handle_datagram(Moment::from_millis(700), id(9), &ping.data);
-    let refused = MeshEvent::Dropped { from: id(9), reason: "source" };
+    let refused = MeshEvent::Blamed { member: id(9), reason: "source" };
     assert!(events(&mut nodes[0]).contains(&refused));
 }
 
@@ -355,7 +356,7 @@ fn peer_that_asks_again_and_again_is_answered_within_its_allowance() {
             std::iter::from_fn(|| one.poll_transmit()).map(|out| out.data.len()).sum::<usize>()
         };
         let at_once: usize = (0..30_000).map(|_| answered(Moment::START)).sum();
-        assert!(at_once > 2 << 20, "{at_once} bytes: the allowance is spent");
+        assert!(at_once > (2 << 20) - 5_000, "{at_once} bytes: the allowance is spent");
         assert!(at_once < (2 << 20) + 10_000, "{at_once} bytes: 2 MiB and the last answer");
         assert!(answered(Moment::from_millis(1_100)) > 0, "a second later it is answered again");
         let refused = MeshEvent::Dropped { from: id(2), reason: "over_allowance" };
@@ -368,7 +369,7 @@ fn listing_of_more_buckets_than_there_are_is_refused() {
     let [mut one, _] = pair();
     let listing = Listing { state_buckets: vec![200; 500_000], ..Listing::default() };
     one.handle_message(Moment::START, id(2), &Message::Listing(listing).encode().unwrap());
-    let refused = MeshEvent::Dropped { from: id(2), reason: "malformed" };
+    let refused = MeshEvent::Blamed { member: id(2), reason: "malformed" };
     assert_eq!(events(&mut one), [refused]);
 }
 
@@ -472,4 +473,248 @@ fn a_change_of_services_is_none_of_state_and_who_leaves_serves_nothing_any_more(
     assert_eq!((after.state, after.services.len()), (MemberState::Left, 0));
     assert!(after.changed_at >= Moment::from_secs(6));
     assert!(nodes[0].snapshot().services.is_empty());
+}
+
+/// What a member says that a packet of the detector carries.
+fn gossip(from: &Mesh, to: &Mesh, updates: &[MemberUpdate]) -> Vec<u8> {
+    const GOSSIP: u32 = 8; // of foca's messages
+    let header = (from.membership.identity(), 0_u16, to.membership.identity(), GOSSIP);
+    let mut packet = wire::encode(&header).unwrap();
+    packet.extend(u16::try_from(updates.len()).unwrap().to_be_bytes());
+    updates.iter().for_each(|update| packet.extend(wire::encode(update).unwrap()));
+    packet
+}
+
+fn three() -> [Mesh; 3] {
+    let mut nodes = [node(1, &[]), node(2, &[1]), node(3, &[1])];
+    carry(Moment::START, &mut nodes);
+    run(&mut nodes, 0, 3_000);
+    nodes.iter_mut().for_each(|node| while node.poll_event().is_some() {});
+    for pair in [(0, 1), (0, 2), (1, 2)] {
+        let seen = nodes[pair.0].member_state(nodes[pair.1].id());
+        assert_eq!(seen, Some(MemberState::Alive), "{pair:?}");
+    }
+    nodes
+}
+
+/// Node 3 lies to node 1 about node 2, in every way, again and again.
+#[test]
+fn liar_kills_nobody_and_is_named() {
+    let mut nodes = three();
+    let mut told = BTreeSet::new();
+    for round in 0..100_u64 {
+        let now = 3_000 + round * 200;
+        let at = Moment::from_millis(now);
+        let victim = nodes[1].membership.identity();
+        let incarnation = nodes[0].membership.belief(victim.id).unwrap().incarnation;
+        let said = |identity, incarnation, belief| MemberUpdate { identity, incarnation, belief };
+        let elsewhere = Identity { address: address(66), ..victim };
+        let next = Identity { epoch: Epoch(victim.epoch.0 + 1), ..victim };
+        let lies = [
+            said(victim, incarnation, Belief::Suspect),
+            said(victim, incarnation + 9, Belief::Suspect),
+            said(victim, incarnation + 30_000, Belief::Suspect),
+            said(victim, u16::MAX, Belief::Suspect),
+            said(victim, incarnation, Belief::Down),
+            said(elsewhere, incarnation, Belief::Alive),
+            said(next, 0, Belief::Down),
+        ];
+        let packet = gossip(&nodes[2], &nodes[0], &lies);
+        let liar = nodes[2].id();
+        nodes[0].handle_datagram(at, liar, &packet);
+        let states = Message::States(lies.to_vec()).encode().unwrap();
+        nodes[0].handle_message(at, liar, &states);
+        let identity = nodes[1].membership.identity();
+        let convicted = Message::Convicted(identity).encode().unwrap();
+        nodes[1].handle_message(at, liar, &convicted);
+        run(&mut nodes, now, now + 200);
+        for (teller, node) in nodes.iter_mut().enumerate() {
+            for event in events(node) {
+                assert!(!matches!(event, MeshEvent::MemberDown { .. }), "{teller}: {event:?}");
+                told.insert(format!("{teller}: {event:?}"));
+            }
+        }
+    }
+    let liar = nodes[2].id();
+    for expected in [
+        MeshEvent::FalseDeath { from: liar, member: nodes[1].id() },
+        MeshEvent::Blamed { member: liar, reason: "absurd_incarnation" },
+        MeshEvent::Dropped { from: liar, reason: "incarnation_jump" },
+        MeshEvent::Dropped { from: liar, reason: "other_address" },
+    ] {
+        assert!(told.contains(&format!("0: {expected:?}")), "{expected:?}: {told:#?}");
+    }
+    let renewed = nodes[1].epoch().0 - 100;
+    assert!(renewed < 25, "{renewed} epochs in 20 s");
+}
+
+/// A crash is not told more slowly for it: everybody suspected the member before.
+#[test]
+fn death_of_a_suspect_that_stayed_silent_is_believed_at_once() {
+    let nodes = three();
+    let [mut one, victim, liar] = nodes;
+    let identity = victim.membership.identity();
+    let said = |belief| MemberUpdate { identity, incarnation: 0, belief };
+    let at = Moment::from_millis;
+    one.handle_datagram(at(3_000), liar.id(), &gossip(&liar, &one, &[said(Belief::Suspect)]));
+    assert_eq!(one.member_state(id(2)), Some(MemberState::Suspect));
+    one.handle_datagram(at(4_000), liar.id(), &gossip(&liar, &one, &[said(Belief::Down)]));
+    assert_eq!(one.member_state(id(2)), Some(MemberState::Suspect), "it had no time");
+    one.handle_datagram(at(4_600), liar.id(), &gossip(&liar, &one, &[said(Belief::Down)]));
+    assert_eq!(one.member_state(id(2)), Some(MemberState::Down));
+}
+
+/// Versions of node 2's record from `from` on, as it signs them itself.
+fn versions(from: u64, count: u64) -> Vec<Entry> {
+    let sign = |version| {
+        let body = crate::model::MemberRecord {
+            name: name(2),
+            address: address(2),
+            zone: format!("zone-{version}"),
+            phase: MemberPhase::Running,
+            instances: Vec::new(),
+            agent_version: String::new(),
+        };
+        let payload = wire::encode_payload(&body).unwrap();
+        let (key, kind) = (TestKey::new(2), EntryKind::RECORD);
+        Entry::sign(&MESH, &key, kind, [0; 16], Epoch(100), version, &payload).unwrap()
+    };
+    (from..from + count).map(sign).collect()
+}
+
+#[test]
+fn member_that_signs_ever_new_records_is_taken_at_a_rate_named_and_heard_in_the_end() {
+    let [mut one, _] = pair();
+    let mut taken = 0;
+    let mut send = |one: &mut Mesh, at: Moment, entries: Vec<Entry>| {
+        one.handle_message(at, id(2), &Message::Entries(entries).encode().unwrap());
+        let told = events(one);
+        assert!(told.contains(&MeshEvent::OverRate(id(2))), "{told:?}");
+        taken += told.iter().filter(|event| matches!(event, MeshEvent::EntryAccepted(_))).count();
+    };
+    for round in 0..20 {
+        let at = Moment::from_millis(round * 100);
+        send(&mut one, at, versions(100 + round * 100, 100));
+        one.handle_timeout(at);
+        while one.poll_transmit().is_some() {}
+    }
+    assert!((16..=25).contains(&taken), "{taken} of 2,000 in 2 s");
+    // Silence, and then what a repair brings.
+    let last = versions(2_099, 1);
+    let message = Message::Entries(last.clone()).encode().unwrap();
+    one.handle_message(Moment::from_secs(4), id(2), &message);
+    assert_eq!(one.entry(&record_key(id(2))), Some(&last[0]));
+}
+
+#[test]
+fn honest_member_that_restarts_again_and_again_is_never_over_the_rate() {
+    let mut nodes = pair();
+    for round in 1..10_u64 {
+        let at = Moment::from_secs(round * 3);
+        for number in 0..8 {
+            let name = format!("web-{round}-{number}");
+            nodes[1].set_instances(at, vec![instance(&name)]);
+            carry(at, &mut nodes);
+        }
+        run(&mut nodes, round * 3_000, round * 3_000 + 3_000);
+        let told = events(&mut nodes[0]);
+        assert!(!told.contains(&MeshEvent::OverRate(id(2))), "{round}: {told:?}");
+    }
+    assert_eq!(nodes[0].instances(id(2)).next().unwrap().id.as_str(), "web-9-7");
+}
+
+#[test]
+fn one_bad_signature_ends_the_message_and_names_its_sender() {
+    let [mut one, _] = pair();
+    let [good, other] = &versions(100, 2)[..] else { panic!("two") };
+    let mut forged = good.bytes().to_vec();
+    *forged.last_mut().unwrap() ^= 1;
+    let forged = Entry::decode(forged.into()).unwrap();
+    let message = Message::Entries(vec![forged, other.clone()]).encode().unwrap();
+    one.handle_message(Moment::START, id(2), &message);
+    let refused = MeshEvent::EntryRefused { from: id(2), reason: "signature" };
+    assert_eq!(events(&mut one), [refused]);
+}
+
+#[test]
+fn peer_has_so_many_entries_verified_and_no_more() {
+    let [mut one, _] = pair();
+    // Signed well, by keys that nobody enrolled: each costs a look at its signature.
+    let strangers = (0..3_u16).map(|round| {
+        let key = TestKey::new(9);
+        let sign = |number: u16| {
+            let kind = EntryKind(1_000 + round * 2_000 + number);
+            Entry::sign(&MESH, &key, kind, [0; 16], Epoch(1), 1, b"").unwrap()
+        };
+        (0..2_000).map(sign).collect::<Vec<_>>()
+    });
+    let mut dropped = 0;
+    for entries in strangers {
+        one.handle_message(Moment::START, id(2), &Message::Entries(entries).encode().unwrap());
+        let over = MeshEvent::Dropped { from: id(2), reason: "over_allowance" };
+        dropped += events(&mut one).iter().filter(|event| **event == over).count();
+    }
+    assert_eq!(dropped, 1, "4,096 were looked at, and the rest of the third message was not");
+}
+
+#[test]
+fn hints_of_things_that_nobody_has_fill_no_more_than_their_share() {
+    let [mut one, two] = pair();
+    let mut kind = 1_000;
+    let mut told = BTreeSet::new();
+    for _ in 0..200 {
+        let mut packet = gossip(&two, &one, &[]);
+        while packet.len() < 1_000 {
+            kind += 1;
+            let key = TestKey::new(9);
+            let entry =
+                Entry::sign(&MESH, &key, EntryKind(kind), [0; 16], Epoch(1), 1, b"").unwrap();
+            let hint = hint::Hint::of(&entry).encode().unwrap();
+            packet.extend(u16::try_from(hint.len()).unwrap().to_be_bytes());
+            packet.extend(hint);
+        }
+        one.handle_datagram(Moment::START, two.id(), &packet);
+        told.extend(events(&mut one).into_iter().map(|event| format!("{event:?}")));
+        while one.poll_transmit().is_some() {}
+    }
+    let over = MeshEvent::Dropped { from: id(2), reason: "over_allowance" };
+    assert!(told.contains(&format!("{over:?}")), "{told:?}");
+    let asked = one.store_sizes().find(|store| store.name == "things asked for").unwrap();
+    assert!(asked.len < 1_100, "{asked:?}");
+}
+
+/// Node 2 tells of a record before node 3 does, again and again, and never sends it.
+#[test]
+fn peer_that_never_sends_what_it_tells_of_keeps_no_news_away() {
+    let [mut one, two, three] = three();
+    let fresh = |version| hint_of(&two, version);
+    let mut asked = Vec::new();
+    for round in 0..8 {
+        let at = Moment::from_millis(3_000 + round * 400);
+        one.handle_timeout(at);
+        while one.poll_transmit().is_some() {}
+        let hint = fresh(1_000 + round);
+        for teller in [&three, &two] {
+            let mut packet = gossip(teller, &one, &[]);
+            packet.extend(u16::try_from(hint.len()).unwrap().to_be_bytes());
+            packet.extend(&hint);
+            one.handle_datagram(at, teller.id(), &packet);
+        }
+        let wants = std::iter::from_fn(|| one.poll_transmit())
+            .filter(|out| matches!(Message::decode(&out.data), Ok(Message::Want(_))));
+        asked.extend(wants.map(|out| (round, out.to)));
+    }
+    let of = |id: MemberId| {
+        let is_of =
+            move |to: &Destination| matches!(to, Destination::Member { id: of, .. } if *of == id);
+        asked.iter().filter(|(_, to)| is_of(to)).count()
+    };
+    assert!(of(three.id()) > 0 && of(two.id()) > 0, "{asked:?}");
+}
+
+/// A hint of that version of a node's record.
+fn hint_of(node: &Mesh, version: u64) -> Bytes {
+    let entry = versions(version, 1).remove(0);
+    assert_eq!(entry.key().owner, node.id());
+    hint::Hint::of(&entry).encode().unwrap()
 }

@@ -148,6 +148,22 @@ pub enum MeshEvent {
         /// Both of them.
         members: [MemberId; 2],
     },
+    /// A member changes its own entries faster than it may: what it signed in between was left out.
+    OverRate(MemberId),
+    /// A member sent what no agent of this version or a later one sends; it was dropped.
+    Blamed {
+        /// Who sent it.
+        member: MemberId,
+        /// A fixed word.
+        reason: &'static str,
+    },
+    /// One member said that another is dead, which answers.
+    FalseDeath {
+        /// Who said so.
+        from: MemberId,
+        /// Who answers.
+        member: MemberId,
+    },
     /// A message or datagram, or part of one, was dropped. `from` is who sent it.
     Dropped {
         /// Who sent it.

@@ -55,6 +55,8 @@ pub enum EventKind {
     MemberRestarting,
     /// A newcomer was let in.
     MemberEnrolled,
+    /// A newcomer was not let in.
+    JoinRefused,
     /// A member has a new certificate.
     MemberRenewed,
     /// Two members have one name.
@@ -73,6 +75,8 @@ pub enum EventKind {
     InstanceChanged,
     /// An own instance accepts no connection.
     InstanceUnreachable,
+    /// A member's gossip is what no agent sends, or was found to be untrue.
+    GossipRefused,
     /// A signed entry was not taken.
     EntryRefused,
     /// A signed entry cannot be read and is kept aside.
@@ -114,6 +118,8 @@ impl EventKind {
             self,
             Self::NameConflict
                 | Self::InstanceUnreachable
+                | Self::JoinRefused
+                | Self::GossipRefused
                 | Self::EntryRefused
                 | Self::EntryQuarantined
                 | Self::ConnectionRefused

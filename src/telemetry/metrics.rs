@@ -260,6 +260,11 @@ impl Metrics {
         self.gossip_dropped.get_or_create(&ReasonLabels { reason }).inc();
     }
 
+    /// How often gossip was dropped for this reason.
+    pub fn gossip_dropped(&self, reason: &'static str) -> u64 {
+        self.gossip_dropped.get_or_create(&ReasonLabels { reason }).get()
+    }
+
     /// Counts an attempt on another instance: `success` or `failure`.
     pub fn count_retry(&self, result: &'static str) {
         self.retries.get_or_create(&ResultLabels { result }).inc();

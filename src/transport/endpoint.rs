@@ -5,16 +5,16 @@
 //! connection is driven by the runtime that dials or accepts it, so whoever owns a plane calls
 //! [`Endpoint::accept`] and [`Endpoint::connect`] on its own thread, and only the socket is shared.
 //!
-//! Strangers cost little: past [`RETRY_ABOVE`] handshakes in progress an address has to prove itself
-//! first, past [`HANDSHAKES_MAX`] it is refused, and a handshake has [`HANDSHAKE_TIME_MAX`].
+//! Strangers cost little. Each plane has places of its own for handshakes in progress, so that a crowd
+//! at one door keeps nobody from another; one host has a share of them, and a handshake has
+//! [`HANDSHAKE_TIME_MAX`]. Past [`RETRY_ABOVE`] handshakes an address has to prove itself first, at the
+//! two doors of the enrolment always: there nobody is in a hurry, and places are few.
 
-use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use parking_lot::Mutex;
 use quinn::crypto::rustls::{NoInitialCipherSuite, QuicClientConfig, QuicServerConfig};
 use quinn::{
     ClientConfig, ConnectError, Connection, ConnectionError, ConnectionId, EndpointConfig,
@@ -24,10 +24,11 @@ use quinn_proto::{
     ConnectionIdGenerator, HashedConnectionIdGenerator, RandomConnectionIdGenerator,
 };
 use ring::{hkdf, hmac};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tracing::debug;
 
+use super::places::{Place, Places};
 use super::planes::transport_config;
 use super::socket;
 use crate::model::MemberId;
@@ -38,13 +39,18 @@ use crate::tls::{NodeCredentials, Peer, Plane, TlsError, peer_of, server_name};
 
 /// How long a handshake may take, dialled or accepted.
 pub const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(5);
-/// Handshakes in progress that are accepted at most; the next are refused as `overload`.
+/// Handshakes in progress on a plane of members at most; the next are refused as `overload`.
 pub const HANDSHAKES_MAX: usize = 1_024;
-/// Handshakes in progress that one address may have: a stranger cannot take all of them. A mesh
-/// behind one address (a test, a NAT) still starts at once.
-const HANDSHAKES_PER_ADDRESS_MAX: u32 = 256;
-/// Handshakes in progress above which an unproven address is sent a Retry first.
+/// The same for one host, refused as `over_share`: a stranger cannot take all of them. A mesh behind
+/// one address (a test, a NAT) still starts at once.
+const HANDSHAKES_PER_HOST_MAX: usize = 256;
+/// Handshakes in progress on a plane of members above which an unproven address is sent a Retry first.
 pub const RETRY_ABOVE: usize = 32;
+/// Newcomers at the door at once, from their first packet until they have their answer; as many
+/// members at the renewal door.
+const EXCHANGES_MAX: usize = 64;
+/// The same for one host. Machines that join from behind one NAT in the same second try again.
+const EXCHANGES_PER_HOST_MAX: usize = 8;
 
 /// Attempts waiting for each plane's owner.
 const QUEUE_LEN_MAX: usize = 256;
@@ -121,48 +127,19 @@ pub struct AcceptError {
 pub struct Incoming {
     inner: quinn::Incoming,
     plane: Plane,
-    permit: OwnedSemaphorePermit,
-    share: Share,
-}
-
-/// Handshakes in progress, by address.
-type Shares = Arc<Mutex<BTreeMap<IpAddr, u32>>>;
-
-/// One handshake in progress of an address, until it is dropped.
-#[derive(Debug)]
-struct Share {
-    shares: Shares,
-    address: IpAddr,
-}
-
-impl Share {
-    /// `None` when the address has as many as it may.
-    fn take(shares: &Shares, address: IpAddr) -> Option<Self> {
-        let address = address.to_canonical();
-        let mut counts = shares.lock();
-        let count = counts.entry(address).or_default();
-        if *count >= HANDSHAKES_PER_ADDRESS_MAX {
-            return None;
-        }
-        *count += 1;
-        Some(Self { shares: Arc::clone(shares), address })
-    }
-}
-
-impl Drop for Share {
-    fn drop(&mut self) {
-        let mut counts = self.shares.lock();
-        match counts.get_mut(&self.address) {
-            Some(count) if *count > 1 => *count -= 1,
-            _ => drop(counts.remove(&self.address)),
-        }
-    }
+    place: Arc<Place>,
 }
 
 impl Incoming {
     /// Where it comes from.
     pub fn remote_address(&self) -> SocketAddr {
         self.inner.remote_address()
+    }
+
+    /// Its place at the door, which is otherwise free once the handshake has ended: for whoever does
+    /// more for a stranger than that.
+    pub(super) fn place(&self) -> Arc<Place> {
+        Arc::clone(&self.place)
     }
 }
 
@@ -184,9 +161,47 @@ pub struct Endpoint {
     address: SocketAddr,
     configs: Arc<ArcSwap<Configs>>,
     token_key: Arc<hkdf::Prk>,
-    handshakes: Arc<Semaphore>,
-    shares: Shares,
+    places: DoorPlaces,
     metrics: Metrics,
+}
+
+/// The places of each plane.
+#[derive(Clone)]
+struct DoorPlaces {
+    gossip: Places,
+    data: Places,
+    enrolment: Places,
+    renewal: Places,
+}
+
+impl DoorPlaces {
+    fn new() -> Self {
+        let of_members = || Places::new(HANDSHAKES_MAX, HANDSHAKES_PER_HOST_MAX);
+        let of_exchanges = || Places::new(EXCHANGES_MAX, EXCHANGES_PER_HOST_MAX);
+        Self {
+            gossip: of_members(),
+            data: of_members(),
+            enrolment: of_exchanges(),
+            renewal: of_exchanges(),
+        }
+    }
+
+    fn of(&self, plane: Plane) -> &Places {
+        match plane {
+            Plane::Gossip => &self.gossip,
+            Plane::Data => &self.data,
+            Plane::Enrolment => &self.enrolment,
+            Plane::Renewal => &self.renewal,
+        }
+    }
+
+    /// Whether an address has to prove itself before it gets a place.
+    fn ask_for_proof(&self, plane: Plane) -> bool {
+        match plane {
+            Plane::Gossip | Plane::Data => self.of(plane).taken() > RETRY_ABOVE,
+            Plane::Enrolment | Plane::Renewal => true,
+        }
+    }
 }
 
 impl Endpoint {
@@ -217,8 +232,7 @@ impl Endpoint {
             address,
             configs: Arc::new(ArcSwap::from_pointee(configs)),
             token_key,
-            handshakes: Arc::new(Semaphore::new(HANDSHAKES_MAX)),
-            shares: Shares::default(),
+            places: DoorPlaces::new(),
             metrics: metrics.clone(),
         };
         let (doors, queues) = Doors::new();
@@ -266,7 +280,7 @@ impl Endpoint {
         &self,
         incoming: Incoming,
     ) -> Result<(Connection, Option<Peer>), AcceptError> {
-        let Incoming { inner, plane, permit, share } = incoming;
+        let Incoming { inner, plane, place } = incoming;
         let address = inner.remote_address();
         let config = Arc::clone(&self.configs.load().of(plane).server);
         let handshake = async { inner.accept_with(config)?.await };
@@ -275,7 +289,7 @@ impl Endpoint {
             Ok(Err(error)) => Err((accept_refusal(&error), error.to_string())),
             Err(_) => Err(("timeout", "no answer".to_owned())),
         };
-        drop((permit, share));
+        drop(place);
         let connection = outcome.map_err(|(reason, error)| {
             debug!(%address, ?plane, reason, error, "handshake refused");
             self.refuse(plane, reason)
@@ -312,20 +326,19 @@ impl Endpoint {
             self.refuse(Plane::Data, "unknown_plane");
             return incoming.refuse();
         };
-        let pending = HANDSHAKES_MAX - self.handshakes.available_permits();
-        if pending > RETRY_ABOVE && !incoming.remote_address_validated() && incoming.may_retry() {
+        let is_proven = incoming.remote_address_validated();
+        if !is_proven && incoming.may_retry() && self.places.ask_for_proof(plane) {
             let _ = incoming.retry(); // fails only where may_retry() is false
             return;
         }
-        let Ok(permit) = Arc::clone(&self.handshakes).try_acquire_owned() else {
-            self.refuse(plane, "overload");
-            return incoming.refuse();
+        let place = match self.places.of(plane).take(incoming.remote_address().ip()) {
+            Ok(place) => Arc::new(place),
+            Err(reason) => {
+                self.refuse(plane, reason);
+                return incoming.refuse();
+            }
         };
-        let Some(share) = Share::take(&self.shares, incoming.remote_address().ip()) else {
-            self.refuse(plane, "overload");
-            return incoming.refuse();
-        };
-        let attempt = Incoming { inner: incoming, plane, permit, share };
+        let attempt = Incoming { inner: incoming, plane, place };
         let (reason, attempt) = match doors.of(plane).try_send(attempt) {
             Ok(()) => return,
             Err(mpsc::error::TrySendError::Full(attempt)) => ("overload", attempt),

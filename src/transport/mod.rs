@@ -6,6 +6,7 @@ mod endpoint;
 pub mod enrolment;
 pub mod gossip;
 mod peers;
+mod places;
 mod planes;
 mod silence;
 mod socket;

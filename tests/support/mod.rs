@@ -13,6 +13,7 @@ mod ports;
 mod programs;
 mod servers;
 mod strangers;
+pub mod turncoat;
 mod turns;
 
 use std::time::{Duration, Instant};

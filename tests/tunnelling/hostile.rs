@@ -111,10 +111,10 @@ async fn past_32_unfinished_handshakes_an_address_is_asked_to_prove_itself_and_m
 async fn an_address_that_proved_itself_takes_its_share_of_handshakes_and_no_more() {
     let _turn = alone();
     let (a, b, entry) = pair(echo_server().await).await;
-    let overload = || b.metrics.refused(Door::mesh, "overload");
-    let _flooder = flood(flooder(&b, 2), 400, true, |_| overload() > 0).await;
+    let over_share = || b.metrics.refused(Door::mesh, "over_share");
+    let _flooder = flood(flooder(&b, 2), 400, true, |_| over_share() > 0).await;
     connects(&a, &b).await; // behind all of the flood, in the same socket
-    assert!(overload() <= 400 - 256, "{} of 400 were refused", overload());
+    assert!(over_share() <= 400 - 256, "{} of 400 were refused", over_share());
     assert_eq!(ask(entry, b"hello").await.unwrap(), b"hello");
 }
 
@@ -151,6 +151,30 @@ async fn a_flood_from_everywhere_ends_at_a_bound_and_when_it_is_over_members_con
     assert_eq!(ask(entry, b"during").await.unwrap(), b"during", "who is in stays in");
     drop(flooders);
     connects(&a, &b).await;
+}
+
+/// However many handshakes strangers hold at one plane, the others have places of their own.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_at_one_plane_keeps_nobody_from_another() {
+    let _turn = alone();
+    let (a, b, entry) = pair(echo_server().await).await;
+    let overload = || b.metrics.refused(Door::mesh, "overload");
+    let tls = || nobody(Plane::Gossip.alpn(b.credentials.mesh()));
+    let at_gossip =
+        |host| Flooder::new(Ipv4Addr::new(127, 0, 0, host).into(), b.address, tls(), Plane::Gossip);
+    let mut flooders: Vec<Flooder> = (2..8).map(at_gossip).collect();
+    timeout(PATIENCE, async {
+        while overload() == 0 {
+            let all = std::mem::take(&mut flooders).into_iter();
+            flooders = join_all(all.map(|flooder| flood(flooder, 200, true, |_| true))).await;
+        }
+    })
+    .await
+    .expect("a bound");
+    let before = b.metrics.refused(Door::mesh, "timeout");
+    connects(&a, &b).await;
+    assert_eq!(b.metrics.refused(Door::mesh, "timeout"), before, "the flood had not ended yet");
+    assert_eq!(ask(entry, b"during").await.unwrap(), b"during");
 }
 
 fn flooder(far: &Node, host: u8) -> Flooder {

@@ -14,8 +14,8 @@ use super::renewal::{
 use super::{JoinAnswer, JoinRefusal, JoinRequest};
 use crate::mesh::Snapshot;
 use crate::model::{
-    Enrolment, Entry, EntryKey, EntryKind, Invite, Issuer, MemberId, MemberName, MemberState,
-    PublicKey, ServiceName, Signer,
+    Enrolment, Entry, EntryKind, Invite, Issuer, MemberId, MemberName, MemberState, PublicKey,
+    ServiceName, Signer,
 };
 use crate::runtime::{clock, entropy};
 use crate::telemetry::{Door, EventKind, EventLog, Metrics};
@@ -276,10 +276,21 @@ impl IssuerDesk {
         Ok(active.collect())
     }
 
+    /// The root's word about the issuing key with this hash, while that key may issue.
+    async fn active_issuer(&self, id: MemberId) -> Result<Option<(Entry, Issuer)>, DeskError> {
+        let entries = self.gossip.entries_about(EntryKind::ISSUER, id).await;
+        let mut active = entries.ok_or(DeskError::Stopping)?.into_iter().filter_map(|entry| {
+            let issuer: Issuer = wire::decode_payload(&entry.payload()).ok()?;
+            issuer.is_active.then_some((entry, issuer))
+        });
+        Ok(active.next())
+    }
+
     /// This issuer's entry; an error when the root has not made it one, or took it back.
     async fn check_active(&self) -> Result<Entry, DeskError> {
-        let mine = self.authority()?.key().public_key();
-        self.active_issuers().await?.remove(&mine).ok_or(DeskError::NotIssuer)
+        let mine = self.authority()?.key().public_key().member_id();
+        let (entry, _) = self.active_issuer(mine).await?.ok_or(DeskError::NotIssuer)?;
+        Ok(entry)
     }
 
     async fn publish(&self, entry: Entry) -> Result<(), DeskError> {
@@ -303,7 +314,7 @@ impl IssuerDesk {
         };
         answered.unwrap_or_else(|refusal| {
             self.metrics.count_refused(Door::enrol, refusal.as_str());
-            warn!(reason = %refusal, "join refused");
+            self.events.record(EventKind::JoinRefused, refusal.as_str(), &refusal);
             JoinAnswer::Refused(refusal)
         })
     }
@@ -372,7 +383,8 @@ impl IssuerDesk {
         let own = self.check_active().await?;
         let (mine, now) = (own_key(&own)?, clock::unix_seconds());
         let issuers = self.active_issuers().await?;
-        let known = self.gossip.entries(EntryKind::ENROLMENT).await.ok_or(DeskError::Stopping)?;
+        let known = self.gossip.entries_about(EntryKind::ENROLMENT, member).await;
+        let known = known.ok_or(DeskError::Stopping)?;
         let newest = known
             .iter()
             .chain([shown])
@@ -488,23 +500,16 @@ impl IssuerDesk {
         snapshot: &Snapshot,
     ) -> Result<Invite, JoinRefusal> {
         let stopping = || JoinRefusal::Internal("it is stopping".into());
-        let subject = *key.member_id().as_bytes();
-        let invites = self.gossip.entries(EntryKind::INVITE).await.ok_or_else(stopping)?;
-        let entry = invites
-            .iter()
-            .find(|entry| entry.key().subject == subject)
-            .ok_or(JoinRefusal::UnknownInvite)?;
+        let invites = self.gossip.entries_about(EntryKind::INVITE, key.member_id()).await;
+        let entry =
+            invites.ok_or_else(stopping)?.into_iter().next().ok_or(JoinRefusal::UnknownInvite)?;
         let mine = self.authority().map(|authority| authority.key().public_key());
         if mine.ok() != Some(entry.signer()) {
             // Uses are counted where the invite was made; others redeem only while that is dead.
-            let issuers = self.gossip.entries(EntryKind::ISSUER).await.ok_or_else(stopping)?;
-            let maker = issuers.iter().find_map(|issuer| {
-                let EntryKey { subject, .. } = issuer.key();
-                let decoded: Issuer = wire::decode_payload(&issuer.payload()).ok()?;
-                (subject == *entry.key().owner.as_bytes()).then_some(decoded.member)
-            });
-            let alive = maker.and_then(|maker| snapshot.members.get(&maker));
-            if let Some(maker) = alive.filter(|maker| maker.state == MemberState::Alive) {
+            let maker = self.active_issuer(entry.key().owner).await.map_err(|_| stopping())?;
+            let (_, maker) = maker.ok_or(JoinRefusal::Revoked)?; // with its issuer
+            let maker = snapshot.members.get(&maker.member);
+            if let Some(maker) = maker.filter(|maker| maker.state == MemberState::Alive) {
                 let (name, address) = (maker.name.clone(), maker.address);
                 return Err(JoinRefusal::OtherIssuer { name, address });
             }
@@ -527,14 +532,12 @@ impl IssuerDesk {
     }
 
     async fn check_name(&self, request: &JoinRequest) -> Result<(), JoinRefusal> {
-        let enrolments = self.gossip.entries(EntryKind::ENROLMENT).await;
-        let enrolments =
-            enrolments.ok_or_else(|| JoinRefusal::Internal("it is stopping".into()))?;
-        let is_taken = enrolments
-            .iter()
-            .filter_map(|entry| wire::decode_payload::<Enrolment>(&entry.payload()).ok())
-            .any(|enrolled| enrolled.name == request.name && enrolled.key != request.key);
-        if is_taken { Err(JoinRefusal::NameTaken(request.name.clone())) } else { Ok(()) }
+        let holders = self.gossip.holders(request.name.clone()).await;
+        let holders = holders.ok_or_else(|| JoinRefusal::Internal("it is stopping".into()))?;
+        match holders.iter().any(|holder| *holder != request.key.member_id()) {
+            true => Err(JoinRefusal::NameTaken(request.name.clone())),
+            false => Ok(()),
+        }
     }
 
     async fn enrol(

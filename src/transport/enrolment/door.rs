@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use quinn::{Connection, VarInt};
-use tokio::sync::{Mutex, Semaphore, mpsc};
+use tokio::sync::{Mutex, mpsc};
 use tokio::time::timeout;
 use tracing::warn;
 
@@ -17,9 +17,6 @@ use crate::runtime::TaskGroup;
 use crate::telemetry::{Door, EventKind, EventLog, Metrics};
 use crate::tls::Peer;
 use crate::wire;
-
-/// Newcomers at the door at once; more are refused and try again.
-const EXCHANGES_MAX: usize = 64;
 
 /// Who answers here, for a twin that asks: and the alarm that there is one.
 #[derive(Clone, Debug)]
@@ -53,12 +50,8 @@ pub async fn serve(
     metrics: Metrics,
     tasks: TaskGroup,
 ) {
-    let exchanges = Arc::new(Semaphore::new(EXCHANGES_MAX));
     while let Some(incoming) = queue.recv().await {
-        let Ok(permit) = Arc::clone(&exchanges).try_acquire_owned() else {
-            metrics.count_refused(Door::enrol, "overload");
-            continue; // dropped: refused
-        };
+        let place = incoming.place(); // whoever is silent in here keeps no more than its share
         let (endpoint, presence, desk) = (endpoint.clone(), presence.clone(), desk.clone());
         let (snapshot, metrics) = (snapshot.load_full(), metrics.clone());
         tasks.spawn_connection("enrolment", async move {
@@ -69,7 +62,7 @@ pub async fn serve(
                 metrics.count_refused(Door::enrol, "timeout");
             }
             connection.close(VarInt::from_u32(0), b"done");
-            drop(permit);
+            drop(place);
         });
     }
 }

@@ -17,6 +17,11 @@ use crate::telemetry::{EventKind, EventLog, Metrics};
 
 /// Inputs taken in one turn before timers and sending get theirs.
 const TURN_INPUTS_MAX: usize = 256;
+/// The same in time: a message of entries to be verified takes as long as a thousand datagrams.
+const TURN_TIME_MAX: Duration = Duration::from_millis(10);
+/// What readers see is made anew at most this often, however much changes: it takes about 1 ms in a
+/// mesh of 1,000.
+const SNAPSHOT_INTERVAL: Duration = Duration::from_millis(20);
 /// Inputs that wait for a turn. Datagrams over it are dropped and counted; messages have bounds of
 /// their own, in number and in bytes, and wait.
 const INBOX_LEN: usize = 4_096;
@@ -35,6 +40,10 @@ pub(super) struct Driver {
     evidence: mpsc::Receiver<(MemberId, Evidence)>,
     snapshot: Arc<ArcSwap<Snapshot>>,
     snapshots: watch::Sender<Arc<Snapshot>>,
+    /// When readers may be shown the next change.
+    snapshot_at: Moment,
+    /// Whether there is one.
+    is_changed: bool,
     durable: watch::Sender<Durable>,
     /// When a change is to be handed to the disk.
     durable_due: Option<Moment>,
@@ -65,8 +74,9 @@ impl Driver {
     pub(super) fn new(parts: Gossip) -> Self {
         let (inputs, inbox) = mpsc::channel(INBOX_LEN);
         let me = parts.mesh.id();
+        let (metrics, events) = (&parts.metrics, &parts.events);
         let pool =
-            Pool::new(me, parts.endpoint, parts.incoming, inputs, parts.tasks, &parts.metrics);
+            Pool::new(me, parts.endpoint, parts.incoming, inputs, parts.tasks, metrics, events);
         Self {
             mesh: parts.mesh,
             clock: parts.clock,
@@ -76,6 +86,8 @@ impl Driver {
             evidence: parts.evidence,
             snapshot: parts.snapshot,
             snapshots: parts.snapshots,
+            snapshot_at: Moment::START,
+            is_changed: false,
             durable: parts.durable,
             durable_due: None,
             epochs_needed: None,
@@ -108,6 +120,9 @@ impl Driver {
             Wake::Input(Some(input)) => {
                 self.handle_input(began, input);
                 for _ in 1..TURN_INPUTS_MAX {
+                    if self.clock.now().since(began) >= TURN_TIME_MAX {
+                        break;
+                    }
                     let Ok(input) = self.inbox.try_recv() else { break };
                     self.handle_input(began, input);
                 }
@@ -141,7 +156,9 @@ impl Driver {
     /// Waits for the next thing to do. What has arrived goes before timers, so that a process that
     /// was paused reads the answers before it convicts anybody. Cancel safe: only receives.
     async fn wait(&mut self) -> Wake {
-        let deadline = [self.mesh.poll_timeout(), self.durable_due].into_iter().flatten().min();
+        let snapshot_due = self.is_changed.then_some(self.snapshot_at);
+        let deadlines = [self.mesh.poll_timeout(), self.durable_due, snapshot_due];
+        let deadline = deadlines.into_iter().flatten().min();
         let deadline = self.clock.instant(deadline.unwrap_or(Moment::from_secs(u32::MAX.into())));
         tokio::select! {
             biased;
@@ -154,7 +171,7 @@ impl Driver {
 
     fn handle_input(&mut self, now: Moment, input: Input) {
         match input {
-            Input::Datagram(from, data) => {
+            Input::Datagram(from, data, _share) => {
                 self.metrics.gossip_datagrams_received.inc();
                 self.metrics.gossip_bytes_received.inc_by(data.len() as u64);
                 self.mesh.handle_datagram(now, from, &data);
@@ -205,8 +222,13 @@ impl Driver {
                 let _ = reply.send(published);
             }
             Command::Entries(kind, reply) => {
-                let entries = self.mesh.entries().filter(|entry| entry.key().kind == kind);
-                let _ = reply.send(entries.cloned().collect());
+                let _ = reply.send(self.mesh.entries_of(kind).cloned().collect());
+            }
+            Command::EntriesAbout(kind, subject, reply) => {
+                let _ = reply.send(self.mesh.entries_about(kind, subject).cloned().collect());
+            }
+            Command::Holders(name, reply) => {
+                let _ = reply.send(self.mesh.holders(&name).collect());
             }
             Command::Seed(address) => self.mesh.add_seed(now, address),
             Command::RetryContacts => self.mesh.retry_contacts(now),
@@ -230,16 +252,26 @@ impl Driver {
             self.handle_event(now, event);
         }
         if self.mesh.take_changed() {
-            let snapshot = self.mesh.snapshot();
-            self.count(&snapshot);
-            let snapshot = Arc::new(snapshot);
-            self.snapshot.store(Arc::clone(&snapshot));
-            self.snapshots.send_replace(snapshot);
+            self.is_changed = true;
             self.durable_due.get_or_insert(now + DURABLE_INTERVAL);
+        }
+        if self.is_changed && self.snapshot_at <= now {
+            self.snapshot_at = now + SNAPSHOT_INTERVAL;
+            self.show();
         }
         if self.durable_due.is_some_and(|due| due <= now) {
             self.hand_over();
         }
+    }
+
+    /// Shows readers the mesh as it is now.
+    fn show(&mut self) {
+        self.is_changed = false;
+        let snapshot = self.mesh.snapshot();
+        self.count(&snapshot);
+        let snapshot = Arc::new(snapshot);
+        self.snapshot.store(Arc::clone(&snapshot));
+        self.snapshots.send_replace(snapshot);
     }
 
     fn hand_over(&mut self) {
@@ -355,6 +387,21 @@ impl Driver {
                 let reason = format!("{} and {} hold it", members[0], members[1]);
                 self.events.record(EventKind::NameConflict, name, reason);
             }
+            MeshEvent::OverRate(owner) => {
+                self.metrics.count_entry_refused("over_rate");
+                let reason = "it changes its own entries faster than others take them";
+                record(EventKind::EntryRefused, owner, reason);
+            }
+            MeshEvent::Blamed { member, reason } => {
+                self.metrics.count_gossip_dropped(reason);
+                record(EventKind::GossipRefused, member, reason);
+            }
+            MeshEvent::FalseDeath { from, member } => {
+                self.metrics.count_gossip_dropped("false_death");
+                let reason =
+                    format!("it said that {} is dead, which answers", self.name_of(member));
+                record(EventKind::GossipRefused, from, &reason);
+            }
             MeshEvent::Dropped { from, reason } => {
                 self.metrics.count_gossip_dropped(reason);
                 debug!(member = %from, reason, "gossip dropped");
@@ -389,6 +436,7 @@ impl Driver {
             }
         }
         self.hand_over();
+        self.show();
         self.pool.close_all();
     }
 }

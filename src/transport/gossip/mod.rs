@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{Endpoint, Incoming};
 use crate::mesh::{Evidence, Mesh, Snapshot};
-use crate::model::{Entry, EntryKind, Epoch, InstanceRecord, MemberId, MemberPhase};
+use crate::model::{Entry, EntryKind, Epoch, InstanceRecord, MemberId, MemberName, MemberPhase};
 use crate::runtime::TaskGroup;
 use crate::runtime::clock::Clock;
 use crate::telemetry::{EventLog, Metrics};
@@ -43,6 +43,8 @@ enum Command {
     Phase(MemberPhase),
     Publish(Entry, oneshot::Sender<Result<(), String>>),
     Entries(EntryKind, oneshot::Sender<Vec<Entry>>),
+    EntriesAbout(EntryKind, [u8; 16], oneshot::Sender<Vec<Entry>>),
+    Holders(MemberName, oneshot::Sender<Vec<MemberId>>),
     Seed(SocketAddr),
     RetryContacts,
     Epochs(Epoch),
@@ -69,15 +71,29 @@ impl GossipHandle {
 
     /// Spreads an entry. `None` when the driver has stopped.
     pub async fn publish(&self, entry: Entry) -> Option<Result<(), String>> {
-        let (reply, answer) = oneshot::channel();
-        self.commands.send(Command::Publish(entry, reply)).await.ok()?;
-        answer.await.ok()
+        self.ask(|reply| Command::Publish(entry, reply)).await
     }
 
-    /// All entries of a kind. `None` when the driver has stopped.
+    /// All entries of a kind: of some kinds thousands, so not for questions that a stranger can
+    /// cause. `None` when the driver has stopped.
     pub async fn entries(&self, kind: EntryKind) -> Option<Vec<Entry>> {
+        self.ask(|reply| Command::Entries(kind, reply)).await
+    }
+
+    /// The entries of a kind about one subject that the root or any issuer signed. `None` when the
+    /// driver has stopped.
+    pub async fn entries_about(&self, kind: EntryKind, subject: MemberId) -> Option<Vec<Entry>> {
+        self.ask(|reply| Command::EntriesAbout(kind, *subject.as_bytes(), reply)).await
+    }
+
+    /// The members that are enrolled under a name. `None` when the driver has stopped.
+    pub async fn holders(&self, name: MemberName) -> Option<Vec<MemberId>> {
+        self.ask(|reply| Command::Holders(name, reply)).await
+    }
+
+    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Option<T> {
         let (reply, answer) = oneshot::channel();
-        self.commands.send(Command::Entries(kind, reply)).await.ok()?;
+        self.commands.send(command(reply)).await.ok()?;
         answer.await.ok()
     }
 
@@ -103,10 +119,7 @@ impl GossipHandle {
 
     /// Sends what is still to be sent and closes all gossip connections.
     pub async fn stop(&self) {
-        let (reply, done) = oneshot::channel();
-        if self.commands.send(Command::Stop(reply)).await.is_ok() {
-            let _ = done.await;
-        }
+        let _ = self.ask(Command::Stop).await; // it has stopped already
     }
 }
 
@@ -161,6 +174,8 @@ impl Gossip {
 #[cfg(test)]
 pub(super) mod testing {
     use super::*;
+    use crate::model::Enrolment;
+    use crate::wire;
 
     /// Answers a handle out of a plain list of entries: what a mesh of one would know.
     pub(in crate::transport) async fn answer(mut commands: GossipCommands, mut known: Vec<Entry>) {
@@ -174,6 +189,19 @@ pub(super) mod testing {
                 Command::Entries(kind, reply) => {
                     let found = known.iter().filter(|entry| entry.key().kind == kind);
                     let _ = reply.send(found.cloned().collect());
+                }
+                Command::EntriesAbout(kind, subject, reply) => {
+                    let is_about =
+                        |entry: &&Entry| entry.key().kind == kind && entry.key().subject == subject;
+                    let _ = reply.send(known.iter().filter(is_about).cloned().collect());
+                }
+                Command::Holders(name, reply) => {
+                    let enrolments =
+                        known.iter().filter(|entry| entry.key().kind == EntryKind::ENROLMENT);
+                    let enrolled = enrolments
+                        .map(|entry| wire::decode_payload::<Enrolment>(&entry.payload()).unwrap());
+                    let holders = enrolled.filter(|enrolled| enrolled.name == name);
+                    let _ = reply.send(holders.map(|held| held.key.member_id()).collect());
                 }
                 _ => {}
             }

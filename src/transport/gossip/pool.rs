@@ -14,7 +14,7 @@ use super::super::{Endpoint, Incoming};
 use crate::mesh::{Channel, Destination, Dials, Lane, MESSAGE_LEN_MAX, Transmit};
 use crate::model::{MemberId, Moment};
 use crate::runtime::TaskGroup;
-use crate::telemetry::Metrics;
+use crate::telemetry::{EventKind, EventLog, Metrics};
 use crate::tls::{Plane, peer_of};
 
 /// Members with a connection; the least recently used goes first.
@@ -25,6 +25,9 @@ const CONNECTIONS_PER_PEER_MAX: usize = 2;
 const DELIVERY_TIME_MAX: Duration = Duration::from_secs(3);
 /// A message must have come whole in this time.
 const MESSAGE_TIME_MAX: Duration = Duration::from_secs(10);
+/// Datagrams of one peer that wait for a turn; more are dropped, so that no peer takes the room of
+/// the others. In a second an honest one sends a few, or some dozens when much has changed.
+const DATAGRAMS_PER_PEER_MAX: usize = 256;
 /// Messages of one peer that are being read or wait for a turn; further streams wait unaccepted,
 /// and QUIC lets the peer open no more than a few.
 const MESSAGES_PER_PEER_MAX: usize = 8;
@@ -36,7 +39,8 @@ const MESSAGE_KIB_MAX: u32 = (MESSAGE_LEN_MAX / 1024) as u32;
 
 /// What came in from the tasks around the driver.
 pub(super) enum Input {
-    Datagram(MemberId, Bytes),
+    /// Its place is free again when the last is dropped.
+    Datagram(MemberId, Bytes, OwnedSemaphorePermit),
     /// Its room is free again when the last is dropped.
     Message(MemberId, Vec<u8>, Room),
     Accepted(MemberId, Connection),
@@ -60,6 +64,7 @@ pub(super) struct Pool {
     room: Arc<Semaphore>,
     tasks: TaskGroup,
     metrics: Metrics,
+    events: EventLog,
     dials: Dials,
     /// At most [`PEERS_MAX`].
     peers: BTreeMap<MemberId, Slot>,
@@ -72,6 +77,8 @@ struct Slot {
     connections: Vec<Connection>,
     /// [`MESSAGES_PER_PEER_MAX`], less those taken; of all its connections together.
     share: Arc<Semaphore>,
+    /// [`DATAGRAMS_PER_PEER_MAX`], less those taken; of all its connections together.
+    datagrams: Arc<Semaphore>,
     used_at: Moment,
 }
 
@@ -84,6 +91,7 @@ impl Pool {
         inputs: mpsc::Sender<Input>,
         tasks: TaskGroup,
         metrics: &Metrics,
+        events: &EventLog,
     ) -> Self {
         let accepting = accept_loop(endpoint.clone(), incoming, inputs.clone(), tasks.clone());
         tasks.spawn("gossip-accept", accepting);
@@ -94,6 +102,7 @@ impl Pool {
             room: Arc::new(Semaphore::new(MESSAGES_KIB_MAX)),
             tasks,
             metrics: metrics.clone(),
+            events: events.clone(),
             dials: Dials::default(),
             peers: BTreeMap::new(),
             seeds: BTreeMap::new(),
@@ -222,6 +231,7 @@ impl Pool {
         let fresh = || Slot {
             connections: Vec::new(),
             share: Arc::new(Semaphore::new(MESSAGES_PER_PEER_MAX)),
+            datagrams: Arc::new(Semaphore::new(DATAGRAMS_PER_PEER_MAX)),
             used_at: now,
         };
         let slot = self.peers.entry(member).or_insert_with(fresh);
@@ -230,11 +240,15 @@ impl Pool {
         }
         slot.connections.push(connection.clone());
         slot.used_at = now;
+        let name = peer_of(&connection).map_or(member.to_string(), |peer| peer.name.to_string());
         let reader = Reader {
             member,
+            name,
             inputs: self.inputs.clone(),
             room: Arc::clone(&self.room),
             share: Arc::clone(&slot.share),
+            datagrams: Arc::clone(&slot.datagrams),
+            events: self.events.clone(),
             tasks: self.tasks.clone(),
             metrics: self.metrics.clone(),
         };
@@ -295,11 +309,15 @@ async fn accept_loop(
 #[derive(Clone)]
 struct Reader {
     member: MemberId,
+    /// What people call it.
+    name: String,
     inputs: mpsc::Sender<Input>,
     room: Arc<Semaphore>,
     share: Arc<Semaphore>,
+    datagrams: Arc<Semaphore>,
     tasks: TaskGroup,
     metrics: Metrics,
+    events: EventLog,
 }
 
 impl Reader {
@@ -310,9 +328,7 @@ impl Reader {
                 biased;
                 datagram = connection.read_datagram() => {
                     let Ok(data) = datagram else { return };
-                    if self.inputs.try_send(Input::Datagram(self.member, data)).is_err() {
-                        self.metrics.count_gossip_dropped("inbox_full");
-                    }
+                    self.hand_over(data);
                 }
                 next = self.next_stream(connection) => {
                     let Some((stream, share)) = next else { return };
@@ -326,6 +342,17 @@ impl Reader {
                     });
                 }
             }
+        }
+    }
+
+    fn hand_over(&self, datagram: Bytes) {
+        let Ok(place) = Arc::clone(&self.datagrams).try_acquire_owned() else {
+            self.metrics.count_gossip_dropped("over_share");
+            let reason = "more datagrams at once than a member sends";
+            return self.events.record(EventKind::GossipRefused, &self.name, reason);
+        };
+        if self.inputs.try_send(Input::Datagram(self.member, datagram, place)).is_err() {
+            self.metrics.count_gossip_dropped("inbox_full");
         }
     }
 
@@ -369,23 +396,72 @@ mod tests {
     use crate::tls::testing::mesh_of;
     use crate::transport::Limits;
 
-    /// quinn's limit is 64 streams at once, and it frees a stream's number when it has been read.
-    #[tokio::test]
-    async fn peer_has_a_few_messages_in_memory_however_many_it_sends() {
-        const SENT: usize = 200;
+    /// A pool, its inbox of `len` inputs, and a connection to it from a member called `b`.
+    struct Joined {
+        pool: Pool,
+        inbox: mpsc::Receiver<Input>,
+        sender: Connection,
+        metrics: Metrics,
+        events: EventLog,
+        tasks: TaskGroup,
+        _queues: [crate::transport::PlaneQueues; 1],
+    }
+
+    async fn joined(len: usize) -> Joined {
         let [a, b] = &mesh_of(&["a", "b"]).unwrap()[..] else { panic!("two members") };
         let (tasks, metrics) = (TaskGroup::new(Shutdown::default()), Metrics::new());
+        let events = EventLog::new("a");
         let bind = |credentials| {
             let (listen, limits) = ((Ipv4Addr::LOCALHOST, 0), Limits { reset_secret: [7; 32] });
             Endpoint::bind(listen.into(), credentials, &limits, &metrics, &tasks).unwrap()
         };
-        let ((ours, queues), (theirs, _queues)) = (bind(a), bind(b));
-        let (inputs, mut inbox) = mpsc::channel(SENT);
+        let ((ours, queues), (theirs, their_queues)) = (bind(a), bind(b));
+        let (inputs, mut inbox) = mpsc::channel(len);
         let (me, at) = (a.member_id(), ours.local_address());
-        let mut pool = Pool::new(me, ours, queues.gossip, inputs, tasks.clone(), &metrics);
+        let gossip = queues.gossip;
+        let mut pool = Pool::new(me, ours, gossip, inputs, tasks.clone(), &metrics, &events);
         let sender = theirs.connect(Plane::Gossip, at, Some(me)).await.unwrap();
         let Some(Input::Accepted(member, accepted)) = inbox.recv().await else { panic!("a peer") };
         pool.adopt(Moment::START, member, accepted);
+        Joined { pool, inbox, sender, metrics, events, tasks, _queues: [their_queues] }
+    }
+
+    #[tokio::test]
+    async fn peer_that_floods_datagrams_has_its_share_of_the_inbox_and_is_named() {
+        let mut joined = joined(INBOX_LEN).await;
+        const INBOX_LEN: usize = 4 * DATAGRAMS_PER_PEER_MAX;
+        // A few at a time: the buffers of quinn drop what is too much at once.
+        let dropped = || joined.metrics.gossip_dropped("over_share");
+        timeout(DELIVERY_TIME_MAX, async {
+            while dropped() == 0 {
+                joined.sender.send_datagram_wait(Bytes::from_static(&[1; 100])).await.unwrap();
+                tokio::task::yield_now().await;
+            }
+        })
+        .await
+        .expect("a bound");
+        assert_eq!(joined.inbox.len(), DATAGRAMS_PER_PEER_MAX, "three quarters are left to others");
+        let told = joined.events.recent(0);
+        let blamed = |event: &crate::telemetry::Event| event.subject == "b";
+        assert!(told.iter().any(blamed), "{told:?}");
+        drop(joined.inbox.recv().await);
+        let before = dropped();
+        joined.sender.send_datagram(Bytes::from_static(b"again")).unwrap();
+        let taken = async {
+            while joined.inbox.len() < DATAGRAMS_PER_PEER_MAX {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(DELIVERY_TIME_MAX, taken).await.expect("one that is handled makes room for one");
+        assert_eq!(dropped(), before);
+        joined.tasks.stop().await;
+    }
+
+    /// quinn's limit is 64 streams at once, and it frees a stream's number when it has been read.
+    #[tokio::test]
+    async fn peer_has_a_few_messages_in_memory_however_many_it_sends() {
+        const SENT: usize = 200;
+        let Joined { pool, mut inbox, sender, tasks, _queues, .. } = joined(SENT).await;
         let connection = sender.clone();
         tasks.spawn_connection("sender", async move {
             for _ in 0..SENT {
