@@ -49,7 +49,7 @@ pub const RETRY_ABOVE: usize = 32;
 /// Newcomers at the door at once, from their first packet until they have their answer; as many
 /// members at the renewal door.
 const EXCHANGES_MAX: usize = 64;
-/// The same for one host. Machines that join from behind one NAT in the same second try again.
+/// The same for one host. Of more machines that join from behind one NAT the others wait a moment.
 const EXCHANGES_PER_HOST_MAX: usize = 8;
 
 /// Attempts waiting for each plane's owner.

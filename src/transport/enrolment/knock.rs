@@ -1,11 +1,13 @@
 //! The newcomer's side of the door.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
 
 use bytes::Bytes;
-use quinn::VarInt;
+use quinn::{ConnectionError, VarInt};
+use quinn_proto::TransportErrorCode;
 use rustls_pki_types::CertificateDer;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tracing::debug;
 
 use super::super::endpoint::client_config;
@@ -14,6 +16,10 @@ use super::{ANSWER_LEN_MAX, EXCHANGE_TIME_MAX, JoinAnswer, JoinRefusal, JoinRequ
 use crate::model::{Entry, MemberId, MemberName, MeshId};
 use crate::tls::{Plane, SecretKey, TlsError, Token, joiner_config, peer_of, server_name};
 use crate::wire;
+
+/// How long to wait before the next attempt at a door that is full. An exchange takes some
+/// milliseconds.
+const FULL_PAUSE: Duration = Duration::from_millis(200);
 
 /// All that a newcomer starts from, checked against its token.
 #[derive(Debug)]
@@ -104,10 +110,16 @@ async fn knock_at(
     let socket = socket::client(any)?;
     let config = client_config(Plane::Enrolment, joiner_config(token)?)
         .map_err(|error| failed(error.to_string()))?;
-    let connecting = socket
-        .connect_with(config, issuer, &server_name(None))
-        .map_err(|error| failed(error.to_string()))?;
-    let connection = connecting.await.map_err(|error| failed(error.to_string()))?;
+    let connection = loop {
+        let connecting = socket
+            .connect_with(config.clone(), issuer, &server_name(None))
+            .map_err(|error| failed(error.to_string()))?;
+        match connecting.await {
+            Ok(connection) => break connection,
+            Err(error) if is_full(&error) => sleep(FULL_PAUSE).await,
+            Err(error) => return Err(failed(error.to_string())),
+        }
+    };
     let peer = peer_of(&connection).ok_or_else(|| failed("it proved nothing".into()))?;
     debug!(issuer = %peer.name, "enrolment door open");
     let request = JoinRequest::sign(token, node, name, &peer.id)?;
@@ -123,6 +135,12 @@ async fn knock_at(
     connection.close(VarInt::from_u32(0), b"thanks");
     socket.wait_idle().await;
     Ok(answer)
+}
+
+/// Whether the door has no place for this machine just now: its neighbours are joining, too.
+fn is_full(error: &ConnectionError) -> bool {
+    let refused = TransportErrorCode::CONNECTION_REFUSED;
+    matches!(error, ConnectionError::ConnectionClosed(close) if close.error_code == refused)
 }
 
 fn check_welcome(

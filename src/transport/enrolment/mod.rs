@@ -208,6 +208,29 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn newcomer_waits_for_a_place_while_its_neighbours_take_all_of_their_share() {
+        let founder = Founder::new().await;
+        let token = founder.invite(60, 1).await;
+        let socket = quinn::Endpoint::client((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+        let config = client_config(Plane::Enrolment, joiner_config(&token).unwrap()).unwrap();
+        let mut silent = Vec::new();
+        for _ in 0..8 {
+            let name = server_name(None);
+            let connecting = socket.connect_with(config.clone(), founder.address, &name).unwrap();
+            silent.push(connecting.await.unwrap());
+        }
+        let turned_away = async {
+            while founder.refused("over_share") == 0 {
+                tokio::task::yield_now().await;
+            }
+            silent.pop(); // dropped: closed
+        };
+        let (joined, ()) = tokio::join!(founder.join(&token, "b"), turned_away);
+        joined.unwrap();
+        founder.tasks.stop().await;
+    }
+
+    #[tokio::test]
     async fn expired_revoked_unknown_and_taken_are_told_apart() {
         let founder = Founder::new().await;
         let expired = founder.invite(0, 1).await;

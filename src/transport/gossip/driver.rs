@@ -19,8 +19,8 @@ use crate::telemetry::{EventKind, EventLog, Metrics};
 const TURN_INPUTS_MAX: usize = 256;
 /// The same in time: a message of entries to be verified takes as long as a thousand datagrams.
 const TURN_TIME_MAX: Duration = Duration::from_millis(10);
-/// What readers see is made anew at most this often, however much changes: it takes about 1 ms in a
-/// mesh of 1,000.
+/// What readers see is made anew at most this often, however much changes: in a mesh of 1,000 it takes,
+/// by guess, a millisecond.
 const SNAPSHOT_INTERVAL: Duration = Duration::from_millis(20);
 /// Inputs that wait for a turn. Datagrams over it are dropped and counted; messages have bounds of
 /// their own, in number and in bytes, and wait.
