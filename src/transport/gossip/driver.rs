@@ -214,6 +214,9 @@ impl Driver {
     }
 
     fn handle_command(&mut self, now: Moment, command: Command) {
+        if matches!(command, Command::Instances(_) | Command::Phase(_) | Command::Publish(..)) {
+            self.snapshot_at = now; // whoever changes something here sees it at once
+        }
         match command {
             Command::Instances(instances) => self.mesh.set_instances(now, instances),
             Command::Phase(phase) => self.mesh.set_phase(now, phase),
