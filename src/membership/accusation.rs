@@ -4,9 +4,9 @@
 //! one more over a stream, then ordinary suspicion. It gives nobody a new power to accuse.
 //!
 //! A member that is said to be dead and is alive here is asked first, and believed dead only if it
-//! stays silent: one liar kills nobody. Where repair shows that others hold it for dead it is told, too,
-//! so that it renews. Only the death of a suspect that had half its time and was not heard since is
-//! believed at once: most crashes are told that way, and wait for nobody.
+//! stays silent: one liar kills nobody. If it answers it is told, so that it renews: others may hold
+//! that run of it for dead, and would for ever. Only the death of a suspect that had half its time and
+//! was not heard since is believed at once: most crashes are told that way, and wait for nobody.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -136,6 +136,8 @@ impl Membership {
             if let Stage::Convicted { by } = doubt.stage {
                 let why = Disbelief::Death(member);
                 self.events.push_back(MembershipEvent::Disbelieved { from: by, why });
+                // Whoever does believe it takes back nothing but a run.
+                self.events.push_back(MembershipEvent::Accused(doubt.identity));
             }
             return;
         }

@@ -19,8 +19,8 @@ const WAITING_MAX: usize = 4096;
 /// that comes near takes a higher epoch.
 const INCARNATION_ABSURD: u16 = 1 << 15;
 
-/// Refutations that a rumour may be ahead of what is known here. A member that is suspected further
-/// ahead, where it has never been, would need thousands of refutations to be heard again.
+/// Refutations that a suspicion may be ahead of what is known here. A member that is suspected further
+/// ahead, where it has perhaps never been, could not be heard again.
 const INCARNATION_JUMP_MAX: u16 = 16;
 
 /// Why a packet was dropped.
@@ -70,7 +70,7 @@ impl PacketFault {
 pub enum Disbelief {
     /// Its incarnation is one that nobody reaches.
     Incarnation,
-    /// Its incarnation is far ahead of what is known here.
+    /// It suspects an incarnation far ahead of what is known here.
     Jump,
     /// This run of the member has another address.
     Address,
@@ -247,7 +247,8 @@ impl Membership {
             return Some(Disbelief::Address);
         }
         let most = seen.incarnation.saturating_add(INCARNATION_JUMP_MAX);
-        (update.incarnation > most).then_some(Disbelief::Jump)
+        let is_ahead = update.belief == Belief::Suspect && update.incarnation > most;
+        is_ahead.then_some(Disbelief::Jump)
     }
 
     /// Whether foca would learn something: most of what is gossiped is known, and each look through

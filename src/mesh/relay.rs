@@ -121,6 +121,7 @@ impl Mesh {
             }
             MembershipEvent::Renewed(identity) => {
                 let Identity { id: member, epoch, .. } = identity;
+                self.touched.insert(member); // it may have been a suspect
                 self.events.push_back(MeshEvent::MemberRenewed { member, epoch });
             }
             MembershipEvent::Down { member, is_own } => {

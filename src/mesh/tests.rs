@@ -718,3 +718,25 @@ fn hint_of(node: &Mesh, version: u64) -> Bytes {
     assert_eq!(entry.key().owner, node.id());
     hint::Hint::of(&entry).encode().unwrap()
 }
+
+#[test]
+fn suspect_that_renews_is_seen_alive_at_once() {
+    let mut nodes = three();
+    let identity = nodes[1].membership.identity();
+    let said = |belief| MemberUpdate { identity, incarnation: 0, belief };
+    let at = Moment::from_secs(3);
+    let suspected = gossip(&nodes[2], &nodes[0], &[said(Belief::Suspect)]);
+    let teller = nodes[2].id();
+    nodes[0].handle_datagram(at, teller, &suspected);
+    assert_eq!(nodes[0].member_state(id(2)), Some(MemberState::Suspect));
+    while nodes[0].poll_transmit().is_some() {} // it is told nothing
+    let convicted = Message::Convicted(identity).encode().unwrap();
+    nodes[1].handle_message(at, teller, &convicted);
+    // Its record comes first, its own word after that.
+    let record = nodes[1].entry(&record_key(id(2))).unwrap().clone();
+    let message = Message::Entries(vec![record]).encode().unwrap();
+    nodes[0].handle_message(at, teller, &message);
+    let packet = gossip(&nodes[1], &nodes[0], &[]);
+    nodes[0].handle_datagram(at, id(2), &packet);
+    assert_eq!(nodes[0].member_state(id(2)), Some(MemberState::Alive));
+}
