@@ -21,10 +21,12 @@ use crate::tls::{Plane, peer_of};
 const PEERS_MAX: usize = 512;
 /// Connections kept to one member: one dialled by each side.
 const CONNECTIONS_PER_PEER_MAX: usize = 2;
-/// A dial, and the delivery of a message, take at most this long.
+/// A dial, and the delivery of a short message, take at most this long.
 const DELIVERY_TIME_MAX: Duration = Duration::from_secs(3);
-/// A message must have come whole in this time.
-const MESSAGE_TIME_MAX: Duration = Duration::from_secs(10);
+/// Bytes a second that a link is expected to carry of a long message, whatever else it carries.
+const SLOWEST_LINK: f64 = 64.0 * 1024.0;
+/// A message must have come whole in this time: the longest over the slowest link.
+const MESSAGE_TIME_MAX: Duration = Duration::from_secs(20);
 /// Datagrams of one peer that wait for a turn; more are dropped, so that no peer takes the room of
 /// the others. In a second an honest one sends a few, or some dozens when much has changed.
 const DATAGRAMS_PER_PEER_MAX: usize = 256;
@@ -164,7 +166,7 @@ impl Pool {
                 stream.finish().ok()?;
                 stream.stopped().await.ok()?.is_none().then_some(()) // none: all was acknowledged
             };
-            if !matches!(timeout(DELIVERY_TIME_MAX, deliver).await, Ok(Some(()))) {
+            if !matches!(timeout(patience(transmit.data.len()), deliver).await, Ok(Some(()))) {
                 let input = Input::Undelivered(to, member, connection.stable_id());
                 let _ = inputs.send(input).await; // the driver has stopped
             }
@@ -282,6 +284,12 @@ impl Pool {
             self.peers.remove(&member);
         }
     }
+}
+
+/// How long a message of `len` bytes may take. A slow link is no dead one: whoever is gone is found out
+/// by the short messages.
+fn patience(len: usize) -> Duration {
+    DELIVERY_TIME_MAX + Duration::from_secs_f64(len as f64 / SLOWEST_LINK)
 }
 
 fn close(connection: &Connection, reason: &[u8]) {
