@@ -5,7 +5,8 @@
 //! metrics on) as two processes; client and server are processes of their own. The ways are measured
 //! in turn, round after round, and every figure is the median of all rounds; ratios are of figures
 //! of the same run. Each limit is printed as held, missed or not compared; `-- --check` fails when
-//! one is missed, and a failed request in any round always fails. `-- --quick` makes three short
+//! one is missed, and with `CI=true` when one is not compared; a failed request in any round always
+//! fails. `-- --quick` makes three short
 //! rounds, whose figures are rough.
 
 #![allow(clippy::disallowed_methods)] // a benchmark reads the clock
@@ -65,7 +66,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             let missed = compare(has("--quick"))?;
             match has("--check") && !missed.is_empty() {
                 true => {
-                    Err(format!("{} of the limits missed: {}", missed.len(), missed.join("; "))
+                    Err(format!("{} of the limits not held: {}", missed.len(), missed.join("; "))
                         .into())
                 }
                 false => Ok(()),
@@ -113,7 +114,12 @@ fn compare(is_quick: bool) -> Result<Vec<&'static str>, Box<dyn Error>> {
     println!();
     let limits = limits(&figures(&samples));
     limits.iter().for_each(|limit| println!("{limit}"));
-    let missed = limits.iter().filter(|limit| limit.standing() == Standing::Missed);
+    let must_compare = env::var("CI").is_ok_and(|ci| ci == "true");
+    let missed = limits.iter().filter(|limit| match limit.standing() {
+        Standing::Held => false,
+        Standing::Missed => true,
+        Standing::NotCompared => must_compare,
+    });
     Ok(missed.map(|limit| limit.what).collect())
 }
 
