@@ -1,5 +1,6 @@
 //! The local API over real sockets, with a stand-in for the agent behind it.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -104,7 +105,9 @@ async fn stand_in(mut commands: mpsc::Receiver<Control>) {
                     _ => Ok(()),
                 }));
             }
-            Control::Join { reply, .. } => drop(reply.send(Ok(()))),
+            Control::Join { reply, .. } | Control::Drain { reply, .. } => {
+                drop(reply.send(Ok(())));
+            }
             Control::Upstream { spec, reply, .. } => drop(reply.send(Ok(spec))),
             Control::CloseUpstreams { reply, .. } => drop(reply.send(Ok(Vec::new()))),
             Control::Invite { reply, .. } => drop(reply.send(Err(ControlError::NotIssuer))),
@@ -133,10 +136,13 @@ async fn api_that_forgets_after(forget_after: Duration) -> Api {
         snapshot: snapshots,
         local: locals,
         identity: Arc::new(ArcSwap::from_pointee(identity())),
-        calls: Calls::new(|endpoint| CallView {
-            in_flight: 4,
-            trouble: (endpoint.instance.as_str() == "web-4").then_some("unreachable"),
-        }),
+        calls: Calls::new(
+            |endpoint| CallView {
+                in_flight: 4,
+                trouble: (endpoint.instance.as_str() == "web-4").then_some("unreachable"),
+            },
+            BTreeMap::new,
+        ),
         readiness: watched,
         control,
         events: EventLog::new("eins"),

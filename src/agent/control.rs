@@ -108,6 +108,9 @@ impl Controller {
             Control::Maintain { id, reason, reply } => {
                 drop(reply.send(self.maintain(&id, reason).await));
             }
+            Control::Drain { instance, drain, reply } => {
+                drop(reply.send(self.drain(instance.as_ref(), drain).await));
+            }
             Control::Join { address, reply } => drop(reply.send(self.join(&address).await)),
             Control::Upstream { spec, lifetime: Lifetime::Run, reply } => {
                 drop(reply.send(self.open(spec).await));
@@ -284,12 +287,12 @@ impl Controller {
         self.view.send_replace(Arc::new(Local {
             exposed: self.services.offered().cloned().collect(),
             upstreams: self.upstreams.clone(),
-            maintained: self.services.maintained().clone(),
+            out: self.services.out().clone(),
         }));
     }
 
-    fn keep(&mut self) -> Result<(), ControlError> {
-        self.runtime.maintenance.clone_from(self.services.maintained());
+    pub(super) fn keep(&mut self) -> Result<(), ControlError> {
+        self.runtime.out.clone_from(self.services.out());
         self.runtime.save(&self.dir).map_err(|error| {
             warn!(%error, "what the command line added will not survive a restart");
             ControlError::Failed(format!("it works now but will not survive a restart: {error}"))

@@ -11,6 +11,7 @@ mod api;
 mod clocks;
 mod control;
 mod disk;
+mod drain;
 mod embed;
 mod follow;
 mod identity;

@@ -15,7 +15,7 @@ use super::identity::{self, Keeper};
 use super::join::JoinError;
 use super::left::{self, has_left};
 use super::local::LocalServices;
-use super::{Agent, CancelOnDrop, api, clocks, disk, join_all, seeds, twin};
+use super::{Agent, CancelOnDrop, api, clocks, disk, drain, join_all, seeds, twin};
 use crate::api::control::CONTROL_QUEUE_LEN_MAX;
 use crate::api::{
     ADDRESS_FILE, ApiState, ApiToken, CallView, Calls, ControlError, ExposeSpec, Identity, Local,
@@ -225,6 +225,7 @@ impl Agent {
                 epoch: dir.claim_epochs()?,
                 profile: settings.profile.value,
                 seeds: seeds::literal(&settings.seeds.value),
+                phase: drain::phase(services.out()),
                 instances: services.records(),
                 remembered: disk::remembered(&dir)?,
             },
@@ -319,7 +320,8 @@ impl Agent {
 
         let (ready, readiness) = watch::channel(Readiness::NotReady("the agent is starting"));
         tasks.spawn("readiness", watch_readiness(ready, settled_reader, shutdown.clone()));
-        let calls = data.proxy.clone();
+        let (calls, own_calls) = (data.proxy.clone(), data.proxy.in_flight().clone());
+        let me = credentials.member_id();
         let state = ApiState {
             me: credentials.member_id(),
             name: credentials.name().clone(),
@@ -327,10 +329,13 @@ impl Agent {
             snapshot: snapshots_reader.clone(),
             local,
             identity: identity.clone(),
-            calls: Calls::new(move |endpoint| CallView {
-                in_flight: calls.in_flight().of(&endpoint.member, &endpoint.instance).into(),
-                trouble: calls.trouble(endpoint),
-            }),
+            calls: Calls::new(
+                move |endpoint| CallView {
+                    in_flight: calls.in_flight().of(&endpoint.member, &endpoint.instance).into(),
+                    trouble: calls.trouble(endpoint),
+                },
+                move || own_calls.of_member(&me),
+            ),
             readiness: readiness.clone(),
             control: control.clone(),
             events: events.clone(),
@@ -407,7 +412,7 @@ fn declared(
     runtime: &RuntimeFile,
     allowed: Option<Vec<ServiceName>>,
 ) -> Result<LocalServices, StartError> {
-    let mut services = LocalServices::new(allowed, runtime.maintenance.clone());
+    let mut services = LocalServices::new(allowed, runtime.out.clone());
     let socks = settings.socks.value.map(Target::Tcp);
     let mut declare = |spec: &ExposeSpec| {
         check_loop(&spec.to, socks.iter())?;

@@ -43,6 +43,8 @@ pub enum EventKind {
     AgentStarted,
     /// This agent takes nothing new.
     AgentDraining,
+    /// This agent takes new work again.
+    AgentResumed,
     /// A member answers.
     MemberUp,
     /// A member failed a probe.
