@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 use crate::support::beside_others;
 
-const VERBS: [&str; 21] = [
+const VERBS: [&str; 22] = [
     "demo",
     "init",
     "invite",
@@ -26,6 +26,7 @@ const VERBS: [&str; 21] = [
     "drain",
     "maint",
     "wait",
+    "reload",
     "leave",
     "validate",
     "config",

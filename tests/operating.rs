@@ -1,11 +1,15 @@
 //! Operating one agent: out of rotation and back, waiting, reloading, forgetting.
 
+use std::fs;
 use std::io::Write;
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
+use std::path::PathBuf;
+
+use rustix::process::Signal;
 
 use crate::support::{
     Agent, Kind, SOON, Server, TestMesh, ask, beside_others, check, eventually, expect_echo,
-    request,
+    free_address, request,
 };
 
 /// What `agent` says of its own instance.
@@ -31,7 +35,7 @@ fn wait_endpoint(agent: &Agent, service: &str, node: &str, state: &str) {
 struct Pair {
     mesh: TestMesh,
     _servers: [Server; 2],
-    entry: std::net::SocketAddr,
+    entry: SocketAddr,
 }
 
 impl Pair {
@@ -209,4 +213,212 @@ fn wait_agent_is_there_before_the_agent_and_tells_absence_from_lateness() {
         solo.start();
         waiting.join().unwrap().ok();
     });
+}
+
+/// An agent that reads a file, alone in its mesh.
+struct Configured {
+    mesh: TestMesh,
+    file: PathBuf,
+}
+
+impl Configured {
+    fn new(text: &str) -> Self {
+        let mut mesh = TestMesh::new();
+        let file = mesh.home.path().join("murmesh.toml");
+        fs::write(&file, text).unwrap();
+        let mut agent = Agent::new(&mesh.home, "solo");
+        agent.arguments = vec!["-c".to_owned(), file.display().to_string()];
+        mesh.found_with(agent);
+        Self { mesh, file }
+    }
+
+    fn agent(&self) -> &Agent {
+        &self.mesh.agents[0]
+    }
+
+    fn write(&self, text: &str) {
+        fs::write(&self.file, text).unwrap();
+    }
+
+    fn part(&self, name: &str, text: &str) {
+        let directory = self.file.with_file_name("conf.d");
+        fs::create_dir_all(&directory).unwrap();
+        fs::write(directory.join(name), text).unwrap();
+    }
+
+    /// What `config dump` says of a key.
+    fn setting(&self, key: &str) -> String {
+        let dump = self.agent().run(&["config", "dump"]).ok();
+        let line = dump.lines().find(|line| line.split_whitespace().next() == Some(key));
+        line.unwrap_or_default().to_owned()
+    }
+
+    fn exposed(&self) -> Vec<String> {
+        let rows = self.agent().get("/v1/mesh/expose");
+        let word = |row: &serde_json::Value, key: &str| row[key].as_str().unwrap().to_owned();
+        let rows = rows.as_array().unwrap().iter();
+        rows.map(|row| format!("{} {}", word(row, "id"), word(row, "to"))).collect()
+    }
+}
+
+fn upstream(service: &str, listen: SocketAddr) -> String {
+    format!("[[upstream]]\nservice = \"{service}\"\nlisten = \"{listen}\"\n")
+}
+
+fn expose(name: &str, to: SocketAddr) -> String {
+    format!("[[expose]]\nname = \"{name}\"\nto = \"{to}\"\n")
+}
+
+#[test]
+fn a_reload_makes_what_the_files_say_hold_and_open_connections_go_on() {
+    let _turn = beside_others();
+    let (one, two) = (Server::start(Kind::Named("one".to_owned())), Server::start(Kind::Echo));
+    let (kept, turned, gone, new) =
+        (free_address(), free_address(), free_address(), free_address());
+    let first = [
+        expose("one", one.address),
+        expose("old", one.address),
+        upstream("two", turned),
+        upstream("one", kept),
+        upstream("one", gone),
+    ];
+    let mesh = Configured::new(&first.concat());
+    let solo = mesh.agent();
+    let said = solo.run(&["reload"]).ok();
+    assert_eq!(said, "unchanged: the files say what holds already\n");
+    solo.expose("by-hand", one.address);
+    solo.run(&["wait", "one", "--for", "ready"]).ok();
+    let mut held = TcpStream::connect(gone).unwrap();
+    held.write_all(b"before\n").unwrap();
+
+    let second = [
+        expose("one", one.address),
+        expose("two", two.address),
+        upstream("one", turned),
+        upstream("one", kept),
+        "[join]\nforget_after = \"1h\"\n".to_owned(),
+    ];
+    mesh.write(&second.concat());
+    mesh.part("10-new.toml", &upstream("two", new));
+    let said = solo.run(&["reload"]).ok();
+    for change in [
+        "expose.old is gone".to_owned(),
+        format!("expose.two at {}", two.address),
+        format!("upstream one at {turned}, was two"),
+        format!("upstream one at {gone} is gone"),
+        format!("upstream two at {new}"),
+        "join.forget_after 1h".to_owned(),
+    ] {
+        assert!(said.lines().any(|line| line == change), "{change} is missing in: {said}");
+    }
+    assert_eq!(said.lines().count(), 6, "{said}");
+    let now = ["by-hand", "one", "two"];
+    let exposed = mesh.exposed();
+    assert!(exposed.iter().map(|row| row.split(' ').next().unwrap()).eq(now), "{exposed:?}");
+    solo.run(&["wait", "two", "--for", "ready"]).ok();
+    assert_eq!(ask(turned, "who").unwrap(), "one");
+    assert_eq!(ask(kept, "who").unwrap(), "one");
+    expect_echo(&mut TcpStream::connect(new).unwrap(), b"two").unwrap();
+    eventually("the entry that is gone takes nobody", SOON, || {
+        check(TcpStream::connect(gone).is_err(), "connected")
+    });
+    let mut answer = [0; 10];
+    held.set_read_timeout(Some(SOON)).unwrap();
+    std::io::Read::read_exact(&mut held, &mut answer).unwrap();
+    assert_eq!(&answer, b"one before", "what was open goes on");
+    assert!(mesh.setting("join.forget_after").contains("1h"));
+
+    // By a signal and by Consul's route, too; and none of them ends the agent.
+    mesh.write(&(second.concat() + &expose("three", two.address)));
+    solo.signal(Signal::HUP);
+    eventually("the signal is obeyed", SOON, || {
+        let reloaded = solo.events("config_reloaded");
+        check(reloaded.len() == 3, reloaded)
+    });
+    assert_eq!(mesh.exposed().len(), 4);
+    mesh.write(&second.concat());
+    let token = format!("Bearer {}", solo.api_token());
+    let headers = [("authorization", token.as_str())];
+    let answer = request(&solo.at(), "PUT", "/v1/agent/reload", &headers, b"").unwrap();
+    assert_eq!(
+        (answer.status, &answer.json()["applied"][0]),
+        (200, &"expose.three is gone".into())
+    );
+}
+
+#[test]
+fn a_reload_with_any_fault_changes_nothing_and_tells_all_of_them() {
+    let _turn = beside_others();
+    let [one, other, third] = [(); 3].map(|()| Server::start(Kind::Echo));
+    let (listen, free) = (free_address(), free_address());
+    let first = expose("one", one.address) + &upstream("one", listen);
+    let mesh = Configured::new(&first);
+    let solo = mesh.agent();
+    solo.run(&["wait", "one", "--for", "ready"]).ok();
+    let before = solo.run(&["config", "dump"]).ok();
+    let holds = || {
+        assert_eq!(mesh.exposed(), [format!("one {}", one.address)]);
+        let upstreams = solo.get("/v1/mesh/upstream");
+        assert_eq!(upstreams.as_array().unwrap().len(), 1, "{upstreams}");
+        expect_echo(&mut TcpStream::connect(listen).unwrap(), b"as before").unwrap();
+        eventually("what was opened is closed again", SOON, || {
+            check(TcpStream::connect(free).is_err(), "connected")
+        });
+        assert_eq!(solo.run(&["config", "dump"]).ok(), before);
+    };
+
+    mesh.write("[node]\nzone = \"e u\"\ncolour = 1\n");
+    let told = solo.run(&["reload"]).fails(2);
+    let validated = solo.run(&["validate", &mesh.file.display().to_string()]).fails(2);
+    assert_eq!(told, validated, "the same words");
+    assert!(told.contains("2 faults") && told.contains("murmesh.toml:3: node.colour"), "{told}");
+    holds();
+
+    // All but the last can be had: an entry of its own, one that leads elsewhere, an instance.
+    let taken = upstream("one", third.address);
+    let tried =
+        [expose("two", other.address), upstream("two", listen), upstream("one", free), taken];
+    mesh.write(&tried.concat());
+    let told = solo.run(&["reload"]).fails(2);
+    assert!(told.contains(&third.address.to_string()) && told.contains("murmesh.toml:"), "{told}");
+    holds();
+    mesh.write(&(expose("two", listen) + &upstream("one", listen)));
+    assert!(solo.run(&["reload"]).fails(2).contains("lead back to itself"));
+    holds();
+    assert_eq!(solo.events("config_refused").len(), 3);
+
+    fs::remove_file(&mesh.file).unwrap();
+    assert!(solo.run(&["reload"]).fails(2).contains("cannot read"));
+    holds();
+    mesh.write(&first);
+    assert!(solo.run(&["reload"]).ok().starts_with("unchanged"));
+}
+
+#[test]
+fn what_waits_for_a_restart_is_named_and_the_rest_of_the_file_holds_at_once() {
+    let _turn = beside_others();
+    let mesh = Configured::new("[join]\nseeds = [\"127.0.0.1:9\"]\n");
+    let solo = mesh.agent();
+    let elsewhere = mesh.mesh.home.path().join("elsewhere");
+    mesh.write(&format!(
+        "[node]\nzone = \"eu1/a\"\ndata_dir = {elsewhere:?}\n[listen]\nadvertise = \"10.0.0.9:7370\"\n\
+         [join]\nprofile = \"wan\"\nseeds = [\"127.0.0.1:11\"]\nforget_after = \"2h\"\n\
+         [telemetry]\nlog = \"warn\"\n"
+    ));
+    let ran = solo.run(&["reload"]);
+    assert_eq!(ran.code, Some(1), "{ran:#?}");
+    assert_eq!(ran.stdout, "join.seeds 127.0.0.1:11\njoin.forget_after 2h\n");
+    for key in [
+        "node.zone none -> eu1/a",
+        "listen.advertise",
+        "join.profile lan -> wan",
+        "join.seeds without 127.0.0.1:9",
+        "telemetry.log info -> warn",
+    ] {
+        assert!(ran.stderr.contains(key), "{key} is missing in: {}", ran.stderr);
+    }
+    assert!(mesh.setting("node.zone").contains(" - "), "it tells what holds");
+    assert!(mesh.setting("join.forget_after").contains("2h"));
+    let again = solo.run(&["reload"]);
+    assert_eq!((again.code, again.stdout.as_str()), (Some(1), ""), "still named: {}", again.stderr);
 }

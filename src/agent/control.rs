@@ -9,11 +9,13 @@ use tokio::sync::{Mutex, mpsc, watch};
 use tracing::{info, warn};
 
 use super::local::{LocalError, LocalServices};
+use super::reload::Asked;
 use super::{left, seeds};
 use crate::api::{
-    Control, ControlError, ExposeSpec, InviteMade, Lifetime, Local, UpstreamSelector, UpstreamSpec,
+    Control, ControlError, Effective, ExposeSpec, InviteMade, Lifetime, Local, UpstreamSelector,
+    UpstreamSpec,
 };
-use crate::config::{RuntimeFile, Seed};
+use crate::config::{RuntimeFile, Seed, Settings};
 use crate::mesh::{MemberView, Snapshot};
 use crate::model::{
     Entry, InstanceId, MemberId, MemberName, MemberState, PublicKey, ServiceName, Target,
@@ -43,6 +45,14 @@ pub(super) struct Controller {
     pub(super) upstreams: Vec<UpstreamSpec>,
     /// Where SOCKS5 listens, if it does.
     pub(super) socks: Option<Target>,
+    /// What holds of flags and files, all but instances and entries that the CLI changed since.
+    pub(super) settings: Settings,
+    /// The same for the local API.
+    pub(super) effective: Arc<ArcSwap<Effective>>,
+    /// Entries of flags and files.
+    pub(super) asked: Vec<Asked>,
+    /// Whom to ask first, for those whose names are looked up.
+    pub(super) seeds: watch::Sender<Vec<Seed>>,
     /// What the CLI added; files own the rest.
     pub(super) runtime: RuntimeFile,
     /// Addresses that were named to be asked: each is dialled until the agent stops.
@@ -121,6 +131,7 @@ impl Controller {
             Control::CloseUpstreams { which, reply } => {
                 drop(reply.send(self.close_upstreams(&which).await));
             }
+            Control::Reload { reply } => drop(reply.send(self.reload().await)),
             Control::Leave { reply } => drop(reply.send(self.leave())),
             Control::Invite { options, reply } => drop(reply.send(self.invite(options).await)),
             Control::Invites { reply } => drop(reply.send(self.invites().await)),
@@ -283,7 +294,7 @@ impl Controller {
         self.show();
     }
 
-    fn show(&self) {
+    pub(super) fn show(&self) {
         self.view.send_replace(Arc::new(Local {
             exposed: self.services.offered().cloned().collect(),
             upstreams: self.upstreams.clone(),

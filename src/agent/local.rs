@@ -52,7 +52,7 @@ pub enum LocalError {
 
 /// The instances of this member. What was declared and may not be offered is withheld: it is
 /// offered as soon as it may be.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct LocalServices {
     /// All that was declared, at most [`INSTANCES_MAX`].
     instances: BTreeMap<InstanceId, ExposeSpec>,
@@ -118,6 +118,11 @@ impl LocalServices {
         self.out.maintenance.remove(id);
         self.out.draining.remove(id);
         self.instances.remove(id).ok_or_else(|| LocalError::Unknown(id.clone()))
+    }
+
+    /// Takes an instance out that may be declared again as it was. Returns whether it was there.
+    pub fn withdraw(&mut self, id: &InstanceId) -> bool {
+        self.instances.remove(id).is_some()
     }
 
     /// Takes an instance out of rotation for a reason, or back in when there is none. It stays as it

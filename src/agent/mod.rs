@@ -18,6 +18,7 @@ mod identity;
 mod join;
 mod left;
 mod local;
+mod reload;
 mod seeds;
 mod start;
 mod twin;

@@ -15,6 +15,7 @@ use super::identity::{self, Keeper};
 use super::join::JoinError;
 use super::left::{self, has_left};
 use super::local::LocalServices;
+use super::reload::{self, Asked};
 use super::{Agent, CancelOnDrop, api, clocks, disk, drain, join_all, seeds, twin};
 use crate::api::control::CONTROL_QUEUE_LEN_MAX;
 use crate::api::{
@@ -255,10 +256,8 @@ impl Agent {
         threads.push(Thread::start("gossip", shutdown.clone(), move || driver.run())?);
         let disk = TaskGroup::new(shutdown.clone());
         disk.spawn("persist", disk::persist(dir.clone(), durable_reader, gossip.clone()));
-        tasks.spawn(
-            "resolve-seeds",
-            seeds::resolve_again(settings.seeds.value.clone(), gossip.clone()),
-        );
+        let (seeds, known_seeds) = watch::channel(settings.seeds.value.clone());
+        tasks.spawn("resolve-seeds", seeds::resolve_again(known_seeds, gossip.clone()));
 
         let identity = Arc::new(ArcSwap::from_pointee(Identity {
             credentials: credentials.clone(),
@@ -294,7 +293,12 @@ impl Agent {
 
         let (leave, leaving) = watch::channel(false);
         let (view, local) = watch::channel(Arc::new(Local::default()));
+        let effective = Arc::new(ArcSwap::from_pointee(reload::effective(&settings)));
         let mut controller = Controller {
+            settings: settings.clone(),
+            effective: Arc::clone(&effective),
+            asked: Vec::new(),
+            seeds,
             dir: dir.clone(),
             services,
             upstreams: Vec::new(),
@@ -340,8 +344,7 @@ impl Agent {
             control: control.clone(),
             events: events.clone(),
             metrics: metrics.clone(),
-            forget_after: settings.forget_after.value,
-            settings: settings.dump().into(),
+            effective,
             clock,
             token: ApiToken::new(&dir.api_token()?),
         };
@@ -449,7 +452,8 @@ async fn open_settings(
     controller.publish().await; // nothing new to the mesh: the local API lists them
     for Setting { value, origin } in &settings.upstreams {
         let what = format!("upstream {} {}", value.service, value.listen);
-        controller.open(value.clone()).await.map_err(failed(what, origin))?;
+        let opened = controller.open(value.clone()).await.map_err(failed(what, origin))?;
+        controller.asked.push(Asked { written: value.clone(), opened });
     }
     if let Some(address) = settings.socks.value {
         let opened = proxy.open_socks(Target::Tcp(address)).await;

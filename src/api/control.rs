@@ -90,6 +90,11 @@ pub enum Control {
         /// Those closed; [`ControlError::NotFound`] when there was none.
         reply: Reply<Vec<UpstreamSpec>>,
     },
+    /// Read the configuration files again.
+    Reload {
+        /// What that changed; [`ControlError::Invalid`] with every fault when nothing did.
+        reply: Reply<Reloaded>,
+    },
     /// Say goodbye for good and stop. Lasts over restarts.
     Leave {
         /// Answered once no agent can start here any more; this one then drains, says so and ends.
@@ -363,6 +368,15 @@ impl UpstreamSelector {
             Self::Listen(listen) => spec.listen == *listen,
         }
     }
+}
+
+/// What reading the files again came to, in words for people.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reloaded {
+    /// What is different now.
+    pub applied: Vec<String>,
+    /// What the files say and only the next start does.
+    pub needs_restart: Vec<String>,
 }
 
 /// A new invite.

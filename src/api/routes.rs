@@ -85,6 +85,11 @@ fn table() -> Vec<Route> {
             "Ask this address (ip or ip:port) for members of this mesh, too; answered at once",
             consul::join,
         ),
+        put(
+            "/v1/agent/reload",
+            "Read the files again and apply all of them that needs no restart, or nothing",
+            reload,
+        ),
         put("/v1/agent/leave", "Leave the mesh for good and stop", leave),
         get("/v1/catalog/services", "All services with their tags", consul::catalog_services)
             .query(&[DC, INDEX, WAIT]),
@@ -171,7 +176,6 @@ const LATER: &[&str] = &[
     "/v1/agent/service/*",
     "/v1/agent/check/*",
     "/v1/agent/force-leave/*",
-    "/v1/agent/reload",
     "/v1/catalog/*",
     "/v1/health/*",
     "/v1/mesh/breakers",
@@ -273,6 +277,11 @@ async fn leave(State(state): State<ApiState>) -> Answer {
     Ok(Json(json!({ "left": true })).into_response())
 }
 
+async fn reload(State(state): State<ApiState>) -> Answer {
+    let reloaded = Control::ask(&state.control, |reply| Control::Reload { reply }).await?;
+    Ok(Json(reloaded).into_response())
+}
+
 async fn members(State(state): State<ApiState>) -> Json<Vec<views::Member>> {
     Json(views::members(&state))
 }
@@ -319,7 +328,7 @@ async fn certs(
 }
 
 async fn config(State(state): State<ApiState>) -> Response {
-    Json(&*state.settings).into_response()
+    Json(&state.effective.load().settings).into_response()
 }
 
 async fn exposed(State(state): State<ApiState>) -> Response {

@@ -41,10 +41,8 @@ pub struct ApiState {
     pub events: EventLog,
     /// Counters.
     pub metrics: Metrics,
-    /// How long a member that is gone stays in listings.
-    pub forget_after: Duration,
-    /// Effective settings and where each came from.
-    pub settings: Arc<[SettingView]>,
+    /// What holds of the settings; the agent stores a new one on every reload.
+    pub effective: Arc<ArcSwap<Effective>>,
     /// The agent's clock, on which snapshots are dated. It started with the agent.
     pub clock: Clock,
     /// Opens what changes anything or tells secrets.
@@ -92,6 +90,15 @@ pub enum Readiness {
     Ready,
     /// Not yet or no more, for this reason.
     NotReady(&'static str),
+}
+
+/// What holds of the settings.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Effective {
+    /// How long a member that is gone stays in listings.
+    pub forget_after: Duration,
+    /// Every value and where it came from.
+    pub settings: Vec<SettingView>,
 }
 
 /// One effective setting, as `config dump` shows it.

@@ -219,7 +219,7 @@ pub(super) fn members(state: &ApiState) -> Vec<Member> {
 /// attempts to reach it stay.
 pub(super) fn is_shown(state: &ApiState, view: &MemberView, now: Moment) -> bool {
     let is_gone = matches!(view.state, MemberState::Down | MemberState::Left);
-    !is_gone || now.since(view.changed_at) <= state.forget_after
+    !is_gone || now.since(view.changed_at) <= state.effective.load().forget_after
 }
 
 fn member(state: &ApiState, view: &MemberView, now: Moment) -> Member {

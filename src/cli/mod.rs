@@ -126,6 +126,8 @@ enum Verb {
     Maint(operate::MaintArgs),
     /// Wait until this machine's agent or an instance of it is ready or empty
     Wait(operate::WaitArgs),
+    /// Make the agent read its configuration files again
+    Reload,
     /// Leave the mesh for good
     Leave,
     /// Check a configuration file
@@ -273,6 +275,7 @@ async fn answer(cli: Cli) -> Outcome {
         Verb::Drain(args) => operate::drain(global, args).await,
         Verb::Maint(args) => operate::maint(global, args).await,
         Verb::Wait(args) => operate::wait(global, args).await,
+        Verb::Reload => operate::reload(global).await,
         Verb::Leave => offer::leave(global).await,
         Verb::Validate(args) => settings::validate(&args),
         Verb::Config(verb) => settings::config(global, verb).await,
@@ -315,7 +318,7 @@ mod tests {
             failure.to_string()
         };
         let later = "curl-x stat top tap-web edges breakers routes net check \
-                     explain-web ping-web reload forget-a policy-list \
+                     explain-web ping-web forget-a policy-list \
                      split-web switch-web canary-web fault-web limit-web revoke-a rotate-node \
                      operator-list debug-bundle record replay sim-x generate-systemd";
         for words in later.split_whitespace().map(|words| words.replace('-', " ")) {

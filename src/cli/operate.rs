@@ -1,11 +1,11 @@
-//! `drain`, `maint`, `wait`: taking this machine and its instances out of rotation and back in.
+//! `drain`, `maint`, `wait`, `reload`: operating this machine's agent.
 
 use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use hyper::Method;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
 
 use super::client::{Client, encoded};
@@ -13,7 +13,7 @@ use super::exit::{Exit, Failure, Outcome};
 use super::output::{count, line, note};
 use super::{Global, duration};
 use crate::api::views::{OwnInstance, Rotation};
-use crate::api::{DrainRequest, ExposeSpec};
+use crate::api::{DrainRequest, ExposeSpec, Reloaded};
 use crate::model::InstanceId;
 
 /// How often a wait looks again.
@@ -291,4 +291,21 @@ fn emptiness(open: &[&OwnInstance]) -> Seen {
         true => Seen::Reached,
         false => Seen::NotYet(format!("{} open", told(open))),
     }
+}
+
+/// Makes the agent read its files again.
+pub(super) async fn reload(global: &Global) -> Outcome {
+    let client = Client::new(global)?;
+    let reloaded: Reloaded = client.change(Method::PUT, "/v1/agent/reload", &json!({})).await?;
+    let Reloaded { applied, needs_restart } = reloaded;
+    for change in &applied {
+        line(change)?;
+    }
+    if applied.is_empty() && needs_restart.is_empty() {
+        line("unchanged: the files say what holds already")?;
+    }
+    for change in &needs_restart {
+        note(format_args!("needs a restart of the agent: {change}"));
+    }
+    Ok(if needs_restart.is_empty() { Exit::Ok } else { Exit::Warning })
 }

@@ -45,6 +45,10 @@ pub enum EventKind {
     AgentDraining,
     /// This agent takes new work again.
     AgentResumed,
+    /// This agent read its files again, and what they say holds.
+    ConfigReloaded,
+    /// This agent read its files again, and nothing of them holds.
+    ConfigRefused,
     /// A member answers.
     MemberUp,
     /// A member failed a probe.
