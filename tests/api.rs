@@ -110,6 +110,7 @@ async fn stand_in(mut commands: mpsc::Receiver<Control>) {
             }
             Control::Upstream { spec, reply, .. } => drop(reply.send(Ok(spec))),
             Control::CloseUpstreams { reply, .. } => drop(reply.send(Ok(Vec::new()))),
+            Control::Forget { reply, .. } => drop(reply.send(Ok(()))),
             Control::Reload { reply } => drop(reply.send(Err(ControlError::Stopping))),
             Control::Invite { reply, .. } => drop(reply.send(Err(ControlError::NotIssuer))),
             Control::IssuingKey { reply, .. } => drop(reply.send(Err(ControlError::Stopping))),
@@ -392,7 +393,6 @@ async fn problems_say_what_to_try() {
         ("GET", "/v1/mesh/breakers", "", 404, "not_yet", "later version"),
         ("GET", "/v1/health/state/any", "", 404, "not_yet", "later version"),
         ("PUT", "/v1/agent/check/pass/web", "", 404, "not_yet", "later version"),
-        ("PUT", "/v1/agent/force-leave/web", "", 404, "not_yet", "later version"),
         ("GET", "/v1/catalog/services?filter=x", "", 400, "not_yet", "?filter"),
         ("GET", "/v1/health/service/web?wait=5&index=1", "", 400, "malformed", "unit"),
         ("GET", "/v1/health/service/web?index=x", "", 400, "malformed", "X-Consul-Index"),

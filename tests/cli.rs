@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 use crate::support::beside_others;
 
-const VERBS: [&str; 22] = [
+const VERBS: [&str; 23] = [
     "demo",
     "init",
     "invite",
@@ -27,6 +27,7 @@ const VERBS: [&str; 22] = [
     "maint",
     "wait",
     "reload",
+    "forget",
     "leave",
     "validate",
     "config",

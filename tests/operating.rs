@@ -422,3 +422,27 @@ fn what_waits_for_a_restart_is_named_and_the_rest_of_the_file_holds_at_once() {
     let again = solo.run(&["reload"]);
     assert_eq!((again.code, again.stdout.as_str()), (Some(1), ""), "still named: {}", again.stderr);
 }
+
+#[test]
+fn a_forgotten_member_is_hidden_until_it_is_back_and_a_living_one_is_not_forgotten() {
+    let _turn = beside_others();
+    let mesh = TestMesh::of(&["near", "far"]);
+    let (near, far) = (mesh.agent("near"), mesh.agent("far"));
+    for living in ["far", "near"] {
+        let refused = near.run(&["forget", living]).fails(2);
+        assert!(refused.contains("is alive"), "{refused}");
+    }
+    assert!(near.run(&["forget", "nobody"]).fails(2).contains("no member 'nobody'"));
+    far.kill();
+    near.wait_state("far", "down", SOON);
+    near.run(&["forget", "far"]).ok();
+    assert_eq!(near.state_of("far"), "absent");
+    assert_eq!(near.get("/v1/agent/members").as_array().unwrap().len(), 1);
+    near.stop();
+    near.start();
+    assert_eq!(near.state_of("far"), "absent", "over restarts, too");
+    far.start();
+    near.wait_state("far", "alive", SOON);
+    far.kill();
+    near.wait_state("far", "down", SOON);
+}

@@ -66,6 +66,8 @@ pub(super) struct Controller {
     /// What this member may offer, as its newest leaf says; all when absent.
     pub(super) allowed: watch::Receiver<Option<Vec<ServiceName>>>,
     pub(super) snapshot: Arc<ArcSwap<Snapshot>>,
+    /// The same, as it changes.
+    pub(super) snapshots: watch::Receiver<Arc<Snapshot>>,
     /// To ask other members.
     pub(super) endpoint: Endpoint,
     /// Where newcomers knock.
@@ -85,6 +87,9 @@ impl Controller {
                     None => return,
                 },
                 Ok(()) = self.allowed.changed() => self.keep_to_allowed().await,
+                Ok(()) = self.snapshots.changed(), if !self.runtime.forgotten.is_empty() => {
+                    self.remember_returned();
+                }
             }
         }
     }
@@ -131,6 +136,7 @@ impl Controller {
             Control::CloseUpstreams { which, reply } => {
                 drop(reply.send(self.close_upstreams(&which).await));
             }
+            Control::Forget { node, reply } => drop(reply.send(self.forget(&node))),
             Control::Reload { reply } => drop(reply.send(self.reload().await)),
             Control::Leave { reply } => drop(reply.send(self.leave())),
             Control::Invite { options, reply } => drop(reply.send(self.invite(options).await)),
@@ -299,6 +305,7 @@ impl Controller {
             exposed: self.services.offered().cloned().collect(),
             upstreams: self.upstreams.clone(),
             out: self.services.out().clone(),
+            forgotten: self.runtime.forgotten.clone(),
         }));
     }
 

@@ -14,6 +14,7 @@ mod disk;
 mod drain;
 mod embed;
 mod follow;
+mod forget;
 mod identity;
 mod join;
 mod left;

@@ -313,6 +313,7 @@ impl Agent {
             name: credentials.name().clone(),
             allowed,
             snapshot: snapshot.clone(),
+            snapshots: snapshots_reader.clone(),
             endpoint: data.endpoint,
             advertise,
             events: events.clone(),

@@ -90,6 +90,14 @@ pub enum Control {
         /// Those closed; [`ControlError::NotFound`] when there was none.
         reply: Reply<Vec<UpstreamSpec>>,
     },
+    /// Hide a member that is down or left from listings here, until it is back.
+    Forget {
+        /// Its name, or its id.
+        node: String,
+        /// [`ControlError::NotFound`] when nobody is called so, [`ControlError::Conflict`] when it
+        /// lives.
+        reply: Reply<()>,
+    },
     /// Read the configuration files again.
     Reload {
         /// What that changed; [`ControlError::Invalid`] with every fault when nothing did.

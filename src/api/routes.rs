@@ -86,6 +86,11 @@ fn table() -> Vec<Route> {
             consul::join,
         ),
         put(
+            "/v1/agent/force-leave/{node}",
+            "Hide a member that is down or left from listings here, until it is back",
+            consul::force_leave,
+        ),
+        put(
             "/v1/agent/reload",
             "Read the files again and apply all of them that needs no restart, or nothing",
             reload,
@@ -175,7 +180,6 @@ const LATER: &[&str] = &[
     "/",
     "/v1/agent/service/*",
     "/v1/agent/check/*",
-    "/v1/agent/force-leave/*",
     "/v1/catalog/*",
     "/v1/health/*",
     "/v1/mesh/breakers",

@@ -1,6 +1,6 @@
 //! What the API's handlers see of the agent.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -81,6 +81,8 @@ pub struct Local {
     pub upstreams: Vec<UpstreamSpec>,
     /// What of it is out of rotation by its operator's word.
     pub out: OutOfRotation,
+    /// Members that listings here hide while they are down or left.
+    pub forgotten: BTreeSet<MemberId>,
 }
 
 /// Whether the data plane can serve.

@@ -215,11 +215,12 @@ pub(super) fn members(state: &ApiState) -> Vec<Member> {
     rows
 }
 
-/// A member that is gone for long is hidden from listings, and only from those: its records and the
+/// A member that is gone for long or was forgotten is hidden from listings, and only from those: its records and the
 /// attempts to reach it stay.
 pub(super) fn is_shown(state: &ApiState, view: &MemberView, now: Moment) -> bool {
     let is_gone = matches!(view.state, MemberState::Down | MemberState::Left);
-    !is_gone || now.since(view.changed_at) <= state.effective.load().forget_after
+    let is_recent = || now.since(view.changed_at) <= state.effective.load().forget_after;
+    !is_gone || (is_recent() && !state.local().forgotten.contains(&view.id))
 }
 
 fn member(state: &ApiState, view: &MemberView, now: Moment) -> Member {

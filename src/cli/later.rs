@@ -17,7 +17,6 @@ const VERBS: &[&str] = &[
     "check",
     "explain",
     "ping",
-    "forget",
     "policy",
     "split",
     "switch",

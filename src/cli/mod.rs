@@ -128,6 +128,8 @@ enum Verb {
     Wait(operate::WaitArgs),
     /// Make the agent read its configuration files again
     Reload,
+    /// Hide a member that is down or left from listings here
+    Forget(operate::ForgetArgs),
     /// Leave the mesh for good
     Leave,
     /// Check a configuration file
@@ -276,6 +278,7 @@ async fn answer(cli: Cli) -> Outcome {
         Verb::Maint(args) => operate::maint(global, args).await,
         Verb::Wait(args) => operate::wait(global, args).await,
         Verb::Reload => operate::reload(global).await,
+        Verb::Forget(args) => operate::forget(global, args).await,
         Verb::Leave => offer::leave(global).await,
         Verb::Validate(args) => settings::validate(&args),
         Verb::Config(verb) => settings::config(global, verb).await,
@@ -318,7 +321,7 @@ mod tests {
             failure.to_string()
         };
         let later = "curl-x stat top tap-web edges breakers routes net check \
-                     explain-web ping-web forget-a policy-list \
+                     explain-web ping-web policy-list \
                      split-web switch-web canary-web fault-web limit-web revoke-a rotate-node \
                      operator-list debug-bundle record replay sim-x generate-systemd";
         for words in later.split_whitespace().map(|words| words.replace('-', " ")) {

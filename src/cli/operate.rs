@@ -1,4 +1,4 @@
-//! `drain`, `maint`, `wait`, `reload`: operating this machine's agent.
+//! `drain`, `maint`, `wait`, `reload`, `forget`: operating this machine's agent.
 
 use std::io::{IsTerminal, Write};
 use std::time::Duration;
@@ -61,6 +61,14 @@ pub(super) struct WaitArgs {
     /// How long
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration)]
     timeout: Duration,
+}
+
+/// Arguments of `forget`.
+#[derive(Debug, Args)]
+pub(super) struct ForgetArgs {
+    /// Its name, or its id where several had the name
+    #[arg(value_name = "NODE")]
+    node: String,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -308,4 +316,13 @@ pub(super) async fn reload(global: &Global) -> Outcome {
         note(format_args!("needs a restart of the agent: {change}"));
     }
     Ok(if needs_restart.is_empty() { Exit::Ok } else { Exit::Warning })
+}
+
+/// Hides a member that is gone.
+pub(super) async fn forget(global: &Global, args: ForgetArgs) -> Outcome {
+    let client = Client::new(global)?;
+    let path = format!("/v1/agent/force-leave/{}", encoded(&args.node));
+    client.act(Method::PUT, &path).await?;
+    line(format_args!("{} is hidden from listings here until it is back", args.node))?;
+    Ok(Exit::Ok)
 }

@@ -1,11 +1,13 @@
 //! The two files that murmesh writes for itself into the data directory: `node.toml` (what `init` and
 //! `join` were told) and `runtime.toml` (what the CLI and the API exposed and opened). Replaced whole, by rename.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
 use crate::api::{ExposeSpec, OutOfRotation, UpstreamSpec};
+use crate::model::MemberId;
 use crate::tls::store::{DataDir, StoreError};
 
 const NODE: &str = "node.toml";
@@ -31,6 +33,9 @@ pub struct RuntimeFile {
     /// What is out of rotation, instances of files too.
     #[serde(flatten)]
     pub out: OutOfRotation,
+    /// Members hidden from this machine's listings until they are back.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub forgotten: BTreeSet<MemberId>,
     /// Instances by `murmesh expose`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub expose: Vec<ExposeSpec>,
@@ -110,7 +115,8 @@ mod tests {
         let maintenance = [(expose.id.clone(), "a new \"disk\"".to_owned())].into();
         let draining = [expose.id.clone()].into();
         let out = OutOfRotation { node_draining: true, draining, maintenance };
-        let file = RuntimeFile { out, expose: vec![expose], upstream: vec![upstream] };
+        let forgotten = [MemberId::from_bytes([7; 16])].into();
+        let file = RuntimeFile { out, forgotten, expose: vec![expose], upstream: vec![upstream] };
         file.save(&dir).unwrap();
         assert_eq!(RuntimeFile::load(&dir).unwrap(), file);
 
