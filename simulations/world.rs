@@ -17,7 +17,7 @@ use murmesh::mesh::{
 };
 use murmesh::model::{
     Enrolment, Entry, EntryKey, EntryKind, Epoch, InstanceRecord, InstanceState, Issuer, MemberId,
-    MemberState, MeshId, Moment, Protocol, PublicKey, Signature, Signer, Weight,
+    MemberPhase, MemberState, MeshId, Moment, Protocol, PublicKey, Signature, Signer, Weight,
 };
 use murmesh::wire;
 
@@ -245,6 +245,7 @@ impl World {
             epoch: machine.epoch,
             profile: Profile::Lan,
             seeds: machine.seeds.clone(),
+            phase: MemberPhase::Running,
             instances: Vec::new(),
             remembered: machine.remembered.clone(),
         };

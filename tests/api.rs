@@ -1,13 +1,14 @@
 //! The local API over real sockets, with a stand-in for the agent behind it.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use murmesh::api::{
-    ApiState, ApiToken, CallView, Calls, Control, ControlError, ExposeSpec, Identity, Listener,
-    Local, Problem, Readiness, UpstreamSpec, routes, serve,
+    ApiState, ApiToken, CallView, Calls, Control, ControlError, Effective, ExposeSpec, Identity,
+    Listener, Local, Problem, Readiness, UpstreamSpec, routes, serve,
 };
 use murmesh::mesh::{Endpoint, EndpointState, MemberView, ServiceView, Snapshot};
 use murmesh::model::{Epoch, MemberId, MemberPhase, MemberState, MeshId, Moment, Protocol, Weight};
@@ -104,9 +105,13 @@ async fn stand_in(mut commands: mpsc::Receiver<Control>) {
                     _ => Ok(()),
                 }));
             }
-            Control::Join { reply, .. } => drop(reply.send(Ok(()))),
+            Control::Join { reply, .. } | Control::Drain { reply, .. } => {
+                drop(reply.send(Ok(())));
+            }
             Control::Upstream { spec, reply, .. } => drop(reply.send(Ok(spec))),
             Control::CloseUpstreams { reply, .. } => drop(reply.send(Ok(Vec::new()))),
+            Control::Forget { reply, .. } => drop(reply.send(Ok(()))),
+            Control::Reload { reply } => drop(reply.send(Err(ControlError::Stopping))),
             Control::Invite { reply, .. } => drop(reply.send(Err(ControlError::NotIssuer))),
             Control::IssuingKey { reply, .. } => drop(reply.send(Err(ControlError::Stopping))),
             Control::KeepMembers { reply, .. } => drop(reply.send(Ok(Vec::new()))),
@@ -133,16 +138,21 @@ async fn api_that_forgets_after(forget_after: Duration) -> Api {
         snapshot: snapshots,
         local: locals,
         identity: Arc::new(ArcSwap::from_pointee(identity())),
-        calls: Calls::new(|endpoint| CallView {
-            in_flight: 4,
-            trouble: (endpoint.instance.as_str() == "web-4").then_some("unreachable"),
-        }),
+        calls: Calls::new(
+            |endpoint| CallView {
+                in_flight: 4,
+                trouble: (endpoint.instance.as_str() == "web-4").then_some("unreachable"),
+            },
+            BTreeMap::new,
+        ),
         readiness: watched,
         control,
         events: EventLog::new("eins"),
         metrics: Metrics::new(),
-        forget_after,
-        settings: Arc::new([]),
+        effective: Arc::new(ArcSwap::from_pointee(Effective {
+            forget_after,
+            settings: Vec::new(),
+        })),
         clock: Clock::new(),
         token: ApiToken::new(TOKEN),
     };
@@ -383,8 +393,6 @@ async fn problems_say_what_to_try() {
         ("GET", "/v1/mesh/breakers", "", 404, "not_yet", "later version"),
         ("GET", "/v1/health/state/any", "", 404, "not_yet", "later version"),
         ("PUT", "/v1/agent/check/pass/web", "", 404, "not_yet", "later version"),
-        ("PUT", "/v1/agent/force-leave/web", "", 404, "not_yet", "later version"),
-        ("PUT", "/v1/agent/reload", "", 404, "not_yet", "later version"),
         ("GET", "/v1/catalog/services?filter=x", "", 400, "not_yet", "?filter"),
         ("GET", "/v1/health/service/web?wait=5&index=1", "", 400, "malformed", "unit"),
         ("GET", "/v1/health/service/web?index=x", "", 400, "malformed", "X-Consul-Index"),

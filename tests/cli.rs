@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 use crate::support::beside_others;
 
-const VERBS: [&str; 18] = [
+const VERBS: [&str; 23] = [
     "demo",
     "init",
     "invite",
@@ -23,6 +23,11 @@ const VERBS: [&str; 18] = [
     "services",
     "endpoints",
     "events",
+    "drain",
+    "maint",
+    "wait",
+    "reload",
+    "forget",
     "leave",
     "validate",
     "config",
@@ -150,7 +155,9 @@ fn wrong_command_lines_are_64_and_say_why() {
         (&["expose", "web", "80", "--weight", "many"], "'many' for --weight: expected a whole"),
         (&["init", "--advertise", "here"], "'here' for --advertise: expected ip:port"),
         (&["invite", "revoke", "12345"], "'12345' for ID: expected 6 to 32"),
-        (&["drain", "web"], "not available yet"),
+        (&["drain", "web", "--off", "--force"], "cannot be used with"),
+        (&["wait", "web", "--for", "rain"], "ready, empty"),
+        (&["maint", "web", "--timeout", "1s"], "--timeout"),
         (&["renew"], "unrecognized"),
         (&["memers"], "members"),
         (&["members", "--jsn"], "--json"),

@@ -216,7 +216,7 @@ fn every_value_remembers_where_it_came_from() {
     std::fs::write(&config, "[node]\nzone = \"eu1/a\"\n\n[listen]\nmesh = \"127.0.0.1:1\"\n")
         .unwrap();
     std::fs::create_dir(temporary.path().join("conf.d")).unwrap();
-    std::fs::write(temporary.path().join("conf.d/10.toml"), "[node]\nzone = \"eu2\"\n").unwrap();
+    std::fs::write(temporary.path().join("conf.d/10.toml"), "[node]\nname = \"web-1\"\n").unwrap();
     std::fs::write(
         temporary.path().join("node.toml"),
         "mesh = \"127.0.0.1:2\"\nadvertise = \"10.0.0.9:7370\"\nseeds = [\"10.0.0.1:7370\"]\n",
@@ -235,11 +235,49 @@ fn every_value_remembers_where_it_came_from() {
         format!("{} from {}", view.value, view.origin)
     };
     let place = temporary.path().display();
-    assert_eq!(origin("node.zone"), format!("\"eu2\" from {place}/conf.d/10.toml:2"));
+    assert_eq!(origin("node.zone"), format!("\"eu1/a\" from {place}/murmesh.toml:2"));
+    assert_eq!(origin("node.name"), format!("\"web-1\" from {place}/conf.d/10.toml:2"));
     assert_eq!(origin("listen.mesh"), format!("\"127.0.0.1:1\" from {place}/murmesh.toml:5"));
     assert_eq!(origin("listen.advertise"), "\"10.0.0.9:7370\" from data_dir");
     assert_eq!(origin("join.seeds"), "[\"seed.example.com:7370\"] from flag --seed");
     assert_eq!(origin("listen.api"), "\"127.0.0.1:7371\" from default");
+}
+
+/// Neither of two files is more right than the other.
+#[test]
+fn a_key_in_two_files_is_a_fault_that_names_both_places() {
+    let _turn = beside_others();
+    let temporary = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| std::fs::write(temporary.path().join(name), text).unwrap();
+    std::fs::create_dir(temporary.path().join("conf.d")).unwrap();
+    let seeds = "[join]\nseeds = [\"10.0.0.1\"]\nforget_after = \"1h\"\n";
+    write("murmesh.toml", &format!("{seeds}[node]\nzone = \"eu1\"\n"));
+    write("conf.d/20.toml", &format!("[[upstream]]\nservice = \"db\"\nlisten = \"5432\"\n{seeds}"));
+    write(
+        "conf.d/10.toml",
+        "[node]\n\nzone = \"eu1\"\n[[upstream]]\nservice = \"web\"\nlisten = \"80\"\n",
+    );
+    write("conf.d/30.toml.bak", "no TOML");
+    let overrides = Overrides {
+        config: Some(temporary.path().join("murmesh.toml")),
+        data_dir: Some(Setting::default(temporary.path().to_owned())),
+        ..Overrides::default()
+    };
+    let Err(ConfigError::Faults(told)) = load(&overrides) else { panic!("expected faults") };
+    let place = temporary.path().display();
+    let told: Vec<_> = told.iter().map(ToString::to_string).collect();
+    let expected = [
+        format!(
+            "{place}/conf.d/10.toml:3: node.zone = \"eu1\": is set by {place}/murmesh.toml:5 already"
+        ),
+        format!(
+            "{place}/conf.d/20.toml:5: join.seeds = [\"10.0.0.1\"]: is set by {place}/murmesh.toml:2 already"
+        ),
+        format!(
+            "{place}/conf.d/20.toml:6: join.forget_after = \"1h\": is set by {place}/murmesh.toml:3 already"
+        ),
+    ];
+    assert_eq!(told, expected);
 }
 
 /// The example that people copy is one that the agent takes.

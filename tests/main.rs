@@ -13,6 +13,7 @@ mod consul;
 mod embedding;
 mod hostile;
 mod joining;
+mod operating;
 mod partitions;
 mod reaching;
 mod renewing;

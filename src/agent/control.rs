@@ -9,11 +9,13 @@ use tokio::sync::{Mutex, mpsc, watch};
 use tracing::{info, warn};
 
 use super::local::{LocalError, LocalServices};
+use super::reload::Asked;
 use super::{left, seeds};
 use crate::api::{
-    Control, ControlError, ExposeSpec, InviteMade, Lifetime, Local, UpstreamSelector, UpstreamSpec,
+    Control, ControlError, Effective, ExposeSpec, InviteMade, Lifetime, Local, UpstreamSelector,
+    UpstreamSpec,
 };
-use crate::config::{RuntimeFile, Seed};
+use crate::config::{RuntimeFile, Seed, Settings};
 use crate::mesh::{MemberView, Snapshot};
 use crate::model::{
     Entry, InstanceId, MemberId, MemberName, MemberState, PublicKey, ServiceName, Target,
@@ -43,6 +45,14 @@ pub(super) struct Controller {
     pub(super) upstreams: Vec<UpstreamSpec>,
     /// Where SOCKS5 listens, if it does.
     pub(super) socks: Option<Target>,
+    /// What holds of flags and files, all but instances and entries that the CLI changed since.
+    pub(super) settings: Settings,
+    /// The same for the local API.
+    pub(super) effective: Arc<ArcSwap<Effective>>,
+    /// Entries of flags and files.
+    pub(super) asked: Vec<Asked>,
+    /// Whom to ask first, for those whose names are looked up.
+    pub(super) seeds: watch::Sender<Vec<Seed>>,
     /// What the CLI added; files own the rest.
     pub(super) runtime: RuntimeFile,
     /// Addresses that were named to be asked: each is dialled until the agent stops.
@@ -56,6 +66,8 @@ pub(super) struct Controller {
     /// What this member may offer, as its newest leaf says; all when absent.
     pub(super) allowed: watch::Receiver<Option<Vec<ServiceName>>>,
     pub(super) snapshot: Arc<ArcSwap<Snapshot>>,
+    /// The same, as it changes.
+    pub(super) snapshots: watch::Receiver<Arc<Snapshot>>,
     /// To ask other members.
     pub(super) endpoint: Endpoint,
     /// Where newcomers knock.
@@ -75,6 +87,9 @@ impl Controller {
                     None => return,
                 },
                 Ok(()) = self.allowed.changed() => self.keep_to_allowed().await,
+                Ok(()) = self.snapshots.changed(), if !self.runtime.forgotten.is_empty() => {
+                    self.remember_returned();
+                }
             }
         }
     }
@@ -108,6 +123,9 @@ impl Controller {
             Control::Maintain { id, reason, reply } => {
                 drop(reply.send(self.maintain(&id, reason).await));
             }
+            Control::Drain { instance, drain, reply } => {
+                drop(reply.send(self.drain(instance.as_ref(), drain).await));
+            }
             Control::Join { address, reply } => drop(reply.send(self.join(&address).await)),
             Control::Upstream { spec, lifetime: Lifetime::Run, reply } => {
                 drop(reply.send(self.open(spec).await));
@@ -118,6 +136,8 @@ impl Controller {
             Control::CloseUpstreams { which, reply } => {
                 drop(reply.send(self.close_upstreams(&which).await));
             }
+            Control::Forget { node, reply } => drop(reply.send(self.forget(&node))),
+            Control::Reload { reply } => drop(reply.send(self.reload().await)),
             Control::Leave { reply } => drop(reply.send(self.leave())),
             Control::Invite { options, reply } => drop(reply.send(self.invite(options).await)),
             Control::Invites { reply } => drop(reply.send(self.invites().await)),
@@ -280,16 +300,17 @@ impl Controller {
         self.show();
     }
 
-    fn show(&self) {
+    pub(super) fn show(&self) {
         self.view.send_replace(Arc::new(Local {
             exposed: self.services.offered().cloned().collect(),
             upstreams: self.upstreams.clone(),
-            maintained: self.services.maintained().clone(),
+            out: self.services.out().clone(),
+            forgotten: self.runtime.forgotten.clone(),
         }));
     }
 
-    fn keep(&mut self) -> Result<(), ControlError> {
-        self.runtime.maintenance.clone_from(self.services.maintained());
+    pub(super) fn keep(&mut self) -> Result<(), ControlError> {
+        self.runtime.out.clone_from(self.services.out());
         self.runtime.save(&self.dir).map_err(|error| {
             warn!(%error, "what the command line added will not survive a restart");
             ControlError::Failed(format!("it works now but will not survive a restart: {error}"))

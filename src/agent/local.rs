@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::api::ExposeSpec;
+use crate::api::{ExposeSpec, OutOfRotation};
 use crate::model::{
     InstanceId, InstanceRecord, InstanceState, PAYLOAD_LEN_MAX, Protocol, ServiceName,
 };
@@ -52,25 +52,21 @@ pub enum LocalError {
 
 /// The instances of this member. What was declared and may not be offered is withheld: it is
 /// offered as soon as it may be.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct LocalServices {
     /// All that was declared, at most [`INSTANCES_MAX`].
     instances: BTreeMap<InstanceId, ExposeSpec>,
     /// What the enrolment allows; all when absent.
     allowed: Option<Vec<ServiceName>>,
-    /// Why an instance is in maintenance. Kept for one that is not exposed now, so that a restart
-    /// brings it back as it was; at most [`INSTANCES_MAX`] of those.
-    maintained: BTreeMap<InstanceId, String>,
+    /// Kept for what is not exposed now, too, so that a restart brings it back as it was; at most
+    /// [`INSTANCES_MAX`] of those.
+    out: OutOfRotation,
 }
 
 impl LocalServices {
-    /// None yet; only `allowed` may be offered. Those of `maintained` begin in maintenance, each for
-    /// its reason.
-    pub fn new(
-        allowed: Option<Vec<ServiceName>>,
-        maintained: BTreeMap<InstanceId, String>,
-    ) -> Self {
-        Self { instances: BTreeMap::new(), allowed, maintained }
+    /// None yet; only `allowed` may be offered. Those of `out` begin out of rotation.
+    pub fn new(allowed: Option<Vec<ServiceName>>, out: OutOfRotation) -> Self {
+        Self { instances: BTreeMap::new(), allowed, out }
     }
 
     /// From now on only `allowed` may be offered.
@@ -119,29 +115,67 @@ impl LocalServices {
 
     /// Takes an instance out.
     pub fn unexpose(&mut self, id: &InstanceId) -> Result<ExposeSpec, LocalError> {
-        self.maintained.remove(id);
+        self.out.maintenance.remove(id);
+        self.out.draining.remove(id);
         self.instances.remove(id).ok_or_else(|| LocalError::Unknown(id.clone()))
+    }
+
+    /// Takes an instance out that may be declared again as it was. Returns whether it was there.
+    pub fn withdraw(&mut self, id: &InstanceId) -> bool {
+        self.instances.remove(id).is_some()
     }
 
     /// Takes an instance out of rotation for a reason, or back in when there is none. It stays as it
     /// is when it is exposed again.
     pub fn maintain(&mut self, id: &InstanceId, reason: Option<String>) -> Result<(), LocalError> {
-        if !self.instances.contains_key(id) {
-            return Err(LocalError::Unknown(id.clone()));
-        }
-        if self.maintained.len() >= INSTANCES_MAX {
-            self.maintained.retain(|id, _| self.instances.contains_key(id));
+        self.must_be_declared(id)?;
+        if self.out.maintenance.len() >= INSTANCES_MAX {
+            self.out.maintenance.retain(|id, _| self.instances.contains_key(id));
         }
         match reason {
-            Some(reason) => self.maintained.insert(id.clone(), reason),
-            None => self.maintained.remove(id),
+            Some(reason) => self.out.maintenance.insert(id.clone(), reason),
+            None => self.out.maintenance.remove(id),
         };
         Ok(())
     }
 
-    /// Why instances are in maintenance, by id.
-    pub fn maintained(&self) -> &BTreeMap<InstanceId, String> {
-        &self.maintained
+    /// Takes an instance, or all that are and will be exposed, out of rotation until it ends.
+    /// Returns whether that changes anything. It stays as it is when it is exposed again.
+    pub fn drain(&mut self, id: Option<&InstanceId>) -> Result<bool, LocalError> {
+        let Some(id) = id else {
+            return Ok(!std::mem::replace(&mut self.out.node_draining, true));
+        };
+        self.must_be_declared(id)?;
+        if self.out.draining.len() >= INSTANCES_MAX {
+            self.out.draining.retain(|id| self.instances.contains_key(id));
+        }
+        Ok(self.out.draining.insert(id.clone()))
+    }
+
+    /// Ends what [`LocalServices::drain`] began. Returns whether that changes anything.
+    pub fn end_drain(&mut self, id: Option<&InstanceId>) -> Result<bool, LocalError> {
+        let Some(id) = id else {
+            return Ok(std::mem::take(&mut self.out.node_draining));
+        };
+        self.must_be_declared(id)?;
+        Ok(self.out.draining.remove(id))
+    }
+
+    fn must_be_declared(&self, id: &InstanceId) -> Result<(), LocalError> {
+        match self.instances.contains_key(id) {
+            true => Ok(()),
+            false => Err(LocalError::Unknown(id.clone())),
+        }
+    }
+
+    /// What is out of rotation.
+    pub fn out(&self) -> &OutOfRotation {
+        &self.out
+    }
+
+    /// What takes new calls: offered, in rotation and of some weight.
+    pub fn ready(&self) -> impl Iterator<Item = &ExposeSpec> {
+        self.offered().filter(|instance| instance.weight.0 > 0 && !self.out.contains(&instance.id))
     }
 
     /// All that was declared, by id.
@@ -172,9 +206,13 @@ impl LocalServices {
             port: instance.port,
             tags: instance.tags.clone(),
             weight: instance.weight,
-            state: match self.maintained.contains_key(&instance.id) {
-                true => InstanceState::Maint,
-                false => InstanceState::Ready,
+            // That the whole member drains is said once, by its phase.
+            state: if self.out.maintenance.contains_key(&instance.id) {
+                InstanceState::Maint
+            } else if self.out.draining.contains(&instance.id) {
+                InstanceState::Draining
+            } else {
+                InstanceState::Ready
             },
         }
     }
@@ -185,7 +223,7 @@ impl LocalServices {
             id: instance.id.clone(),
             service: instance.service.clone(),
             target: instance.to.clone(),
-            is_draining: self.maintained.contains_key(&instance.id),
+            is_draining: self.out.contains(&instance.id),
         };
         self.offered().map(target).collect()
     }
@@ -228,7 +266,8 @@ mod tests {
 
     #[test]
     fn a_member_exposes_only_what_it_was_enrolled_for() {
-        let mut local = LocalServices::new(Some(vec!["db".parse().unwrap()]), BTreeMap::new());
+        let mut local =
+            LocalServices::new(Some(vec!["db".parse().unwrap()]), OutOfRotation::default());
         local.expose(spec("db", "127.0.0.1:5432")).unwrap();
         let refused = local.expose(spec("web", "127.0.0.1:80")).unwrap_err();
         assert_eq!(refused.to_string(), "this member was enrolled for db, not for 'web'");

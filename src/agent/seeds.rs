@@ -4,6 +4,8 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use tokio::sync::watch;
+use tokio::time::timeout;
 use tracing::warn;
 
 use crate::config::Seed;
@@ -30,14 +32,21 @@ async fn resolve(seeds: &[Seed]) -> Vec<SocketAddr> {
     found
 }
 
-/// Resolves seeds that are names, now and again and again: a seed may move.
-pub(super) async fn resolve_again(seeds: Vec<Seed>, gossip: GossipHandle) {
-    let is_name = |seed: &Seed| seed.host().parse::<std::net::IpAddr>().is_err();
-    let names: Vec<Seed> = seeds.into_iter().filter(is_name).collect();
-    while !names.is_empty() {
+/// Resolves seeds that are names, now and again and again, and at once when there are others: a seed
+/// may move.
+pub(super) async fn resolve_again(mut seeds: watch::Receiver<Vec<Seed>>, gossip: GossipHandle) {
+    let is_name = |seed: &&Seed| seed.host().parse::<std::net::IpAddr>().is_err();
+    loop {
+        let names: Vec<Seed> = seeds.borrow_and_update().iter().filter(is_name).cloned().collect();
         for address in resolve(&names).await {
             gossip.add_seed(address).await;
         }
-        tokio::time::sleep(RESOLVE_INTERVAL).await;
+        let changed = match names.is_empty() {
+            true => seeds.changed().await,
+            false => timeout(RESOLVE_INTERVAL, seeds.changed()).await.unwrap_or(Ok(())),
+        };
+        if changed.is_err() {
+            return; // the agent stops
+        }
     }
 }

@@ -15,7 +15,8 @@ use super::identity::{self, Keeper};
 use super::join::JoinError;
 use super::left::{self, has_left};
 use super::local::LocalServices;
-use super::{Agent, CancelOnDrop, api, clocks, disk, join_all, seeds, twin};
+use super::reload::{self, Asked};
+use super::{Agent, CancelOnDrop, api, clocks, disk, drain, join_all, seeds, twin};
 use crate::api::control::CONTROL_QUEUE_LEN_MAX;
 use crate::api::{
     ADDRESS_FILE, ApiState, ApiToken, CallView, Calls, ControlError, ExposeSpec, Identity, Local,
@@ -225,6 +226,7 @@ impl Agent {
                 epoch: dir.claim_epochs()?,
                 profile: settings.profile.value,
                 seeds: seeds::literal(&settings.seeds.value),
+                phase: drain::phase(services.out()),
                 instances: services.records(),
                 remembered: disk::remembered(&dir)?,
             },
@@ -254,10 +256,8 @@ impl Agent {
         threads.push(Thread::start("gossip", shutdown.clone(), move || driver.run())?);
         let disk = TaskGroup::new(shutdown.clone());
         disk.spawn("persist", disk::persist(dir.clone(), durable_reader, gossip.clone()));
-        tasks.spawn(
-            "resolve-seeds",
-            seeds::resolve_again(settings.seeds.value.clone(), gossip.clone()),
-        );
+        let (seeds, known_seeds) = watch::channel(settings.seeds.value.clone());
+        tasks.spawn("resolve-seeds", seeds::resolve_again(known_seeds, gossip.clone()));
 
         let identity = Arc::new(ArcSwap::from_pointee(Identity {
             credentials: credentials.clone(),
@@ -293,7 +293,12 @@ impl Agent {
 
         let (leave, leaving) = watch::channel(false);
         let (view, local) = watch::channel(Arc::new(Local::default()));
+        let effective = Arc::new(ArcSwap::from_pointee(reload::effective(&settings)));
         let mut controller = Controller {
+            settings: settings.clone(),
+            effective: Arc::clone(&effective),
+            asked: Vec::new(),
+            seeds,
             dir: dir.clone(),
             services,
             upstreams: Vec::new(),
@@ -308,6 +313,7 @@ impl Agent {
             name: credentials.name().clone(),
             allowed,
             snapshot: snapshot.clone(),
+            snapshots: snapshots_reader.clone(),
             endpoint: data.endpoint,
             advertise,
             events: events.clone(),
@@ -319,7 +325,8 @@ impl Agent {
 
         let (ready, readiness) = watch::channel(Readiness::NotReady("the agent is starting"));
         tasks.spawn("readiness", watch_readiness(ready, settled_reader, shutdown.clone()));
-        let calls = data.proxy.clone();
+        let (calls, own_calls) = (data.proxy.clone(), data.proxy.in_flight().clone());
+        let me = credentials.member_id();
         let state = ApiState {
             me: credentials.member_id(),
             name: credentials.name().clone(),
@@ -327,16 +334,18 @@ impl Agent {
             snapshot: snapshots_reader.clone(),
             local,
             identity: identity.clone(),
-            calls: Calls::new(move |endpoint| CallView {
-                in_flight: calls.in_flight().of(&endpoint.member, &endpoint.instance).into(),
-                trouble: calls.trouble(endpoint),
-            }),
+            calls: Calls::new(
+                move |endpoint| CallView {
+                    in_flight: calls.in_flight().of(&endpoint.member, &endpoint.instance).into(),
+                    trouble: calls.trouble(endpoint),
+                },
+                move || own_calls.of_member(&me),
+            ),
             readiness: readiness.clone(),
             control: control.clone(),
             events: events.clone(),
             metrics: metrics.clone(),
-            forget_after: settings.forget_after.value,
-            settings: settings.dump().into(),
+            effective,
             clock,
             token: ApiToken::new(&dir.api_token()?),
         };
@@ -407,7 +416,7 @@ fn declared(
     runtime: &RuntimeFile,
     allowed: Option<Vec<ServiceName>>,
 ) -> Result<LocalServices, StartError> {
-    let mut services = LocalServices::new(allowed, runtime.maintenance.clone());
+    let mut services = LocalServices::new(allowed, runtime.out.clone());
     let socks = settings.socks.value.map(Target::Tcp);
     let mut declare = |spec: &ExposeSpec| {
         check_loop(&spec.to, socks.iter())?;
@@ -444,7 +453,8 @@ async fn open_settings(
     controller.publish().await; // nothing new to the mesh: the local API lists them
     for Setting { value, origin } in &settings.upstreams {
         let what = format!("upstream {} {}", value.service, value.listen);
-        controller.open(value.clone()).await.map_err(failed(what, origin))?;
+        let opened = controller.open(value.clone()).await.map_err(failed(what, origin))?;
+        controller.asked.push(Asked { written: value.clone(), opened });
     }
     if let Some(address) = settings.socks.value {
         let opened = proxy.open_socks(Target::Tcp(address)).await;

@@ -3,6 +3,8 @@
 //! Listings never come this way: they read the snapshots of [`ApiState`](super::ApiState). The agent
 //! owns the receiver and answers every command, also while it drains.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
@@ -54,6 +56,17 @@ pub enum Control {
         /// [`ControlError::NotFound`] when nothing has that id.
         reply: Reply<()>,
     },
+    /// Take this member or an instance of it out of rotation, or back in; those calls that it has go
+    /// on. Lasts over restarts, and until it is taken back in.
+    Drain {
+        /// Which instance; the whole member when absent.
+        instance: Option<InstanceId>,
+        /// Out or in.
+        drain: Drain,
+        /// Answered once nothing new is taken. [`ControlError::NotFound`] when nothing has that id,
+        /// [`ControlError::LastReady`] when nobody else would serve.
+        reply: Reply<()>,
+    },
     /// Ask one more address for members of this mesh, until the agent stops.
     Join {
         /// An IP address, with the mesh port unless it says another.
@@ -76,6 +89,19 @@ pub enum Control {
         which: UpstreamSelector,
         /// Those closed; [`ControlError::NotFound`] when there was none.
         reply: Reply<Vec<UpstreamSpec>>,
+    },
+    /// Hide a member that is down or left from listings here, until it is back.
+    Forget {
+        /// Its name, or its id.
+        node: String,
+        /// [`ControlError::NotFound`] when nobody is called so, [`ControlError::Conflict`] when it
+        /// lives.
+        reply: Reply<()>,
+    },
+    /// Read the configuration files again.
+    Reload {
+        /// What that changed; [`ControlError::Invalid`] with every fault when nothing did.
+        reply: Reply<Reloaded>,
     },
     /// Say goodbye for good and stop. Lasts over restarts.
     Leave {
@@ -148,6 +174,43 @@ impl Control {
             mpsc::error::TrySendError::Closed(_) => ControlError::Stopping,
         })?;
         answer.await.unwrap_or(Err(ControlError::Stopping))
+    }
+}
+
+/// Which way a drain goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Drain {
+    /// Out of rotation, unless a service would then have no instance that is ready.
+    Begin,
+    /// Out of rotation, whatever that leaves.
+    Force,
+    /// Back in.
+    End,
+}
+
+/// What its operator took out of rotation on this machine, exposed now or not.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OutOfRotation {
+    /// All of it: the whole member drains.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub node_draining: bool,
+    /// Instances that finish what they have.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub draining: BTreeSet<InstanceId>,
+    /// Instances in maintenance, and why.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub maintenance: BTreeMap<InstanceId, String>,
+}
+
+impl OutOfRotation {
+    /// Whether instance `id` drains, by itself or with the whole member.
+    pub fn is_draining(&self, id: &InstanceId) -> bool {
+        self.node_draining || self.draining.contains(id)
+    }
+
+    /// Whether instance `id` takes no new calls.
+    pub fn contains(&self, id: &InstanceId) -> bool {
+        self.is_draining(id) || self.maintenance.contains_key(id)
     }
 }
 
@@ -315,6 +378,15 @@ impl UpstreamSelector {
     }
 }
 
+/// What reading the files again came to, in words for people.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reloaded {
+    /// What is different now.
+    pub applied: Vec<String>,
+    /// What the files say and only the next start does.
+    pub needs_restart: Vec<String>,
+}
+
 /// A new invite.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InviteMade {
@@ -346,6 +418,12 @@ pub enum ControlError {
     /// Fault: whoever asked. Its enrolment does not let this member do it.
     #[error("{0}")]
     NotPermitted(String),
+    /// Fault: whoever asked, unless it is meant: nobody else would serve these.
+    #[error("nobody else is ready to serve {}; callers would be refused", names(services))]
+    LastReady {
+        /// Never empty.
+        services: Vec<ServiceName>,
+    },
     /// Only issuers can; ask one.
     #[error(
         "this member is no issuer; run this where 'murmesh init' was run, or see murmesh issuer list"
@@ -360,6 +438,10 @@ pub enum ControlError {
     /// Fault: this machine. The text says what failed.
     #[error("{0}")]
     Failed(String),
+}
+
+fn names(services: &[ServiceName]) -> String {
+    services.iter().map(ServiceName::as_str).collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]

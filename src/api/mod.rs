@@ -16,9 +16,12 @@ mod state;
 pub mod views;
 
 pub use control::{
-    Control, ControlError, ExposeSpec, InviteMade, Lifetime, UpstreamSelector, UpstreamSpec,
+    Control, ControlError, Drain, ExposeSpec, InviteMade, Lifetime, OutOfRotation, Reloaded,
+    UpstreamSelector, UpstreamSpec,
 };
 pub use problem::Problem;
-pub use routes::{ExposeRequest, Exposed, GrantRequest, InviteRequest, routes};
+pub use routes::{DrainRequest, ExposeRequest, Exposed, GrantRequest, InviteRequest, routes};
 pub use server::{ADDRESS_FILE, Listener, SOCKET_FILE, serve};
-pub use state::{ApiState, ApiToken, CallView, Calls, Identity, Local, Readiness, SettingView};
+pub use state::{
+    ApiState, ApiToken, CallView, Calls, Effective, Identity, Local, Readiness, SettingView,
+};

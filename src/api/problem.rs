@@ -74,6 +74,9 @@ impl From<ControlError> for Refusal {
         let detail = error.to_string();
         let (status, word, title) = match error {
             ControlError::NotFound { .. } => (StatusCode::NOT_FOUND, "not_found", "Not found"),
+            ControlError::LastReady { .. } => {
+                (StatusCode::CONFLICT, "last_ready", "The last one that is ready")
+            }
             ControlError::Conflict(_) => (StatusCode::CONFLICT, "conflict", "Taken already"),
             ControlError::Invalid(_) => {
                 (StatusCode::UNPROCESSABLE_ENTITY, "invalid", "This cannot be done")

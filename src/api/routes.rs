@@ -17,10 +17,10 @@ use hyper::{Method, StatusCode, Uri};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::blocking::Served;
-use super::control::{Control, ExposeSpec, Lifetime, UpstreamSelector, UpstreamSpec};
+use super::control::{Control, Drain, ExposeSpec, Lifetime, UpstreamSelector, UpstreamSpec};
 use super::events::{EventsQuery, events};
 use super::openapi::{Parameter, Route, delete, document, get, post, put};
 use super::problem::Refusal;
@@ -85,6 +85,16 @@ fn table() -> Vec<Route> {
             "Ask this address (ip or ip:port) for members of this mesh, too; answered at once",
             consul::join,
         ),
+        put(
+            "/v1/agent/force-leave/{node}",
+            "Hide a member that is down or left from listings here, until it is back",
+            consul::force_leave,
+        ),
+        put(
+            "/v1/agent/reload",
+            "Read the files again and apply all of them that needs no restart, or nothing",
+            reload,
+        ),
         put("/v1/agent/leave", "Leave the mesh for good and stop", leave),
         get("/v1/catalog/services", "All services with their tags", consul::catalog_services)
             .query(&[DC, INDEX, WAIT]),
@@ -133,6 +143,16 @@ fn table() -> Vec<Route> {
                 Parameter { name: "service", text: "All of this service" },
                 Parameter { name: "listen", text: "The one that listens there" },
             ]),
+        get("/v1/mesh/drain", "What this machine offers, and what it has in flight", rotation),
+        post(
+            "/v1/mesh/drain",
+            "Take this member or an instance of it out of rotation, over restarts; 200 once nothing \
+             is in flight, 202 when something still is after the timeout",
+            drain,
+        )
+        .body(r#"{"instance":"web","timeout":"30s"}"#),
+        delete("/v1/mesh/drain", "Take it back in", end_drain)
+            .query(&[Parameter { name: "instance", text: "Which; the whole member unless set" }]),
         post("/v1/mesh/entries", "Spread an entry that was signed elsewhere", publish)
             .body(r#"{"entry":"BASE64"}"#),
         post("/v1/mesh/grants", "Say what a member may offer; on an issuer", grant)
@@ -160,8 +180,6 @@ const LATER: &[&str] = &[
     "/",
     "/v1/agent/service/*",
     "/v1/agent/check/*",
-    "/v1/agent/force-leave/*",
-    "/v1/agent/reload",
     "/v1/catalog/*",
     "/v1/health/*",
     "/v1/mesh/breakers",
@@ -174,7 +192,6 @@ const LATER: &[&str] = &[
     "/v1/mesh/explain",
     "/v1/mesh/tap",
     "/v1/mesh/fault",
-    "/v1/mesh/drain",
 ];
 
 /// Method and path of every route served.
@@ -264,6 +281,11 @@ async fn leave(State(state): State<ApiState>) -> Answer {
     Ok(Json(json!({ "left": true })).into_response())
 }
 
+async fn reload(State(state): State<ApiState>) -> Answer {
+    let reloaded = Control::ask(&state.control, |reply| Control::Reload { reply }).await?;
+    Ok(Json(reloaded).into_response())
+}
+
 async fn members(State(state): State<ApiState>) -> Json<Vec<views::Member>> {
     Json(views::members(&state))
 }
@@ -310,7 +332,7 @@ async fn certs(
 }
 
 async fn config(State(state): State<ApiState>) -> Response {
-    Json(&*state.settings).into_response()
+    Json(&state.effective.load().settings).into_response()
 }
 
 async fn exposed(State(state): State<ApiState>) -> Response {
@@ -413,6 +435,76 @@ async fn close_upstream(
     let closed =
         Control::ask(&state.control, |reply| Control::CloseUpstreams { which, reply }).await?;
     Ok(Json(closed).into_response())
+}
+
+async fn rotation(State(state): State<ApiState>) -> Json<views::Rotation> {
+    Json(views::rotation(&state))
+}
+
+/// The body of `POST /v1/mesh/drain`: what is absent has its default.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DrainRequest {
+    /// Which instance; the whole member unless set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance: Option<InstanceId>,
+    /// How long the answer may wait until nothing is in flight: `30s` unless set, at most 10 min.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<String>,
+    /// Also the last ready instance of a service.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub force: bool,
+}
+
+/// How long the answer to a drain may wait: as long as a blocking query.
+const DRAIN_TIME_MAX: Duration = Duration::from_secs(600);
+/// How long it waits unless told: what an agent that stops gives, too.
+const DRAIN_TIME: Duration = Duration::from_secs(30);
+/// How often it looks. Nobody is told when a call ends: the data plane has better things to do.
+const DRAIN_LOOK_INTERVAL: Duration = Duration::from_millis(50);
+
+async fn drain(State(state): State<ApiState>, request: Request) -> Answer {
+    let asked: DrainRequest = body(request).await?;
+    let time = asked.timeout.as_deref().map_or(Ok(DRAIN_TIME), duration)?;
+    if time > DRAIN_TIME_MAX {
+        return Err(Refusal::malformed("timeout: expected at most 10min"));
+    }
+    let how = if asked.force { Drain::Force } else { Drain::Begin };
+    let instance = asked.instance.clone();
+    let drain = |reply| Control::Drain { instance, drain: how, reply };
+    Control::ask(&state.control, drain).await?;
+    let look = || {
+        let mut rotation = views::rotation(&state);
+        let is_meant = |id: &str| asked.instance.as_ref().is_none_or(|asked| asked.as_str() == id);
+        rotation.instances.retain(|row| is_meant(&row.instance));
+        let is_empty = rotation.instances.iter().all(|row| row.inflight == 0);
+        (is_empty, rotation)
+    };
+    let empty = async {
+        while !look().0 {
+            sleep(DRAIN_LOOK_INTERVAL).await;
+        }
+    };
+    let _ = timeout(time, empty).await; // the answer says whether it is
+    let (is_empty, rotation) = look();
+    let status = if is_empty { StatusCode::OK } else { StatusCode::ACCEPTED };
+    Ok((status, Json(rotation)).into_response())
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct DrainQuery {
+    instance: Option<String>,
+}
+
+async fn end_drain(
+    State(state): State<ApiState>,
+    query: Result<Query<DrainQuery>, QueryRejection>,
+) -> Answer {
+    let Query(query) = query.map_err(|error| Refusal::malformed(error.body_text()))?;
+    let instance = query.instance.as_deref().map(named::<InstanceId>).transpose()?;
+    let end = |reply| Control::Drain { instance, drain: Drain::End, reply };
+    Control::ask(&state.control, end).await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
 }
 
 /// The body of `POST /v1/mesh/invites`: what is absent has its default.

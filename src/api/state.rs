@@ -1,6 +1,6 @@
 //! What the API's handlers see of the agent.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use arc_swap::ArcSwap;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 
-use super::control::{Control, ExposeSpec, UpstreamSpec};
+use super::control::{Control, ExposeSpec, OutOfRotation, UpstreamSpec};
 use crate::mesh::{Endpoint, Snapshot};
 use crate::model::{InstanceId, MemberId, MemberName, MeshId};
 use crate::runtime::clock::Clock;
@@ -41,10 +41,8 @@ pub struct ApiState {
     pub events: EventLog,
     /// Counters.
     pub metrics: Metrics,
-    /// How long a member that is gone stays in listings.
-    pub forget_after: Duration,
-    /// Effective settings and where each came from.
-    pub settings: Arc<[SettingView]>,
+    /// What holds of the settings; the agent stores a new one on every reload.
+    pub effective: Arc<ArcSwap<Effective>>,
     /// The agent's clock, on which snapshots are dated. It started with the agent.
     pub clock: Clock,
     /// Opens what changes anything or tells secrets.
@@ -81,8 +79,10 @@ pub struct Local {
     pub exposed: Vec<ExposeSpec>,
     /// Its entries, with the addresses they really listen on.
     pub upstreams: Vec<UpstreamSpec>,
-    /// Why instances of it are in maintenance, by id.
-    pub maintained: BTreeMap<InstanceId, String>,
+    /// What of it is out of rotation by its operator's word.
+    pub out: OutOfRotation,
+    /// Members that listings here hide while they are down or left.
+    pub forgotten: BTreeSet<MemberId>,
 }
 
 /// Whether the data plane can serve.
@@ -92,6 +92,15 @@ pub enum Readiness {
     Ready,
     /// Not yet or no more, for this reason.
     NotReady(&'static str),
+}
+
+/// What holds of the settings.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Effective {
+    /// How long a member that is gone stays in listings.
+    pub forget_after: Duration,
+    /// Every value and where it came from.
+    pub settings: Vec<SettingView>,
 }
 
 /// One effective setting, as `config dump` shows it.
@@ -114,19 +123,32 @@ pub struct CallView {
     pub trouble: Option<&'static str>,
 }
 
-/// Asks what this agent's own calls tell of an endpoint.
+/// Asks what calls tell.
 #[derive(Clone)]
-pub struct Calls(Arc<dyn Fn(&Endpoint) -> CallView + Send + Sync>);
+pub struct Calls {
+    look: Arc<dyn Fn(&Endpoint) -> CallView + Send + Sync>,
+    own: Arc<dyn Fn() -> BTreeMap<InstanceId, u64> + Send + Sync>,
+}
 
 impl Calls {
-    /// Asks `look`, which must not block.
-    pub fn new(look: impl Fn(&Endpoint) -> CallView + Send + Sync + 'static) -> Self {
-        Self(Arc::new(look))
+    /// Asks `look` about an endpoint, and `own` for the calls that this machine's instances have in
+    /// flight. Neither may block.
+    pub fn new(
+        look: impl Fn(&Endpoint) -> CallView + Send + Sync + 'static,
+        own: impl Fn() -> BTreeMap<InstanceId, u64> + Send + Sync + 'static,
+    ) -> Self {
+        Self { look: Arc::new(look), own: Arc::new(own) }
     }
 
-    /// What they tell of `endpoint` now.
+    /// What this agent's own calls tell of `endpoint` now.
     pub fn of(&self, endpoint: &Endpoint) -> CallView {
-        (self.0)(endpoint)
+        (self.look)(endpoint)
+    }
+
+    /// The calls that this machine's instances have in flight now, whoever called; those that have
+    /// none are left out. One that was taken back is in it until its last call ends.
+    pub fn own(&self) -> BTreeMap<InstanceId, u64> {
+        (self.own)()
     }
 }
 

@@ -4,7 +4,7 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use serde::{Deserialize, Serialize};
 
-use super::ApiState;
+use super::{ApiState, ExposeSpec};
 use crate::mesh::{Appointed, Endpoint, EndpointState, MemberView, ServiceView};
 use crate::model::{
     Enrolment, Epoch, MemberId, MemberPhase, MemberState, Moment, PublicKey, ServiceName,
@@ -79,6 +79,28 @@ pub struct EndpointRow {
     pub latency_ms: Option<f64>,
     /// Since it last changed.
     pub age_ms: u64,
+}
+
+/// This machine's own instances: what of them is out of rotation, and what they still have.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rotation {
+    /// Whether the whole member drains.
+    pub draining: bool,
+    /// By id.
+    pub instances: Vec<OwnInstance>,
+}
+
+/// One instance of this machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OwnInstance {
+    /// Unique on this machine.
+    pub instance: String,
+    /// Of which service; empty for one that was taken back and still has connections.
+    pub service: String,
+    /// A state of an endpoint, `pending` until the mesh was told of it, or `gone`.
+    pub state: String,
+    /// Connections that it has now, whoever called.
+    pub inflight: u64,
 }
 
 /// One certificate, as `/v1/mesh/certs` lists it.
@@ -193,11 +215,12 @@ pub(super) fn members(state: &ApiState) -> Vec<Member> {
     rows
 }
 
-/// A member that is gone for long is hidden from listings, and only from those: its records and the
+/// A member that is gone for long or was forgotten is hidden from listings, and only from those: its records and the
 /// attempts to reach it stay.
 pub(super) fn is_shown(state: &ApiState, view: &MemberView, now: Moment) -> bool {
     let is_gone = matches!(view.state, MemberState::Down | MemberState::Left);
-    !is_gone || now.since(view.changed_at) <= state.forget_after
+    let is_recent = || now.since(view.changed_at) <= state.effective.load().forget_after;
+    !is_gone || (is_recent() && !state.local().forgotten.contains(&view.id))
 }
 
 fn member(state: &ApiState, view: &MemberView, now: Moment) -> Member {
@@ -247,7 +270,7 @@ pub(super) fn endpoints(state: &ApiState, service: &ServiceName) -> Vec<Endpoint
             node: endpoint.member_name.to_string(),
             address: endpoint.address.to_string(),
             state: endpoint.state.as_str().to_owned(),
-            reason: match local.maintained.get(&endpoint.instance) {
+            reason: match local.out.maintenance.get(&endpoint.instance) {
                 Some(why) if endpoint.member == state.me => format!("maintenance: {why}"),
                 _ => reason(endpoint, node, calls.trouble),
             },
@@ -259,6 +282,38 @@ pub(super) fn endpoints(state: &ApiState, service: &ServiceName) -> Vec<Endpoint
         }
     };
     view.endpoints.iter().map(row).collect()
+}
+
+/// `/v1/mesh/drain`: what this machine offers and, until their last call ends, what it took back.
+pub(super) fn rotation(state: &ApiState) -> Rotation {
+    // The state first: whoever is seen out of rotation and then without a call gets none any more.
+    let (local, snapshot) = (state.local(), state.snapshot());
+    let mut busy = state.calls.own();
+    let row = |spec: &ExposeSpec| {
+        let endpoints = snapshot.endpoints(&spec.service).iter();
+        let mut own = endpoints.filter(|row| row.member == state.me && row.instance == spec.id);
+        let word = match own.next() {
+            _ if local.out.maintenance.contains_key(&spec.id) => EndpointState::Maint.as_str(),
+            _ if local.out.is_draining(&spec.id) => EndpointState::Draining.as_str(),
+            Some(endpoint) => endpoint.state.as_str(),
+            None => "pending",
+        };
+        OwnInstance {
+            instance: spec.id.to_string(),
+            service: spec.service.to_string(),
+            state: word.to_owned(),
+            inflight: busy.remove(&spec.id).unwrap_or(0),
+        }
+    };
+    let mut instances: Vec<_> = local.exposed.iter().map(row).collect();
+    instances.extend(busy.into_iter().map(|(id, inflight)| OwnInstance {
+        instance: id.to_string(),
+        service: String::new(),
+        state: "gone".to_owned(),
+        inflight,
+    }));
+    instances.sort_by(|a, b| a.instance.cmp(&b.instance));
+    Rotation { draining: local.out.node_draining, instances }
 }
 
 /// Why an endpoint of a node in the state `node` is seen as it is; `trouble` is what this agent's own

@@ -131,9 +131,9 @@ impl Client {
     }
 
     /// A change that answers nothing.
-    pub(super) async fn remove(&self, path: &str) -> Result<(), Failure> {
+    pub(super) async fn act(&self, method: Method, path: &str) -> Result<(), Failure> {
         let token = self.token()?;
-        self.send(Method::DELETE, path, Bytes::new(), Some(&token)).await.map(drop)
+        self.send(method, path, Bytes::new(), Some(&token)).await.map(drop)
     }
 
     /// A stream of lines, without an end.
@@ -177,18 +177,21 @@ impl Client {
                 sleep(RETRY_PAUSE).await;
             }
         };
-        timeout(CONNECT_TIME_MAX, attempts).await.map_err(|_| {
-            let message = format!("no agent answers {}", self.place());
-            let failure = Failure::new(Exit::NoAgent, message);
-            match &self.data_dir {
-                Some(dir) if has_left(dir) => {
-                    failure.hint(format_args!("{}: this machine has left its mesh", way_back(dir)))
-                }
-                _ => failure.hint(
-                    "murmesh agent (in another terminal), or the --data-dir of the one that runs",
-                ),
+        timeout(CONNECT_TIME_MAX, attempts).await.map_err(|_| self.no_agent())
+    }
+
+    /// Nobody answers the door.
+    pub(super) fn no_agent(&self) -> Failure {
+        let message = format!("no agent answers {}", self.place());
+        let failure = Failure::new(Exit::NoAgent, message);
+        match &self.data_dir {
+            Some(dir) if has_left(dir) => {
+                failure.hint(format_args!("{}: this machine has left its mesh", way_back(dir)))
             }
-        })
+            _ => failure.hint(
+                "murmesh agent (in another terminal), or the --data-dir of the one that runs",
+            ),
+        }
     }
 
     async fn send(
@@ -249,7 +252,7 @@ async fn refused(response: Response<Incoming>) -> Failure {
     let problem = whole(response).await.ok();
     let problem = problem.and_then(|bytes| serde_json::from_slice::<Problem>(&bytes).ok());
     match problem {
-        Some(problem) => Failure::new(exit, problem.detail),
+        Some(problem) => Failure::new(exit, problem.detail).of_kind(&problem.kind),
         None => Failure::new(exit, format!("the answer was {status}; is that an agent?")),
     }
 }

@@ -35,6 +35,8 @@ pub(super) struct Failure {
     pub(super) exit: Exit,
     pub(super) message: String,
     hint: Option<String>,
+    /// The word of the agent's problem, if it is the agent that refused.
+    kind: Option<String>,
 }
 
 /// What a command returns.
@@ -42,7 +44,7 @@ pub(super) type Outcome = Result<Exit, Failure>;
 
 impl Failure {
     pub(super) fn new(exit: Exit, message: impl ToString) -> Self {
-        Self { exit, message: message.to_string(), hint: None }
+        Self { exit, message: message.to_string(), hint: None, kind: None }
     }
 
     pub(super) fn failed(message: impl ToString) -> Self {
@@ -56,6 +58,17 @@ impl Failure {
     /// Something that is planned and this version does not have.
     pub(super) fn not_yet(what: impl fmt::Display) -> Self {
         Self::usage(format!("{what} is not available yet in this version"))
+    }
+
+    /// As the agent named it: `urn:murmesh:<word>`.
+    pub(super) fn of_kind(mut self, urn: &str) -> Self {
+        self.kind = urn.strip_prefix("urn:murmesh:").map(str::to_owned);
+        self
+    }
+
+    /// The word by which the agent named it.
+    pub(super) fn kind(&self) -> Option<&str> {
+        self.kind.as_deref()
     }
 
     /// What follows from it.

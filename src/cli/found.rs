@@ -270,7 +270,7 @@ fn printed_token(made: &Made) -> Result<(), Failure> {
 
 /// Takes back an invite whose token is lost, and says what is left to do.
 async fn take_back(client: &Client, made: &Made, failure: Failure) -> Failure {
-    match client.remove(&format!("/v1/mesh/invites/{}", encoded(&made.id))).await {
+    match client.act(Method::DELETE, &format!("/v1/mesh/invites/{}", encoded(&made.id))).await {
         Ok(()) => failure.and(format_args!("the token is lost, its invite {} is revoked", made.id)),
         Err(other) => failure
             .and(format_args!(
@@ -296,7 +296,7 @@ pub(super) async fn invite(global: &Global, args: InviteArgs) -> Outcome {
         Some(InviteVerb::Revoke { id }) => {
             let rows: Vec<InviteRow> = client.get_secret("/v1/mesh/invites").await?;
             let id = only_match(&rows, &id)?;
-            client.remove(&format!("/v1/mesh/invites/{}", encoded(id))).await?;
+            client.act(Method::DELETE, &format!("/v1/mesh/invites/{}", encoded(id))).await?;
             line(format_args!("invite {id} lets nobody in any more"))?;
             Ok(Exit::Ok)
         }

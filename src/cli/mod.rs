@@ -9,6 +9,7 @@ mod issuer;
 mod later;
 mod look;
 mod offer;
+mod operate;
 mod output;
 mod run;
 mod settings;
@@ -119,6 +120,16 @@ enum Verb {
     /// Say who may let members in and renew their certificates
     #[command(subcommand)]
     Issuer(issuer::IssuerVerb),
+    /// Take this machine or one of its instances out of rotation, and wait until it is empty
+    Drain(operate::DrainArgs),
+    /// Take an instance out for maintenance
+    Maint(operate::MaintArgs),
+    /// Wait until this machine's agent or an instance of it is ready or empty
+    Wait(operate::WaitArgs),
+    /// Make the agent read its configuration files again
+    Reload,
+    /// Hide a member that is down or left from listings here
+    Forget(operate::ForgetArgs),
     /// Leave the mesh for good
     Leave,
     /// Check a configuration file
@@ -263,6 +274,11 @@ async fn answer(cli: Cli) -> Outcome {
         Verb::Events(args) => look::events(global, args).await,
         Verb::Grant(args) => issuer::grant(global, args).await,
         Verb::Issuer(verb) => issuer::issuer(global, verb).await,
+        Verb::Drain(args) => operate::drain(global, args).await,
+        Verb::Maint(args) => operate::maint(global, args).await,
+        Verb::Wait(args) => operate::wait(global, args).await,
+        Verb::Reload => operate::reload(global).await,
+        Verb::Forget(args) => operate::forget(global, args).await,
         Verb::Leave => offer::leave(global).await,
         Verb::Validate(args) => settings::validate(&args),
         Verb::Config(verb) => settings::config(global, verb).await,
@@ -305,7 +321,7 @@ mod tests {
             failure.to_string()
         };
         let later = "curl-x stat top tap-web edges breakers routes net check \
-                     explain-web ping-web wait-agent drain maint-web reload forget-a policy-list \
+                     explain-web ping-web policy-list \
                      split-web switch-web canary-web fault-web limit-web revoke-a rotate-node \
                      operator-list debug-bundle record replay sim-x generate-systemd";
         for words in later.split_whitespace().map(|words| words.replace('-', " ")) {
@@ -318,7 +334,6 @@ mod tests {
         }
         for words in [
             "murmesh log-level",
-            "murmesh drain web --timeout 30s --force",
             "murmesh init --deny",
             "murmesh join t --replace",
             "murmesh agent --gateway 127.0.0.1:80",

@@ -144,7 +144,7 @@ fn exposed_table(rows: &[ExposeSpec]) -> String {
 /// Takes an instance back.
 pub(super) async fn unexpose(global: &Global, args: UnexposeArgs) -> Outcome {
     let client = Client::new(global)?;
-    client.remove(&format!("/v1/mesh/expose/{}", encoded(args.id.as_str()))).await?;
+    client.act(Method::DELETE, &format!("/v1/mesh/expose/{}", encoded(args.id.as_str()))).await?;
     line(format_args!("{} is no longer offered", args.id))?;
     Ok(Exit::Ok)
 }

@@ -1,5 +1,6 @@
 //! `agent`: runs until it is told to stop.
 
+use std::convert::Infallible;
 use std::fmt::Display;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -15,7 +16,7 @@ use super::demo::end_with_parent;
 use super::exit::{Exit, Failure, Outcome};
 use super::found::store_failure;
 use crate::agent::{Agent, StartError, Stopped};
-use crate::api::{ADDRESS_FILE, ExposeSpec, UpstreamSpec};
+use crate::api::{ADDRESS_FILE, Control, ControlError, ExposeSpec, UpstreamSpec};
 use crate::config::{
     DRAIN_DEADLINE, Origin, Overrides, Seed, Setting, Settings, load, mesh_address,
 };
@@ -127,7 +128,7 @@ impl Voice {
 }
 
 async fn run(settings: Settings, voice: &Voice) -> Outcome {
-    let mut signals = Signals::new()?;
+    let (mut signals, mut hangups) = (Signals::new()?, watch(SignalKind::hangup())?);
     let dir = settings.data_dir.value.clone();
     let start = start_line(&settings);
     let agent = Agent::start(settings).await.map_err(start_failure)?;
@@ -147,6 +148,7 @@ async fn run(settings: Settings, voice: &Voice) -> Outcome {
             MemberPhase::Left => Some(MemberPhase::Left),
             _ => None, // a part of it failed
         },
+        never = reload_on(&mut hangups, &agent) => match never {},
     };
     info!(deadline = ?DRAIN_DEADLINE, "stopping: open connections may end");
     voice.note("stopping; once more stops at once");
@@ -183,6 +185,21 @@ async fn run(settings: Settings, voice: &Voice) -> Outcome {
     }
 }
 
+/// Watched from now on: it ends the process no more, also while nobody looks.
+fn watch(kind: SignalKind) -> Result<Signal, Failure> {
+    signal(kind).map_err(|error| Failure::failed(format!("cannot watch for signals: {error}")))
+}
+
+/// Reads the files again whenever somebody asks for it; the agent logs what that came to.
+async fn reload_on(hangups: &mut Signal, agent: &Agent) -> Infallible {
+    while hangups.recv().await.is_some() {
+        if let Err(ControlError::Busy) = agent.ask(|reply| Control::Reload { reply }).await {
+            warn!("too many commands wait: the files were not read again");
+        }
+    }
+    std::future::pending().await
+}
+
 /// What tells an agent to stop.
 struct Signals {
     terminate: Signal,
@@ -191,10 +208,6 @@ struct Signals {
 
 impl Signals {
     fn new() -> Result<Self, Failure> {
-        let watch = |kind| {
-            signal(kind)
-                .map_err(|error| Failure::failed(format!("cannot watch for signals: {error}")))
-        };
         let (terminate, interrupt) = (SignalKind::terminate(), SignalKind::interrupt());
         Ok(Self { terminate: watch(terminate)?, interrupt: watch(interrupt)? })
     }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tracing::level_filters::LevelFilter;
@@ -18,7 +19,7 @@ use crate::model::{MemberName, Protocol, Target, TargetError};
 use crate::tls::store::DataDir;
 
 /// What flags and environment say, over every file. Values are checked by [`load`].
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Overrides {
     /// The one file to read (`-c`, `MURMESH_CONFIG`); it must exist.
     pub config: Option<PathBuf>,
@@ -40,19 +41,20 @@ pub struct Overrides {
 
 /// Reads files, flags and the data directory's node file into settings: all faults at once.
 pub fn load(overrides: &Overrides) -> Result<Settings, ConfigError> {
-    let files = match &overrides.config {
-        Some(path) => with_neighbours(path)?,
-        None => match default_config().filter(|path| path.exists()) {
-            Some(path) => with_neighbours(&path)?,
-            None => Vec::new(),
-        },
+    let mut files = match overrides.config.clone().or_else(default_config) {
+        Some(path) => with_neighbours(&path)?,
+        None => Vec::new(),
     };
+    if overrides.config.is_none() {
+        files.retain(|path| path.exists()); // nobody asked for it
+    }
     let mut contents = Vec::new();
     for path in files {
         let text = fs::read_to_string(&path).map_err(|e| ConfigError::unreadable(&path, e))?;
         contents.push((path, text));
     }
-    load_texts(contents, overrides)
+    let settings = load_texts(contents, overrides)?;
+    Ok(Settings { read_by: Some(Arc::new(overrides.clone())), ..settings })
 }
 
 /// Checks one file by itself, without flags, environment or data directory.
@@ -101,7 +103,7 @@ pub fn default_config() -> Option<PathBuf> {
     directory.map(|directory| directory.join("murmesh.toml"))
 }
 
-/// The file, then `conf.d/*.toml` beside it by name: of two that set a key the later wins.
+/// The file, then `conf.d/*.toml` beside it by name. No two may set a key.
 fn with_neighbours(path: &Path) -> Result<Vec<PathBuf>, ConfigError> {
     let directory = path.parent().unwrap_or(Path::new(".")).join("conf.d");
     let mut neighbours = Vec::new();

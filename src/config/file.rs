@@ -143,12 +143,10 @@ impl Reader<'_> {
             "wan" => Ok(Profile::Wan),
             _ => Err("expected local, lan or wan".to_owned()),
         });
-        if let Some(time) = self.duration(table, "join", "forget_after") {
-            settings.forget_after = time;
-        }
+        self.duration(table, "join", "forget_after", &mut settings.forget_after);
         let Some(value) = table.get("seeds") else { return };
         let seeds = self.list(value, "join.seeds", parse::<Seed>);
-        settings.seeds = Setting::new(seeds, self.origin(value.span()));
+        self.take(value, "join.seeds", &mut settings.seeds, seeds);
     }
 
     fn telemetry(&mut self, table: &DeTable<'_>, settings: &mut Settings) {
@@ -225,7 +223,18 @@ impl Reader<'_> {
     ) {
         let Some(value) = table.get(key) else { return };
         if let Some(parsed) = self.parsed(value, &format!("{at}.{key}"), parse) {
-            *setting = Setting::new(parsed, self.origin(value.span()));
+            self.take(value, &format!("{at}.{key}"), setting, parsed);
+        }
+    }
+
+    /// One file cannot say a key twice: that is no TOML. What another one said is no less meant.
+    fn take<T>(&mut self, value: &Value<'_>, at: &str, setting: &mut Setting<T>, parsed: T) {
+        match &setting.origin {
+            first @ Origin::File { .. } => {
+                let message = format!("is set by {first} already");
+                self.refuse(value, at, message);
+            }
+            _ => *setting = Setting::new(parsed, self.origin(value.span())),
         }
     }
 
@@ -285,8 +294,14 @@ impl Reader<'_> {
         read
     }
 
-    fn duration(&mut self, table: &DeTable<'_>, at: &str, key: &str) -> Option<Setting<Duration>> {
-        let value = table.get(key)?;
+    fn duration(
+        &mut self,
+        table: &DeTable<'_>,
+        at: &str,
+        key: &str,
+        setting: &mut Setting<Duration>,
+    ) {
+        let Some(value) = table.get(key) else { return };
         let at = format!("{at}.{key}");
         let time = match value.get_ref() {
             DeValue::Integer(number) => {
@@ -297,7 +312,9 @@ impl Reader<'_> {
             }
             _ => self.parsed(value, &at, check::duration),
         };
-        time.map(|time| Setting::new(time, self.origin(value.span())))
+        if let Some(time) = time {
+            self.take(value, &at, setting, time);
+        }
     }
 
     fn list<T>(

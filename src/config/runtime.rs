@@ -1,13 +1,13 @@
 //! The two files that murmesh writes for itself into the data directory: `node.toml` (what `init` and
 //! `join` were told) and `runtime.toml` (what the CLI and the API exposed and opened). Replaced whole, by rename.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::api::{ExposeSpec, UpstreamSpec};
-use crate::model::InstanceId;
+use crate::api::{ExposeSpec, OutOfRotation, UpstreamSpec};
+use crate::model::MemberId;
 use crate::tls::store::{DataDir, StoreError};
 
 const NODE: &str = "node.toml";
@@ -30,15 +30,18 @@ pub struct NodeFile {
 /// What the CLI and the API exposed, opened and took out. Files win over it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RuntimeFile {
+    /// What is out of rotation, instances of files too.
+    #[serde(flatten)]
+    pub out: OutOfRotation,
+    /// Members hidden from this machine's listings until they are back.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub forgotten: BTreeSet<MemberId>,
     /// Instances by `murmesh expose`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub expose: Vec<ExposeSpec>,
     /// Entries by `murmesh upstream`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub upstream: Vec<UpstreamSpec>,
-    /// Instances in maintenance, of files too, and why.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub maintenance: BTreeMap<InstanceId, String>,
 }
 
 impl NodeFile {
@@ -110,7 +113,10 @@ mod tests {
         let listen = "127.0.0.1:5432".parse().unwrap();
         let upstream = UpstreamSpec { service: "db".parse().unwrap(), listen };
         let maintenance = [(expose.id.clone(), "a new \"disk\"".to_owned())].into();
-        let file = RuntimeFile { expose: vec![expose], upstream: vec![upstream], maintenance };
+        let draining = [expose.id.clone()].into();
+        let out = OutOfRotation { node_draining: true, draining, maintenance };
+        let forgotten = [MemberId::from_bytes([7; 16])].into();
+        let file = RuntimeFile { out, forgotten, expose: vec![expose], upstream: vec![upstream] };
         file.save(&dir).unwrap();
         assert_eq!(RuntimeFile::load(&dir).unwrap(), file);
 

@@ -4,9 +4,10 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Origin, Setting, default_advertise};
+use super::{Origin, Overrides, Setting, default_advertise};
 use crate::api::{ExposeSpec, SettingView, UpstreamSpec};
 use crate::membership::Profile;
 use crate::model::MemberName;
@@ -61,6 +62,8 @@ pub struct Settings {
     pub log: Setting<String>,
     /// How log lines look.
     pub log_format: Setting<LogFormat>,
+    /// How these were read, to read them again; absent when no files were looked for.
+    pub read_by: Option<Arc<Overrides>>,
 }
 
 impl Settings {
@@ -136,6 +139,7 @@ impl Settings {
             upstreams: Vec::new(),
             log: Setting::default("info".to_owned()),
             log_format: Setting::default(LogFormat::Text),
+            read_by: None,
         }
     }
 

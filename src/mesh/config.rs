@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use crate::membership::Profile;
-use crate::model::{Epoch, InstanceRecord, MemberId, MemberName, MeshId, PublicKey};
+use crate::model::{Epoch, InstanceRecord, MemberId, MemberName, MemberPhase, MeshId, PublicKey};
 
 /// How many epochs above [`MeshConfig::epoch`] a run may use without asking the disk again.
 pub const EPOCH_RESERVE: u64 = 1024;
@@ -29,6 +29,8 @@ pub struct MeshConfig {
     pub profile: Profile,
     /// Addresses where a member may answer. This node's own is ignored.
     pub seeds: Vec<SocketAddr>,
+    /// What this member says of its life from its first record on: running or draining.
+    pub phase: MemberPhase,
     /// What this member serves from its first record on.
     pub instances: Vec<InstanceRecord>,
     /// Members of an earlier run ([`Mesh::remembered`](super::Mesh::remembered)).

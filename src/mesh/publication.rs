@@ -28,7 +28,7 @@ impl Publication {
     pub(super) fn new(now: Moment, config: &MeshConfig) -> Self {
         Self {
             instances: config.instances.clone(),
-            phase: MemberPhase::Running,
+            phase: config.phase,
             epoch: config.epoch,
             version: 0,
             is_due: false,

@@ -61,6 +61,7 @@ fn config(key: u8, seeds: &[u8]) -> MeshConfig {
         epoch: Epoch(100),
         profile: Profile::Lan,
         seeds: seeds.iter().map(|seed| address(*seed)).collect(),
+        phase: MemberPhase::Running,
         instances: Vec::new(),
         remembered: Vec::new(),
     }

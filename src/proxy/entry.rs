@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -42,10 +43,11 @@ impl Leads {
     }
 }
 
-/// Accepts clients until `closed`. Their connections go on in `streams`.
+/// Accepts clients until `closed`, and leads each where `leads` says then. Their connections go on in
+/// `streams`.
 pub(super) async fn accept(
     listener: LocalListener,
-    leads: Leads,
+    leads: Arc<ArcSwap<Leads>>,
     outbound: Arc<Outbound>,
     streams: TaskGroup,
     closed: CancellationToken,
@@ -56,17 +58,17 @@ pub(super) async fn accept(
             Ok(client) => client,
             Err(error) if is_of_one_client(&error) => continue,
             Err(error) => {
-                outbound.metrics.count_refused(leads.door(), "accept");
+                outbound.metrics.count_refused(leads.load().door(), "accept");
                 outbound.events.record(EventKind::EntryFailed, "accept", error);
                 sleep(BACK_OFF).await;
                 continue;
             }
         };
         let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
-            outbound.metrics.count_refused(leads.door(), "overflow");
+            outbound.metrics.count_refused(leads.load().door(), "overflow");
             continue; // dropped: reset
         };
-        let (leads, outbound) = (leads.clone(), Arc::clone(&outbound));
+        let (leads, outbound) = (Leads::clone(&leads.load()), Arc::clone(&outbound));
         streams.spawn_connection("outbound", async move {
             serve(client, leads, &outbound).await;
             drop(slot);

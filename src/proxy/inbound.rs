@@ -15,7 +15,7 @@ use super::stalls::{Evicted, Stalls};
 use super::tcp::{Leftover, carry};
 use super::traffic::Traffic;
 use crate::mesh::Evidence;
-use crate::model::{MemberId, Target};
+use crate::model::MemberId;
 use crate::runtime::TaskGroup;
 use crate::runtime::clock::Clock;
 use crate::telemetry::{Direction, Door, EventKind, EventLog, Metrics};
@@ -149,11 +149,11 @@ impl Inbound {
             }
         };
         let connected = async {
-            let target = self.admit(&header, peer)?;
+            self.admit(&header, peer)?;
             // Before it is connected: an instance that takes its time to accept must not keep the
             // callers of its neighbours waiting for streams.
             accepted.admit(&mut reader);
-            self.connect(&header, &target).await
+            self.connect(&header).await
         };
         match connected.await {
             Ok((local, call)) => self.carry(&header, peer, local, writer, reader, call).await,
@@ -163,21 +163,19 @@ impl Inbound {
 
     /// The seam for authorization: who calls is `peer`, whom the certificate proves, and
     /// `header.source` is what it says of itself.
-    fn admit(&self, header: &Header, peer: &Peer) -> Result<Target, Refusal> {
+    fn admit(&self, header: &Header, peer: &Peer) -> Result<(), Refusal> {
         if header.mode != Mode::SPLICE {
             let reason = format!("mode {} of {}", header.mode.0, peer.name);
             return Err(Refusal::new(RefusalCode::UNSUPPORTED, reason));
         }
-        self.instances.admit(&header.service, &header.instance)
+        self.instances.admit(&header.service, &header.instance).map(drop)
     }
 
-    async fn connect(
-        &self,
-        header: &Header,
-        target: &Target,
-    ) -> Result<(LocalSocket, Call), Refusal> {
+    /// Admits once more, now that the call is counted: who drains an instance and then sees no call
+    /// can rely on there being none.
+    async fn connect(&self, header: &Header) -> Result<(LocalSocket, Call), Refusal> {
         let call = self.in_flight.enter(self.me, &header.instance);
-        let local = Instances::reach(target).await;
+        let local = self.instances.connect(&header.service, &header.instance).await;
         if let Err(Refusal { code: RefusalCode::UNREACHABLE, reason }) = &local {
             self.events.record(EventKind::InstanceUnreachable, &header.instance, reason);
         }

@@ -63,7 +63,7 @@ impl Instances {
     }
 
     /// Connects to what was admitted, or says why not. Nothing has been written to it.
-    pub(super) async fn reach(target: &Target) -> Result<LocalSocket, Refusal> {
+    async fn reach(target: &Target) -> Result<LocalSocket, Refusal> {
         match timeout(CONNECT_TIME_MAX, LocalSocket::connect(target)).await {
             Ok(Ok(socket)) => Ok(socket),
             Ok(Err(error)) if is_ours(&error) => {
@@ -123,6 +123,14 @@ impl InFlight {
         let counts = self.counts.lock();
         let count = counts.get(member).and_then(|instances| instances.get(instance));
         count.map_or(0, |count| count.load(Ordering::Relaxed))
+    }
+
+    /// The calls that instances of `member` have in flight; resting instances are left out.
+    pub fn of_member(&self, member: &MemberId) -> BTreeMap<InstanceId, u64> {
+        let counts = self.counts.lock();
+        let instances = counts.get(member).into_iter().flatten();
+        let busy = instances.map(|(id, count)| (id.clone(), count.load(Ordering::Relaxed).into()));
+        busy.filter(|(_, count)| *count > 0).collect()
     }
 
     /// All calls in flight, by instance; resting instances are left out.

@@ -152,6 +152,7 @@ type Dialled = oneshot::Sender<Result<mesh::Endpoint, DialError>>;
 enum Command {
     Open { listen: Target, leads: Leads, reply: oneshot::Sender<Result<Target, EntryError>> },
     Dial { service: ServiceName, client: Pipe, reply: Dialled },
+    Redirect { listen: Target, leads: Leads, reply: oneshot::Sender<Result<(), EntryError>> },
     CloseEntry { listen: Target, reply: oneshot::Sender<Result<(), EntryError>> },
     Drain { deadline: Duration, reply: oneshot::Sender<bool> },
     Close { reply: oneshot::Sender<()> },
@@ -192,6 +193,19 @@ impl Proxy {
     /// Opens a SOCKS5 entry to all services by name. Returns where it listens.
     pub async fn open_socks(&self, listen: Target) -> Result<Target, EntryError> {
         self.open(listen, Leads::Socks).await
+    }
+
+    /// Leads the entry at `listen`, as opening returned it, to `service` from now on. Its connections
+    /// go on where they are, and none is refused in between.
+    pub async fn redirect(
+        &self,
+        listen: Target,
+        service: ServiceName,
+        options: EntryOptions,
+    ) -> Result<(), EntryError> {
+        let leads = Leads::Service { service, source: options.source };
+        let redirected = self.ask(|reply| Command::Redirect { listen, leads, reply }).await;
+        redirected.ok_or(EntryError::Closed)?
     }
 
     /// Closes the entry at `listen`, as opening returned it. Its connections go on.
@@ -254,13 +268,19 @@ impl Proxy {
     }
 }
 
+/// A listener for local clients.
+struct Entry {
+    leads: Arc<ArcSwap<Leads>>,
+    closed: CancellationToken,
+}
+
 /// What runs on the data thread.
 struct DataPlane {
     endpoint: Endpoint,
     inbound: Arc<Inbound>,
     outbound: Arc<Outbound>,
     instances: Arc<Instances>,
-    entries: BTreeMap<Target, CancellationToken>,
+    entries: BTreeMap<Target, Entry>,
     /// One for each call from within this process.
     dials: Arc<Semaphore>,
     is_draining: bool,
@@ -358,6 +378,9 @@ impl DataPlane {
                     Some(Command::Dial { service, client, reply }) => {
                         self.dial(service, LocalSocket::of_task(client), reply);
                     }
+                    Some(Command::Redirect { listen, leads, reply }) => {
+                        let _ = reply.send(self.redirect(listen, leads)); // nobody waits: fine
+                    }
                     Some(Command::CloseEntry { listen, reply }) => {
                         let _ = reply.send(self.close_entry(listen)); // nobody waits: fine
                     }
@@ -395,9 +418,10 @@ impl DataPlane {
         info!(%address, ?leads, "entry open");
         let closed = CancellationToken::new();
         let (outbound, streams) = (Arc::clone(&self.outbound), self.streams.clone());
-        let task = accept(listener, leads, outbound, streams, closed.clone());
+        let leads = Arc::new(ArcSwap::from_pointee(leads));
+        let task = accept(listener, Arc::clone(&leads), outbound, streams, closed.clone());
         self.tasks.spawn("entry", task);
-        self.entries.insert(address.clone(), closed);
+        self.entries.insert(address.clone(), Entry { leads, closed });
         Ok(address)
     }
 
@@ -422,18 +446,24 @@ impl DataPlane {
 
     fn close_entry(&mut self, listen: Target) -> Result<(), EntryError> {
         match self.entries.remove(&listen) {
-            Some(closed) => {
-                closed.cancel();
+            Some(entry) => {
+                entry.closed.cancel();
                 Ok(())
             }
             None => Err(EntryError::Unknown(listen)),
         }
     }
 
+    fn redirect(&self, listen: Target, leads: Leads) -> Result<(), EntryError> {
+        let entry = self.entries.get(&listen).ok_or(EntryError::Unknown(listen))?;
+        entry.leads.store(Arc::new(leads));
+        Ok(())
+    }
+
     fn drain(&mut self, deadline: Duration, reply: oneshot::Sender<bool>) {
         self.is_draining = true;
         self.instances.drain();
-        self.entries.values().for_each(CancellationToken::cancel);
+        self.entries.values().for_each(|entry| entry.closed.cancel());
         self.entries.clear();
         let streams = self.streams.clone();
         self.tasks.spawn("drain", async move {

@@ -43,6 +43,12 @@ pub enum EventKind {
     AgentStarted,
     /// This agent takes nothing new.
     AgentDraining,
+    /// This agent takes new work again.
+    AgentResumed,
+    /// This agent read its files again, and what they say holds.
+    ConfigReloaded,
+    /// This agent read its files again, and nothing of them holds.
+    ConfigRefused,
     /// A member answers.
     MemberUp,
     /// A member failed a probe.

@@ -78,6 +78,12 @@ pub(super) async fn join(State(state): State<ApiState>, Path(address): Path<Stri
     Ok(done())
 }
 
+/// Consul takes a dead node out; here it is hidden, because nobody but itself can say that it left.
+pub(super) async fn force_leave(State(state): State<ApiState>, Path(node): Path<String>) -> Answer {
+    Control::ask(&state.control, |reply| Control::Forget { node, reply }).await?;
+    Ok(done())
+}
+
 pub(super) async fn catalog_services(State(served): State<Served>, pairs: Pairs) -> Answer {
     let asked = Asked::read(pairs)?;
     asked.answer(&served, "services", |world, narrow| world.catalog_services(narrow)).await

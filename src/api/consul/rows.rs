@@ -313,7 +313,7 @@ impl<'a> World<'a> {
         let instance = match endpoint.state {
             EndpointState::Maint => {
                 let is_own = endpoint.member == self.api.me;
-                let why = self.local.maintained.get(id).filter(|_| is_own).cloned();
+                let why = self.local.out.maintenance.get(id).filter(|_| is_own).cloned();
                 let output = why.unwrap_or_else(|| reason(endpoint, Some(view.state), None));
                 let title = "Service Maintenance Mode";
                 check(format!("_service_maintenance:{id}"), title, "critical", output)

@@ -1,0 +1,328 @@
+//! `drain`, `maint`, `wait`, `reload`, `forget`: operating this machine's agent.
+
+use std::io::{IsTerminal, Write};
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use hyper::Method;
+use serde_json::{Value, json};
+use tokio::time::{sleep, timeout};
+
+use super::client::{Client, encoded};
+use super::exit::{Exit, Failure, Outcome};
+use super::output::{count, line, note};
+use super::{Global, duration};
+use crate::api::views::{OwnInstance, Rotation};
+use crate::api::{DrainRequest, ExposeSpec, Reloaded};
+use crate::model::InstanceId;
+
+/// How often a wait looks again.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Arguments of `drain`.
+#[derive(Debug, Args)]
+pub(super) struct DrainArgs {
+    /// Which instance of this machine [default: all of it]
+    id: Option<InstanceId>,
+    /// How long to wait until nothing is in flight; it stays out of rotation after that, too
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration)]
+    timeout: Duration,
+    /// Also the last ready instance of a service
+    #[arg(long)]
+    force: bool,
+    /// Take it back in
+    #[arg(long, conflicts_with = "force")]
+    off: bool,
+}
+
+/// Arguments of `maint`.
+#[derive(Debug, Args)]
+pub(super) struct MaintArgs {
+    /// An instance of this machine, or a service: all of its instances here
+    #[arg(value_name = "ID|SVC")]
+    which: InstanceId,
+    /// Take it back in
+    #[arg(long)]
+    off: bool,
+    /// Shown in this machine's listings
+    #[arg(long, value_name = "TEXT", conflicts_with = "off")]
+    reason: Option<String>,
+}
+
+/// Arguments of `wait`.
+#[derive(Debug, Args)]
+pub(super) struct WaitArgs {
+    /// 'agent', or an instance of this machine
+    #[arg(value_name = "agent|ID")]
+    which: InstanceId,
+    /// What for: ready takes work, empty has nothing in flight
+    #[arg(long = "for", value_enum)]
+    goal: Goal,
+    /// How long
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration)]
+    timeout: Duration,
+}
+
+/// Arguments of `forget`.
+#[derive(Debug, Args)]
+pub(super) struct ForgetArgs {
+    /// Its name, or its id where several had the name
+    #[arg(value_name = "NODE")]
+    node: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Goal {
+    Ready,
+    Empty,
+}
+
+/// Takes this machine or an instance out of rotation and waits until it is empty, or back in.
+pub(super) async fn drain(global: &Global, args: DrainArgs) -> Outcome {
+    let client = &Client::new(global)?;
+    let name = args.id.as_ref().map_or("this machine", InstanceId::as_str);
+    if args.off {
+        let query = args.id.as_ref().map(|id| format!("?instance={}", encoded(id.as_str())));
+        let path = format!("/v1/mesh/drain{}", query.unwrap_or_default());
+        client.act(Method::DELETE, &path).await?;
+        line(format_args!("{name} drains no more and takes new connections"))?;
+        return Ok(Exit::Ok);
+    }
+    let instance = args.id.clone();
+    let request = DrainRequest { instance, timeout: Some("0s".to_owned()), force: args.force };
+    let asked = client.change::<Rotation>(Method::POST, "/v1/mesh/drain", &request).await;
+    asked.map_err(|failure| match failure.kind() {
+        Some("last_ready") => failure.hint("--force, or first start another instance elsewhere"),
+        _ => failure,
+    })?;
+    let mut progress = Progress::default();
+    let emptied = timeout(args.timeout, async {
+        loop {
+            let rotation = rotation(client).await?;
+            if !is_out(&rotation, args.id.as_ref()) {
+                let message = format!("{name} was taken back in while it drained");
+                return Err(Failure::new(Exit::Warning, message));
+            }
+            let open = open(&rotation, args.id.as_ref());
+            if open.is_empty() {
+                return Ok(());
+            }
+            progress.show(&open);
+            sleep(LOOK_INTERVAL).await;
+        }
+    })
+    .await;
+    progress.clear();
+    emptied.unwrap_or(Ok(()))?;
+    let rotation = rotation(client).await?;
+    let open = open(&rotation, args.id.as_ref());
+    if open.is_empty() {
+        line(format_args!("{name} is drained: nothing is in flight"))?;
+        return Ok(Exit::Ok);
+    }
+    let (time, open) = (humantime::format_duration(args.timeout), told(&open));
+    let id = args.id.map(|id| format!(" {id}")).unwrap_or_default();
+    Err(Failure::new(
+        Exit::TimedOut,
+        format!("after {time} {open} still open; nothing new is taken"),
+    )
+    .hint(format_args!("murmesh drain{id}, to wait on; murmesh drain{id} --off, to take it back")))
+}
+
+async fn rotation(client: &Client) -> Result<Rotation, Failure> {
+    client.get("/v1/mesh/drain").await
+}
+
+/// Whether what was asked to drain still does.
+fn is_out(rotation: &Rotation, id: Option<&InstanceId>) -> bool {
+    let Some(id) = id else { return rotation.draining };
+    let row = rotation.instances.iter().find(|row| row.instance == id.as_str());
+    row.is_none_or(|row| matches!(row.state.as_str(), "draining" | "maint" | "gone"))
+}
+
+/// The instances that have something in flight.
+fn open<'r>(rotation: &'r Rotation, id: Option<&InstanceId>) -> Vec<&'r OwnInstance> {
+    let is_meant = |row: &&OwnInstance| id.is_none_or(|id| row.instance == id.as_str());
+    rotation.instances.iter().filter(is_meant).filter(|row| row.inflight > 0).collect()
+}
+
+/// `3 connections of web-1 and 1 connection of db are`.
+fn told(open: &[&OwnInstance]) -> String {
+    let parts: Vec<_> = open
+        .iter()
+        .map(|row| {
+            let number = usize::try_from(row.inflight).unwrap_or(usize::MAX);
+            format!("{} of {}", count(number, "connection"), row.instance)
+        })
+        .collect();
+    let is_one = matches!(open, [row] if row.inflight == 1);
+    format!("{} {}", parts.join(" and "), if is_one { "is" } else { "are" })
+}
+
+/// What a terminal shows while a drain goes on: one line, over and over. Scripts see nothing of it.
+#[derive(Default)]
+struct Progress {
+    is_shown: bool,
+}
+
+impl Progress {
+    fn show(&mut self, open: &[&OwnInstance]) {
+        let mut out = std::io::stderr();
+        if out.is_terminal() {
+            self.is_shown = true;
+            let _ = write!(out, "\r\x1b[K{} open …", told(open)); // nobody looks: fine
+            let _ = out.flush();
+        }
+    }
+
+    fn clear(&self) {
+        if self.is_shown {
+            let _ = write!(std::io::stderr(), "\r\x1b[K"); // nobody looks: fine
+        }
+    }
+}
+
+/// Takes instances out for maintenance, or back in.
+pub(super) async fn maint(global: &Global, args: MaintArgs) -> Outcome {
+    let client = &Client::new(global)?;
+    let exposed: Vec<ExposeSpec> = client.get("/v1/mesh/expose").await?;
+    let ids = meant(&exposed, &args.which);
+    let reason = args.reason.map(|reason| format!("&reason={}", encoded(&reason)));
+    let query = format!("enable={}{}", !args.off, reason.unwrap_or_default());
+    for id in &ids {
+        let path = format!("/v1/agent/service/maintenance/{}?{query}", encoded(id.as_str()));
+        client.act(Method::PUT, &path).await?;
+        match args.off {
+            true => line(format_args!("{id} is back from maintenance")),
+            false => line(format_args!("{id} is in maintenance: no new connections")),
+        }?;
+    }
+    let rotation = rotation(client).await?;
+    let drains = |id: &InstanceId| {
+        rotation.draining
+            || rotation
+                .instances
+                .iter()
+                .any(|row| row.instance == id.as_str() && row.state == "draining")
+    };
+    if args.off && ids.iter().any(drains) {
+        note(
+            "it takes none yet: it drains, too\n  try: murmesh drain --off, with its id or without",
+        );
+    }
+    Ok(Exit::Ok)
+}
+
+/// The instance of that id, else those of the service of that name. What nothing here is called is
+/// the agent's to refuse.
+fn meant(exposed: &[ExposeSpec], which: &InstanceId) -> Vec<InstanceId> {
+    let of_service: Vec<_> = exposed
+        .iter()
+        .filter(|spec| spec.service.as_str() == which.as_str())
+        .map(|spec| spec.id.clone())
+        .collect();
+    let is_id = exposed.iter().any(|spec| spec.id == *which);
+    if is_id || of_service.is_empty() { vec![which.clone()] } else { of_service }
+}
+
+/// What a wait saw when it looked last.
+enum Seen {
+    Reached,
+    NotYet(String),
+}
+
+/// Waits until the agent or an instance is as it should be.
+pub(super) async fn wait(global: &Global, args: WaitArgs) -> Outcome {
+    let client = &Client::new(global)?;
+    let (id, goal) = (&args.which, args.goal);
+    let is_agent = id.as_str() == "agent";
+    let mut last = Err(client.no_agent());
+    let waited = timeout(args.timeout, async {
+        loop {
+            last = match is_agent {
+                true => see_agent(client, goal).await,
+                false => see_instance(client, id, goal).await,
+            };
+            match &last {
+                Ok(Seen::Reached) => return Ok(()),
+                Ok(Seen::NotYet(_)) => {}
+                Err(failure) if failure.exit == Exit::NoAgent && is_agent => {} // it may be starting
+                Err(failure) => return Err(failure.clone()),
+            }
+            sleep(LOOK_INTERVAL).await;
+        }
+    })
+    .await;
+    match (waited, last) {
+        (Ok(reached), _) => reached.map(|()| Exit::Ok),
+        (Err(_), Err(failure)) => Err(failure),
+        (Err(_), Ok(Seen::NotYet(why))) => {
+            let time = humantime::format_duration(args.timeout);
+            let word = if goal == Goal::Ready { "ready" } else { "empty" };
+            let message = format!("{id} is not {word} after {time}: {why}");
+            Err(Failure::new(Exit::TimedOut, message))
+        }
+        (Err(_), Ok(Seen::Reached)) => Ok(Exit::Ok),
+    }
+}
+
+async fn see_agent(client: &Client, goal: Goal) -> Result<Seen, Failure> {
+    match goal {
+        Goal::Ready => readiness(client).await,
+        Goal::Empty => Ok(emptiness(&open(&rotation(client).await?, None))),
+    }
+}
+
+async fn readiness(client: &Client) -> Result<Seen, Failure> {
+    match client.get::<Value>("/ready").await {
+        Ok(_) => Ok(Seen::Reached),
+        Err(failure) if failure.kind() == Some("not_ready") => Ok(Seen::NotYet(failure.message)),
+        Err(failure) => Err(failure),
+    }
+}
+
+async fn see_instance(client: &Client, id: &InstanceId, goal: Goal) -> Result<Seen, Failure> {
+    let rotation = rotation(client).await?;
+    let row = rotation.instances.iter().find(|row| row.instance == id.as_str());
+    match (goal, row) {
+        (Goal::Empty, Some(_)) => Ok(emptiness(&open(&rotation, Some(id)))),
+        // One that is not there has nothing in flight, and so has one that nobody ever meant.
+        (Goal::Empty, None) => Err(Failure::failed(format!("there is no instance '{id}' here"))),
+        (Goal::Ready, None) => Ok(Seen::NotYet("no such instance is offered here".to_owned())),
+        (Goal::Ready, Some(row)) if row.state == "ready" => readiness(client).await,
+        (Goal::Ready, Some(row)) => Ok(Seen::NotYet(format!("it is {}", row.state))),
+    }
+}
+
+fn emptiness(open: &[&OwnInstance]) -> Seen {
+    match open.is_empty() {
+        true => Seen::Reached,
+        false => Seen::NotYet(format!("{} open", told(open))),
+    }
+}
+
+/// Makes the agent read its files again.
+pub(super) async fn reload(global: &Global) -> Outcome {
+    let client = Client::new(global)?;
+    let reloaded: Reloaded = client.change(Method::PUT, "/v1/agent/reload", &json!({})).await?;
+    let Reloaded { applied, needs_restart } = reloaded;
+    for change in &applied {
+        line(change)?;
+    }
+    if applied.is_empty() && needs_restart.is_empty() {
+        line("unchanged: the files say what holds already")?;
+    }
+    for change in &needs_restart {
+        note(format_args!("needs a restart of the agent: {change}"));
+    }
+    Ok(if needs_restart.is_empty() { Exit::Ok } else { Exit::Warning })
+}
+
+/// Hides a member that is gone.
+pub(super) async fn forget(global: &Global, args: ForgetArgs) -> Outcome {
+    let client = Client::new(global)?;
+    let path = format!("/v1/agent/force-leave/{}", encoded(&args.node));
+    client.act(Method::PUT, &path).await?;
+    line(format_args!("{} is hidden from listings here until it is back", args.node))?;
+    Ok(Exit::Ok)
+}
