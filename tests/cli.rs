@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 use crate::support::beside_others;
 
-const VERBS: [&str; 18] = [
+const VERBS: [&str; 23] = [
     "demo",
     "init",
     "invite",
@@ -23,6 +23,11 @@ const VERBS: [&str; 18] = [
     "services",
     "endpoints",
     "events",
+    "check",
+    "net",
+    "log-level",
+    "debug",
+    "generate",
     "leave",
     "validate",
     "config",

@@ -1,6 +1,7 @@
 //! Where an agent looks for its first members: addresses as told, and names that are resolved again
 //! and again.
 
+use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -18,16 +19,16 @@ pub(super) fn literal(seeds: &[Seed]) -> Vec<SocketAddr> {
     seeds.iter().filter_map(address).collect()
 }
 
-/// Resolves seeds. One that has no address now is tried again later.
-async fn resolve(seeds: &[Seed]) -> Vec<SocketAddr> {
-    let mut found = Vec::new();
+/// All addresses of `seeds`, and those seeds that have none now.
+pub(super) async fn resolve(seeds: &[Seed]) -> (Vec<SocketAddr>, Vec<(&Seed, io::Error)>) {
+    let (mut found, mut without) = (Vec::new(), Vec::new());
     for seed in seeds {
         match tokio::net::lookup_host((seed.host(), seed.port())).await {
             Ok(addresses) => found.extend(addresses),
-            Err(error) => warn!(%seed, %error, "seed has no address now"),
+            Err(error) => without.push((seed, error)),
         }
     }
-    found
+    (found, without)
 }
 
 /// Resolves seeds that are names, now and again and again: a seed may move.
@@ -35,7 +36,11 @@ pub(super) async fn resolve_again(seeds: Vec<Seed>, gossip: GossipHandle) {
     let is_name = |seed: &Seed| seed.host().parse::<std::net::IpAddr>().is_err();
     let names: Vec<Seed> = seeds.into_iter().filter(is_name).collect();
     while !names.is_empty() {
-        for address in resolve(&names).await {
+        let (addresses, without) = resolve(&names).await;
+        for (seed, error) in without {
+            warn!(%seed, %error, "seed has no address now");
+        }
+        for address in addresses {
             gossip.add_seed(address).await;
         }
         tokio::time::sleep(RESOLVE_INTERVAL).await;

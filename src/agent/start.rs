@@ -10,6 +10,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::{Mutex, Notify, mpsc, watch};
 use tracing::{info, warn};
 
+use super::check::{Inspector, warn_while_unheard};
 use super::control::{Controller, check_loop, ids, local_error};
 use super::identity::{self, Keeper};
 use super::join::JoinError;
@@ -18,8 +19,8 @@ use super::local::LocalServices;
 use super::{Agent, CancelOnDrop, api, clocks, disk, join_all, seeds, twin};
 use crate::api::control::CONTROL_QUEUE_LEN_MAX;
 use crate::api::{
-    ADDRESS_FILE, ApiState, ApiToken, CallView, Calls, ControlError, ExposeSpec, Identity, Local,
-    Readiness, UpstreamSpec, serve,
+    ADDRESS_FILE, ApiState, ApiToken, CallView, Calls, Checks, ControlError, ExposeSpec, Identity,
+    Links, Local, LogSlot, Readiness, UpstreamSpec, serve,
 };
 use crate::config::{Origin, RuntimeFile, Setting, Settings};
 use crate::mesh::{self, Mesh, MeshConfig, Snapshot};
@@ -291,6 +292,16 @@ impl Agent {
         );
         tasks.spawn("compare clocks", measure);
 
+        let inspector = Arc::new(Inspector {
+            dir: dir.clone(),
+            mesh: mesh_address,
+            advertise,
+            seeds: settings.seeds.value.clone(),
+            endpoint: data.endpoint.clone(),
+            gossip: gossip.clone(),
+            turn: Mutex::default(),
+        });
+
         let (leave, leaving) = watch::channel(false);
         let (view, local) = watch::channel(Arc::new(Local::default()));
         let mut controller = Controller {
@@ -320,6 +331,7 @@ impl Agent {
         let (ready, readiness) = watch::channel(Readiness::NotReady("the agent is starting"));
         tasks.spawn("readiness", watch_readiness(ready, settled_reader, shutdown.clone()));
         let calls = data.proxy.clone();
+        let (links, log) = (data.proxy.clone(), LogSlot::default());
         let state = ApiState {
             me: credentials.member_id(),
             name: credentials.name().clone(),
@@ -331,6 +343,12 @@ impl Agent {
                 in_flight: calls.in_flight().of(&endpoint.member, &endpoint.instance).into(),
                 trouble: calls.trouble(endpoint),
             }),
+            links: Links::new(move |member| links.link(member)),
+            checks: Checks::new({
+                let inspector = inspector.clone();
+                move |state| Box::pin(inspector.clone().run(state))
+            }),
+            log: log.clone(),
             readiness: readiness.clone(),
             control: control.clone(),
             events: events.clone(),
@@ -341,6 +359,7 @@ impl Agent {
             token: ApiToken::new(&dir.api_token()?),
         };
         dir.write(ADDRESS_FILE, api_address.to_string().as_bytes())?;
+        tasks.spawn("warn while unheard", warn_while_unheard(inspector, state.clone()));
         tasks.spawn("api", serve(api_listeners, state, tasks.clone()));
 
         events.record(EventKind::AgentStarted, credentials.name(), format!("mesh {mesh_address}"));
@@ -358,6 +377,7 @@ impl Agent {
             control,
             leaving,
             readiness,
+            log,
             dir,
             mesh_address,
             api_address,
