@@ -160,7 +160,7 @@ impl Inspector {
             (false, all) => {
                 let count = faults.len();
                 let message =
-                    format!("{count} of {all} seeds answer not as members: {}", listed(&faults));
+                    format!("{count} of {all} seeds do not answer as members: {}", listed(&faults));
                 Check::warn(ID, message, fix)
             }
         }
