@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use murmesh::api::{
-    ApiState, ApiToken, CallView, Calls, Control, ControlError, Effective, ExposeSpec, Identity,
-    Listener, Local, Problem, Readiness, UpstreamSpec, routes, serve,
+    ApiState, ApiToken, CallView, Calls, Check, Checks, Control, ControlError, Effective,
+    ExposeSpec, Identity, Links, Listener, Local, LogSlot, Problem, Readiness, UpstreamSpec,
+    routes, serve,
 };
 use murmesh::mesh::{Endpoint, EndpointState, MemberView, ServiceView, Snapshot};
 use murmesh::model::{Epoch, MemberId, MemberPhase, MemberState, MeshId, Moment, Protocol, Weight};
@@ -145,6 +146,9 @@ async fn api_that_forgets_after(forget_after: Duration) -> Api {
             },
             BTreeMap::new,
         ),
+        links: Links::new(|_| None),
+        checks: Checks::new(|_| Box::pin(async { vec![Check::pass("agent", "ready")] })),
+        log: LogSlot::default(),
         readiness: watched,
         control,
         events: EventLog::new("eins"),

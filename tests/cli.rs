@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 use crate::support::beside_others;
 
-const VERBS: [&str; 23] = [
+const VERBS: [&str; 28] = [
     "demo",
     "init",
     "invite",
@@ -28,6 +28,11 @@ const VERBS: [&str; 23] = [
     "wait",
     "reload",
     "forget",
+    "check",
+    "net",
+    "log-level",
+    "debug",
+    "generate",
     "leave",
     "validate",
     "config",

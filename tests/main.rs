@@ -6,6 +6,7 @@
 
 mod api;
 mod architecture;
+mod checking;
 mod cli;
 mod compromised;
 mod config_files;

@@ -3,11 +3,14 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use futures_util::future::join_all;
+
 use super::left::{self, has_left};
 use crate::model::{Entry, EntryKind, MemberId, MemberName, MeshId, ServiceName, Signer};
+use crate::runtime::reach::{Obstacle, obstacle};
 use crate::tls::store::{DataDir, StoreError};
 use crate::tls::{NodeCredentials, TlsError, Token};
-use crate::transport::enrolment::{KnockError, knock};
+use crate::transport::enrolment::{EXCHANGE_TIME_MAX, KnockError, knock};
 
 /// What `join` was asked for.
 #[derive(Clone, Debug)]
@@ -51,6 +54,9 @@ pub enum JoinError {
     /// No issuer let us in.
     #[error(transparent)]
     Knock(#[from] KnockError),
+    /// None was reached. Fault: the network, or no agent runs there. A retry is safe.
+    #[error("no issuer could be reached within {} s each: {}", EXCHANGE_TIME_MAX.as_secs(), told(.0))]
+    Unreachable(Vec<(SocketAddr, Obstacle)>),
 }
 
 /// Joins the mesh of a token. Repeated for the same mesh: unchanged, unless this machine has left, or
@@ -84,7 +90,10 @@ pub async fn join(options: JoinOptions) -> Result<JoinReport, JoinError> {
             .copied()
             .collect::<Vec<_>>(),
     );
-    let welcome = knock(&token, &issuers, &node, &options.name).await?;
+    let welcome = match knock(&token, &issuers, &node, &options.name).await {
+        Err(error @ KnockError::Unreachable(_)) => return Err(unreachable(&issuers, error).await),
+        welcome => welcome?,
+    };
     let mut seeds: Vec<_> = welcome.contacts.iter().map(|(_, address)| *address).collect();
     seeds.extend(issuers);
     seeds.sort_unstable();
@@ -94,6 +103,21 @@ pub async fn join(options: JoinOptions) -> Result<JoinReport, JoinError> {
     let credentials = dir.credentials()?;
     debug_assert_eq!(credentials.public_key(), node.public_key());
     Ok(report(&credentials, seeds, false))
+}
+
+/// What keeps this machine from the issuers; `error` as it is when something answers everywhere.
+async fn unreachable(issuers: &[SocketAddr], error: KnockError) -> JoinError {
+    let asked = issuers.iter().map(async |issuer| (*issuer, obstacle(*issuer).await));
+    let obstacles = join_all(asked).await;
+    match obstacles.iter().all(|(_, obstacle)| *obstacle == Obstacle::None) {
+        true => error.into(),
+        false => JoinError::Unreachable(obstacles),
+    }
+}
+
+fn told(obstacles: &[(SocketAddr, Obstacle)]) -> String {
+    let told = obstacles.iter().map(|(address, obstacle)| format!("{address}/udp: {obstacle}"));
+    told.collect::<Vec<_>>().join("; ")
 }
 
 /// Whether an agent can start from what this directory remembers of the mesh.

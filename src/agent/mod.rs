@@ -8,6 +8,7 @@
 //! restart (or the leave), say goodbye on the gossip plane, close the port, await every task.
 
 mod api;
+mod check;
 mod clocks;
 mod control;
 mod disk;
@@ -34,16 +35,17 @@ use tokio::sync::{mpsc, watch};
 use tracing::warn;
 
 use crate::api::control::Reply;
-use crate::api::{Control, ControlError, Identity, Readiness};
+use crate::api::{Control, ControlError, Identity, LogSlot, Readiness};
 use crate::mesh::Snapshot;
 use crate::model::{MemberId, MemberName, MemberPhase};
 use crate::proxy::Proxy;
 use crate::runtime::{Shutdown, Stage, TaskGroup, Thread};
-use crate::telemetry::{EventKind, EventLog, Metrics};
+use crate::telemetry::{EventKind, EventLog, Log, Metrics};
 use crate::tls::NodeCredentials;
 use crate::tls::store::{DataDir, DataDirLock};
 use crate::transport::gossip::GossipHandle;
 
+pub use check::{Runs, machine as check_machine, not_answering, not_running};
 pub use follow::Watch;
 pub use join::{JoinError, JoinOptions, JoinReport, join};
 pub use left::{come_back, has_left, way_back};
@@ -82,6 +84,7 @@ pub struct Agent {
     control: mpsc::Sender<Control>,
     leaving: watch::Receiver<bool>,
     readiness: watch::Receiver<Readiness>,
+    log: LogSlot,
     dir: DataDir,
     mesh_address: SocketAddr,
     api_address: SocketAddr,
@@ -145,6 +148,13 @@ impl Agent {
     /// What is counted.
     pub fn metrics(&self) -> &Metrics {
         &self.metrics
+    }
+
+    /// Tells the agent which log is its process's: its API then says what was dropped of it, shows its
+    /// last lines and changes its filter. The first one stays.
+    pub fn show_log(&self, log: Log) {
+        self.metrics.show_log_lines_dropped(log.lines().dropped());
+        self.log.fill(log);
     }
 
     /// Returns once the data plane can serve. Cancel safe.

@@ -1,6 +1,7 @@
 //! Where an agent looks for its first members: addresses as told, and names that are resolved again
 //! and again.
 
+use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -20,16 +21,16 @@ pub(super) fn literal(seeds: &[Seed]) -> Vec<SocketAddr> {
     seeds.iter().filter_map(address).collect()
 }
 
-/// Resolves seeds. One that has no address now is tried again later.
-async fn resolve(seeds: &[Seed]) -> Vec<SocketAddr> {
-    let mut found = Vec::new();
+/// All addresses of `seeds`, and those seeds that have none now.
+pub(super) async fn resolve(seeds: &[Seed]) -> (Vec<SocketAddr>, Vec<(&Seed, io::Error)>) {
+    let (mut found, mut without) = (Vec::new(), Vec::new());
     for seed in seeds {
         match tokio::net::lookup_host((seed.host(), seed.port())).await {
             Ok(addresses) => found.extend(addresses),
-            Err(error) => warn!(%seed, %error, "seed has no address now"),
+            Err(error) => without.push((seed, error)),
         }
     }
-    found
+    (found, without)
 }
 
 /// Resolves seeds that are names, now and again and again, and at once when there are others: a seed
@@ -38,7 +39,11 @@ pub(super) async fn resolve_again(mut seeds: watch::Receiver<Vec<Seed>>, gossip:
     let is_name = |seed: &&Seed| seed.host().parse::<std::net::IpAddr>().is_err();
     loop {
         let names: Vec<Seed> = seeds.borrow_and_update().iter().filter(is_name).cloned().collect();
-        for address in resolve(&names).await {
+        let (addresses, without) = resolve(&names).await;
+        for (seed, error) in without {
+            warn!(%seed, %error, "seed has no address now");
+        }
+        for address in addresses {
             gossip.add_seed(address).await;
         }
         let changed = match names.is_empty() {

@@ -10,6 +10,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::{Mutex, Notify, mpsc, watch};
 use tracing::{info, warn};
 
+use super::check::{Inspector, warn_while_unheard};
 use super::control::{Controller, check_loop, ids, local_error};
 use super::identity::{self, Keeper};
 use super::join::JoinError;
@@ -19,8 +20,8 @@ use super::reload::{self, Asked};
 use super::{Agent, CancelOnDrop, api, clocks, disk, drain, join_all, seeds, twin};
 use crate::api::control::CONTROL_QUEUE_LEN_MAX;
 use crate::api::{
-    ADDRESS_FILE, ApiState, ApiToken, CallView, Calls, ControlError, ExposeSpec, Identity, Local,
-    Readiness, UpstreamSpec, serve,
+    ADDRESS_FILE, ApiState, ApiToken, CallView, Calls, Checks, ControlError, ExposeSpec, Identity,
+    Links, Local, LogSlot, Readiness, UpstreamSpec, serve,
 };
 use crate::config::{Origin, RuntimeFile, Setting, Settings};
 use crate::mesh::{self, Mesh, MeshConfig, Snapshot};
@@ -291,6 +292,16 @@ impl Agent {
         );
         tasks.spawn("compare clocks", measure);
 
+        let inspector = Arc::new(Inspector {
+            dir: dir.clone(),
+            mesh: mesh_address,
+            advertise,
+            seeds: settings.seeds.value.clone(),
+            endpoint: data.endpoint.clone(),
+            gossip: gossip.clone(),
+            turn: Mutex::default(),
+        });
+
         let (leave, leaving) = watch::channel(false);
         let (view, local) = watch::channel(Arc::new(Local::default()));
         let effective = Arc::new(ArcSwap::from_pointee(reload::effective(&settings)));
@@ -327,6 +338,7 @@ impl Agent {
         tasks.spawn("readiness", watch_readiness(ready, settled_reader, shutdown.clone()));
         let (calls, own_calls) = (data.proxy.clone(), data.proxy.in_flight().clone());
         let me = credentials.member_id();
+        let (links, log) = (data.proxy.clone(), LogSlot::default());
         let state = ApiState {
             me: credentials.member_id(),
             name: credentials.name().clone(),
@@ -341,6 +353,12 @@ impl Agent {
                 },
                 move || own_calls.of_member(&me),
             ),
+            links: Links::new(move |member| links.link(member)),
+            checks: Checks::new({
+                let inspector = inspector.clone();
+                move |state| Box::pin(inspector.clone().run(state))
+            }),
+            log: log.clone(),
             readiness: readiness.clone(),
             control: control.clone(),
             events: events.clone(),
@@ -350,6 +368,7 @@ impl Agent {
             token: ApiToken::new(&dir.api_token()?),
         };
         dir.write(ADDRESS_FILE, api_address.to_string().as_bytes())?;
+        tasks.spawn("warn while unheard", warn_while_unheard(inspector, state.clone()));
         tasks.spawn("api", serve(api_listeners, state, tasks.clone()));
 
         events.record(EventKind::AgentStarted, credentials.name(), format!("mesh {mesh_address}"));
@@ -367,6 +386,7 @@ impl Agent {
             control,
             leaving,
             readiness,
+            log,
             dir,
             mesh_address,
             api_address,

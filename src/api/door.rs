@@ -13,7 +13,7 @@ use super::ApiToken;
 use super::problem::Refusal;
 
 /// Reads that tell secrets or how to get in.
-const SECRET_READS: &[&str] = &["/v1/mesh/config", "/v1/mesh/invites"];
+const SECRET_READS: &[&str] = &["/v1/mesh/config", "/v1/mesh/invites", "/v1/mesh/log"];
 
 /// Whether whoever asks this must show the token.
 pub(super) fn wants_token(method: &Method, path: &str) -> bool {

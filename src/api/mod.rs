@@ -4,6 +4,7 @@
 //! request passes one door first (`door.rs`), every refusal is a problem (RFC 9457) and is counted.
 
 mod blocking;
+mod check;
 mod consul;
 pub mod control;
 mod door;
@@ -15,13 +16,17 @@ mod server;
 mod state;
 pub mod views;
 
+pub use check::{Check, CheckStatus, Checking, Checks};
 pub use control::{
     Control, ControlError, Drain, ExposeSpec, InviteMade, Lifetime, OutOfRotation, Reloaded,
     UpstreamSelector, UpstreamSpec,
 };
 pub use problem::Problem;
-pub use routes::{DrainRequest, ExposeRequest, Exposed, GrantRequest, InviteRequest, routes};
+pub use routes::{
+    DrainRequest, ExposeRequest, Exposed, GrantRequest, InviteRequest, LogRequest, routes,
+};
 pub use server::{ADDRESS_FILE, Listener, SOCKET_FILE, serve};
 pub use state::{
-    ApiState, ApiToken, CallView, Calls, Effective, Identity, Local, Readiness, SettingView,
+    ApiState, ApiToken, CallView, Calls, Effective, Identity, Links, Local, LogSlot, Readiness,
+    SettingView,
 };

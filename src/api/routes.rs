@@ -18,8 +18,10 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
+use tracing::info;
 
 use super::blocking::Served;
+use super::check::Check;
 use super::control::{Control, Drain, ExposeSpec, Lifetime, UpstreamSelector, UpstreamSpec};
 use super::events::{EventsQuery, events};
 use super::openapi::{Parameter, Route, delete, document, get, post, put};
@@ -29,7 +31,7 @@ use crate::model::{
     Entry, InstanceId, MemberId, MemberName, Protocol, ServiceName, Target, Weight,
 };
 use crate::runtime::clock;
-use crate::telemetry::EndpointLabels;
+use crate::telemetry::{EndpointLabels, Log, LoggingError};
 use crate::transport::enrolment::InviteOptions;
 
 /// Longest body, in bytes: the largest command is a few hundred.
@@ -130,6 +132,11 @@ fn table() -> Vec<Route> {
             Parameter { name: "all", text: "true: those of all members, too" },
             Parameter { name: "expiring", text: "Only those that end within this, 30d" },
         ]),
+        get("/v1/mesh/check", "What is well and what is wrong, and what to do about it", check),
+        get("/v1/mesh/net", "The way to every other member", net),
+        get("/v1/mesh/log", "What the log lets through, and its last lines", log),
+        put("/v1/mesh/log", "Change what the log lets through, until the agent restarts", set_log)
+            .body(r#"{"filter":"debug"}"#),
         get("/v1/mesh/config", "Effective settings and their origin", config),
         get("/v1/mesh/expose", "What this machine offers", exposed),
         post("/v1/mesh/expose", "Offer an instance, over restarts", expose)
@@ -185,10 +192,8 @@ const LATER: &[&str] = &[
     "/v1/mesh/breakers",
     "/v1/mesh/edges",
     "/v1/mesh/stat",
-    "/v1/mesh/net",
     "/v1/mesh/policy",
     "/v1/mesh/routes",
-    "/v1/mesh/check",
     "/v1/mesh/explain",
     "/v1/mesh/tap",
     "/v1/mesh/fault",
@@ -329,6 +334,44 @@ async fn certs(
         rows.retain(|row| row.not_after <= until);
     }
     Ok(Json(rows).into_response())
+}
+
+async fn check(State(state): State<ApiState>) -> Json<Vec<Check>> {
+    Json(state.checks.clone().run(state).await)
+}
+
+async fn net(State(state): State<ApiState>) -> Json<Vec<views::Net>> {
+    Json(views::net(&state))
+}
+
+/// The body of `PUT /v1/mesh/log`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LogRequest {
+    /// A level (`debug`), or levels of modules (`warn,murmesh=debug`).
+    pub filter: String,
+}
+
+fn own_log(state: &ApiState) -> Result<&Log, Refusal> {
+    let absent = || {
+        let detail = "this agent is part of another program, which has its own log";
+        Refusal::new(StatusCode::CONFLICT, "no_log", "No log of its own", detail)
+    };
+    state.log.log().ok_or_else(absent)
+}
+
+async fn log(State(state): State<ApiState>) -> Answer {
+    let log = own_log(&state)?;
+    Ok(Json(json!({ "filter": log.filter(), "tail": log.tail() })).into_response())
+}
+
+async fn set_log(State(state): State<ApiState>, request: Request) -> Answer {
+    let LogRequest { filter } = body(request).await?;
+    let log = own_log(&state)?;
+    let malformed = |error: LoggingError| Refusal::malformed(error.to_string());
+    log.set_filter(&filter).map_err(malformed)?;
+    info!(filter, "log filter changed");
+    Ok(Json(LogRequest { filter: log.filter() }).into_response())
 }
 
 async fn config(State(state): State<ApiState>) -> Response {

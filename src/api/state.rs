@@ -2,19 +2,21 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 
+use super::check::Checks;
 use super::control::{Control, ExposeSpec, OutOfRotation, UpstreamSpec};
 use crate::mesh::{Endpoint, Snapshot};
 use crate::model::{InstanceId, MemberId, MemberName, MeshId};
 use crate::runtime::clock::Clock;
-use crate::telemetry::{EventLog, Metrics};
+use crate::telemetry::{EventLog, Log, Metrics};
 use crate::tls::NodeCredentials;
+use crate::transport::LinkView;
 
 /// What the API's handlers see of the agent. Cheap to clone; made once by the agent.
 #[derive(Clone)]
@@ -33,6 +35,12 @@ pub struct ApiState {
     pub identity: Arc<ArcSwap<Identity>>,
     /// What this agent's own calls tell of each endpoint.
     pub calls: Calls,
+    /// The data connections to other members.
+    pub links: Links,
+    /// Checks of this machine and its mesh.
+    pub checks: Checks,
+    /// The log of the process, where it has ours.
+    pub log: LogSlot,
     /// Whether the data plane can serve.
     pub readiness: watch::Receiver<Readiness>,
     /// To the agent.
@@ -152,6 +160,43 @@ impl Calls {
     }
 }
 
+/// Asks for the data connection that this member dialled to another one.
+#[derive(Clone)]
+pub struct Links(Arc<dyn Fn(&MemberId) -> Option<LinkView> + Send + Sync>);
+
+impl Links {
+    /// Asks `look`, which must not block.
+    pub fn new(look: impl Fn(&MemberId) -> Option<LinkView> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(look))
+    }
+
+    /// That to `member`, if it is open.
+    pub fn to(&self, member: &MemberId) -> Option<LinkView> {
+        (self.0)(member)
+    }
+}
+
+/// The log of the process that the agent runs in: a program that embeds one may have its own.
+#[derive(Clone, Debug, Default)]
+pub struct LogSlot(Arc<OnceLock<Log>>);
+
+impl LogSlot {
+    /// From now on `log` is it. The first one stays.
+    pub fn fill(&self, log: Log) {
+        let _ = self.0.set(log);
+    }
+
+    /// The log, if it is ours.
+    pub fn log(&self) -> Option<&Log> {
+        self.0.get()
+    }
+
+    /// Lines that nobody read in time.
+    pub fn dropped(&self) -> u64 {
+        self.log().map_or(0, |log| log.lines().dropped().get())
+    }
+}
+
 /// The token of `<data_dir>/api.token`. Never printed.
 #[derive(Clone)]
 pub struct ApiToken(Arc<str>);
@@ -181,6 +226,12 @@ impl fmt::Debug for ApiState {
 impl fmt::Debug for Calls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Calls")
+    }
+}
+
+impl fmt::Debug for Links {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Links")
     }
 }
 

@@ -1,5 +1,7 @@
 //! The JSON of listings. Fields may be added, never renamed.
 
+use std::sync::Arc;
+
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use serde::{Deserialize, Serialize};
@@ -101,6 +103,32 @@ pub struct OwnInstance {
     pub state: String,
     /// Connections that it has now, whoever called.
     pub inflight: u64,
+}
+
+/// The way to one other member, as `/v1/mesh/net` lists it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Net {
+    /// What people call it.
+    pub name: String,
+    /// 32 hexadecimal digits.
+    pub id: String,
+    /// Where it is dialled.
+    pub address: String,
+    /// As in `/v1/mesh/members`.
+    pub state: String,
+    /// Whether this member has a data connection to it: the first call dials one, a minute without
+    /// any closes it.
+    pub connected: bool,
+    /// Round trip on that connection; absent without one.
+    pub rtt_ms: Option<f64>,
+    /// Whether the other end of that connection was not heard for 600 ms and a round trip.
+    pub silent: bool,
+    /// UDP payload sent on that connection.
+    pub bytes_sent: u64,
+    /// UDP payload received on that connection.
+    pub bytes_received: u64,
+    /// Since its state or record last changed.
+    pub age_ms: u64,
 }
 
 /// One certificate, as `/v1/mesh/certs` lists it.
@@ -238,6 +266,31 @@ fn member(state: &ApiState, view: &MemberView, now: Moment) -> Member {
         age_ms: age_ms(now, view.changed_at),
         me: view.id == state.me,
     }
+}
+
+/// `/v1/mesh/net`: every other member, by name.
+pub(super) fn net(state: &ApiState) -> Vec<Net> {
+    let now = state.clock.now();
+    let snapshot = state.snapshot();
+    let others = snapshot.members.values().filter(|view| view.id != state.me);
+    let row = |view: &Arc<MemberView>| {
+        let link = state.links.to(&view.id);
+        Net {
+            name: view.name.to_string(),
+            id: view.id.to_string(),
+            address: view.address.to_string(),
+            state: view.state.to_string(),
+            connected: link.is_some(),
+            rtt_ms: link.map(|link| link.rtt.as_secs_f64() * 1_000.0),
+            silent: link.is_some_and(|link| link.is_silent),
+            bytes_sent: link.map_or(0, |link| link.bytes_sent),
+            bytes_received: link.map_or(0, |link| link.bytes_received),
+            age_ms: age_ms(now, view.changed_at),
+        }
+    };
+    let mut rows: Vec<_> = others.filter(|view| is_shown(state, view, now)).map(row).collect();
+    rows.sort_by(|a, b| (&a.name, &a.id).cmp(&(&b.name, &b.id)));
+    rows
 }
 
 /// `/v1/mesh/services`, by name.

@@ -28,7 +28,7 @@ use crate::runtime::{Shutdown, TaskGroup};
 use crate::tls::store::DataDir;
 
 /// How long a command waits for an agent to answer the door.
-const CONNECT_TIME_MAX: Duration = Duration::from_secs(5);
+pub(super) const CONNECT_TIME_MAX: Duration = Duration::from_secs(5);
 /// How long it then waits for the answer: opening an entry may have to resolve and bind.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(10);
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
@@ -111,6 +111,11 @@ impl Client {
         read(response).await
     }
 
+    /// An answer as it is.
+    pub(super) async fn bytes(&self, path: &str) -> Result<Bytes, Failure> {
+        whole(self.send(Method::GET, path, Bytes::new(), None).await?).await
+    }
+
     /// A listing that tells secrets.
     pub(super) async fn get_secret<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
         let token = self.token()?;
@@ -158,6 +163,14 @@ impl Client {
                 Err(Failure::new(exit, message)
                     .hint("the agent's user, or its --data-dir (MURMESH_DATA_DIR)"))
             }
+        }
+    }
+
+    /// Whether an agent answers the door now.
+    pub(super) async fn is_answered(&self) -> bool {
+        match self.address() {
+            Some(address) => connect(&address).await.is_ok(),
+            None => false,
         }
     }
 

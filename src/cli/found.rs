@@ -22,6 +22,7 @@ use crate::config::{
 };
 use crate::model::{MemberName, ServiceName, Unlisted};
 use crate::runtime::clock;
+use crate::runtime::reach::Obstacle;
 use crate::tls::store::{self, DataDir, InitOptions, StoreError};
 
 /// Longest token read from standard input: one is about 300 bytes.
@@ -443,6 +444,17 @@ fn join_failure(error: agent::JoinError) -> Failure {
             Failure::usage(error).hint("murmesh invite, on a machine that runs 'murmesh agent'")
         }
         agent::JoinError::Knock(error) => Failure::failed(error),
+        error @ agent::JoinError::Unreachable(_) => {
+            let remedy = match &error {
+                agent::JoinError::Unreachable(obstacles) => {
+                    let first = obstacles.iter().find(|(_, obstacle)| *obstacle != Obstacle::None);
+                    first.map(|(address, obstacle)| obstacle.remedy(*address))
+                }
+                _ => None,
+            };
+            let failure = Failure::new(Exit::TimedOut, &error);
+            remedy.into_iter().fold(failure, Failure::hint)
+        }
     }
 }
 

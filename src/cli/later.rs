@@ -6,32 +6,9 @@ use clap::error::{ContextKind, ContextValue, Error, ErrorKind};
 use super::exit::Failure;
 
 const VERBS: &[&str] = &[
-    "curl",
-    "stat",
-    "top",
-    "tap",
-    "edges",
-    "breakers",
-    "routes",
-    "net",
-    "check",
-    "explain",
-    "ping",
-    "policy",
-    "split",
-    "switch",
-    "canary",
-    "fault",
-    "limit",
-    "revoke",
-    "rotate",
-    "operator",
-    "debug",
-    "record",
-    "replay",
-    "sim",
-    "log-level",
-    "generate",
+    "curl", "stat", "top", "tap", "edges", "breakers", "routes", "explain", "ping", "policy",
+    "split", "switch", "canary", "fault", "limit", "revoke", "rotate", "operator", "record",
+    "replay", "sim",
 ];
 
 const FLAGS: &[&str] = &[

@@ -1,13 +1,17 @@
 //! The command line: one file per verb family. Talks to a running agent through its API only.
 
 mod certs;
+mod check;
 mod client;
+mod debug;
 mod demo;
 mod exit;
 mod found;
+mod generate;
 mod issuer;
 mod later;
 mod look;
+mod notify;
 mod offer;
 mod operate;
 mod output;
@@ -115,6 +119,10 @@ enum Verb {
     Certs(certs::CertsArgs),
     /// Tell what happened
     Events(look::EventsArgs),
+    /// Say what is wrong with this machine and its mesh; also without an agent
+    Check(check::CheckArgs),
+    /// List the ways to the other members
+    Net(Listing),
     /// Say what a member may offer; on an issuer
     Grant(issuer::GrantArgs),
     /// Say who may let members in and renew their certificates
@@ -137,6 +145,14 @@ enum Verb {
     /// Show effective settings
     #[command(subcommand)]
     Config(settings::ConfigVerb),
+    /// Change what the running agent logs
+    LogLevel(debug::LogLevelArgs),
+    /// Collect what others need to find a fault
+    #[command(subcommand)]
+    Debug(debug::DebugVerb),
+    /// Print files for other programs
+    #[command(subcommand)]
+    Generate(generate::GenerateVerb),
     /// Print a completion script for a shell
     Completions(shell::CompletionsArgs),
     /// Print the manual as a man page
@@ -272,6 +288,8 @@ async fn answer(cli: Cli) -> Outcome {
         Verb::Endpoints(args) => look::endpoints(global, args).await,
         Verb::Certs(args) => certs::certs(global, args).await,
         Verb::Events(args) => look::events(global, args).await,
+        Verb::Check(args) => check::check(global, args).await,
+        Verb::Net(listing) => check::net(global, listing).await,
         Verb::Grant(args) => issuer::grant(global, args).await,
         Verb::Issuer(verb) => issuer::issuer(global, verb).await,
         Verb::Drain(args) => operate::drain(global, args).await,
@@ -282,6 +300,9 @@ async fn answer(cli: Cli) -> Outcome {
         Verb::Leave => offer::leave(global).await,
         Verb::Validate(args) => settings::validate(&args),
         Verb::Config(verb) => settings::config(global, verb).await,
+        Verb::LogLevel(args) => debug::log_level(global, args).await,
+        Verb::Debug(verb) => debug::debug(global, verb).await,
+        Verb::Generate(verb) => generate::generate(global, verb),
         Verb::Completions(args) => shell::completions(command(), &args),
         Verb::Man(args) => shell::man(command(), &args),
     }
@@ -320,10 +341,10 @@ mod tests {
             assert_eq!(failure.exit, Exit::Usage);
             failure.to_string()
         };
-        let later = "curl-x stat top tap-web edges breakers routes net check \
+        let later = "curl-x stat top tap-web edges breakers routes \
                      explain-web ping-web policy-list \
                      split-web switch-web canary-web fault-web limit-web revoke-a rotate-node \
-                     operator-list debug-bundle record replay sim-x generate-systemd";
+                     operator-list record replay sim-x";
         for words in later.split_whitespace().map(|words| words.replace('-', " ")) {
             let told = refused(&format!("murmesh {words}"));
             assert!(told.contains("not available yet"), "{words}: {told}");
@@ -333,7 +354,6 @@ mod tests {
             assert!(told.contains("unrecognized"), "{words}: {told}");
         }
         for words in [
-            "murmesh log-level",
             "murmesh init --deny",
             "murmesh join t --replace",
             "murmesh agent --gateway 127.0.0.1:80",

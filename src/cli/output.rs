@@ -182,11 +182,11 @@ pub(super) fn cell(text: impl ToString) -> Cell {
 pub(super) fn state(word: &str) -> Cell {
     let cell = Cell::new(word);
     match word {
-        "alive" | "ready" | "open" => cell.fg(Color::Green),
-        "suspect" | "restarting" | "draining" | "probing" | "partly" | "used" => {
+        "alive" | "ready" | "open" | "pass" => cell.fg(Color::Green),
+        "suspect" | "restarting" | "draining" | "probing" | "partly" | "used" | "warn" => {
             cell.fg(Color::Yellow)
         }
-        "down" | "failing" | "ejected" | "revoked" => cell.fg(Color::Red),
+        "down" | "failing" | "ejected" | "revoked" | "fail" | "silent" => cell.fg(Color::Red),
         _ => cell.add_attribute(Attribute::Dim),
     }
 }

@@ -15,19 +15,20 @@ use super::Global;
 use super::demo::end_with_parent;
 use super::exit::{Exit, Failure, Outcome};
 use super::found::store_failure;
+use super::notify::{self, notify};
 use crate::agent::{Agent, StartError, Stopped};
 use crate::api::{ADDRESS_FILE, Control, ControlError, ExposeSpec, UpstreamSpec};
 use crate::config::{
     DRAIN_DEADLINE, Origin, Overrides, Seed, Setting, Settings, load, mesh_address,
 };
 use crate::model::MemberPhase;
-use crate::telemetry::{self, LineQueue};
+use crate::telemetry::{self, LineQueue, Log};
 
 /// How long the end waits for whoever reads what the agent said.
 const FLUSH_TIME_MAX: Duration = Duration::from_secs(1);
 
 /// Arguments of `agent`.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 pub(super) struct AgentArgs {
     /// The configuration file; none is needed
     #[arg(short, long, value_name = "FILE", env = "MURMESH_CONFIG")]
@@ -47,6 +48,13 @@ pub(super) struct AgentArgs {
     /// Offer SOCKS5 to this machine's applications
     #[arg(long, value_name = "ADDR")]
     socks: Option<String>,
+}
+
+impl AgentArgs {
+    /// An agent that is told nothing but its configuration file.
+    pub(super) fn with_config(config: Option<PathBuf>) -> Self {
+        Self { config, ..Self::default() }
+    }
 }
 
 fn expose(text: &str) -> Result<ExposeSpec, String> {
@@ -101,7 +109,7 @@ pub(super) async fn agent(global: &Global, args: AgentArgs) -> Outcome {
 /// What an agent says. None of it blocks: whoever stops reading must not stop the agent.
 struct Voice {
     out: LineQueue,
-    log: LineQueue,
+    log: Log,
 }
 
 impl Voice {
@@ -117,13 +125,13 @@ impl Voice {
     }
 
     fn note(&self, text: impl Display) {
-        self.log.push(format!("{text}\n").as_bytes());
+        self.log.lines().push(format!("{text}\n").as_bytes());
     }
 
     /// Gives whoever reads some time to have it all; the end waits no longer.
     fn flush(&self) {
         self.out.flush(FLUSH_TIME_MAX);
-        self.log.flush(FLUSH_TIME_MAX);
+        self.log.lines().flush(FLUSH_TIME_MAX);
     }
 }
 
@@ -132,7 +140,7 @@ async fn run(settings: Settings, voice: &Voice) -> Outcome {
     let dir = settings.data_dir.value.clone();
     let start = start_line(&settings);
     let agent = Agent::start(settings).await.map_err(start_failure)?;
-    agent.metrics().show_log_lines_dropped(voice.log.dropped());
+    agent.show_log(voice.log.clone());
     voice.line(format_args!(
         "murmesh {} runs as {} of mesh {}: mesh {} (udp), api http://{}{start}",
         env!("CARGO_PKG_VERSION"),
@@ -141,15 +149,23 @@ async fn run(settings: Settings, voice: &Voice) -> Outcome {
         agent.mesh_address(),
         agent.api_address(),
     ));
-    let phase = tokio::select! {
-        biased;
-        () = signals.received() => Some(MemberPhase::Restarting),
-        phase = agent.stopping() => match phase {
-            MemberPhase::Left => Some(MemberPhase::Left),
-            _ => None, // a part of it failed
-        },
-        never = reload_on(&mut hangups, &agent) => match never {},
+    let mut is_told = false;
+    let phase = loop {
+        tokio::select! {
+            biased;
+            () = signals.received() => break Some(MemberPhase::Restarting),
+            phase = agent.stopping() => break match phase {
+                MemberPhase::Left => Some(MemberPhase::Left),
+                _ => None, // a part of it failed
+            },
+            never = reload_on(&mut hangups, &agent) => match never {},
+            () = agent.ready(), if !is_told => {
+                is_told = true;
+                notify(notify::READY);
+            }
+        }
     };
+    notify(notify::STOPPING);
     info!(deadline = ?DRAIN_DEADLINE, "stopping: open connections may end");
     voice.note("stopping; once more stops at once");
     let is_failed = phase.is_none();

@@ -47,7 +47,7 @@ use crate::runtime::entropy::{self, EntropyError};
 use crate::runtime::{Shutdown, TaskGroup, Thread, ThreadError};
 use crate::telemetry::{Door, EventKind, EventLog, Metrics};
 use crate::tls::NodeCredentials;
-use crate::transport::{BindError, Endpoint, Incoming, Limits, Peers};
+use crate::transport::{BindError, Endpoint, Incoming, Limits, LinkView, Peers};
 
 /// Commands that wait for the data thread.
 const COMMANDS_MAX: usize = 64;
@@ -243,6 +243,11 @@ impl Proxy {
     /// ago. Whatever gossip says of it, it is then the last resort.
     pub fn trouble(&self, endpoint: &crate::mesh::Endpoint) -> Option<&'static str> {
         self.outbound.upgrade()?.trouble(endpoint)
+    }
+
+    /// The data connection that this member dialled to another one, if it is open.
+    pub fn link(&self, member: &MemberId) -> Option<LinkView> {
+        self.outbound.upgrade()?.peers.view(member)
     }
 
     /// Takes nothing new, waits until nothing is in flight, and after `deadline` resets the rest.

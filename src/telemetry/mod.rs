@@ -8,7 +8,7 @@ mod throttle;
 
 pub use events::{Event, EventKind, EventLog};
 pub use lines::LineQueue;
-pub use logging::{LogFormat, LoggingError, init as init_logging};
+pub use logging::{Log, LogFormat, LoggingError, init as init_logging};
 pub use metrics::{
     Counter, Direction, Door, EndpointLabels, Metrics, RefusedLabels, TrafficLabels, TrafficMetrics,
 };

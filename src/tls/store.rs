@@ -336,6 +336,13 @@ impl DataDir {
         Ok(secret)
     }
 
+    /// Whether an agent runs with this directory, as far as this user may know. Changes nothing.
+    pub fn is_locked(&self) -> bool {
+        let shared = FlockOperation::NonBlockingLockShared;
+        File::open(self.file(LOCK))
+            .is_ok_and(|file| flock(&file, shared) == Err(rustix::io::Errno::WOULDBLOCK))
+    }
+
     /// Keeps every other agent away from this directory for as long as the lock lives.
     pub fn lock(&self) -> Result<DataDirLock, StoreError> {
         let path = self.file(LOCK);

@@ -17,4 +17,5 @@ pub use endpoint::{
     AcceptError, BindError, DialError, Endpoint, HANDSHAKE_TIME_MAX, HANDSHAKES_MAX, Incoming,
     Limits, PlaneQueues, RETRY_ABOVE, refusal,
 };
-pub use peers::{Link, Peers};
+pub use peers::{Link, LinkView, Peers};
+pub use socket::BUFFER_LEN as SOCKET_BUFFER_LEN;

@@ -90,6 +90,19 @@ impl Link {
     }
 }
 
+/// A data connection as listings show it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LinkView {
+    /// Round trip, as the congestion controller sees it.
+    pub rtt: Duration,
+    /// Whether the peer has not been heard for 600 ms and a round trip.
+    pub is_silent: bool,
+    /// Of UDP payload, in this connection's life.
+    pub bytes_sent: u64,
+    /// Of UDP payload, in this connection's life.
+    pub bytes_received: u64,
+}
+
 type Dialled = Option<Result<Arc<Link>, DialError>>;
 
 #[derive(Debug)]
@@ -161,6 +174,19 @@ impl Peers {
     pub fn is_silent(&self, member: &MemberId) -> bool {
         let slots = self.inner.slots.lock();
         matches!(slots.get(member), Some(Slot::Open(link)) if link.is_silent())
+    }
+
+    /// The data connection to `member`, if one is open.
+    pub fn view(&self, member: &MemberId) -> Option<LinkView> {
+        let slots = self.inner.slots.lock();
+        let Some(Slot::Open(link)) = slots.get(member) else { return None };
+        let stats = link.connection.stats();
+        link.connection.close_reason().is_none().then(|| LinkView {
+            rtt: link.rtt(),
+            is_silent: link.is_silent(),
+            bytes_sent: stats.udp_tx.bytes,
+            bytes_received: stats.udp_rx.bytes,
+        })
     }
 
     /// How many connections are open.

@@ -24,7 +24,7 @@ const SEND_LEN_MAX: usize = 65_507;
 /// Longest datagram that the kernel hands out in one call, segments together.
 const RECEIVE_LEN_MAX: usize = 65_535;
 /// Asked for in each direction; the system's 208 KiB drop bursts.
-const BUFFER_LEN: usize = 4 * 1024 * 1024;
+pub const BUFFER_LEN: usize = 4 * 1024 * 1024;
 
 /// Most pieces that [`spread`] makes of what one call received.
 const PIECES_MAX: usize = 8;
