@@ -162,7 +162,9 @@ impl Calls {
 
 /// Asks for the data connection that this member dialled to another one.
 #[derive(Clone)]
-pub struct Links(Arc<dyn Fn(&MemberId) -> Option<LinkView> + Send + Sync>);
+pub struct Links(Arc<LookUpLink>);
+
+type LookUpLink = dyn Fn(&MemberId) -> Option<LinkView> + Send + Sync;
 
 impl Links {
     /// Asks `look`, which must not block.

@@ -174,7 +174,7 @@ fn net_table(rows: &[Net]) -> String {
 fn size(bytes: u64) -> String {
     match bytes {
         ..10_240 => format!("{bytes} B"),
-        ..10_485_760 => format!("{} KiB", bytes / 1_024),
+        10_240..10_485_760 => format!("{} KiB", bytes / 1_024),
         _ => format!("{} MiB", bytes / 1_048_576),
     }
 }

@@ -277,7 +277,7 @@ fn room(free: u64, has_files: bool, place: &str, fix: &str) -> Check {
     match free {
         _ if !has_files => Check::fail("disk", format!("no file can be made at {place}"), fix),
         ..DISK_FREE_MIN => Check::fail("disk", message, fix),
-        ..DISK_FREE_LOW => Check::warn("disk", message, fix),
+        DISK_FREE_MIN..DISK_FREE_LOW => Check::warn("disk", message, fix),
         _ => Check::pass("disk", message),
     }
 }
