@@ -398,7 +398,7 @@ fn the_unit_for_systemd_is_sound_and_the_agent_says_when_it_is_ready() {
     for line in ["Type=notify", "User=daemon", "NoNewPrivileges=yes", "TimeoutStopSec=45s"] {
         assert!(unit.lines().any(|found| found == line), "{line} is not in {unit}");
     }
-    assert!(!unit.contains("ExecReload"), "there is no reload yet");
+    assert!(unit.contains("ExecReload=/bin/kill -HUP $MAINPID\n"), "{unit}");
     assert!(agent.run(&["generate", "systemd", "--user", "a\nb"]).fails(64).contains("user"));
     assert!(agent.run(&["generate", "grafana"]).fails(64).contains("not available yet"));
     if crate::support::find("systemd-analyze").is_some() {

@@ -112,6 +112,7 @@ After=network-online.target
 [Service]
 Type=notify
 ExecStart={start}
+ExecReload=/bin/kill -HUP $MAINPID
 User={user}
 Environment={environment}
 {state}
