@@ -243,7 +243,10 @@ fn an_agent_without_identity_or_place_says_what_to_do() {
     }
 }
 
-/// Whoever presses Ctrl-C has seen enough: no failure.
+/// Listings that go on by themselves.
+const LASTING: [&[&str]; 2] = [&["events", "-f", "--since", "1h"], &["members", "--watch"]];
+
+/// Whoever presses Ctrl-C, or closes the pipe, has seen enough: no failure.
 #[test]
 fn a_listing_that_the_user_ends_is_no_failure() {
     let _turn = beside_others();
@@ -252,7 +255,8 @@ fn a_listing_that_the_user_ends_is_no_failure() {
     let status = agent.json(&["status", "--json"]);
     assert_eq!(status["me"]["id"], id, "the member's");
     assert_eq!(status["me"]["mesh"].as_str().unwrap().len(), 64, "the mesh has its own");
-    for line in [&["events", "-f", "--since", "1h"][..], &["members", "--watch"]] {
+    let closing = [true, false].into_iter();
+    for (line, closes) in closing.flat_map(|closes| LASTING.map(|line| (line, closes))) {
         let mut child = murmesh(line)
             .args([Path::new("--data-dir"), &agent.dir()])
             .stdout(Stdio::piped())
@@ -261,9 +265,13 @@ fn a_listing_that_the_user_ends_is_no_failure() {
             .unwrap();
         // It shows something, so it is at its work.
         child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
-        let process = rustix::process::Pid::from_child(&child);
-        rustix::process::kill_process(process, rustix::process::Signal::INT).unwrap();
-        assert_eq!(child.wait().unwrap().code(), Some(0), "{line:?}");
+        if closes {
+            drop(child.stdout.take()); // and nothing more happens
+        } else {
+            let process = rustix::process::Pid::from_child(&child);
+            rustix::process::kill_process(process, rustix::process::Signal::INT).unwrap();
+        }
+        assert_eq!(child.wait().unwrap().code(), Some(0), "{line:?}, closed: {closes}");
     }
 }
 

@@ -276,6 +276,10 @@ fn a_second_issuer_takes_over_without_a_restart_and_the_first_may_go() {
     let operator = operator.to_str().unwrap();
     second.run(&["issuer", "remove", "first", "--root-key", operator]).fails(77);
 
+    // Its own word for the members would go with it, and nobody would believe them any more.
+    let own = first.run(&["issuer", "remove", "first", "--root-key", offline]).fails(2);
+    assert!(own.contains("another issuer must vouch") && own.contains("on second"), "{own}");
+
     // Run where the other issuer is, but with the founder's root key.
     let before: Vec<_> = [first, second, third].map(issuer_of).into();
     assert!(before.iter().all(|issuer| *issuer == before[0]), "{before:?}");
@@ -288,6 +292,12 @@ fn a_second_issuer_takes_over_without_a_restart_and_the_first_may_go() {
         });
     }
     first.run(&["invite"]).fails(77);
+    eventually("the third tells of the removal", SOON, || {
+        let subjects: Vec<_> =
+            third.events("issuer_removed").iter().map(|event| event["subject"].clone()).collect();
+        check(subjects == ["first"], subjects)
+    });
+    assert!(third.events("degraded").is_empty(), "{:?}", third.events("degraded"));
     let listed = third.run(&["issuer", "list", "--json"]).ok();
     let listed: serde_json::Value = serde_json::from_str(&listed).unwrap();
     let active = |row: &serde_json::Value| (row["node"].clone(), row["active"].clone());

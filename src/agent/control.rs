@@ -454,7 +454,7 @@ fn desk_error(error: DeskError) -> ControlError {
             ControlError::NotFound { what: "member", name: name.to_string() }
         }
         DeskError::NotIssuer => ControlError::NotIssuer,
-        DeskError::TooManyInvites => ControlError::Conflict(error.to_string()),
+        DeskError::TooManyInvites | DeskError::OwnWord => ControlError::Conflict(error.to_string()),
         other => ControlError::Failed(other.to_string()),
     }
 }

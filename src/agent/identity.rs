@@ -212,7 +212,7 @@ impl Keeper {
     pub(super) async fn watch(self: Arc<Self>) {
         let (mut issuers, mut accepted) = (IssuerWatch::default(), BTreeMap::new());
         let (mut warned_at, mut outdated): (Option<Moment>, Option<EntryVersion>) = (None, None);
-        let mut appointed = BTreeSet::new();
+        let (mut appointed, mut removed) = (BTreeSet::new(), None);
         loop {
             let (now, credentials) = (self.clock.now(), self.credentials());
             let is_reachable = self.is_issuer_there(credentials.member_id());
@@ -220,7 +220,9 @@ impl Keeper {
                 self.chance.notify_one();
             }
             self.appoint_if_named(credentials.member_id(), &mut appointed).await;
-            credentials.dismissals().set(dismissed(&self.snapshot.load()));
+            let dismissed = dismissed(&self.snapshot.load());
+            self.tell_removed(&mut removed, &dismissed.issuers);
+            credentials.dismissals().set(dismissed);
             let leaf = credentials.enrolment().version();
             if self.is_outdated(&credentials) && outdated != Some(leaf) {
                 outdated = Some(leaf); // once for each leaf: failures have pauses of their own
@@ -250,6 +252,22 @@ impl Keeper {
             let state = snapshot.members.get(&issuer.member).map(|view| view.state);
             issuer.member == me || matches!(state, Some(MemberState::Alive | MemberState::Suspect))
         })
+    }
+
+    /// Tells which issuers the root has taken back since the last look. What the disk knew at the
+    /// start is no news.
+    fn tell_removed(&self, known: &mut Option<BTreeSet<PublicKey>>, now: &BTreeSet<PublicKey>) {
+        let snapshot = self.snapshot.load();
+        if snapshot.members.is_empty() {
+            return; // the disk was not read yet
+        }
+        let before = known.replace(now.clone()).unwrap_or_else(|| now.clone());
+        for key in now.difference(&before) {
+            let issuer = snapshot.issuers.get(&key.member_id());
+            let name = issuer.map_or_else(String::new, |known| self.name_of(known.issuer.member));
+            let reason = "by the root key: nobody believes its certificates any more";
+            self.events.record(EventKind::IssuerRemoved, name, reason);
+        }
     }
 
     /// Begins to issue when the root has made this member an issuer. The key is already here.
@@ -296,6 +314,12 @@ impl Keeper {
         let late = clock::unix_seconds().checked_sub(credentials.expires_at());
         if let Some(late) = late {
             faults.push(format!("the certificate of this member ended {late} s ago"));
+        }
+        let snapshot = self.snapshot.load();
+        let me = credentials.member_id();
+        if snapshot.members.contains_key(&me) && !snapshot.enrolments.contains_key(&me) {
+            let fault = "no issuer vouches for this member any more, and the others refuse it";
+            faults.push(fault.to_owned());
         }
         let accepted: Vec<_> = accepted.map(|member| self.name_of(*member)).collect();
         if !accepted.is_empty() {

@@ -28,7 +28,7 @@ pub(super) enum IssuerVerb {
     Add(IssuerArgs),
     /// List the issuers
     List(Listing),
-    /// Take it back; the members that it let in stay
+    /// Take it back; run it on another issuer, which vouches for the members that it let in
     Remove(IssuerArgs),
 }
 
@@ -147,7 +147,7 @@ async fn remove(global: &Global, args: IssuerArgs) -> Outcome {
         let kept: Vec<String> = client
             .change(Method::POST, &path, &json!({}))
             .await
-            .map_err(|failure| failure.hint(format_args!("on {}", others[0].node)))?;
+            .map_err(|failure| failure.hint(format_args!("run this on {}", others[0].node)))?;
         let dismissed = root.dismiss(&issuer_of(&row)?, row.epoch).map_err(Failure::failed)?;
         publish(&client, &dismissed).await?;
         if !kept.is_empty() {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use clap::Args;
 use comfy_table::presets::NOTHING;
 use comfy_table::{Attribute, Cell, CellAlignment, Color, ContentArrangement, Table};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::Serialize;
 
 use super::exit::{Exit, Failure, Outcome};
@@ -64,12 +65,27 @@ pub(super) fn json<T: Serialize + ?Sized>(value: &T, listing: Listing) -> Result
     text.map_err(Failure::failed)
 }
 
-/// Goes on until `work` ends or somebody presses Ctrl-C. A listing that the user ended is no failure.
+/// Goes on until `work` ends, somebody presses Ctrl-C or nobody reads any more (`events -f | head -1`).
+/// A listing that the user ended is no failure.
 pub(super) async fn until_interrupted(work: impl Future<Output = Outcome>) -> Outcome {
     tokio::select! {
         biased;
         Ok(()) = tokio::signal::ctrl_c() => Ok(Exit::Ok),
         outcome = work => outcome,
+        () = reader_gone() => Ok(Exit::Ok),
+    }
+}
+
+/// Returns once standard output is a pipe that nobody reads any more.
+async fn reader_gone() {
+    let stdout = io::stdout();
+    let is_open = || {
+        let mut asked = [PollFd::new(&stdout, PollFlags::empty())];
+        let polled = poll(&mut asked, Some(&Timespec::default()));
+        polled.is_err() || !asked[0].revents().intersects(PollFlags::ERR | PollFlags::HUP)
+    };
+    while is_open() {
+        tokio::time::sleep(WATCH_INTERVAL).await;
     }
 }
 

@@ -103,12 +103,15 @@ pub enum EventKind {
     RenewalFailed,
     /// A peer's certificate has ended and was accepted for want of an issuer.
     EndedAccepted,
-    /// This member lives on certificates that have ended, its own or others'.
+    /// This member lives on certificates that have ended, its own or others', or on one for which
+    /// nobody vouches any more.
     Degraded,
     /// It does no more.
     Restored,
-    /// The root made a member an issuer, or no more.
+    /// The root made this member an issuer.
     IssuerAppointed,
+    /// The root took an issuer back.
+    IssuerRemoved,
     /// An issuer changed what a member may offer.
     ServicesGranted,
     /// A local entry listens.

@@ -147,6 +147,11 @@ pub enum DeskError {
     Stopping,
     #[error("this member is no issuer")]
     NotIssuer,
+    #[error(
+        "this member is the issuer that is to go, and its word for the members that it let in goes \
+         with it: another issuer must vouch for them"
+    )]
+    OwnWord,
     #[error("no active issuer vouches for this member any more")]
     Revoked,
     #[error("the mesh refused the entry: {0}")]
@@ -412,6 +417,9 @@ impl IssuerDesk {
     /// about to take it back. Their leaves go on; the next come from others. Returns their names.
     pub async fn keep_members(&mut self, issuer: MemberId) -> Result<Vec<MemberName>, DeskError> {
         self.check_active().await?;
+        if self.authority()?.key().public_key().member_id() == issuer {
+            return Err(DeskError::OwnWord);
+        }
         let issuers = self.active_issuers().await?;
         let all = self.gossip.entries(EntryKind::ENROLMENT).await.ok_or(DeskError::Stopping)?;
         let is_vouched =
