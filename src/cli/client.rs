@@ -19,6 +19,7 @@ use tokio_util::either::Either;
 
 use super::Global;
 use super::exit::{Exit, Failure};
+use super::found::store_failure;
 use super::output::note;
 use crate::agent::{has_left, way_back};
 use crate::api::{ADDRESS_FILE, Problem};
@@ -74,6 +75,10 @@ impl Client {
             })
         };
         let told = global.api.as_ref().map(is_told).transpose()?;
+        if let (None, Some(dir)) = (&told, &data_dir) {
+            // A directory that may not be read is no sign of an agent at the default address.
+            dir.read(ADDRESS_FILE).map_err(store_failure)?;
+        }
         Ok(Self { told, data_dir, tasks: TaskGroup::new(Shutdown::default()) })
     }
 
