@@ -62,18 +62,19 @@ fn snapshot() -> Snapshot {
         state,
         changed_at: Moment::START,
     };
-    let service = ServiceView {
-        name: "web".parse().unwrap(),
-        protocol: Protocol::Tcp,
-        endpoints: vec![
-            endpoint("web", EndpointState::Ready),
-            endpoint("web-2", EndpointState::Down),
-        ],
-    };
+    let service = ServiceView::new(
+        "web".parse().unwrap(),
+        Protocol::Tcp,
+        vec![endpoint("web", EndpointState::Ready), endpoint("web-2", EndpointState::Down)],
+    );
     let mut snapshot = Snapshot::default();
     snapshot.services.insert(service.name.clone(), Arc::new(service));
     snapshot.members.insert(me, Arc::new(member));
     snapshot
+}
+
+fn with_endpoints(service: &ServiceView, endpoints: Vec<Endpoint>) -> Arc<ServiceView> {
+    Arc::new(ServiceView::new(service.name.clone(), service.protocol, endpoints))
 }
 
 /// What the stand-in has under the ids `old` and `same` already.
@@ -290,7 +291,7 @@ async fn an_endpoint_that_takes_less_work_than_ready_says_has_a_reason() {
     let view = MemberView { id: suspect, state: MemberState::Suspect, ..me.clone() };
     seen.members.insert(suspect, Arc::new(view));
     let service = seen.services.values_mut().next().unwrap();
-    let base = service.endpoints[0].clone();
+    let base = service.endpoints()[0].clone();
     let instance = |id: &str, member, weight, state| Endpoint {
         instance: id.parse().unwrap(),
         member,
@@ -299,13 +300,14 @@ async fn an_endpoint_that_takes_less_work_than_ready_says_has_a_reason() {
         ..base.clone()
     };
     use EndpointState::{Doubtful, Ready};
-    Arc::make_mut(service).endpoints = vec![
+    let endpoints = vec![
         instance("web-1", me.id, 100, Ready),
         instance("web-2", me.id, 0, Ready),
         instance("web-3", suspect, 100, Ready),
         instance("web-4", me.id, 100, Ready),
         instance("web-5", me.id, 100, Doubtful),
     ];
+    *service = with_endpoints(service, endpoints);
     api.snapshot.send_replace(Arc::new(seen));
     let rows = api.get("/v1/mesh/endpoints/web").await;
     let expected = [
@@ -583,7 +585,9 @@ impl Api {
     fn change_web(&self, weight: u16) {
         let mut seen = snapshot();
         let service = seen.services.values_mut().next().unwrap();
-        Arc::make_mut(service).endpoints[0].weight = Weight(weight);
+        let mut endpoints = service.endpoints().to_vec();
+        endpoints[0].weight = Weight(weight);
+        *service = with_endpoints(service, endpoints);
         self.snapshot.send_replace(Arc::new(seen));
     }
 }
@@ -665,18 +669,19 @@ async fn every_state_of_an_instance_has_its_checks() {
     let api = api().await;
     use EndpointState::{Doubtful, Down, Draining, Failing, Maint, Ready};
     let mut seen = snapshot();
-    let service = Arc::make_mut(seen.services.values_mut().next().unwrap());
-    let base = service.endpoints[0].clone();
+    let service = seen.services.values_mut().next().unwrap();
+    let base = service.endpoints()[0].clone();
     let states = [Ready, Doubtful, Draining, Failing, Maint, Down];
     let endpoint = |(number, state): (usize, &EndpointState)| Endpoint {
         instance: format!("web-{number}").parse().unwrap(),
         state: *state,
         ..base.clone()
     };
-    service.endpoints = states.iter().enumerate().map(endpoint).collect();
+    let mut endpoints: Vec<_> = states.iter().enumerate().map(endpoint).collect();
     let me = seen.members.values().next().unwrap().as_ref().clone();
     let gone = MemberView { id: MemberId::from_bytes([2; 16]), state: MemberState::Left, ..me };
-    service.endpoints.push(Endpoint { member: gone.id, ..base });
+    endpoints.push(Endpoint { member: gone.id, ..base });
+    *service = with_endpoints(service, endpoints);
     seen.members.insert(gone.id, Arc::new(gone));
     api.snapshot.send_replace(Arc::new(seen));
     let rows = api.get("/v1/health/service/web?near=_agent").await;
@@ -699,17 +704,19 @@ async fn near_puts_the_same_node_first_then_its_zone_then_its_region() {
     let api = api().await;
     let mut seen = snapshot();
     let me = seen.members.values().next().unwrap().as_ref().clone();
-    let service = Arc::make_mut(seen.services.values_mut().next().unwrap());
-    let base = Endpoint { state: EndpointState::Ready, ..service.endpoints[0].clone() };
-    service.endpoints.clear();
+    let service = seen.services.values().next().unwrap();
+    let base = Endpoint { state: EndpointState::Ready, ..service.endpoints()[0].clone() };
+    let mut endpoints = Vec::new();
     for (number, zone) in [(5, "us1/a"), (4, "eu1/b"), (3, "eu1/a"), (1, "eu1/a")] {
         let id = MemberId::from_bytes([number; 16]);
         let name = format!("node-{number}").parse().unwrap();
         let view = MemberView { id, name, zone: zone.to_owned(), ..me.clone() };
         let endpoint = Endpoint { member: id, ..base.clone() };
-        service.endpoints.push(endpoint);
+        endpoints.push(endpoint);
         seen.members.insert(id, Arc::new(view));
     }
+    let service = seen.services.values_mut().next().unwrap();
+    *service = with_endpoints(service, endpoints);
     api.snapshot.send_replace(Arc::new(seen));
     for (near, expected) in [
         ("_agent", ["node-1", "node-3", "node-4", "node-5"]),

@@ -65,8 +65,7 @@ mod tests {
         let mut snapshot = Snapshot::default();
         for name in names {
             let name: ServiceName = name.parse().unwrap();
-            let (protocol, endpoints) = (Protocol::Tcp, Vec::new());
-            let view = ServiceView { name: name.clone(), protocol, endpoints };
+            let view = ServiceView::new(name.clone(), Protocol::Tcp, Vec::new());
             snapshot.services.insert(name, Arc::new(view));
         }
         Arc::new(snapshot)

@@ -264,7 +264,7 @@ async fn metrics(State(state): State<ApiState>) -> Answer {
     state.metrics.set_members(members);
     let mut endpoints: BTreeMap<(&str, &'static str), i64> = BTreeMap::new();
     for view in snapshot.services.values() {
-        for endpoint in &view.endpoints {
+        for endpoint in view.endpoints() {
             *endpoints.entry((view.name.as_str(), endpoint.state.as_str())).or_default() += 1;
         }
     }

@@ -303,8 +303,8 @@ fn service(view: &ServiceView) -> Service {
     Service {
         name: view.name.to_string(),
         protocol: view.protocol.to_string(),
-        instances: view.endpoints.len(),
-        ready: view.endpoints.iter().filter(is_ready).count(),
+        instances: view.endpoints().len(),
+        ready: view.endpoints().iter().filter(is_ready).count(),
     }
 }
 
@@ -334,7 +334,7 @@ pub(super) fn endpoints(state: &ApiState, service: &ServiceName) -> Vec<Endpoint
             age_ms: age_ms(now, endpoint.changed_at),
         }
     };
-    view.endpoints.iter().map(row).collect()
+    view.endpoints().iter().map(row).collect()
 }
 
 /// `/v1/mesh/drain`: what this machine offers and, until their last call ends, what it took back.

@@ -4,51 +4,24 @@
 //! longest queue from log n / log log n down to log log n, and unlike a full scan callers with the
 //! same old view do not all run to the same instance.
 
-use rand::{Rng, RngExt};
+use rand::Rng;
 
-use super::Candidate;
+use super::Shares;
 
-/// The index of the chosen candidate; `None` when all have weight 0.
-pub fn least_request(candidates: &[Candidate], rng: &mut impl Rng) -> Option<usize> {
-    let total: u64 = candidates.iter().map(weight).sum();
-    let first = draw(candidates, None, total, rng)?;
-    let rest = total - weight(&candidates[first]);
-    let Some(second) = draw(candidates, Some(first), rest, rng) else { return Some(first) };
-    let is_busier = fullness(candidates, first, second) > fullness(candidates, second, first);
-    Some(if is_busier { second } else { first })
-}
-
-/// Draws by weight among all but `without`, whose weights sum to `total`.
-fn draw(
-    candidates: &[Candidate],
-    without: Option<usize>,
-    total: u64,
+/// The chosen candidate, where `load` is how many calls each has in flight; `None` when nobody has a
+/// weight.
+pub fn least_request(
+    shares: &Shares,
+    load: impl Fn(usize) -> u32,
     rng: &mut impl Rng,
 ) -> Option<usize> {
-    if total == 0 {
-        return None;
-    }
-    let mut at = rng.random_range(0..total);
-    for (index, candidate) in candidates.iter().enumerate() {
-        if without == Some(index) {
-            continue;
-        }
-        match at.checked_sub(weight(candidate)) {
-            None => return Some(index),
-            Some(left) => at = left,
-        }
-    }
-    None
-}
-
-/// Load over weight of `this`, scaled by the other's weight: compares without division. The call to
-/// come is not counted: between two that rest the draw decides, which follows the weights already.
-fn fullness(candidates: &[Candidate], this: usize, other: usize) -> u64 {
-    u64::from(candidates[this].load) * weight(&candidates[other])
-}
-
-fn weight(candidate: &Candidate) -> u64 {
-    u64::from(candidate.weight.0)
+    let (first, second) = shares.draw_two(rng)?;
+    let Some(second) = second else { return Some(first.candidate) };
+    // Load over weight, each scaled by the other's weight: compares without division. The call to
+    // come is not counted: between two that rest the draw decides, which follows the weights already.
+    let (of_first, of_second) = (load(first.candidate), load(second.candidate));
+    let is_busier = u64::from(of_first) * second.weight > u64::from(of_second) * first.weight;
+    Some(if is_busier { second.candidate } else { first.candidate })
 }
 
 #[cfg(test)]
@@ -59,8 +32,8 @@ mod tests {
     use super::*;
     use crate::model::Weight;
 
-    fn candidates(of: &[(u16, u32)]) -> Vec<Candidate> {
-        of.iter().map(|&(weight, load)| Candidate { weight: Weight(weight), load }).collect()
+    fn weights(of: &[(u16, u32)]) -> Shares {
+        of.iter().map(|&(weight, _)| Weight(weight)).enumerate().collect()
     }
 
     /// How often each of `of` is chosen in 10,000 draws.
@@ -68,7 +41,7 @@ mod tests {
         let mut rng = SmallRng::seed_from_u64(7);
         let mut shares = vec![0; of.len()];
         for _ in 0..10_000 {
-            if let Some(index) = least_request(&candidates(of), &mut rng) {
+            if let Some(index) = least_request(&weights(of), |index| of[index].1, &mut rng) {
                 shares[index] += 1;
             }
         }
@@ -104,12 +77,12 @@ mod tests {
     fn long_run_follows_the_weights() {
         // Calls that stay: load settles in proportion to weight.
         let mut rng = SmallRng::seed_from_u64(1);
-        let mut pool = candidates(&[(300, 0), (100, 0)]);
+        let (weights, mut load) = (weights(&[(300, 0), (100, 0)]), [0; 2]);
         for _ in 0..4_000 {
-            if let Some(index) = least_request(&pool, &mut rng) {
-                pool[index].load += 1;
+            if let Some(index) = least_request(&weights, |index| load[index], &mut rng) {
+                load[index] += 1;
             }
         }
-        assert!((2_950..3_050).contains(&pool[0].load), "{pool:?}");
+        assert!((2_950..3_050).contains(&load[0]), "{load:?}");
     }
 }

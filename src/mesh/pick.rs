@@ -3,7 +3,7 @@
 use rand::Rng;
 
 use super::{Endpoint, EndpointState, Snapshot};
-use crate::balancer::{Candidate, least_request};
+use crate::balancer::{Shares, least_request};
 use crate::model::ServiceName;
 
 /// What the caller knows beside the snapshot.
@@ -47,6 +47,8 @@ impl NoEndpoint {
 
 /// Picks an endpoint of `service`: a ready one, else one in doubt, the less busy of two drawn by
 /// weight.
+///
+/// The caller is asked only about those that are drawn, until one of them will not do; then about all.
 pub fn pick<'s>(
     snapshot: &'s Snapshot,
     service: &ServiceName,
@@ -54,29 +56,31 @@ pub fn pick<'s>(
     rng: &mut impl Rng,
 ) -> Result<&'s Endpoint, NoEndpoint> {
     let view = snapshot.services.get(service).ok_or(NoEndpoint::UnknownService)?;
-    let mut ready = Vec::with_capacity(view.endpoints.len());
+    let endpoints = view.endpoints();
+    let mut balance =
+        |shares: &Shares| least_request(shares, |at| (caller.load)(&endpoints[at]), rng);
+    if let Some(at) = balance(view.ready()) {
+        let drawn = &endpoints[at];
+        if !(caller.has_tried)(drawn) && !(caller.avoids)(drawn) {
+            return Ok(drawn);
+        }
+    }
+    let mut ready = Vec::new();
     let mut doubtful = Vec::new();
-    for endpoint in view.endpoints.iter().filter(|endpoint| !(caller.has_tried)(endpoint)) {
+    for (at, endpoint) in endpoints.iter().enumerate() {
+        if (caller.has_tried)(endpoint) {
+            continue;
+        }
         match endpoint.state {
-            EndpointState::Ready if !(caller.avoids)(endpoint) => ready.push(endpoint),
-            EndpointState::Ready | EndpointState::Doubtful => doubtful.push(endpoint),
+            EndpointState::Ready if !(caller.avoids)(endpoint) => ready.push((at, endpoint.weight)),
+            EndpointState::Ready | EndpointState::Doubtful => doubtful.push((at, endpoint.weight)),
             _ => {}
         }
     }
-    balance(&ready, caller, rng)
-        .or_else(|| balance(&doubtful, caller, rng))
-        .ok_or_else(|| why_none(&view.endpoints))
-}
-
-fn balance<'s>(
-    endpoints: &[&'s Endpoint],
-    caller: &Caller<'_>,
-    rng: &mut impl Rng,
-) -> Option<&'s Endpoint> {
-    let candidate =
-        |endpoint: &&Endpoint| Candidate { weight: endpoint.weight, load: (caller.load)(endpoint) };
-    let candidates: Vec<_> = endpoints.iter().map(candidate).collect();
-    endpoints.get(least_request(&candidates, rng)?).copied()
+    balance(&ready.into_iter().collect())
+        .or_else(|| balance(&doubtful.into_iter().collect()))
+        .map(|at| &endpoints[at])
+        .ok_or_else(|| why_none(endpoints))
 }
 
 fn why_none(endpoints: &[Endpoint]) -> NoEndpoint {
@@ -126,7 +130,7 @@ mod tests {
         let name: ServiceName = "web".parse().unwrap();
         let endpoints =
             (0..).zip(states).map(|(n, &(state, weight))| endpoint(n, state, weight)).collect();
-        let view = ServiceView { name: name.clone(), protocol: Protocol::Tcp, endpoints };
+        let view = ServiceView::new(name.clone(), Protocol::Tcp, endpoints);
         let mut snapshot = Snapshot::default();
         snapshot.services.insert(name.clone(), Arc::new(view));
         let number = |endpoint: &Endpoint| endpoint.member.as_bytes()[0];

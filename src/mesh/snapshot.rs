@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use crate::balancer::Shares;
 use crate::model::{
     Enrolment, Epoch, InstanceId, InstanceState, Issuer, MemberId, MemberName, MemberPhase,
     MemberState, Moment, Protocol, ServiceName, Weight,
@@ -51,7 +52,7 @@ pub struct Enrolled {
 impl Snapshot {
     /// All instances of `service`, whatever their state; none when nobody offers it.
     pub fn endpoints(&self, service: &ServiceName) -> &[Endpoint] {
-        self.services.get(service).map_or(&[], |view| &view.endpoints)
+        self.services.get(service).map_or(&[], |view| view.endpoints())
     }
 
     /// The instances of `service` that take work.
@@ -100,8 +101,28 @@ pub struct ServiceView {
     pub name: ServiceName,
     /// As declared by its first endpoint.
     pub protocol: Protocol,
-    /// Ordered by member and instance.
-    pub endpoints: Vec<Endpoint>,
+    endpoints: Vec<Endpoint>,
+    ready: Shares,
+}
+
+impl ServiceView {
+    /// A service with its endpoints, in any order.
+    pub fn new(name: ServiceName, protocol: Protocol, endpoints: Vec<Endpoint>) -> Self {
+        let ready =
+            endpoints.iter().enumerate().filter(|(_, one)| one.state == EndpointState::Ready);
+        let ready = ready.map(|(at, endpoint)| (at, endpoint.weight)).collect();
+        Self { name, protocol, endpoints, ready }
+    }
+
+    /// All of them, whatever their state.
+    pub fn endpoints(&self) -> &[Endpoint] {
+        &self.endpoints
+    }
+
+    /// The shares of those that are ready, by their place among all.
+    pub fn ready(&self) -> &Shares {
+        &self.ready
+    }
 }
 
 /// One instance of a service, with the member in front of it.

@@ -152,7 +152,7 @@ fn two_nodes_meet_and_see_each_others_instances() {
     [one, two] = nodes;
     assert_eq!(one.member_state(id(2)), Some(MemberState::Alive));
     let snapshot = two.snapshot();
-    let endpoints = &snapshot.services[&"web".parse().unwrap()].endpoints;
+    let endpoints = &snapshot.services[&"web".parse().unwrap()].endpoints();
     assert_eq!(endpoints[0].member, id(1));
     assert_eq!(endpoints[0].state, EndpointState::Ready);
 }
@@ -328,7 +328,7 @@ fn failure_makes_doubtful_at_once_and_an_answer_clears_it() {
     let mut nodes = [one, two];
     run(&mut nodes, 0, 2_000); // the hint goes with the next rumours
     [one, two] = nodes;
-    let state = |one: &Mesh| one.snapshot().services[&"web".parse().unwrap()].endpoints[0].state;
+    let state = |one: &Mesh| one.snapshot().services[&"web".parse().unwrap()].endpoints()[0].state;
     one.take_changed();
     one.handle_evidence(Moment::from_secs(6), two.id(), Evidence::Failed);
     assert_eq!(state(&one), EndpointState::Doubtful);

@@ -12,7 +12,7 @@ use super::{
 use crate::membership::Belief;
 use crate::model::{
     EntryVersion, Epoch, InstanceRecord, MemberId, MemberPhase, MemberRecord, MemberState, Moment,
-    ServiceName,
+    Protocol, ServiceName,
 };
 
 /// How long an announced restart hides a member before it counts as down.
@@ -168,7 +168,7 @@ impl Mesh {
     /// The mesh as seen from here.
     pub fn snapshot(&self) -> Snapshot {
         let mut snapshot = Snapshot::default();
-        let mut services: BTreeMap<ServiceName, ServiceView> = BTreeMap::new();
+        let mut services: BTreeMap<ServiceName, (Protocol, Vec<Endpoint>)> = BTreeMap::new();
         for (id, record, version) in self.catalogue.records() {
             let known = self.known.get(&id).copied().unwrap_or_else(|| Known::new(self.now));
             // What an enrolment does not allow, or no more, is nobody's to call.
@@ -179,18 +179,16 @@ impl Mesh {
             for instance in record.instances.iter().filter(is_allowed) {
                 let endpoint = self.endpoint(id, record, instance, &known);
                 let service = services.entry(instance.service.clone());
-                let service = service.or_insert_with(|| ServiceView {
-                    name: instance.service.clone(),
-                    protocol: instance.protocol,
-                    endpoints: Vec::new(),
-                });
-                service.endpoints.push(endpoint);
+                let (_, endpoints) = service.or_insert((instance.protocol, Vec::new()));
+                endpoints.push(endpoint);
             }
             let view = self.member_view(id, record, version, &known);
             snapshot.members.insert(id, Arc::new(view));
         }
-        snapshot.services =
-            services.into_iter().map(|(name, service)| (name, Arc::new(service))).collect();
+        let views = services.into_iter().map(|(name, (protocol, endpoints))| {
+            (name.clone(), Arc::new(ServiceView::new(name, protocol, endpoints)))
+        });
+        snapshot.services = views.collect();
         let appointed = self.catalogue.issuers().map(|(id, issuer)| {
             let epoch = self.catalogue.issuer_epoch(id).unwrap_or(Epoch(0));
             (id, Appointed { issuer: Arc::clone(issuer), epoch })

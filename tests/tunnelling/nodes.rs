@@ -132,13 +132,14 @@ impl Node {
 
     /// Shows this node these endpoints.
     pub(super) fn sees(&self, endpoints: impl IntoIterator<Item = (ServiceName, Endpoint)>) {
-        let mut services: BTreeMap<ServiceName, ServiceView> = BTreeMap::new();
+        let mut services: BTreeMap<ServiceName, Vec<Endpoint>> = BTreeMap::new();
         for (name, endpoint) in endpoints {
-            let empty =
-                ServiceView { name: name.clone(), protocol: Protocol::Tcp, endpoints: vec![] };
-            services.entry(name).or_insert(empty).endpoints.push(endpoint);
+            services.entry(name).or_default().push(endpoint);
         }
-        let services = services.into_iter().map(|(name, view)| (name, Arc::new(view))).collect();
+        let services = services.into_iter().map(|(name, endpoints)| {
+            (name.clone(), Arc::new(ServiceView::new(name, Protocol::Tcp, endpoints)))
+        });
+        let services = services.collect();
         self.snapshot.store(Arc::new(Snapshot { services, ..Snapshot::default() }));
     }
 
