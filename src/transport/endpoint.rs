@@ -28,6 +28,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tracing::debug;
 
+use super::path::PAYLOAD_LEN_MAX;
 use super::places::{Place, Places};
 use super::planes::transport_config;
 use super::socket;
@@ -264,7 +265,8 @@ impl Endpoint {
         address: SocketAddr,
         expected: Option<MemberId>,
     ) -> Result<Connection, DialError> {
-        let config = self.configs.load().of(plane).client.clone();
+        let mut config = self.configs.load().of(plane).client.clone();
+        config.transport_config(transport_config(plane, address));
         let name = server_name(expected.as_ref());
         let connecting = self.inner.connect_with(config, address, &name)?;
         match timeout(HANDSHAKE_TIME_MAX, connecting).await {
@@ -282,7 +284,9 @@ impl Endpoint {
     ) -> Result<(Connection, Option<Peer>), AcceptError> {
         let Incoming { inner, plane, place } = incoming;
         let address = inner.remote_address();
-        let config = Arc::clone(&self.configs.load().of(plane).server);
+        let mut config = self.configs.load().of(plane).server.as_ref().clone();
+        config.transport_config(transport_config(plane, address));
+        let config = Arc::new(config);
         let handshake = async { inner.accept_with(config)?.await };
         let outcome = match timeout(HANDSHAKE_TIME_MAX, handshake).await {
             Ok(Ok(connection)) => Ok(connection),
@@ -429,7 +433,7 @@ fn endpoint_config(limits: &Limits) -> Result<EndpointConfig, EntropyError> {
     // Ids of our former self must look like ours, or quinn drops their packets without a reset.
     config.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(cid_key)));
     // The bound is within quinn's range of 1,200 to 65,527.
-    let _ = config.max_udp_payload_size(socket::PAYLOAD_LEN_MAX);
+    let _ = config.max_udp_payload_size(PAYLOAD_LEN_MAX);
     config.rng_seed(Some(entropy::random_bytes()?));
     Ok(config)
 }
@@ -503,7 +507,6 @@ impl PlaneConfig {
         // One token key for all planes: quinn checks address tokens before it knows the plane.
         let mut server = ServerConfig::new(Arc::new(crypto), Arc::<hkdf::Prk>::clone(token_key));
         server
-            .transport_config(transport_config(plane))
             .max_incoming(HANDSHAKES_MAX)
             .incoming_buffer_size(64 * 1024)
             .incoming_buffer_size_total(16 * 1024 * 1024);
@@ -518,9 +521,7 @@ pub(super) fn client_config(
     tls: rustls::ClientConfig,
 ) -> Result<ClientConfig, NoInitialCipherSuite> {
     let mut config = ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls)?));
-    config
-        .transport_config(transport_config(plane))
-        .initial_dst_cid_provider(Arc::new(move || marked_id(plane)));
+    config.initial_dst_cid_provider(Arc::new(move || marked_id(plane)));
     Ok(config)
 }
 

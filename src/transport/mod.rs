@@ -5,6 +5,7 @@ mod credit;
 mod endpoint;
 pub mod enrolment;
 pub mod gossip;
+mod path;
 mod peers;
 mod places;
 mod planes;

@@ -1,11 +1,12 @@
 //! What a connection of each plane may use. Every window is finite.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use quinn::{MtuDiscoveryConfig, TransportConfig, VarInt};
 
-use super::socket::PAYLOAD_LEN_MAX;
+use super::path::{self, PAYLOAD_LEN_MAX};
 use crate::tls::Plane;
 
 /// Stream window of the data plane, S: what one stream may have in flight or unread.
@@ -32,13 +33,13 @@ pub(super) const fn credit_for(streams: u32) -> u64 {
     streams as u64 * STREAM_WINDOW as u64 / 4 * 5
 }
 
-/// The transport settings of a plane.
-pub(super) fn transport_config(plane: Plane) -> Arc<TransportConfig> {
+/// The transport settings of a connection with `peer` on `plane`.
+pub(super) fn transport_config(plane: Plane, peer: SocketAddr) -> Arc<TransportConfig> {
     let mut config = TransportConfig::default();
     config.initial_rtt(RTT_GUESS);
     match plane {
         Plane::Gossip => gossip(&mut config),
-        Plane::Data => data(&mut config),
+        Plane::Data => data(&mut config, path::payload_len_max(peer)),
         Plane::Enrolment | Plane::Renewal => enrolment(&mut config),
     }
     Arc::new(config)
@@ -61,11 +62,13 @@ fn gossip(config: &mut TransportConfig) {
         .datagram_send_buffer_size(64 * 1024);
 }
 
-fn data(config: &mut TransportConfig) {
+fn data(config: &mut TransportConfig, payload_len_max: u16) {
     let mut discovery = MtuDiscoveryConfig::default();
-    discovery.upper_bound(PAYLOAD_LEN_MAX);
+    discovery.upper_bound(payload_len_max);
     config
         .mtu_discovery_config(Some(discovery))
+        // Several segments in one call are worth it where a call takes several.
+        .enable_segmentation_offload(payload_len_max <= PAYLOAD_LEN_MAX / 2)
         .max_idle_timeout(idle(IDLE_MAX))
         .keep_alive_interval(Some(KEEP_ALIVE))
         .max_concurrent_bidi_streams(VarInt::from_u32(STREAMS_AT_START))

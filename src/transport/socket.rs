@@ -1,28 +1,24 @@
-//! The one UDP socket: buffers, and the limits that keep large datagrams sound.
+//! The one UDP socket: its buffers, and how datagrams go in and out of the kernel.
 
-use std::io::{self, IoSliceMut};
+use std::fmt;
+use std::io::{self, ErrorKind, IoSliceMut};
 use std::net::SocketAddr;
-use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use quinn::udp::{RecvMeta, Transmit};
-use quinn::{AsyncUdpSocket, Endpoint, EndpointConfig, Runtime, TokioRuntime, UdpPoller};
+use quinn::udp::{RecvMeta, Transmit, UdpSocketState};
+use quinn::{AsyncUdpSocket, Endpoint, EndpointConfig, TokioRuntime, UdpPoller};
 use socket2::{Domain, Protocol, Socket, Type};
+use tokio::io::Interest;
+use tokio::net::UdpSocket;
 use tracing::{info, warn};
 
+use super::path::PAYLOAD_LEN_MAX;
 use crate::runtime::{entropy, machine};
 
-/// Largest UDP payload that we send or accept: what a jumbo frame of 9,000 bytes carries. Loopback
-/// and jumbo links then move 2.1 times the bytes of 1,452-byte datagrams; MTU discovery finds what
-/// the path takes.
-pub(super) const PAYLOAD_LEN_MAX: u16 = 8_972;
-
-/// Longest datagram that the kernel takes in one call, segments together (IPv4).
-const SEND_LEN_MAX: usize = 65_507;
-/// Longest datagram that the kernel hands out in one call, segments together.
-const RECEIVE_LEN_MAX: usize = 65_535;
+/// Longest that the kernel takes or hands out in one call, segments together.
+const CALL_LEN_MAX: usize = PAYLOAD_LEN_MAX as usize;
 /// Asked for in each direction; the system's 208 KiB drop bursts.
 pub const BUFFER_LEN: usize = 4 * 1024 * 1024;
 
@@ -39,8 +35,7 @@ pub(super) fn client(any: SocketAddr) -> io::Result<Endpoint> {
 /// Binds `listen` and registers it with the current tokio runtime.
 pub(super) fn bind(listen: SocketAddr) -> io::Result<Arc<dyn AsyncUdpSocket>> {
     if let Some(machine) = machine::simulated() {
-        let inner = machine.bind_udp(listen)?;
-        return Ok(Arc::new(CappedSocket { inner }));
+        return machine.bind_udp(listen);
     }
     let socket = Socket::new(Domain::for_address(listen), Type::DGRAM, Some(Protocol::UDP))?;
     if listen.is_ipv6() {
@@ -58,8 +53,8 @@ pub(super) fn bind(listen: SocketAddr) -> io::Result<Arc<dyn AsyncUdpSocket>> {
     socket.bind(&listen.into())?;
     // The kernel reports twice what it lets payload use.
     let (receive, send) = (socket.recv_buffer_size()? / 2, socket.send_buffer_size()? / 2);
-    let inner = TokioRuntime.wrap_udp_socket(socket.into())?;
-    let (gso, gro) = (inner.max_transmit_segments(), inner.max_receive_segments());
+    let state = UdpSocketState::new((&socket).into())?;
+    let (gso, gro) = (state.max_gso_segments(), state.gro_segments());
     info!(%listen, receive, send, gso, gro, "udp socket bound, buffers granted in bytes");
     if receive < BUFFER_LEN || send < BUFFER_LEN {
         warn!(
@@ -69,58 +64,41 @@ pub(super) fn bind(listen: SocketAddr) -> io::Result<Arc<dyn AsyncUdpSocket>> {
             "small socket buffers: raise net.core.rmem_max and wmem_max"
         );
     }
-    Ok(Arc::new(CappedSocket { inner }))
+    Ok(Arc::new(Port { io: UdpSocket::from_std(socket.into())?, state }))
 }
 
-/// Keeps what is sent and received in one call below 64 KiB.
+/// The port. Beside quinn's own it keeps three things in mind:
 ///
-/// quinn sends up to ten segments of the path's MTU in one call. Above 6,550 bytes that is more
-/// than a datagram may have: the kernel refuses it, quinn takes that for a black hole and falls
-/// back to 1,200 bytes. And it makes receive buffers of payload times segments; a few segments are
-/// enough to hold the most that the kernel ever joins.
+/// - quinn hands over ten segments of the path's MTU; above 6,550 bytes the kernel takes fewer in one
+///   call, and quinn would take the refusal for a black hole and fall back to 1,200 bytes.
+/// - A call that brings less than it could has emptied the socket: asking again is a call for nothing,
+///   one for each message where there is one at a time.
+/// - Frames are slices of what one call received ([`spread`]).
 #[derive(Debug)]
-struct CappedSocket {
-    inner: Arc<dyn AsyncUdpSocket>,
+struct Port {
+    io: UdpSocket,
+    state: UdpSocketState,
 }
 
-/// Gives the datagrams of each of `batches` buffers of their own, in order, and counts those.
-///
-/// quinn copies each buffer it is given into one allocation, and its frames are slices of that: one
-/// frame that waits for a stalled reader keeps all of it. The kernel joins up to 64 KiB of
-/// datagrams, of which neighbours have long read theirs; 500 stalled readers held 645 MiB that way.
-///
-/// `batches` are the last of the buffers, at most one for every [`PIECES_MAX`]: pieces then never
-/// reach a batch that was not read yet.
-fn spread(buffers: &mut [IoSliceMut<'_>], metas: &mut [RecvMeta], batches: Range<usize>) -> usize {
-    let mut filled = 0;
-    for batch in batches {
-        let meta = metas[batch];
-        let datagrams = meta.len.div_ceil(meta.stride.max(1));
-        let piece_len = datagrams.div_ceil(PIECES_MAX) * meta.stride;
-        let mut start = 0;
-        while start < meta.len {
-            let piece = start..(start + piece_len).min(meta.len);
-            start = piece.end;
-            metas[filled] = RecvMeta { len: piece.len(), ..meta };
-            if filled == batch {
-                buffers[batch].copy_within(piece, 0);
-            } else {
-                let (free, read) = buffers.split_at_mut(batch);
-                free[filled][..piece.len()].copy_from_slice(&read[0][piece]);
-            }
-            filled += 1;
-        }
-    }
-    filled
-}
-
-impl AsyncUdpSocket for CappedSocket {
+impl AsyncUdpSocket for Port {
     fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
-        Arc::clone(&self.inner).create_io_poller()
+        Box::pin(Writable { port: self, waiting: None })
     }
 
+    /// Of more than one call's worth what follows the first call may be lost, as on any network.
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        self.inner.try_send(transmit)
+        let send = |transmit: &Transmit<'_>| {
+            let send = || self.state.send((&self.io).into(), transmit);
+            self.io.try_io(Interest::WRITABLE, send)
+        };
+        let Some(segment_len) = transmit.segment_size else { return send(transmit) };
+        let mut calls = transmit.contents.chunks(CALL_LEN_MAX / segment_len * segment_len);
+        let part = |contents| Transmit { contents, ..transmit.clone() };
+        calls.next().map_or(Ok(()), |first| send(&part(first)))?;
+        for contents in calls {
+            let _ = send(&part(contents)); // a full buffer: quinn repeats it, as what a router lost
+        }
+        Ok(())
     }
 
     fn poll_recv(
@@ -130,30 +108,104 @@ impl AsyncUdpSocket for CappedSocket {
         metas: &mut [RecvMeta],
     ) -> Poll<io::Result<usize>> {
         // A platform that receives one datagram per call joins none.
-        if buffers.len() < PIECES_MAX {
-            return self.inner.poll_recv(cx, buffers, metas);
+        let can_join = buffers.len() >= PIECES_MAX;
+        let batches_max = if can_join { buffers.len() / PIECES_MAX } else { buffers.len() };
+        loop {
+            ready!(self.io.poll_recv_ready(cx))?;
+            let mut received = None;
+            let outcome = self.io.try_io(Interest::READABLE, || {
+                let (buffers, metas) = (&mut buffers[..batches_max], &mut metas[..batches_max]);
+                let batches = self.state.recv((&self.io).into(), buffers, metas)?;
+                received = Some(batches);
+                // Said inside, where no readiness that comes meanwhile is forgotten.
+                if batches < batches_max { Err(ErrorKind::WouldBlock.into()) } else { Ok(()) }
+            });
+            match (received, outcome) {
+                (Some(batches), _) if can_join => {
+                    return Poll::Ready(Ok(spread(buffers, metas, batches)));
+                }
+                (Some(batches), _) => return Poll::Ready(Ok(batches)),
+                (None, Err(error)) if error.kind() != ErrorKind::WouldBlock => {
+                    return Poll::Ready(Err(error));
+                }
+                (None, _) => {} // another one was faster
+            }
         }
-        let first = buffers.len() - buffers.len() / PIECES_MAX;
-        let batches = ready!(self.inner.poll_recv(cx, &mut buffers[first..], &mut metas[first..]))?;
-        Poll::Ready(Ok(spread(buffers, metas, first..first + batches)))
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.inner.local_addr()
+        self.io.local_addr()
     }
 
     fn max_transmit_segments(&self) -> usize {
-        self.inner.max_transmit_segments().min(SEND_LEN_MAX / usize::from(PAYLOAD_LEN_MAX))
+        self.state.max_gso_segments()
     }
 
+    /// quinn makes receive buffers of the longest payload times this, and one of them holds the most
+    /// that the kernel ever joins.
     fn max_receive_segments(&self) -> usize {
-        let enough = RECEIVE_LEN_MAX.div_ceil(usize::from(PAYLOAD_LEN_MAX));
-        self.inner.max_receive_segments().min(enough)
+        1
     }
 
     fn may_fragment(&self) -> bool {
-        self.inner.may_fragment()
+        self.state.may_fragment()
     }
+}
+
+/// Waits until the port takes more; one of many that may wait.
+struct Writable {
+    port: Arc<Port>,
+    waiting: Option<Pin<Box<dyn Future<Output = io::Result<()>> + Send + Sync>>>,
+}
+
+impl fmt::Debug for Writable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Writable")
+    }
+}
+
+impl UdpPoller for Writable {
+    fn poll_writable(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let port = Arc::clone(&self.port);
+        let waiting =
+            self.waiting.get_or_insert_with(|| Box::pin(async move { port.io.writable().await }));
+        let outcome = ready!(waiting.as_mut().poll(cx));
+        self.waiting = None;
+        Poll::Ready(outcome)
+    }
+}
+
+/// Gives the datagrams of each of the first `batches` buffers of their own, in order, and counts
+/// those.
+///
+/// quinn copies each buffer it is given into one allocation, and its frames are slices of that: one
+/// frame that waits for a stalled reader keeps all of it. The kernel joins up to 64 KiB of
+/// datagrams, of which neighbours have long read theirs; 500 stalled readers held 645 MiB that way.
+///
+/// There is a buffer for [`PIECES_MAX`] pieces of every batch.
+fn spread(buffers: &mut [IoSliceMut<'_>], metas: &mut [RecvMeta], batches: usize) -> usize {
+    let piece_len = |meta: &RecvMeta| {
+        let datagrams = meta.len.div_ceil(meta.stride.max(1));
+        (datagrams.div_ceil(PIECES_MAX) * meta.stride).max(1)
+    };
+    let pieces = |meta: &RecvMeta| meta.len.div_ceil(piece_len(meta)).max(1);
+    let filled = metas[..batches].iter().map(pieces).sum();
+    // From the last to the first: a piece never comes to lie before its batch, so that none is
+    // written over before it was moved. The most frequent batch, one datagram, stays where it is.
+    let mut slot = filled;
+    for batch in (0..batches).rev() {
+        let (meta, piece_len) = (metas[batch], piece_len(&metas[batch]));
+        for piece in (0..pieces(&meta)).rev() {
+            slot -= 1;
+            let piece = piece * piece_len..((piece + 1) * piece_len).min(meta.len);
+            metas[slot] = RecvMeta { len: piece.len(), ..meta };
+            if slot > batch {
+                let (before, after) = buffers.split_at_mut(slot);
+                after[0][..piece.len()].copy_from_slice(&before[batch][piece]);
+            }
+        }
+    }
+    filled
 }
 
 #[cfg(test)]
@@ -172,7 +224,6 @@ mod tests {
             let mut space = vec![[0; 96 * 1024]; BUFFERS];
             let mut buffers: Vec<_> = space.iter_mut().map(|b| IoSliceMut::new(b)).collect();
             let mut metas = vec![RecvMeta::default(); BUFFERS];
-            let first = BUFFERS - BUFFERS / PIECES_MAX;
             let (mut sent, mut number) = (Vec::new(), 0_u8);
             for (at, &(count, stride, last)) in batches.iter().enumerate() {
                 let mut joined = Vec::new();
@@ -183,10 +234,10 @@ mod tests {
                     joined.extend_from_slice(&bytes);
                     sent.push(bytes);
                 }
-                buffers[first + at][..joined.len()].copy_from_slice(&joined);
-                metas[first + at] = RecvMeta { len: joined.len(), stride, ..RecvMeta::default() };
+                buffers[at][..joined.len()].copy_from_slice(&joined);
+                metas[at] = RecvMeta { len: joined.len(), stride, ..RecvMeta::default() };
             }
-            let pieces = spread(&mut buffers, &mut metas, first..first + batches.len());
+            let pieces = spread(&mut buffers, &mut metas, batches.len());
             let received: Vec<_> = metas[..pieces]
                 .iter()
                 .zip(&buffers)

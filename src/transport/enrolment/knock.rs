@@ -11,6 +11,7 @@ use tokio::time::{sleep, timeout};
 use tracing::debug;
 
 use super::super::endpoint::client_config;
+use super::super::planes::transport_config;
 use super::super::socket;
 use super::{ANSWER_LEN_MAX, EXCHANGE_TIME_MAX, JoinAnswer, JoinRefusal, JoinRequest};
 use crate::model::{Entry, MemberId, MemberName, MeshId};
@@ -108,8 +109,9 @@ async fn knock_at(
         SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
     };
     let socket = socket::client(any)?;
-    let config = client_config(Plane::Enrolment, joiner_config(token)?)
+    let mut config = client_config(Plane::Enrolment, joiner_config(token)?)
         .map_err(|error| failed(error.to_string()))?;
+    config.transport_config(transport_config(Plane::Enrolment, issuer));
     let connection = loop {
         let connecting = socket
             .connect_with(config.clone(), issuer, &server_name(None))
