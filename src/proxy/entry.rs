@@ -79,7 +79,7 @@ pub(super) async fn accept(
 async fn serve(mut client: LocalSocket, leads: Leads, outbound: &Outbound) {
     let ask = match leads {
         Leads::Service { service, source } => Ask { service, source, greeting: Greeting::None },
-        Leads::Socks => match negotiate(&mut client).await {
+        Leads::Socks => match Box::pin(negotiate(&mut client)).await {
             Ok(service) => Ask { service, source: None, greeting: Greeting::Socks },
             Err(reason) => {
                 outbound.metrics.count_refused(Door::socks, reason);

@@ -15,7 +15,7 @@ use super::stalls::{Evicted, Stalls};
 use super::tcp::{Leftover, carry};
 use super::traffic::Traffic;
 use crate::mesh::Evidence;
-use crate::model::MemberId;
+use crate::model::{MemberId, ServiceName};
 use crate::runtime::TaskGroup;
 use crate::runtime::clock::Clock;
 use crate::telemetry::{Direction, Door, EventKind, EventLog, Metrics};
@@ -62,6 +62,13 @@ impl Drop for Entered<'_> {
     fn drop(&mut self) {
         self.inbound.leave(self.peer);
     }
+}
+
+/// A tunnel whose instance is connected.
+struct Opened {
+    service: ServiceName,
+    local: LocalSocket,
+    _call: Call,
 }
 
 impl Inbound {
@@ -132,6 +139,25 @@ impl Inbound {
         mut writer: TunnelWriter,
         mut reader: TunnelReader,
     ) {
+        // Boxed, and gone before bytes are carried, as in [`Outbound::serve`](super::outbound).
+        let opening = Box::pin(self.open(accepted, headerless, &mut writer, &mut reader));
+        match opening.await {
+            Ok(opened) => self.carry(opened, accepted.peer(), writer, reader).await,
+            Err(Some(refusal)) => {
+                Box::pin(self.refuse(accepted.peer(), writer, reader, refusal)).await;
+            }
+            Err(None) => {}
+        }
+    }
+
+    /// Reads what a new tunnel is for and connects it. An error without a refusal was counted.
+    async fn open(
+        &self,
+        accepted: &Accepted,
+        headerless: &Stalls,
+        writer: &mut TunnelWriter,
+        reader: &mut TunnelReader,
+    ) -> Result<Opened, Option<Refusal>> {
         let peer = accepted.peer();
         let header = headerless.watch(timeout(HEADER_TIME_MAX, reader.header())).await;
         let header = match header {
@@ -139,26 +165,24 @@ impl Inbound {
             Ok(Ok(Err(error))) => {
                 debug!(peer = %peer.id, %error, "tunnel without a header");
                 writer.set_drop_code(ResetCode::Malformed);
-                return self.metrics.count_refused(Door::mesh, "malformed");
+                self.metrics.count_refused(Door::mesh, "malformed");
+                return Err(None);
             }
-            Ok(Err(_)) => return self.metrics.count_refused(Door::mesh, "timeout"),
+            Ok(Err(_)) => {
+                self.metrics.count_refused(Door::mesh, "timeout");
+                return Err(None);
+            }
             Err(Evicted) => {
                 let reason = "too many tunnels without a header";
-                let refusal = Refusal::new(RefusalCode::OVERFLOW, reason);
-                return self.refuse(peer, writer, reader, refusal).await;
+                return Err(Some(Refusal::new(RefusalCode::OVERFLOW, reason)));
             }
         };
-        let connected = async {
-            self.admit(&header, peer)?;
-            // Before it is connected: an instance that takes its time to accept must not keep the
-            // callers of its neighbours waiting for streams.
-            accepted.admit(&mut reader);
-            self.connect(&header).await
-        };
-        match connected.await {
-            Ok((local, call)) => self.carry(&header, peer, local, writer, reader, call).await,
-            Err(refusal) => self.refuse(peer, writer, reader, refusal).await,
-        }
+        self.admit(&header, peer)?;
+        // Before it is connected: an instance that takes its time to accept must not keep the
+        // callers of its neighbours waiting for streams.
+        accepted.admit(reader);
+        let (local, call) = self.connect(&header).await?;
+        Ok(Opened { service: header.service, local, _call: call })
     }
 
     /// The seam for authorization: who calls is `peer`, whom the certificate proves, and
@@ -197,26 +221,27 @@ impl Inbound {
 
     async fn carry(
         &self,
-        header: &Header,
+        mut opened: Opened,
         peer: &Peer,
-        mut local: LocalSocket,
         mut writer: TunnelWriter,
         mut reader: TunnelReader,
-        _call: Call,
     ) {
-        let traffic = self.traffic.of(Direction::inbound, &header.service, peer.id, &peer.name);
+        let traffic = self.traffic.of(Direction::inbound, &opened.service, peer.id, &peer.name);
         let open = traffic.begin();
-        let outcome = async {
-            writer.accept().await?; // and only now may a byte reach the instance
-            let (left, bytes) = (Leftover::default(), &traffic.bytes);
-            carry(&mut local, &mut writer, &mut reader, left, bytes, &self.stalls).await
-        }
-        .await;
+        // Said first: only then may a byte reach the instance.
+        let outcome = match writer.accept().await {
+            Ok(()) => {
+                let (left, bytes, stalls) = (Leftover::default(), &traffic.bytes, &self.stalls);
+                carry(&mut opened.local, &mut writer, &mut reader, left, bytes, stalls).await
+            }
+            Err(error) => Err(error.into()),
+        };
+        let Opened { service, local, _call } = opened;
         drop(local);
         if outcome.is_ok() {
             writer.delivered().await;
         }
-        self.traffic.report_cut(&self.events, &header.service, &outcome);
+        self.traffic.report_cut(&self.events, &service, &outcome);
         open.end(&outcome);
     }
 }

@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 use std::future::pending;
 use std::io;
+use std::mem;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -180,7 +181,9 @@ impl Outbound {
     /// Serves one client until its connection ends.
     pub(super) async fn serve(&self, mut client: LocalSocket, ask: Ask) {
         let mut prefix = Prefix::default();
-        let connecting = self.connect(&mut client, &ask, &mut prefix);
+        // Boxed, and gone before bytes are carried: connecting takes much room and little time, and
+        // thousands of tasks like this one may rest for days.
+        let connecting = Box::pin(self.connect(&mut client, &ask, &mut prefix));
         let connected = timeout(CONNECT_TIME_MAX, connecting).await;
         match connected.unwrap_or(Err(Failure::NotTaken(DialError::Timeout))) {
             Ok(connected) => {
@@ -188,7 +191,7 @@ impl Outbound {
                 drop(prefix); // it would pin its block for as long as the connection lives
                 self.carry(client, ask, connected, len).await;
             }
-            Err(failure) => self.turn_away(client, ask, failure).await,
+            Err(failure) => Box::pin(self.turn_away(client, ask, failure)).await,
         }
     }
 
@@ -328,25 +331,26 @@ impl Outbound {
         &self,
         mut client: LocalSocket,
         ask: Ask,
-        connected: Connected,
+        mut connected: Connected,
         prefix_len: usize,
     ) {
-        let Connected { endpoint, route, _call } = connected;
-        let (service, peer) = (&ask.service, endpoint.member);
-        let traffic = self.traffic.of(Direction::outbound, service, peer, &endpoint.member_name);
+        let (service, endpoint) = (&ask.service, &connected.endpoint);
+        let (peer, name) = (endpoint.member, &endpoint.member_name);
+        let traffic = self.traffic.of(Direction::outbound, service, peer, name);
         let open = traffic.begin();
         traffic.bytes.inc_by(prefix_len as u64);
-        if ask.greeting.welcome(&mut client, &endpoint).await.is_err() {
+        if ask.greeting.welcome(&mut client, endpoint).await.is_err() {
             return;
         }
-        let outcome = match route {
-            Route::Local { mut instance, left } => {
-                carry_locally(&mut client, &mut instance, left, &traffic.bytes, &self.stalls).await
+        let (bytes, stalls) = (&traffic.bytes, &self.stalls);
+        let outcome = match &mut connected.route {
+            Route::Local { instance, left } => {
+                let left = mem::take(left);
+                Box::pin(carry_locally(&mut client, instance, left, bytes, stalls)).await
             }
-            Route::Tunnel { mut writer, mut reader, left } => {
-                let (bytes, stalls) = (&traffic.bytes, &self.stalls);
-                let outcome =
-                    carry(&mut client, &mut writer, &mut reader, left, bytes, stalls).await;
+            Route::Tunnel { writer, reader, left } => {
+                let left = mem::take(left);
+                let outcome = carry(&mut client, writer, reader, left, bytes, stalls).await;
                 drop(client);
                 if outcome.is_ok() {
                     writer.delivered().await;

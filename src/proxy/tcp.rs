@@ -5,6 +5,7 @@
 //! ends everything, and the guards of both sides reset what has not ended.
 
 use std::io;
+use std::pin::pin;
 
 use bytes::Bytes;
 use futures_util::future::try_join;
@@ -63,11 +64,12 @@ pub(super) async fn carry(
     stalls: &Stalls,
 ) -> Result<(), Cut> {
     let (local_reader, local_writer) = local.split();
-    let outcome = try_join(
-        to_tunnel(local_reader, writer, left, carried),
-        to_local(reader, local_writer, carried, stalls),
-    )
-    .await;
+    let outcome = {
+        // Pinned here and joined by reference: a join that owned them would hold them twice.
+        let there = pin!(to_tunnel(local_reader, writer, left, carried));
+        let back = pin!(to_local(reader, local_writer, carried, stalls));
+        try_join(there, back).await
+    };
     if outcome == Err(Cut::Stalled) {
         writer.set_drop_code(ResetCode::Stalled);
         reader.stop(ResetCode::Stalled);
@@ -142,12 +144,9 @@ pub(super) async fn carry_locally(
 ) -> Result<(), Cut> {
     let (client_reader, client_writer) = client.split();
     let (instance_reader, instance_writer) = instance.split();
-    match try_join(
-        across(client_reader, instance_writer, left, carried, stalls),
-        across(instance_reader, client_writer, Leftover::default(), carried, stalls),
-    )
-    .await?
-    {
+    let there = pin!(across(client_reader, instance_writer, left, carried, stalls));
+    let back = pin!(across(instance_reader, client_writer, Leftover::default(), carried, stalls));
+    match try_join(there, back).await? {
         (_, Ended::Well) => Ok(()),
         (_, Ended::Unwanted) => Err(Cut::Local(io::ErrorKind::BrokenPipe)),
     }

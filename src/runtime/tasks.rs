@@ -5,11 +5,15 @@
 
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 use std::thread;
 
 use futures_util::FutureExt;
+use futures_util::future::CatchUnwind;
+use pin_project_lite::pin_project;
 use tokio::sync::oneshot;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, error, error_span};
 
@@ -65,13 +69,12 @@ impl TaskGroup {
         name: &'static str,
         future: impl Future<Output = ()> + Send + 'static,
     ) {
-        let cancel = self.owner.0.clone();
-        self.tracker.spawn(async move {
-            let guarded = AssertUnwindSafe(future).catch_unwind();
-            if let Some(Err(_)) = cancel.run_until_cancelled(guarded).await {
-                error!(task = name, "connection task panicked, its connection is lost");
-            }
-        });
+        let connection = Connection {
+            name,
+            cancelled: self.owner.0.clone().cancelled_owned(),
+            future: AssertUnwindSafe(future).catch_unwind(),
+        };
+        self.tracker.spawn(connection);
     }
 
     /// How many tasks have not ended.
@@ -99,6 +102,33 @@ impl TaskGroup {
     pub async fn stop(&self) {
         self.cancel();
         self.finished().await;
+    }
+}
+
+pin_project! {
+    /// A connection's task. Written out, because each layer of `async` would hold the future once more:
+    /// thousands of connections rest in tasks like this.
+    struct Connection<F> {
+        name: &'static str,
+        #[pin]
+        cancelled: WaitForCancellationFutureOwned,
+        #[pin]
+        future: CatchUnwind<AssertUnwindSafe<F>>,
+    }
+}
+
+impl<F: Future<Output = ()>> Future for Connection<F> {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = self.project();
+        if this.cancelled.poll(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        if ready!(this.future.poll(cx)).is_err() {
+            error!(task = this.name, "connection task panicked, its connection is lost");
+        }
+        Poll::Ready(())
     }
 }
 
