@@ -150,6 +150,7 @@ impl Agent {
         let runtime = RuntimeFile::load(&dir)?;
         let services = declared(&settings, &runtime, credentials.enrolled().services.clone())?;
         let open_files = limits::raise_open_files();
+        limits::keep_freed_memory();
         info!(member = %credentials.name(), id = %credentials.member_id(), open_files, "starting");
         let (metrics, clock) = (Metrics::new(), Clock::new());
         let events = EventLog::new(credentials.name().as_str());

@@ -3,6 +3,7 @@
 //! All of it lives on one thread with a runtime of its own, so that no lock is contended where bytes
 //! move and no busy stream delays gossip. [`Proxy`] is the handle for everybody else.
 
+mod both;
 mod dial;
 mod entry;
 mod inbound;

@@ -8,8 +8,8 @@ use std::io;
 use std::pin::pin;
 
 use bytes::Bytes;
-use futures_util::future::try_join;
 
+use super::both::try_both;
 use super::local::{CHUNKS_MAX, LocalReader, LocalSocket, LocalWriter};
 use super::stalls::{Stalls, WriteError};
 use crate::telemetry::Counter;
@@ -65,10 +65,10 @@ pub(super) async fn carry(
 ) -> Result<(), Cut> {
     let (local_reader, local_writer) = local.split();
     let outcome = {
-        // Pinned here and joined by reference: a join that owned them would hold them twice.
+        // Pinned here and not inside the join, which would hold them twice.
         let there = pin!(to_tunnel(local_reader, writer, left, carried));
         let back = pin!(to_local(reader, local_writer, carried, stalls));
-        try_join(there, back).await
+        try_both(there, back).await
     };
     if outcome == Err(Cut::Stalled) {
         writer.set_drop_code(ResetCode::Stalled);
@@ -146,7 +146,7 @@ pub(super) async fn carry_locally(
     let (instance_reader, instance_writer) = instance.split();
     let there = pin!(across(client_reader, instance_writer, left, carried, stalls));
     let back = pin!(across(instance_reader, client_writer, Leftover::default(), carried, stalls));
-    match try_join(there, back).await? {
+    match try_both(there, back).await? {
         (_, Ended::Well) => Ok(()),
         (_, Ended::Unwanted) => Err(Cut::Local(io::ErrorKind::BrokenPipe)),
     }
