@@ -146,6 +146,7 @@ impl World {
             member: issuer.id(),
             certificate: Vec::new(),
             is_active: true,
+            kept: Vec::new(),
         };
         let payload = wire::encode_payload(&body).expect("encodes");
         let kind = EntryKind::ISSUER;

@@ -144,8 +144,8 @@ impl Controller {
             Control::IssuingKey { name, reply } => {
                 drop(reply.send(self.issuing_key(name).await));
             }
-            Control::KeepMembers { issuer, reply } => {
-                let kept = self.desk.lock().await.keep_members(issuer).await;
+            Control::KeepMembers { issuer, dropped, reply } => {
+                let kept = self.desk.lock().await.keep_members(issuer, &dropped).await;
                 drop(reply.send(kept.map_err(desk_error)));
             }
             Control::Grant { name, services, reply } => {
@@ -454,7 +454,9 @@ fn desk_error(error: DeskError) -> ControlError {
             ControlError::NotFound { what: "member", name: name.to_string() }
         }
         DeskError::NotIssuer => ControlError::NotIssuer,
-        DeskError::TooManyInvites | DeskError::OwnWord => ControlError::Conflict(error.to_string()),
+        DeskError::TooManyInvites | DeskError::OwnWord | DeskError::OthersVouch(_) => {
+            ControlError::Conflict(error.to_string())
+        }
         other => ControlError::Failed(other.to_string()),
     }
 }

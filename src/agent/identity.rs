@@ -23,7 +23,7 @@ use crate::telemetry::{EventKind, EventLog, Metrics};
 use crate::tls::grace::IssuerWatch;
 use crate::tls::rotation::Rotation;
 use crate::tls::store::{DataDir, StoreError};
-use crate::tls::{Certificate, Dismissed, NodeCredentials, TlsError};
+use crate::tls::{Certificate, NodeCredentials, TlsError};
 use crate::transport::enrolment::renewal::{AskError, Door, RenewedLeaf, ask_leaf};
 use crate::transport::enrolment::{DeskError, IssuerDesk};
 use crate::transport::gossip::GossipHandle;
@@ -220,16 +220,15 @@ impl Keeper {
                 self.chance.notify_one();
             }
             self.appoint_if_named(credentials.member_id(), &mut appointed).await;
-            let dismissed = dismissed(&self.snapshot.load());
-            self.tell_removed(&mut removed, &dismissed.issuers);
-            credentials.dismissals().set(dismissed);
+            let dismissed = credentials.trust().dismissed();
+            self.tell_removed(&mut removed, &dismissed.issuers().copied().collect());
             let leaf = credentials.enrolment().version();
             if self.is_outdated(&credentials) && outdated != Some(leaf) {
                 outdated = Some(leaf); // once for each leaf: failures have pauses of their own
                 self.outdated.notify_one();
             }
-            credentials.grace().set_open(issuers.is_grace_open(since_start(now)));
-            for member in credentials.grace().take_accepted() {
+            credentials.trust().grace().set_open(issuers.is_grace_open(since_start(now)));
+            for member in credentials.trust().grace().take_accepted() {
                 if accepted.insert(member, now).is_none() {
                     let reason = "its certificate has ended and no issuer is there to renew it";
                     self.events.record(EventKind::EndedAccepted, self.name_of(member), reason);
@@ -359,17 +358,6 @@ impl Keeper {
         let view = snapshot.members.get(&member);
         view.map_or_else(|| member.to_string(), |view| view.name.to_string())
     }
-}
-
-/// Whose leaves prove nobody any more. Free in a mesh that never dismissed an issuer.
-fn dismissed(snapshot: &Snapshot) -> Dismissed {
-    let all = snapshot.issuers.values().map(|appointed| &appointed.issuer);
-    let gone = all.filter(|issuer| !issuer.is_active);
-    let issuers: BTreeSet<_> = gone.map(|issuer| issuer.key).collect();
-    if issuers.is_empty() {
-        return Dismissed::default();
-    }
-    Dismissed { issuers, kept: snapshot.enrolments.keys().copied().collect() }
 }
 
 /// Sets the gauges of when the certificates of this member's chain end.

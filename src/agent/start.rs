@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::sync::{Mutex, Notify, mpsc, watch};
@@ -23,15 +24,17 @@ use crate::api::{
     ADDRESS_FILE, ApiState, ApiToken, CallView, Calls, Checks, ControlError, ExposeSpec, Identity,
     Links, Local, LogSlot, Readiness, UpstreamSpec, serve,
 };
+use crate::catalogue::{Catalogue, Signatures};
 use crate::config::{Origin, RuntimeFile, Setting, Settings};
 use crate::mesh::{self, Mesh, MeshConfig, Snapshot};
-use crate::model::{Entry, InstanceId, ServiceName, Target};
+use crate::model::{Entry, EntryKind, InstanceId, ServiceName, Target};
 use crate::proxy::{self, Proxy};
 use crate::runtime::clock::Clock;
 use crate::runtime::{Shutdown, Stage, TaskGroup, Thread, ThreadError, entropy, limits};
 use crate::telemetry::{EventKind, EventLog, Metrics};
-use crate::tls::NodeCredentials;
+use crate::tls::grace::IssuerWatch;
 use crate::tls::store::{DataDir, StoreError};
+use crate::tls::{Dismissed, NodeCredentials};
 use crate::transport::Limits;
 use crate::transport::enrolment::renewal::Run;
 use crate::transport::enrolment::{self, IssuerDesk, Presence};
@@ -155,6 +158,12 @@ impl Agent {
         let events = EventLog::new(credentials.name().as_str());
         identity::count_expiry(&metrics, &credentials);
         metrics.show_events_dropped(events.dropped());
+        // Before the port is open: nobody comes in by a certificate that this member knew to be void.
+        let entries = starting_entries(&credentials, &dir)?;
+        let trust = credentials.trust();
+        trust.set_dismissed(Dismissed::from(&grounds(&credentials, &entries)));
+        trust.grace().set_open(IssuerWatch::default().is_grace_open(Duration::ZERO));
+
         let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
         let (snapshots, snapshots_reader) = watch::channel(snapshot.load_full());
 
@@ -208,7 +217,6 @@ impl Agent {
         );
         tasks.spawn("enrolment-door", door);
         // The door is open: where this very process answers it is known by its run.
-        let entries = starting_entries(&credentials, &dir)?;
         let places = twin::places(credentials.member_id(), &entries, advertise, mesh_address);
         let found = twin::find(&data.endpoint, credentials.member_id(), run, places).await;
         if let Some(address) = found {
@@ -428,6 +436,16 @@ fn starting_entries(
     entries.push(credentials.enrolment().clone());
     entries.extend(enrolment::stored_invites(dir)?);
     Ok(entries)
+}
+
+/// Who vouches for whom, by these entries alone.
+pub(super) fn grounds(credentials: &NodeCredentials, entries: &[Entry]) -> Catalogue {
+    let is_ground =
+        |entry: &&Entry| matches!(entry.key().kind, EntryKind::ISSUER | EntryKind::ENROLMENT);
+    let (mesh, root) = (*credentials.mesh(), credentials.genesis().root);
+    let mut catalogue = Catalogue::new(mesh, root, Box::new(Signatures));
+    catalogue.restore(entries.iter().filter(is_ground).cloned().collect());
+    catalogue
 }
 
 /// All instances that flags and files name, and those that the command line added in an earlier run.

@@ -23,7 +23,8 @@ pub use control::{
 };
 pub use problem::Problem;
 pub use routes::{
-    DrainRequest, ExposeRequest, Exposed, GrantRequest, InviteRequest, LogRequest, routes,
+    DrainRequest, ExposeRequest, Exposed, GrantRequest, InviteRequest, KeepRequest, LogRequest,
+    routes,
 };
 pub use server::{ADDRESS_FILE, Listener, SOCKET_FILE, serve};
 pub use state::{

@@ -615,10 +615,27 @@ async fn issuing_key(State(state): State<ApiState>, Path(node): Path<String>) ->
     Ok(Json(views::IssuingKey { member, key }).into_response())
 }
 
-async fn keep_members(State(state): State<ApiState>, Path(issuer): Path<String>) -> Answer {
+/// The body of `POST /v1/mesh/issuers/{node}/keep`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct KeepRequest {
+    /// Names of those that are to go with the issuer that let them in.
+    #[serde(default)]
+    pub drop: Vec<MemberName>,
+}
+
+async fn keep_members(
+    State(state): State<ApiState>,
+    Path(issuer): Path<String>,
+    request: Request,
+) -> Answer {
     let issuer = named::<MemberId>(&issuer)?;
-    let kept = Control::ask(&state.control, |reply| Control::KeepMembers { issuer, reply });
-    Ok(Json(kept.await?).into_response())
+    let KeepRequest { drop: dropped } = body(request).await?;
+    let keep = |reply| Control::KeepMembers { issuer, dropped, reply };
+    let kept = Control::ask(&state.control, keep).await?.into_iter();
+    let kept = kept.map(|(member, name)| views::KeptMember { member, name });
+    Ok(Json(kept.collect::<Vec<_>>()).into_response())
 }
 
 /// The body of `POST /v1/mesh/grants`.

@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 use super::{ApiState, ExposeSpec};
 use crate::mesh::{Appointed, Endpoint, EndpointState, MemberView, ServiceView};
 use crate::model::{
-    Enrolment, Epoch, MemberId, MemberPhase, MemberState, Moment, PublicKey, ServiceName,
+    Enrolment, Epoch, MemberId, MemberName, MemberPhase, MemberState, Moment, PublicKey,
+    ServiceName,
 };
 use crate::tls::Certificate;
 use crate::transport::enrolment::InviteView;
@@ -151,6 +152,14 @@ pub struct CertRow {
     /// Unix seconds; leaves only, and of other members about.
     pub renews_at: Option<u64>,
     pub key_hash: String,
+}
+
+/// A member that stays when the issuer that let it in goes.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct KeptMember {
+    pub member: MemberId,
+    pub name: MemberName,
 }
 
 /// One issuer, as `/v1/mesh/issuers` lists it.

@@ -15,8 +15,8 @@ use super::client::{Client, encoded};
 use super::exit::{Exit, Failure, Outcome};
 use super::found::{open_dir, store_failure};
 use super::output::{Drawing, Grid, Listing, cell, count, line, note, show, state};
-use crate::api::GrantRequest;
-use crate::api::views::{IssuerRow, IssuingKey};
+use crate::api::views::{IssuerRow, IssuingKey, KeptMember};
+use crate::api::{GrantRequest, KeepRequest};
 use crate::model::{Entry, Issuer, MemberName, ServiceName};
 use crate::tls::Root;
 use crate::tls::store::{self, StoreError};
@@ -29,10 +29,10 @@ pub(super) enum IssuerVerb {
     /// List the issuers
     List(Listing),
     /// Take it back; run it on another issuer, which vouches for the members that it let in
-    Remove(IssuerArgs),
+    Remove(RemoveArgs),
 }
 
-/// Arguments of `issuer add` and `issuer remove`.
+/// Arguments of `issuer add`.
 #[derive(Debug, Args)]
 pub(super) struct IssuerArgs {
     /// Which member
@@ -40,6 +40,16 @@ pub(super) struct IssuerArgs {
     /// The root key of the mesh [default: root.key in the data directory]
     #[arg(long, value_name = "FILE", env = "MURMESH_ROOT_KEY", hide_env_values = true)]
     root_key: Option<PathBuf>,
+}
+
+/// Arguments of `issuer remove`.
+#[derive(Debug, Args)]
+pub(super) struct RemoveArgs {
+    #[command(flatten)]
+    issuer: IssuerArgs,
+    /// A member that it let in and that goes with it; may be repeated
+    #[arg(long = "drop", value_name = "NODE")]
+    dropped: Vec<MemberName>,
 }
 
 /// Arguments of `grant`.
@@ -128,7 +138,8 @@ async fn add(global: &Global, args: IssuerArgs) -> Outcome {
     Ok(Exit::Ok)
 }
 
-async fn remove(global: &Global, args: IssuerArgs) -> Outcome {
+async fn remove(global: &Global, args: RemoveArgs) -> Outcome {
+    let RemoveArgs { issuer: args, dropped } = args;
     let (root, client) = (root(global, args.root_key)?, Client::new(global)?);
     let node = args.node.as_str();
     let rows = issuers(&client).await?;
@@ -144,27 +155,31 @@ async fn remove(global: &Global, args: IssuerArgs) -> Outcome {
     }
     for row in theirs {
         let path = format!("/v1/mesh/issuers/{}/keep", encoded(&row.id));
-        let kept: Vec<String> = client
-            .change(Method::POST, &path, &json!({}))
+        let request = KeepRequest { drop: dropped.clone() };
+        let kept: Vec<KeptMember> = client
+            .change(Method::POST, &path, &request)
             .await
             .map_err(|failure| failure.hint(format_args!("run this on {}", others[0].node)))?;
-        let dismissed = root.dismiss(&issuer_of(&row)?, row.epoch).map_err(Failure::failed)?;
+        let (ids, names): (Vec<_>, Vec<_>) =
+            kept.into_iter().map(|kept| (kept.member, kept.name.to_string())).unzip();
+        let dismissed = root.dismiss(&issuer_of(&row)?, row.epoch, ids).map_err(Failure::failed)?;
         publish(&client, &dismissed).await?;
-        if !kept.is_empty() {
-            let what = count(kept.len(), "member");
-            note(format_args!(
-                "{what} let in by {node} stay, vouched for here: {}",
-                kept.join(", ")
-            ));
+        if !names.is_empty() {
+            let what = count(names.len(), "member");
+            note(format_args!("{what} let in by {node} stay: {}", names.join(", ")));
         }
     }
     line(format_args!("{node} issues nothing any more"))?;
+    if !dropped.is_empty() {
+        let names: Vec<_> = dropped.iter().map(MemberName::as_str).collect();
+        line(format_args!("nobody believes any more: {}", names.join(", ")))?;
+    }
     Ok(Exit::Ok)
 }
 
 fn issuer_of(row: &IssuerRow) -> Result<Issuer, Failure> {
     let certificate = BASE64_STANDARD.decode(&row.certificate).map_err(Failure::failed)?;
-    Ok(Issuer { key: row.key, member: row.member, certificate, is_active: true })
+    Ok(Issuer { key: row.key, member: row.member, certificate, is_active: true, kept: Vec::new() })
 }
 
 async fn publish(client: &Client, entry: &Entry) -> Result<(), Failure> {

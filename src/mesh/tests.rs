@@ -27,7 +27,13 @@ fn name(key: u8) -> MemberName {
 
 fn grounds(member: u8) -> Vec<Entry> {
     let key = TestKey::new(ISSUER).public_key();
-    let issuer = Issuer { key, member: id(ISSUER), certificate: Vec::new(), is_active: true };
+    let issuer = Issuer {
+        key,
+        member: id(ISSUER),
+        certificate: Vec::new(),
+        is_active: true,
+        kept: Vec::new(),
+    };
     let enrolment = Enrolment {
         key: TestKey::new(member).public_key(),
         name: name(member),

@@ -145,6 +145,8 @@ pub struct Issuer {
     pub certificate: Vec<u8>,
     /// False once revoked.
     pub is_active: bool,
+    /// Of a revoked issuer: the members that it let in and that stay. Since version 2.
+    pub kept: Vec<MemberId>,
 }
 
 /// Makes a key an operator: a person's, who signs policy and revocations. Subject: the hash of the

@@ -8,6 +8,7 @@ pub mod gossip;
 mod peers;
 mod places;
 mod planes;
+mod revoker;
 mod silence;
 mod socket;
 pub mod tunnel;
@@ -18,4 +19,5 @@ pub use endpoint::{
     Limits, PlaneQueues, RETRY_ABOVE, refusal,
 };
 pub use peers::{Link, LinkView, Peers};
+pub use revoker::Revoker;
 pub use socket::BUFFER_LEN as SOCKET_BUFFER_LEN;

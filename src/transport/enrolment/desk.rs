@@ -152,6 +152,10 @@ pub enum DeskError {
          with it: another issuer must vouch for them"
     )]
     OwnWord,
+    #[error(
+        "'{0}' has its certificate from another issuer, too, and cannot be dropped with this one"
+    )]
+    OthersVouch(MemberName),
     #[error("no active issuer vouches for this member any more")]
     Revoked,
     #[error("the mesh refused the entry: {0}")]
@@ -413,36 +417,54 @@ impl IssuerDesk {
         Ok(RenewedLeaf { chain, entries: vec![own, entry] })
     }
 
-    /// Vouches for the members that only the issuer with that key's hash vouches for: the root is
-    /// about to take it back. Their leaves go on; the next come from others. Returns their names.
-    pub async fn keep_members(&mut self, issuer: MemberId) -> Result<Vec<MemberName>, DeskError> {
+    /// Vouches for the members that only the issuer with that key's hash vouches for, all but those
+    /// called as in `dropped`: the root is about to take it back. Their leaves go on; the next come
+    /// from others. Returns all that it let in and that stay.
+    pub async fn keep_members(
+        &mut self,
+        issuer: MemberId,
+        dropped: &[MemberName],
+    ) -> Result<Vec<(MemberId, MemberName)>, DeskError> {
         self.check_active().await?;
         if self.authority()?.key().public_key().member_id() == issuer {
             return Err(DeskError::OwnWord);
         }
         let issuers = self.active_issuers().await?;
         let all = self.gossip.entries(EntryKind::ENROLMENT).await.ok_or(DeskError::Stopping)?;
-        let is_vouched =
-            |entry: &Entry| issuers.contains_key(&entry.signer()) && entry.key().owner != issuer;
+        let (theirs, others): (Vec<_>, Vec<_>) =
+            all.iter().partition(|entry| entry.key().owner == issuer);
+        let is_active = |entry: &&&Entry| issuers.contains_key(&entry.signer());
         let vouched: BTreeSet<_> =
-            all.iter().filter(|entry| is_vouched(entry)).map(|entry| entry.key().subject).collect();
-        let mut kept = Vec::new();
-        for entry in all.iter().filter(|entry| entry.key().owner == issuer) {
-            let Ok(enrolment) = wire::decode_payload::<Enrolment>(&entry.payload()) else {
-                continue;
-            };
+            others.iter().filter(is_active).map(|entry| entry.key().subject).collect();
+        let enrolment = |entry: &Entry| {
+            let enrolment: Enrolment = wire::decode_payload(&entry.payload()).ok()?;
             let is_sound = *enrolment.key.member_id().as_bytes() == entry.key().subject;
-            if vouched.contains(&entry.key().subject) || !is_sound {
-                continue;
+            is_sound.then_some(enrolment)
+        };
+        let (out, kept): (Vec<_>, Vec<_>) = theirs
+            .into_iter()
+            .filter_map(enrolment)
+            .partition(|enrolment| dropped.contains(&enrolment.name));
+        for name in dropped {
+            let named = out.iter().find(|enrolment| enrolment.name == *name);
+            let named = named.ok_or_else(|| DeskError::NoMember(name.clone()))?;
+            if vouched.contains(named.key.member_id().as_bytes()) {
+                return Err(DeskError::OthersVouch(name.clone()));
             }
-            self.state.serial += 1;
-            self.save()?;
-            let enrolment = Enrolment { serial: self.state.serial, ..enrolment };
-            let (entry, _) = self.authority()?.enrol(&enrolment)?;
-            self.publish(entry).await?;
-            kept.push(enrolment.name);
         }
-        Ok(kept)
+        let mut stay = Vec::new();
+        for enrolment in kept {
+            let member = enrolment.key.member_id();
+            stay.push((member, enrolment.name.clone()));
+            if !vouched.contains(member.as_bytes()) {
+                self.state.serial += 1;
+                self.save()?;
+                let enrolment = Enrolment { serial: self.state.serial, ..enrolment };
+                let (entry, _) = self.authority()?.enrol(&enrolment)?;
+                self.publish(entry).await?;
+            }
+        }
+        Ok(stay)
     }
 
     /// Lets the member called `name` offer these services and no others; all when absent. Its next

@@ -312,7 +312,7 @@ mod tests {
         let first = founder.root().appoint(&issuer, founder.me, None).unwrap();
         let epoch = first.version().epoch;
         let first = wire::decode_payload::<Issuer>(&first.payload()).unwrap();
-        let dismissed = founder.root().dismiss(&first, epoch).unwrap();
+        let dismissed = founder.root().dismiss(&first, epoch, Vec::new()).unwrap();
         founder.gossip.publish(dismissed).await.unwrap().unwrap();
         let refused = ask_leaf(&endpoint, founder.door()).await.unwrap_err();
         assert!(matches!(refused, AskError::Refused(RenewalRefusal::NotIssuer)), "{refused}");
