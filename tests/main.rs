@@ -11,6 +11,7 @@ mod cli;
 mod compromised;
 mod config_files;
 mod consul;
+mod dismissing;
 mod embedding;
 mod hostile;
 mod joining;

@@ -33,7 +33,8 @@ use crate::transport::{BindError, Endpoint};
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// A mesh that lives on grace is told this often.
 const WARNING_INTERVAL: Duration = Duration::from_secs(60);
-/// How long a peer counts as accepted by grace: handshakes are rare.
+/// How long a peer counts as accepted by grace, unless it is heard to have a valid leaf again:
+/// handshakes are rare.
 const ACCEPTED_FOR: Duration = Duration::from_secs(60);
 /// Issuers asked in one attempt; the next attempt asks others.
 const ASKED_MAX: usize = 8;
@@ -234,7 +235,7 @@ impl Keeper {
                     self.events.record(EventKind::EndedAccepted, self.name_of(member), reason);
                 }
             }
-            accepted.retain(|_, at| now.since(*at) < ACCEPTED_FOR);
+            accepted.retain(|member, at| now.since(*at) < ACCEPTED_FOR && !self.is_valid(member));
             let degraded = self.degraded(&credentials, accepted.keys());
             if degraded.is_some() && warned_at.is_none_or(|at| now.since(at) >= WARNING_INTERVAL) {
                 warned_at = Some(now);
@@ -243,6 +244,15 @@ impl Keeper {
             self.show_degraded(degraded);
             sleep(LOOK_INTERVAL).await;
         }
+    }
+
+    /// Whether a leaf of this member that others have heard of holds now.
+    fn is_valid(&self, member: &MemberId) -> bool {
+        let ttl_secs = self.credentials().genesis().leaf_ttl_secs;
+        let snapshot = self.snapshot.load();
+        snapshot.enrolments.get(member).is_some_and(|newest| {
+            newest.enrolment.issued_at.saturating_add(ttl_secs) > clock::unix_seconds()
+        })
     }
 
     fn is_issuer_there(&self, me: MemberId) -> bool {
