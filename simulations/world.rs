@@ -200,6 +200,7 @@ impl World {
             services: None,
             issued_at: 1,
             invite: None,
+            replaces: Vec::new(),
         };
         let payload = wire::encode_payload(&enrolment).expect("encodes");
         let (kind, subject) = (EntryKind::ENROLMENT, *id.as_bytes());

@@ -97,7 +97,18 @@ pub trait Payload: Serialize + DeserializeOwned {
 
 impl Payload for Genesis {}
 impl Payload for MemberRecord {}
-impl Payload for Enrolment {}
+
+impl Payload for Enrolment {
+    const VERSION: u8 = 2;
+
+    fn appended_after(version: u8) -> Result<Vec<u8>, WireError> {
+        match version {
+            1 => encode(&Vec::<MemberId>::new()), // replaces
+            _ => Ok(Vec::new()),
+        }
+    }
+}
+
 impl Payload for Invite {}
 
 impl Payload for Issuer {

@@ -5,14 +5,18 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use murmesh::model::{EntryKind, Issuer};
 use murmesh::tls::store::DataDir;
-use murmesh::tls::{NodeCredentials, Plane, server_name};
+use murmesh::tls::{NodeCredentials, Plane, Root, SecretKey, server_name};
 use murmesh::transport::refusal;
+use murmesh::wire;
 use quinn::ConnectionError;
 
 use crate::support::{
-    Agent, Kind, SOON, Server, TestMesh, alone, beside_others, check, dial, eventually, runtime,
-    within,
+    Agent, Kind, SOON, Server, TestMesh, alone, beside_others, check, dial, eventually, request,
+    runtime, within,
 };
 
 /// Two issuers, one member that stays and one that is to go; the first issuer let everybody in.
@@ -160,4 +164,32 @@ fn a_restarted_member_refuses_whom_nobody_vouches_for_from_the_first_packet_on()
         assert!(refused >= 2, "{refused} of {} were answered", ended.len());
         assert_ne!(agent.state_of("going"), "alive");
     }
+}
+
+#[test]
+fn a_member_that_hears_that_nobody_vouches_for_it_is_not_ready_and_says_why() {
+    let _turn = beside_others();
+    let mesh = TestMesh::of(&["only"]);
+    let only = mesh.agent("only");
+    // The command line refuses to remove the last issuer; the root key does not have to ask it.
+    let dir = DataDir::new(&only.data_dir);
+    let (id, genesis) = dir.genesis().unwrap().unwrap();
+    let key = SecretKey::from_pem(&dir.read("root.key").unwrap().unwrap()).unwrap();
+    let issuers = dir.entries().unwrap();
+    let entry = issuers.iter().find(|entry| entry.key().kind == EntryKind::ISSUER).unwrap();
+    let issuer: Issuer = wire::decode_payload(&entry.payload()).unwrap();
+    let root = Root::new(id, &genesis, key).unwrap();
+    let gone = root.dismiss(&issuer, entry.version().epoch, Vec::new()).unwrap();
+    let body = serde_json::json!({ "entry": BASE64_STANDARD.encode(gone.bytes()) }).to_string();
+    let token = format!("Bearer {}", only.api_token());
+    let headers = [("authorization", token.as_str()), ("content-type", "application/json")];
+    let told = request(&only.at(), "POST", "/v1/mesh/entries", &headers, body.as_bytes()).unwrap();
+    assert_eq!(told.status, 200, "{}", told.text());
+    eventually("it is not ready", SOON, || {
+        let ready = only.try_get("/ready").unwrap();
+        check(ready.status == 503 && ready.text().contains("nobody vouches"), ready.text())
+    });
+    only.stop();
+    let failed = only.run(&["agent"]).fails(2);
+    assert!(failed.contains("nobody vouches") && failed.contains("murmesh join TOKEN"), "{failed}");
 }

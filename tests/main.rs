@@ -19,6 +19,7 @@ mod operating;
 mod partitions;
 mod reaching;
 mod renewing;
+mod replacing;
 mod sixteen;
 mod support;
 mod surviving;

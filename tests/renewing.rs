@@ -88,9 +88,9 @@ fn every_member_renews_again_and_again_and_no_request_fails() {
         load.go_on_for(Duration::from_secs(sized(7, 240)));
         // All issuers are away for half a life: whoever is due meanwhile has to wait.
         renewed_before = [issuer, second].map(renewals);
-        [issuer, second].map(Agent::stop);
+        [issuer, second].into_iter().for_each(Agent::stop);
         load.go_on_for(Duration::from_secs(ttl / 2));
-        [issuer, second].map(Agent::start);
+        [issuer, second].into_iter().for_each(Agent::start);
         // Live connections outlive their leaves; a restart means new handshakes with everybody.
         second.wait_endpoints("web", 1);
         ask(second.upstream("web"), "new handshakes").unwrap();

@@ -11,6 +11,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::{Mutex, Notify, mpsc, watch};
 use tracing::{info, warn};
 
+use super::advertise::{self, advertised};
 use super::check::{Inspector, warn_while_unheard};
 use super::control::{Controller, check_loop, ids, local_error};
 use super::identity::{self, Keeper};
@@ -58,6 +59,15 @@ pub enum StartError {
         path: PathBuf,
         /// The command that brings it back.
         way_back: &'static str,
+    },
+    /// The issuer that let this member in was removed, and the member with it. Fault: whoever did that.
+    #[error(
+        "nobody vouches for the member of {} any more: the issuer that let it in was removed; \
+         'murmesh join TOKEN' lets it in again", path.display()
+    )]
+    Unvouched {
+        /// The data directory.
+        path: PathBuf,
     },
     /// The mesh could not be joined ([`Agent::join`]).
     #[error(transparent)]
@@ -107,7 +117,7 @@ pub enum StartError {
     /// Nobody would know where to dial this member. Fault: the settings.
     #[error(
         "the mesh port {0} is bound on every address and this machine has no default route; \
-         say where others reach it with --advertise ip:port"
+         say where others reach it with --advertise host:port"
     )]
     NoAdvertise(SocketAddr),
 }
@@ -188,7 +198,8 @@ impl Agent {
         // earlier one did.
         data.proxy.set_local(services.targets());
         let mesh_address = data.endpoint.local_address();
-        let advertise = advertised(settings.advertise.value, mesh_address)?;
+        let told = settings.advertise.value.clone();
+        let advertise = advertised(told.as_ref(), mesh_address).await?;
 
         let (gossip, commands) = gossip_channel();
         let desk = Arc::new(Mutex::new(IssuerDesk::open(
@@ -243,7 +254,7 @@ impl Agent {
             entropy::seed()?,
             entries,
         )
-        .map_err(|error| without_issuer(error, &dir))?;
+        .map_err(|error| without_issuer(error, &credentials, &dir))?;
         let (settled, settled_reader) = watch::channel(false);
         let (durable, durable_reader) = watch::channel(Durable::default());
         let gossip_tasks = TaskGroup::new(shutdown.clone());
@@ -267,6 +278,10 @@ impl Agent {
         disk.spawn("persist", disk::persist(dir.clone(), durable_reader, gossip.clone()));
         let (seeds, known_seeds) = watch::channel(settings.seeds.value.clone());
         tasks.spawn("resolve-seeds", seeds::resolve_again(known_seeds, gossip.clone()));
+
+        let (reached_at, advertised_at) = watch::channel(advertise);
+        let follow = advertise::follow(told, mesh_address, gossip.clone(), reached_at);
+        tasks.spawn("follow the advertised name", follow);
 
         let identity = Arc::new(ArcSwap::from_pointee(Identity {
             credentials: credentials.clone(),
@@ -303,7 +318,7 @@ impl Agent {
         let inspector = Arc::new(Inspector {
             dir: dir.clone(),
             mesh: mesh_address,
-            advertise,
+            advertise: advertised_at.clone(),
             seeds: settings.seeds.value.clone(),
             endpoint: data.endpoint.clone(),
             gossip: gossip.clone(),
@@ -334,7 +349,7 @@ impl Agent {
             snapshot: snapshot.clone(),
             snapshots: snapshots_reader.clone(),
             endpoint: data.endpoint,
-            advertise,
+            advertise: advertised_at,
             events: events.clone(),
             leaving: leave,
         };
@@ -406,19 +421,15 @@ impl Agent {
     }
 }
 
-/// Where others reach us: as told, or where we are bound when that is one address.
-fn advertised(told: Option<SocketAddr>, bound: SocketAddr) -> Result<SocketAddr, StartError> {
-    match told {
-        Some(address) if address.port() == 0 => Ok(SocketAddr::new(address.ip(), bound.port())),
-        Some(address) => Ok(address),
-        None if bound.ip().is_unspecified() => Err(StartError::NoAdvertise(bound)),
-        None => Ok(bound),
-    }
-}
-
-/// The enrolment is believed by the word of its issuer, which the root signed: that one is missing.
-fn without_issuer(error: mesh::Error, dir: &DataDir) -> StartError {
+/// The enrolment is believed by the word of its issuer, which the root signed: that one is missing, or
+/// says that it is none any more.
+fn without_issuer(error: mesh::Error, credentials: &NodeCredentials, dir: &DataDir) -> StartError {
+    let issuer = credentials.enrolment().signer();
+    let was_removed = credentials.trust().dismissed().issuers().any(|gone| *gone == issuer);
     match error {
+        mesh::Error::NotEnrolled(_) if was_removed => {
+            StartError::Unvouched { path: dir.path().to_owned() }
+        }
         mesh::Error::NotEnrolled(_) => {
             dir.damaged_entries("it does not name the issuer of this member").into()
         }

@@ -43,6 +43,7 @@ fn enrolment(member: u8, name: &str, services: Option<&[&str]>) -> Entry {
         services: services.map(|names| names.iter().map(|name| name.parse().unwrap()).collect()),
         issued_at: 1,
         invite: None,
+        replaces: Vec::new(),
     };
     let payload = wire::encode_payload(&body).unwrap();
     sign(ISSUER, EntryKind::ENROLMENT, *id(member).as_bytes(), 1, &payload)
@@ -159,6 +160,7 @@ fn older_entry_that_waited_does_not_replace_a_newer_one() {
         services: None,
         issued_at: 2,
         invite: None,
+        replaces: Vec::new(),
     };
     let payload = wire::encode_payload(&wider).unwrap();
     let wider = sign(ISSUER, EntryKind::ENROLMENT, *id(1).as_bytes(), 2, &payload);
@@ -374,6 +376,7 @@ fn what_an_issuer_said_is_found_by_its_subject_and_a_name_is_free_once_nobody_ho
         services: None,
         issued_at: 2,
         invite: None,
+        replaces: Vec::new(),
     };
     let payload = wire::encode_payload(&body).unwrap();
     catalogue.handle_entry(sign(ISSUER, EntryKind::ENROLMENT, *id(1).as_bytes(), 2, &payload));

@@ -117,6 +117,9 @@ pub struct Enrolment {
     pub issued_at: u64,
     /// The invite it came by, if any.
     pub invite: Option<MemberId>,
+    /// The members whose name it has taken over: the same machine before it lost its key. Since
+    /// version 2.
+    pub replaces: Vec<MemberId>,
 }
 
 /// Permission to join, for whoever holds the token's private key. Subject: hash of its public key.

@@ -254,6 +254,8 @@ pub fn peer_of(connection: &quinn::Connection) -> Option<Peer> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use rustls::{AlertDescription, CertificateError, ClientConnection, Error, ServerConnection};
 
     use super::*;
@@ -424,10 +426,10 @@ mod tests {
         let (key, member) = (a.enrolment().signer(), b.member_id());
         let (certificate, kept) = (Vec::new(), Vec::new());
         let gone = Arc::new(Issuer { key, member, certificate, is_active: false, kept });
-        b.trust().set_dismissed(Dismissed::new([&gone], []));
+        b.trust().set_dismissed(Dismissed::new([&gone], [], BTreeSet::new()));
         let refused = try_it().unwrap_err();
         assert_eq!(refused, Error::InvalidCertificate(CertificateError::Revoked));
-        b.trust().set_dismissed(Dismissed::new([&gone], [a.member_id()]));
+        b.trust().set_dismissed(Dismissed::new([&gone], [a.member_id()], BTreeSet::new()));
         try_it().unwrap();
     }
 

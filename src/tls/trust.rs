@@ -4,6 +4,8 @@
 //! Whoever stole an issuing key can still sign leaves with it. After the root took the issuer back
 //! such a leaf proves somebody only if the root's word keeps that member, or an active issuer vouches
 //! for the same key.
+//!
+//! A member that another one has replaced is nobody any more: its machine lost that key.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -17,28 +19,32 @@ use crate::catalogue::Catalogue;
 use crate::mesh::Snapshot;
 use crate::model::{Issuer, MemberId, PublicKey};
 
-/// Whose leaves prove nobody any more, and whose do although their issuer was dismissed.
+/// Whose leaves prove nobody any more: those of dismissed issuers, unless somebody else stands for
+/// their members, and those of members that were replaced.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Dismissed {
     /// The keys of dismissed issuers, and whom the root kept of those that each let in.
     issuers: BTreeMap<PublicKey, BTreeSet<MemberId>>,
     /// For whom an active issuer vouches. Empty as long as no issuer was dismissed.
     vouched: BTreeSet<MemberId>,
+    /// Members that others have replaced.
+    replaced: BTreeSet<MemberId>,
 }
 
 impl Dismissed {
-    /// Of all `issuers`, and those for whom an active one vouches. Free in a mesh that never dismissed
-    /// an issuer.
+    /// Of all `issuers`, those for whom an active one vouches, and those that others have replaced.
+    /// Free in a mesh that never dismissed an issuer.
     pub fn new<'a>(
         issuers: impl IntoIterator<Item = &'a Arc<Issuer>>,
         vouched: impl IntoIterator<Item = MemberId>,
+        replaced: BTreeSet<MemberId>,
     ) -> Self {
         let gone = issuers.into_iter().filter(|issuer| !issuer.is_active);
         let kept = |issuer: &Arc<Issuer>| (issuer.key, issuer.kept.iter().copied().collect());
         let issuers: BTreeMap<_, _> = gone.map(kept).collect();
         match issuers.is_empty() {
-            true => Self::default(),
-            false => Self { issuers, vouched: vouched.into_iter().collect() },
+            true => Self { replaced, ..Self::default() },
+            false => Self { issuers, vouched: vouched.into_iter().collect(), replaced },
         }
     }
 
@@ -49,23 +55,28 @@ impl Dismissed {
 
     /// Whether a leaf that `issuer` signed still proves `member`.
     pub fn admits(&self, issuer: &PublicKey, member: &MemberId) -> bool {
-        let Some(kept) = self.issuers.get(issuer) else { return true };
-        kept.contains(member) || self.vouched.contains(member)
+        let is_kept = self
+            .issuers
+            .get(issuer)
+            .is_none_or(|kept| kept.contains(member) || self.vouched.contains(member));
+        is_kept && !self.replaced.contains(member)
     }
 }
 
 impl From<&Snapshot> for Dismissed {
     fn from(snapshot: &Snapshot) -> Self {
         let issuers = snapshot.issuers.values().map(|appointed| &appointed.issuer);
-        Self::new(issuers, snapshot.enrolments.keys().copied())
+        Self::new(issuers, snapshot.enrolments.keys().copied(), snapshot.replaced.clone())
     }
 }
 
 impl From<&Catalogue> for Dismissed {
     fn from(catalogue: &Catalogue) -> Self {
-        let vouched = |member: &MemberId| catalogue.enrolment(*member).is_some();
         let issuers = catalogue.issuers().map(|(_, issuer)| issuer);
-        Self::new(issuers, catalogue.enrolled_members().filter(vouched))
+        let all = || catalogue.enrolled_members();
+        let vouched = all().filter(|member| catalogue.enrolment(*member).is_some());
+        let replaced = all().filter(|member| catalogue.is_replaced(*member)).collect();
+        Self::new(issuers, vouched, replaced)
     }
 }
 
@@ -141,7 +152,7 @@ mod tests {
             (issuer(false, vec![id]), vec![], true),
             (issuer(false, vec![]), vec![id], true),
         ] {
-            trust.set_dismissed(Dismissed::new([&issuer], vouched));
+            trust.set_dismissed(Dismissed::new([&issuer], vouched, BTreeSet::new()));
             assert_eq!(trust.admits(&peer), is_admitted, "{issuer:?}");
             assert_eq!(trust.lost(&peer).now_or_never().is_some(), !is_admitted, "{issuer:?}");
         }

@@ -47,7 +47,7 @@ pub enum VerifyError {
     OtherKey,
     #[error("the enrolment was not signed by the issuer of the certificate")]
     OtherIssuer,
-    #[error("the issuer of the certificate was dismissed, and no other vouches for the member")]
+    #[error("the member was replaced, or its issuer was dismissed and no other vouches for it")]
     Dismissed,
     #[error("the enrolment's signature does not hold in this mesh")]
     Signature,

@@ -40,8 +40,7 @@ impl Revoker {
         // No code of a refusal: its streams may have been read.
         connection.close(VarInt::from_u32(0), b"nobody vouches for you any more");
         self.metrics.connections_revoked.inc();
-        let reason =
-            "its issuer was removed and nobody else vouches for it: its connections are closed";
+        let reason = "it was replaced, or its issuer was removed: nobody vouches for it, and its connections are closed";
         info!(peer = %peer.name, id = %peer.id, "connection revoked");
         self.events.record(EventKind::ConnectionRevoked, &peer.name, reason);
     }

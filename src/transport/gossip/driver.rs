@@ -240,6 +240,7 @@ impl Driver {
                 let _ = reply.send(self.mesh.holders(&name).collect());
             }
             Command::Seed(address) => self.mesh.add_seed(now, address),
+            Command::Address(address) => self.mesh.set_address(now, address),
             Command::RetryContacts => self.mesh.retry_contacts(now),
             Command::Epochs(until) => {
                 self.epochs_needed = None;
