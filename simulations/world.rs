@@ -146,6 +146,7 @@ impl World {
             member: issuer.id(),
             certificate: Vec::new(),
             is_active: true,
+            kept: Vec::new(),
         };
         let payload = wire::encode_payload(&body).expect("encodes");
         let kind = EntryKind::ISSUER;
@@ -199,6 +200,7 @@ impl World {
             services: None,
             issued_at: 1,
             invite: None,
+            replaces: Vec::new(),
         };
         let payload = wire::encode_payload(&enrolment).expect("encodes");
         let (kind, subject) = (EntryKind::ENROLMENT, *id.as_bytes());

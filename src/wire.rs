@@ -11,7 +11,7 @@ use bytes::BufMut;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::model::{Enrolment, Genesis, Invite, Issuer, MemberRecord, Operator};
+use crate::model::{Enrolment, Genesis, Invite, Issuer, MemberId, MemberRecord, Operator};
 
 /// Most bytes that one value may take, encoded or while it is decoded.
 pub const VALUE_LEN_MAX: usize = 1024 * 1024;
@@ -97,9 +97,31 @@ pub trait Payload: Serialize + DeserializeOwned {
 
 impl Payload for Genesis {}
 impl Payload for MemberRecord {}
-impl Payload for Enrolment {}
+
+impl Payload for Enrolment {
+    const VERSION: u8 = 2;
+
+    fn appended_after(version: u8) -> Result<Vec<u8>, WireError> {
+        match version {
+            1 => encode(&Vec::<MemberId>::new()), // replaces
+            _ => Ok(Vec::new()),
+        }
+    }
+}
+
 impl Payload for Invite {}
-impl Payload for Issuer {}
+
+impl Payload for Issuer {
+    const VERSION: u8 = 2;
+
+    fn appended_after(version: u8) -> Result<Vec<u8>, WireError> {
+        match version {
+            1 => encode(&Vec::<MemberId>::new()), // kept
+            _ => Ok(Vec::new()),
+        }
+    }
+}
+
 impl Payload for Operator {}
 
 /// Encodes a payload behind its version.

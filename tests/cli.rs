@@ -158,7 +158,7 @@ fn wrong_command_lines_are_64_and_say_why() {
         (&["init", "--api", "127.0.0.1:7999"][..], "murmesh agent --api"),
         (&["join", "x", "--api", "127.0.0.1:7999"], "murmesh agent --api"),
         (&["expose", "web", "80", "--weight", "many"], "'many' for --weight: expected a whole"),
-        (&["init", "--advertise", "here"], "'here' for --advertise: expected ip:port"),
+        (&["init", "--advertise", "here"], "'here' for --advertise: expected host:port"),
         (&["invite", "revoke", "12345"], "'12345' for ID: expected 6 to 32"),
         (&["drain", "web", "--off", "--force"], "cannot be used with"),
         (&["wait", "web", "--for", "rain"], "ready, empty"),

@@ -400,6 +400,33 @@ fn consul_sd_configs_find_their_targets_and_scrape_them_through_the_mesh() {
 }
 
 #[test]
+fn an_agent_that_is_told_a_unix_socket_opens_no_port_for_its_api() {
+    let _turn = beside_others();
+    let mut mesh = TestMesh::new();
+    mesh.found("one").stop();
+    let agent = mesh.agent("one");
+    let socket = format!("unix:{}", mesh.home.path().join("murmesh.sock").display());
+    let mut command = agent.command(&["agent", "--mesh", &agent.mesh.to_string()]);
+    let running = Program::start(command.args(["--api", &socket]));
+    eventually("it answers there", SOON, || {
+        let ran = agent.run(&["--api", &socket, "status"]);
+        check(ran.code == Some(0), ran)
+    });
+    let dump = agent.run(&["--api", &socket, "config", "dump"]).ok();
+    assert!(dump.contains(&socket) && !dump.contains(":7371"), "{dump}");
+    let sockets = fs::read_dir(format!("/proc/{}/fd", running.id())).unwrap();
+    let links = sockets.filter_map(|fd| fs::read_link(fd.unwrap().path()).ok());
+    let own: Vec<_> = links.map(|link| link.display().to_string()).collect();
+    let listening = fs::read_to_string("/proc/net/tcp").unwrap();
+    let is_own = |line: &&str| {
+        let mut words = line.split_whitespace();
+        let (state, inode) = (words.nth(3), words.nth(5));
+        state == Some("0A") && own.contains(&format!("socket:[{}]", inode.unwrap_or_default()))
+    };
+    assert_eq!(listening.lines().find(is_own), None, "a port is open");
+}
+
+#[test]
 fn the_api_answers_on_a_unix_socket_with_the_same_rules() {
     let _turn = beside_others();
     let Some(curl) = program("curl") else { return };

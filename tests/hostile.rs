@@ -229,6 +229,7 @@ fn a_forged_identity_reaches_nothing_and_is_counted() {
             services: None,
             issued_at: 0,
             invite: None,
+            replaces: Vec::new(),
         };
         let (subject, payload) = (key.member_id(), wire::encode_payload(&enrolment).unwrap());
         let kind = EntryKind::ENROLMENT;

@@ -8,9 +8,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use murmesh::model::{EntryKind, MeshId};
-use murmesh::tls::Plane;
+use murmesh::model::{EntryKind, MeshId, Signer};
 use murmesh::tls::store::DataDir;
+use murmesh::tls::{Plane, Token};
 use rustix::process::Signal;
 
 use crate::support::{
@@ -164,6 +164,15 @@ fn each_unfit_token_is_refused_with_its_own_reason_and_counted() {
         assert!(!agent.data_dir.join("node.crt").exists(), "an identity was written");
         let counted = refused(first, "enrol", reason) - before;
         assert!(counted >= 1.0, "{reason} is not counted: {:?}", first.refusals());
+        let told = first.events("join_refused");
+        let is_it = |event: &serde_json::Value| {
+            let (fields, token) = (&event["fields"], token.parse::<Token>().unwrap());
+            event["subject"] == "127.0.0.1"
+                && fields["reason"] == reason
+                && fields["name"] == name
+                && fields["invite"] == token.key().unwrap().public_key().member_id().to_string()
+        };
+        assert!(told.iter().any(is_it), "who was refused, and with which token: {told:#?}");
     }
     // The token that two refused joins carried is still good.
     let agent = Agent::new(&mesh.home, "third");
@@ -492,7 +501,9 @@ fn a_founder_that_left_comes_back_by_init() {
     let _turn = beside_others();
     let mesh = TestMesh::of(&["first", "second"]);
     let (first, second) = (mesh.agent("first"), mesh.agent("second"));
-    first.run(&["leave"]).ok();
+    let left = first.run(&["leave"]);
+    let hint = "try: murmesh issuer remove first --root-key FILE";
+    assert!(left.code == Some(0) && left.stderr.contains(hint), "an issuer stays one: {left:?}");
     second.wait_state("first", "left", SOON);
     first.wait_end(SOON);
     assert!(first.run(&["agent"]).fails(2).contains("murmesh init"));

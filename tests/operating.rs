@@ -347,6 +347,42 @@ fn a_reload_makes_what_the_files_say_hold_and_open_connections_go_on() {
 }
 
 #[test]
+fn what_a_command_changes_of_a_file_holds_until_the_restart_and_says_so() {
+    let _turn = beside_others();
+    let server = Server::start(Kind::Echo);
+    let entry = free_address();
+    let mesh = Configured::new(
+        &[expose("one", server.address), expose("two", server.address), upstream("one", entry)]
+            .concat(),
+    );
+    let solo = mesh.agent();
+    solo.expose("three", server.address);
+    assert!(mesh.setting("expose.three").ends_with("runtime.toml"), "of a command");
+    let wins = "holds until the agent restarts: then";
+    let at = server.address.to_string();
+    for arguments in [
+        &["expose", "one", &at, "--weight", "7"][..],
+        &["unexpose", "two"],
+        &["upstream", "one", "--off"],
+    ] {
+        let ran = solo.run(arguments);
+        assert!(ran.code == Some(0) && ran.stderr.contains(wins), "{ran:#?}");
+        assert!(ran.stderr.contains("murmesh.toml:"), "which file, and where: {ran:#?}");
+    }
+    let ran = solo.run(&["expose", "three", &at, "--weight", "7"]);
+    assert!(!ran.stderr.contains(wins), "what no file says lasts: {ran:#?}");
+    for key in ["expose.one", "expose.two", "upstream.one"] {
+        assert!(mesh.setting(key).contains("a command, until the agent restarts"), "{key}");
+    }
+    solo.stop();
+    solo.start();
+    solo.run(&["wait", "two", "--for", "ready"]).ok();
+    for key in ["expose.one", "expose.two", "upstream.one"] {
+        assert!(!mesh.setting(key).contains("a command"), "{}", mesh.setting(key));
+    }
+}
+
+#[test]
 fn a_reload_with_any_fault_changes_nothing_and_tells_all_of_them() {
     let _turn = beside_others();
     let [one, other, third] = [(); 3].map(|()| Server::start(Kind::Echo));
@@ -433,10 +469,19 @@ fn a_forgotten_member_is_hidden_until_it_is_back_and_a_living_one_is_not_forgott
         assert!(refused.contains("is alive"), "{refused}");
     }
     assert!(near.run(&["forget", "nobody"]).fails(2).contains("no member 'nobody'"));
+    far.expose("web", "127.0.0.1:9");
+    near.wait_endpoints("web", 1);
     far.kill();
     near.wait_state("far", "down", SOON);
     near.run(&["forget", "far"]).ok();
     assert_eq!(near.state_of("far"), "absent");
+    for path in ["/v1/mesh/services", "/v1/mesh/endpoints/web"] {
+        assert_eq!(near.get(path).as_array().unwrap().len(), 0, "{path}: hidden with its member");
+    }
+    let checked = near.run(&["check", "--json"]).stdout;
+    let rows: serde_json::Value = serde_json::from_str(&checked).unwrap();
+    let row = rows.as_array().unwrap().iter().find(|row| row["id"] == "members").unwrap();
+    assert_eq!(row["status"], "pass", "nobody is missed: {row}");
     assert_eq!(near.get("/v1/agent/members").as_array().unwrap().len(), 1);
     near.stop();
     near.start();

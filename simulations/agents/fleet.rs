@@ -394,7 +394,7 @@ impl Node {
         let mut settings = Settings::local(self.dir.clone());
         settings.name = Setting::default(Some(name(self.index).parse().expect("a name")));
         settings.mesh = Setting::default((Ipv4Addr::UNSPECIFIED, self.port.get()).into());
-        settings.advertise = Setting::default(Some(address(self.port.get())));
+        settings.advertise = Setting::default(Some(address(self.port.get()).into()));
         settings.profile = Setting::default(murmesh::membership::Profile::Lan);
         settings
     }

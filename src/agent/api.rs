@@ -17,26 +17,30 @@ use crate::tls::store::DataDir;
 /// Whoever is in this group may connect to the socket, where this machine has the group.
 const GROUP: &str = "murmesh";
 
-/// Listens on every address of the API, and says which of them is on loopback. Whoever calls has the
-/// lock of `dir`. On a simulated machine nobody asks over HTTP.
+/// Listens on every address of the API, and says which of them was asked for: the unix socket where
+/// one was, else the port on loopback. Whoever calls has the lock of `dir`. On a simulated machine
+/// nobody asks over HTTP.
 pub(super) async fn listen(
     settings: &Settings,
     dir: &DataDir,
-) -> Result<(SocketAddr, Vec<Listener>), StartError> {
+) -> Result<(Target, Vec<Listener>), StartError> {
     if machine::simulated().is_some() {
-        return Ok((settings.api.value, Vec::new()));
+        return Ok((settings.api.value.into(), Vec::new()));
     }
-    let tcp = listen_tcp(&settings.api).await?;
-    let failed =
-        |address: SocketAddr| move |error| StartError::Api { address: address.into(), error };
-    let address = tcp.local_addr().map_err(failed(settings.api.value))?;
-    let mut listeners = vec![Listener::Tcp(tcp)];
     let own = dir.file(SOCKET_FILE);
-    if let Some(path) = settings.api_socket.as_ref().filter(|path| **path != own) {
-        let socket = UnixSocket::bind(path).await;
-        let failed = |error| StartError::Api { address: Target::Unix(path.clone()), error };
-        listeners.push(Listener::Unix(socket.map_err(failed)?));
-    }
+    let (address, mut listeners) = match settings.api_socket.as_ref().map(|asked| &asked.value) {
+        None => {
+            let tcp = listen_tcp(&settings.api).await?;
+            let failed = |error| StartError::Api { address: settings.api.value.into(), error };
+            (tcp.local_addr().map_err(failed)?.into(), vec![Listener::Tcp(tcp)])
+        }
+        Some(path) if *path == own => (Target::Unix(own.clone()), Vec::new()),
+        Some(path) => {
+            let socket = UnixSocket::bind(path).await;
+            let failed = |error| StartError::Api { address: Target::Unix(path.clone()), error };
+            (Target::Unix(path.clone()), vec![Listener::Unix(socket.map_err(failed)?)])
+        }
+    };
     listeners.extend(listen_unix(&own).await.map(Listener::Unix));
     Ok((address, listeners))
 }

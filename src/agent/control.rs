@@ -16,7 +16,7 @@ use crate::api::{
     UpstreamSpec,
 };
 use crate::config::{RuntimeFile, Seed, Settings};
-use crate::mesh::{MemberView, Snapshot};
+use crate::mesh::Snapshot;
 use crate::model::{
     Entry, InstanceId, MemberId, MemberName, MemberState, PublicKey, ServiceName, Target,
 };
@@ -71,7 +71,7 @@ pub(super) struct Controller {
     /// To ask other members.
     pub(super) endpoint: Endpoint,
     /// Where newcomers knock.
-    pub(super) advertise: SocketAddr,
+    pub(super) advertise: watch::Receiver<SocketAddr>,
     pub(super) events: EventLog,
     /// Set once somebody asked this member to leave for good.
     pub(super) leaving: watch::Sender<bool>,
@@ -144,8 +144,8 @@ impl Controller {
             Control::IssuingKey { name, reply } => {
                 drop(reply.send(self.issuing_key(name).await));
             }
-            Control::KeepMembers { issuer, reply } => {
-                let kept = self.desk.lock().await.keep_members(issuer).await;
+            Control::KeepMembers { issuer, dropped, reply } => {
+                let kept = self.desk.lock().await.keep_members(issuer, &dropped).await;
                 drop(reply.send(kept.map_err(desk_error)));
             }
             Control::Grant { name, services, reply } => {
@@ -303,6 +303,7 @@ impl Controller {
     pub(super) fn show(&self) {
         self.view.send_replace(Arc::new(Local {
             exposed: self.services.offered().cloned().collect(),
+            withheld: self.services.withheld().cloned().collect(),
             upstreams: self.upstreams.clone(),
             out: self.services.out().clone(),
             forgotten: self.runtime.forgotten.clone(),
@@ -334,13 +335,12 @@ impl Controller {
     }
 
     /// Asks a member for its issuing key, which need not exist yet.
-    async fn issuing_key(&self, name: MemberName) -> Result<(MemberId, PublicKey), ControlError> {
+    async fn issuing_key(&self, node: MemberName) -> Result<(MemberId, PublicKey), ControlError> {
         let snapshot = self.snapshot.load_full();
-        let is_meant =
-            |view: &&Arc<MemberView>| view.name == name && view.state == MemberState::Alive;
-        let view = snapshot.members.values().find(is_meant).ok_or_else(|| {
-            ControlError::NotFound { what: "living member", name: name.to_string() }
-        })?;
+        let alive = snapshot.members.values().filter(|view| view.state == MemberState::Alive);
+        let named = alive.map(|view| (view.id, &view.name));
+        let id = only_member("living member", &node, named)?;
+        let view = snapshot.members.get(&id).ok_or(ControlError::Stopping)?;
         if view.id == self.me {
             let key = self.desk.lock().await.issuing_key().map_err(desk_error)?;
             return Ok((view.id, key));
@@ -348,17 +348,20 @@ impl Controller {
         let door = Door { member: Some(view.id), address: view.address };
         let key = ask_issuing_key(&self.endpoint, door).await;
         key.map(|key| (view.id, key))
-            .map_err(|error| ControlError::Failed(format!("{name}: {error}")))
+            .map_err(|error| ControlError::Failed(format!("{node}: {error}")))
     }
 
     /// Says what a member may offer. Returns which of its services that takes out of the mesh.
     async fn grant(
         &self,
-        name: MemberName,
+        node: MemberName,
         services: Option<Vec<ServiceName>>,
     ) -> Result<Vec<ServiceName>, ControlError> {
         let snapshot = self.snapshot.load_full();
-        let offered = snapshot.members.values().filter(|view| view.name == name);
+        let enrolled = snapshot.enrolments.iter();
+        let named = enrolled.map(|(id, enrolled)| (*id, &enrolled.enrolment.name));
+        let member = only_member("member", &node, named)?;
+        let offered = snapshot.members.get(&member).into_iter();
         let is_over =
             |service: &&ServiceName| services.as_ref().is_some_and(|all| !all.contains(service));
         let withdrawn: Vec<_> =
@@ -370,8 +373,8 @@ impl Controller {
         if !withdrawn.is_empty() {
             reason += &format!("; withdrawn: {}", names(&withdrawn));
         }
-        self.desk.lock().await.grant(&name, services).await.map_err(desk_error)?;
-        self.events.record(EventKind::ServicesGranted, &name, reason);
+        self.desk.lock().await.grant(member, services).await.map_err(desk_error)?;
+        self.events.record(EventKind::ServicesGranted, &node, reason);
         Ok(withdrawn)
     }
 
@@ -387,7 +390,7 @@ impl Controller {
         let others = others.filter_map(|issuer| snapshot.members.get(&issuer.member));
         let others = others.filter(|view| view.state == MemberState::Alive);
         let addresses = others.map(|view| view.address);
-        [self.advertise].into_iter().chain(addresses).take(TOKEN_ISSUERS_MAX).collect()
+        [*self.advertise.borrow()].into_iter().chain(addresses).take(TOKEN_ISSUERS_MAX).collect()
     }
 
     async fn invites(&self) -> Result<Vec<InviteView>, ControlError> {
@@ -409,6 +412,30 @@ pub(super) fn check_loop<'a>(
             "{to} is an entry of this agent: what it serves would lead back to itself"
         ))),
         false => Ok(()),
+    }
+}
+
+/// The one member that is called so, or that has this id: a name that two members have means neither.
+fn only_member<'a>(
+    what: &'static str,
+    node: &MemberName,
+    members: impl Iterator<Item = (MemberId, &'a MemberName)>,
+) -> Result<MemberId, ControlError> {
+    let is_meant =
+        |(id, name): &(MemberId, &MemberName)| *name == node || id.to_string() == node.as_str();
+    let meant: Vec<_> = members.filter(is_meant).map(|(id, _)| id).collect();
+    match meant[..] {
+        [id] => Ok(id),
+        [] => Err(ControlError::NotFound { what, name: node.to_string() }),
+        _ => {
+            let ids: Vec<_> = meant.iter().map(MemberId::to_string).collect();
+            let text = format!(
+                "{} members are called '{node}': say which by its id, {}",
+                ids.len(),
+                ids.join(" or ")
+            );
+            Err(ControlError::Conflict(text))
+        }
     }
 }
 
@@ -454,7 +481,9 @@ fn desk_error(error: DeskError) -> ControlError {
             ControlError::NotFound { what: "member", name: name.to_string() }
         }
         DeskError::NotIssuer => ControlError::NotIssuer,
-        DeskError::TooManyInvites | DeskError::OwnWord => ControlError::Conflict(error.to_string()),
+        DeskError::TooManyInvites | DeskError::OwnWord | DeskError::OthersVouch(_) => {
+            ControlError::Conflict(error.to_string())
+        }
         other => ControlError::Failed(other.to_string()),
     }
 }

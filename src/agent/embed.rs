@@ -35,6 +35,7 @@ impl Agent {
     /// of the settings, or the hostname.
     pub async fn join(mut settings: Settings, token: &str) -> Result<Self, StartError> {
         let report = join(JoinOptions {
+            replace: false,
             data_dir: settings.data_dir.value.path().to_owned(),
             token: token.to_owned(),
             name: settings.name.value.clone().unwrap_or_else(hostname),

@@ -23,7 +23,7 @@ use crate::telemetry::{EventKind, EventLog, Metrics};
 use crate::tls::grace::IssuerWatch;
 use crate::tls::rotation::Rotation;
 use crate::tls::store::{DataDir, StoreError};
-use crate::tls::{Certificate, Dismissed, NodeCredentials, TlsError};
+use crate::tls::{Certificate, NodeCredentials, TlsError};
 use crate::transport::enrolment::renewal::{AskError, Door, RenewedLeaf, ask_leaf};
 use crate::transport::enrolment::{DeskError, IssuerDesk};
 use crate::transport::gossip::GossipHandle;
@@ -33,7 +33,8 @@ use crate::transport::{BindError, Endpoint};
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// A mesh that lives on grace is told this often.
 const WARNING_INTERVAL: Duration = Duration::from_secs(60);
-/// How long a peer counts as accepted by grace: handshakes are rare.
+/// How long a peer counts as accepted by grace, unless it is heard to have a valid leaf again:
+/// handshakes are rare.
 const ACCEPTED_FOR: Duration = Duration::from_secs(60);
 /// Issuers asked in one attempt; the next attempt asks others.
 const ASKED_MAX: usize = 8;
@@ -220,22 +221,21 @@ impl Keeper {
                 self.chance.notify_one();
             }
             self.appoint_if_named(credentials.member_id(), &mut appointed).await;
-            let dismissed = dismissed(&self.snapshot.load());
-            self.tell_removed(&mut removed, &dismissed.issuers);
-            credentials.dismissals().set(dismissed);
+            let dismissed = credentials.trust().dismissed();
+            self.tell_removed(&mut removed, &dismissed.issuers().copied().collect());
             let leaf = credentials.enrolment().version();
             if self.is_outdated(&credentials) && outdated != Some(leaf) {
                 outdated = Some(leaf); // once for each leaf: failures have pauses of their own
                 self.outdated.notify_one();
             }
-            credentials.grace().set_open(issuers.is_grace_open(since_start(now)));
-            for member in credentials.grace().take_accepted() {
+            credentials.trust().grace().set_open(issuers.is_grace_open(since_start(now)));
+            for member in credentials.trust().grace().take_accepted() {
                 if accepted.insert(member, now).is_none() {
                     let reason = "its certificate has ended and no issuer is there to renew it";
                     self.events.record(EventKind::EndedAccepted, self.name_of(member), reason);
                 }
             }
-            accepted.retain(|_, at| now.since(*at) < ACCEPTED_FOR);
+            accepted.retain(|member, at| now.since(*at) < ACCEPTED_FOR && !self.is_valid(member));
             let degraded = self.degraded(&credentials, accepted.keys());
             if degraded.is_some() && warned_at.is_none_or(|at| now.since(at) >= WARNING_INTERVAL) {
                 warned_at = Some(now);
@@ -244,6 +244,15 @@ impl Keeper {
             self.show_degraded(degraded);
             sleep(LOOK_INTERVAL).await;
         }
+    }
+
+    /// Whether a leaf of this member that others have heard of holds now.
+    fn is_valid(&self, member: &MemberId) -> bool {
+        let ttl_secs = self.credentials().genesis().leaf_ttl_secs;
+        let snapshot = self.snapshot.load();
+        snapshot.enrolments.get(member).is_some_and(|newest| {
+            newest.enrolment.issued_at.saturating_add(ttl_secs) > clock::unix_seconds()
+        })
     }
 
     fn is_issuer_there(&self, me: MemberId) -> bool {
@@ -359,17 +368,6 @@ impl Keeper {
         let view = snapshot.members.get(&member);
         view.map_or_else(|| member.to_string(), |view| view.name.to_string())
     }
-}
-
-/// Whose leaves prove nobody any more. Free in a mesh that never dismissed an issuer.
-fn dismissed(snapshot: &Snapshot) -> Dismissed {
-    let all = snapshot.issuers.values().map(|appointed| &appointed.issuer);
-    let gone = all.filter(|issuer| !issuer.is_active);
-    let issuers: BTreeSet<_> = gone.map(|issuer| issuer.key).collect();
-    if issuers.is_empty() {
-        return Dismissed::default();
-    }
-    Dismissed { issuers, kept: snapshot.enrolments.keys().copied().collect() }
 }
 
 /// Sets the gauges of when the certificates of this member's chain end.

@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use futures_util::future::join_all;
 
 use super::left::{self, has_left};
-use crate::model::{Entry, EntryKind, MemberId, MemberName, MeshId, ServiceName, Signer};
+use super::start::grounds;
+use crate::model::{MemberId, MemberName, MeshId, ServiceName, Signer};
 use crate::runtime::reach::{Obstacle, obstacle};
 use crate::tls::store::{DataDir, StoreError};
 use crate::tls::{NodeCredentials, TlsError, Token};
@@ -21,6 +22,9 @@ pub struct JoinOptions {
     pub token: String,
     /// The name wanted.
     pub name: MemberName,
+    /// Whether to take the name over from a member that is gone: this machine, before it was set up
+    /// anew.
+    pub replace: bool,
     /// Issuers to ask before those of the token.
     pub seeds: Vec<SocketAddr>,
 }
@@ -59,8 +63,8 @@ pub enum JoinError {
     Unreachable(Vec<(SocketAddr, Obstacle)>),
 }
 
-/// Joins the mesh of a token. Repeated for the same mesh: unchanged, unless this machine has left, or
-/// its memory of the mesh is damaged: then it is let in again, under its old key. For another mesh:
+/// Joins the mesh of a token. Repeated for the same mesh: unchanged, unless this machine has left, nobody
+/// vouches for it any more, or its memory of the mesh is damaged: then it is let in again, under its old key. For another mesh:
 /// refused.
 pub async fn join(options: JoinOptions) -> Result<JoinReport, JoinError> {
     let token: Token = options.token.parse()?;
@@ -74,7 +78,7 @@ pub async fn join(options: JoinOptions) -> Result<JoinReport, JoinError> {
                 wanted: token.mesh.short(),
             }));
         }
-        if !has_left(&dir) && knows_issuer(&dir, &credentials) {
+        if !has_left(&dir) && is_vouched(&dir, &credentials) {
             return Ok(report(&credentials, token.issuers.clone(), true));
         }
     }
@@ -90,7 +94,7 @@ pub async fn join(options: JoinOptions) -> Result<JoinReport, JoinError> {
             .copied()
             .collect::<Vec<_>>(),
     );
-    let welcome = match knock(&token, &issuers, &node, &options.name).await {
+    let welcome = match knock(&token, &issuers, &node, &options.name, options.replace).await {
         Err(error @ KnockError::Unreachable(_)) => return Err(unreachable(&issuers, error).await),
         welcome => welcome?,
     };
@@ -120,13 +124,12 @@ fn told(obstacles: &[(SocketAddr, Obstacle)]) -> String {
     told.collect::<Vec<_>>().join("; ")
 }
 
-/// Whether an agent can start from what this directory remembers of the mesh.
-fn knows_issuer(dir: &DataDir, credentials: &NodeCredentials) -> bool {
-    let issuer = credentials.enrolment().signer().member_id();
-    let is_its_entry = |entry: &Entry| {
-        entry.key().kind == EntryKind::ISSUER && entry.key().subject == *issuer.as_bytes()
-    };
-    dir.entries().is_ok_and(|entries| entries.iter().any(is_its_entry))
+/// Whether an agent can start from what this directory remembers of the mesh: it names an issuer that
+/// vouches for this member.
+fn is_vouched(dir: &DataDir, credentials: &NodeCredentials) -> bool {
+    let Ok(mut entries) = dir.entries() else { return false };
+    entries.push(credentials.enrolment().clone());
+    grounds(credentials, &entries).enrolment(credentials.member_id()).is_some()
 }
 
 fn report(credentials: &NodeCredentials, seeds: Vec<SocketAddr>, was_there: bool) -> JoinReport {

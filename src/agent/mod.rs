@@ -7,6 +7,7 @@
 //! Stopping goes in stages: announce draining, stop taking work, let what is open end, announce the
 //! restart (or the leave), say goodbye on the gossip plane, close the port, await every task.
 
+mod advertise;
 mod api;
 mod check;
 mod clocks;
@@ -37,7 +38,7 @@ use tracing::warn;
 use crate::api::control::Reply;
 use crate::api::{Control, ControlError, Identity, LogSlot, Readiness};
 use crate::mesh::Snapshot;
-use crate::model::{MemberId, MemberName, MemberPhase};
+use crate::model::{MemberId, MemberName, MemberPhase, Target};
 use crate::proxy::Proxy;
 use crate::runtime::{Shutdown, Stage, TaskGroup, Thread};
 use crate::telemetry::{EventKind, EventLog, Log, Metrics};
@@ -87,7 +88,7 @@ pub struct Agent {
     log: LogSlot,
     dir: DataDir,
     mesh_address: SocketAddr,
-    api_address: SocketAddr,
+    api_address: Target,
     tasks: CancelOnDrop,
     /// Ends by itself once the gossip driver has handed over its last state and that is on disk.
     disk: TaskGroup,
@@ -125,9 +126,10 @@ impl Agent {
         self.mesh_address
     }
 
-    /// The address of the local API, with the port that was really bound.
-    pub fn api_address(&self) -> SocketAddr {
-        self.api_address
+    /// Where the local API answers: the port on loopback that was really bound, or the unix socket that
+    /// was asked for instead. It answers on `<data_dir>/api.sock`, too.
+    pub fn api_address(&self) -> &Target {
+        &self.api_address
     }
 
     /// The mesh as seen from here.

@@ -5,11 +5,13 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::sync::{Mutex, Notify, mpsc, watch};
 use tracing::{info, warn};
 
+use super::advertise::{self, advertised};
 use super::check::{Inspector, warn_while_unheard};
 use super::control::{Controller, check_loop, ids, local_error};
 use super::identity::{self, Keeper};
@@ -23,15 +25,17 @@ use crate::api::{
     ADDRESS_FILE, ApiState, ApiToken, CallView, Calls, Checks, ControlError, ExposeSpec, Identity,
     Links, Local, LogSlot, Readiness, UpstreamSpec, serve,
 };
+use crate::catalogue::{Catalogue, Signatures};
 use crate::config::{Origin, RuntimeFile, Setting, Settings};
 use crate::mesh::{self, Mesh, MeshConfig, Snapshot};
-use crate::model::{Entry, InstanceId, ServiceName, Target};
+use crate::model::{Entry, EntryKind, InstanceId, ServiceName, Target};
 use crate::proxy::{self, Proxy};
 use crate::runtime::clock::Clock;
 use crate::runtime::{Shutdown, Stage, TaskGroup, Thread, ThreadError, entropy, limits};
 use crate::telemetry::{EventKind, EventLog, Metrics};
-use crate::tls::NodeCredentials;
+use crate::tls::grace::IssuerWatch;
 use crate::tls::store::{DataDir, StoreError};
+use crate::tls::{Dismissed, NodeCredentials};
 use crate::transport::Limits;
 use crate::transport::enrolment::renewal::Run;
 use crate::transport::enrolment::{self, IssuerDesk, Presence};
@@ -55,6 +59,15 @@ pub enum StartError {
         path: PathBuf,
         /// The command that brings it back.
         way_back: &'static str,
+    },
+    /// The issuer that let this member in was removed, and the member with it. Fault: whoever did that.
+    #[error(
+        "nobody vouches for the member of {} any more: the issuer that let it in was removed; \
+         'murmesh join TOKEN' lets it in again", path.display()
+    )]
+    Unvouched {
+        /// The data directory.
+        path: PathBuf,
     },
     /// The mesh could not be joined ([`Agent::join`]).
     #[error(transparent)]
@@ -104,7 +117,7 @@ pub enum StartError {
     /// Nobody would know where to dial this member. Fault: the settings.
     #[error(
         "the mesh port {0} is bound on every address and this machine has no default route; \
-         say where others reach it with --advertise ip:port"
+         say where others reach it with --advertise host:port"
     )]
     NoAdvertise(SocketAddr),
 }
@@ -156,6 +169,12 @@ impl Agent {
         let events = EventLog::new(credentials.name().as_str());
         identity::count_expiry(&metrics, &credentials);
         metrics.show_events_dropped(events.dropped());
+        // Before the port is open: nobody comes in by a certificate that this member knew to be void.
+        let entries = starting_entries(&credentials, &dir)?;
+        let trust = credentials.trust();
+        trust.set_dismissed(Dismissed::from(&grounds(&credentials, &entries)));
+        trust.grace().set_open(IssuerWatch::default().is_grace_open(Duration::ZERO));
+
         let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
         let (snapshots, snapshots_reader) = watch::channel(snapshot.load_full());
 
@@ -180,7 +199,8 @@ impl Agent {
         // earlier one did.
         data.proxy.set_local(services.targets());
         let mesh_address = data.endpoint.local_address();
-        let advertise = advertised(settings.advertise.value, mesh_address)?;
+        let told = settings.advertise.value.clone();
+        let advertise = advertised(told.as_ref(), mesh_address).await?;
 
         let (gossip, commands) = gossip_channel();
         let desk = Arc::new(Mutex::new(IssuerDesk::open(
@@ -209,7 +229,6 @@ impl Agent {
         );
         tasks.spawn("enrolment-door", door);
         // The door is open: where this very process answers it is known by its run.
-        let entries = starting_entries(&credentials, &dir)?;
         let places = twin::places(credentials.member_id(), &entries, advertise, mesh_address);
         let found = twin::find(&data.endpoint, credentials.member_id(), run, places).await;
         if let Some(address) = found {
@@ -236,7 +255,7 @@ impl Agent {
             entropy::seed()?,
             entries,
         )
-        .map_err(|error| without_issuer(error, &dir))?;
+        .map_err(|error| without_issuer(error, &credentials, &dir))?;
         let (settled, settled_reader) = watch::channel(false);
         let (durable, durable_reader) = watch::channel(Durable::default());
         let gossip_tasks = TaskGroup::new(shutdown.clone());
@@ -260,6 +279,10 @@ impl Agent {
         disk.spawn("persist", disk::persist(dir.clone(), durable_reader, gossip.clone()));
         let (seeds, known_seeds) = watch::channel(settings.seeds.value.clone());
         tasks.spawn("resolve-seeds", seeds::resolve_again(known_seeds, gossip.clone()));
+
+        let (reached_at, advertised_at) = watch::channel(advertise);
+        let follow = advertise::follow(told, mesh_address, gossip.clone(), reached_at);
+        tasks.spawn("follow the advertised name", follow);
 
         let identity = Arc::new(ArcSwap::from_pointee(Identity {
             credentials: credentials.clone(),
@@ -296,7 +319,7 @@ impl Agent {
         let inspector = Arc::new(Inspector {
             dir: dir.clone(),
             mesh: mesh_address,
-            advertise,
+            advertise: advertised_at.clone(),
             seeds: settings.seeds.value.clone(),
             endpoint: data.endpoint.clone(),
             gossip: gossip.clone(),
@@ -327,7 +350,7 @@ impl Agent {
             snapshot: snapshot.clone(),
             snapshots: snapshots_reader.clone(),
             endpoint: data.endpoint,
-            advertise,
+            advertise: advertised_at,
             events: events.clone(),
             leaving: leave,
         };
@@ -399,19 +422,15 @@ impl Agent {
     }
 }
 
-/// Where others reach us: as told, or where we are bound when that is one address.
-fn advertised(told: Option<SocketAddr>, bound: SocketAddr) -> Result<SocketAddr, StartError> {
-    match told {
-        Some(address) if address.port() == 0 => Ok(SocketAddr::new(address.ip(), bound.port())),
-        Some(address) => Ok(address),
-        None if bound.ip().is_unspecified() => Err(StartError::NoAdvertise(bound)),
-        None => Ok(bound),
-    }
-}
-
-/// The enrolment is believed by the word of its issuer, which the root signed: that one is missing.
-fn without_issuer(error: mesh::Error, dir: &DataDir) -> StartError {
+/// The enrolment is believed by the word of its issuer, which the root signed: that one is missing, or
+/// says that it is none any more.
+fn without_issuer(error: mesh::Error, credentials: &NodeCredentials, dir: &DataDir) -> StartError {
+    let issuer = credentials.enrolment().signer();
+    let was_removed = credentials.trust().dismissed().issuers().any(|gone| *gone == issuer);
     match error {
+        mesh::Error::NotEnrolled(_) if was_removed => {
+            StartError::Unvouched { path: dir.path().to_owned() }
+        }
         mesh::Error::NotEnrolled(_) => {
             dir.damaged_entries("it does not name the issuer of this member").into()
         }
@@ -429,6 +448,16 @@ fn starting_entries(
     entries.push(credentials.enrolment().clone());
     entries.extend(enrolment::stored_invites(dir)?);
     Ok(entries)
+}
+
+/// Who vouches for whom, by these entries alone.
+pub(super) fn grounds(credentials: &NodeCredentials, entries: &[Entry]) -> Catalogue {
+    let is_ground =
+        |entry: &&Entry| matches!(entry.key().kind, EntryKind::ISSUER | EntryKind::ENROLMENT);
+    let (mesh, root) = (*credentials.mesh(), credentials.genesis().root);
+    let mut catalogue = Catalogue::new(mesh, root, Box::new(Signatures));
+    catalogue.restore(entries.iter().filter(is_ground).cloned().collect());
+    catalogue
 }
 
 /// All instances that flags and files name, and those that the command line added in an earlier run.

@@ -131,8 +131,10 @@ pub enum Control {
     KeepMembers {
         /// The hash of its issuing key.
         issuer: MemberId,
-        /// Their names; [`ControlError::NotIssuer`] on a member that may not.
-        reply: Reply<Vec<MemberName>>,
+        /// Those that it let in and that are to go with it.
+        dropped: Vec<MemberName>,
+        /// All that it let in and that stay; [`ControlError::NotIssuer`] on a member that may not.
+        reply: Reply<Vec<(MemberId, MemberName)>>,
     },
     /// Say what a member may offer.
     Grant {

@@ -8,6 +8,7 @@ mod check;
 mod consul;
 pub mod control;
 mod door;
+mod effective;
 mod events;
 mod openapi;
 mod problem;
@@ -21,9 +22,11 @@ pub use control::{
     Control, ControlError, Drain, ExposeSpec, InviteMade, Lifetime, OutOfRotation, Reloaded,
     UpstreamSelector, UpstreamSpec,
 };
+pub use effective::UNTIL_RESTART;
 pub use problem::Problem;
 pub use routes::{
-    DrainRequest, ExposeRequest, Exposed, GrantRequest, InviteRequest, LogRequest, routes,
+    DrainRequest, ExposeRequest, Exposed, GrantRequest, InviteRequest, KeepRequest, LogRequest,
+    routes,
 };
 pub use server::{ADDRESS_FILE, Listener, SOCKET_FILE, serve};
 pub use state::{

@@ -26,7 +26,7 @@ use super::control::{Control, Drain, ExposeSpec, Lifetime, UpstreamSelector, Ups
 use super::events::{EventsQuery, events};
 use super::openapi::{Parameter, Route, delete, document, get, post, put};
 use super::problem::Refusal;
-use super::{ApiState, Readiness, consul, views};
+use super::{ApiState, Readiness, SettingView, consul, effective, views};
 use crate::model::{
     Entry, InstanceId, MemberId, MemberName, Protocol, ServiceName, Target, Weight,
 };
@@ -223,14 +223,13 @@ async fn not_found(uri: Uri) -> Refusal {
         None => path == *pattern,
     };
     let shown: String = path.chars().take(120).collect();
-    let (word, title, detail) = match LATER.iter().any(is_later) {
+    let shown = if path == "/" { "the dashboard".to_owned() } else { shown };
+    let (word, title, what) = match LATER.iter().any(is_later) {
         true => ("not_yet", "Not available yet", format!("{shown} comes with a later version")),
-        false => (
-            "no_route",
-            "No such route",
-            format!("there is no {shown}; try /v1/mesh/members, /v1/mesh/services or /metrics"),
-        ),
+        false => ("no_route", "No such route", format!("there is no {shown}")),
     };
+    let detail =
+        format!("{what}; try /v1/mesh/members, /v1/mesh/services, /metrics or /openapi.json");
     Refusal::new(StatusCode::NOT_FOUND, word, title, detail)
 }
 
@@ -244,7 +243,12 @@ async fn live() -> Json<Value> {
 }
 
 async fn ready(State(state): State<ApiState>) -> Answer {
-    let readiness = state.readiness.borrow().clone();
+    let mut readiness = state.readiness.borrow().clone();
+    let snapshot = state.snapshot();
+    if snapshot.members.contains_key(&state.me) && !snapshot.enrolments.contains_key(&state.me) {
+        let reason = "nobody vouches for this member any more, and the others refuse it";
+        readiness = Readiness::NotReady(reason);
+    }
     match readiness {
         Readiness::Ready => Ok(Json(json!({ "ready": true })).into_response()),
         Readiness::NotReady(reason) => {
@@ -374,8 +378,8 @@ async fn set_log(State(state): State<ApiState>, request: Request) -> Answer {
     Ok(Json(LogRequest { filter: log.filter() }).into_response())
 }
 
-async fn config(State(state): State<ApiState>) -> Response {
-    Json(&state.effective.load().settings).into_response()
+async fn config(State(state): State<ApiState>) -> Json<Vec<SettingView>> {
+    Json(effective::config(&state))
 }
 
 async fn exposed(State(state): State<ApiState>) -> Response {
@@ -594,7 +598,8 @@ async fn invite(State(state): State<ApiState>, request: Request) -> Answer {
 async fn invites(State(state): State<ApiState>) -> Answer {
     let made = Control::ask(&state.control, |reply| Control::Invites { reply }).await?;
     let now = clock::unix_seconds();
-    let rows: Vec<_> = made.iter().map(|view| views::invite(view, now)).collect();
+    let snapshot = state.snapshot.borrow().clone();
+    let rows: Vec<_> = made.iter().map(|view| views::invite(view, &snapshot, now)).collect();
     Ok(Json(rows).into_response())
 }
 
@@ -615,10 +620,27 @@ async fn issuing_key(State(state): State<ApiState>, Path(node): Path<String>) ->
     Ok(Json(views::IssuingKey { member, key }).into_response())
 }
 
-async fn keep_members(State(state): State<ApiState>, Path(issuer): Path<String>) -> Answer {
+/// The body of `POST /v1/mesh/issuers/{node}/keep`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct KeepRequest {
+    /// Names of those that are to go with the issuer that let them in.
+    #[serde(default)]
+    pub drop: Vec<MemberName>,
+}
+
+async fn keep_members(
+    State(state): State<ApiState>,
+    Path(issuer): Path<String>,
+    request: Request,
+) -> Answer {
     let issuer = named::<MemberId>(&issuer)?;
-    let kept = Control::ask(&state.control, |reply| Control::KeepMembers { issuer, reply });
-    Ok(Json(kept.await?).into_response())
+    let KeepRequest { drop: dropped } = body(request).await?;
+    let keep = |reply| Control::KeepMembers { issuer, dropped, reply };
+    let kept = Control::ask(&state.control, keep).await?.into_iter();
+    let kept = kept.map(|(member, name)| views::KeptMember { member, name });
+    Ok(Json(kept.collect::<Vec<_>>()).into_response())
 }
 
 /// The body of `POST /v1/mesh/grants`.

@@ -85,6 +85,8 @@ pub struct Identity {
 pub struct Local {
     /// Its instances, ordered by id.
     pub exposed: Vec<ExposeSpec>,
+    /// Instances that it may not offer now, ordered by id.
+    pub withheld: Vec<ExposeSpec>,
     /// Its entries, with the addresses they really listen on.
     pub upstreams: Vec<UpstreamSpec>,
     /// What of it is out of rotation by its operator's word.

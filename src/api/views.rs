@@ -7,9 +7,10 @@ use base64::prelude::BASE64_STANDARD;
 use serde::{Deserialize, Serialize};
 
 use super::{ApiState, ExposeSpec};
-use crate::mesh::{Appointed, Endpoint, EndpointState, MemberView, ServiceView};
+use crate::mesh::{Appointed, Endpoint, EndpointState, MemberView, ServiceView, Snapshot};
 use crate::model::{
-    Enrolment, Epoch, MemberId, MemberPhase, MemberState, Moment, PublicKey, ServiceName,
+    Enrolment, Epoch, MemberId, MemberName, MemberPhase, MemberState, Moment, PublicKey,
+    ServiceName,
 };
 use crate::tls::Certificate;
 use crate::transport::enrolment::InviteView;
@@ -153,6 +154,14 @@ pub struct CertRow {
     pub key_hash: String,
 }
 
+/// A member that stays when the issuer that let it in goes.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct KeptMember {
+    pub member: MemberId,
+    pub name: MemberName,
+}
+
 /// One issuer, as `/v1/mesh/issuers` lists it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(missing_docs)]
@@ -203,6 +212,9 @@ pub struct InviteRow {
     pub name: Option<String>,
     /// The only services that whoever joins may offer.
     pub services: Option<Vec<String>>,
+    /// Ids of the members that came by it.
+    #[serde(default)]
+    pub members: Vec<String>,
 }
 
 /// Ids and keys in JSON: hexadecimal digits, as people know them.
@@ -245,7 +257,7 @@ pub(super) fn members(state: &ApiState) -> Vec<Member> {
 
 /// A member that is gone for long or was forgotten is hidden from listings, and only from those: its records and the
 /// attempts to reach it stay.
-pub(super) fn is_shown(state: &ApiState, view: &MemberView, now: Moment) -> bool {
+pub(crate) fn is_shown(state: &ApiState, view: &MemberView, now: Moment) -> bool {
     let is_gone = matches!(view.state, MemberState::Down | MemberState::Left);
     let is_recent = || now.since(view.changed_at) <= state.effective.load().forget_after;
     !is_gone || (is_recent() && !state.local().forgotten.contains(&view.id))
@@ -293,19 +305,34 @@ pub(super) fn net(state: &ApiState) -> Vec<Net> {
     rows
 }
 
-/// `/v1/mesh/services`, by name.
+/// `/v1/mesh/services`, by name. A service that only hidden members offer is hidden with them.
 pub(super) fn services(state: &ApiState) -> Vec<Service> {
-    state.snapshot().services.values().map(|view| service(view)).collect()
+    let snapshot = state.snapshot();
+    let shown = |view: &Arc<ServiceView>| service(view, &shown_endpoints(state, &snapshot, view));
+    snapshot.services.values().map(shown).filter(|row| row.instances > 0).collect()
 }
 
-fn service(view: &ServiceView) -> Service {
-    let is_ready = |endpoint: &&Endpoint| endpoint.state == EndpointState::Ready;
+fn service(view: &ServiceView, endpoints: &[&Endpoint]) -> Service {
+    let is_ready = |endpoint: &&&Endpoint| endpoint.state == EndpointState::Ready;
     Service {
         name: view.name.to_string(),
         protocol: view.protocol.to_string(),
-        instances: view.endpoints().len(),
-        ready: view.endpoints().iter().filter(is_ready).count(),
+        instances: endpoints.len(),
+        ready: endpoints.iter().filter(is_ready).count(),
     }
+}
+
+/// The instances of a service, without those of members that listings hide.
+fn shown_endpoints<'s>(
+    state: &ApiState,
+    snapshot: &Snapshot,
+    view: &'s ServiceView,
+) -> Vec<&'s Endpoint> {
+    let now = state.clock.now();
+    let is_member_shown = |member: &MemberId| {
+        snapshot.members.get(member).is_none_or(|view| is_shown(state, view, now))
+    };
+    view.endpoints().iter().filter(|endpoint| is_member_shown(&endpoint.member)).collect()
 }
 
 /// `/v1/mesh/endpoints/{svc}`; empty for a service that nobody offers.
@@ -334,7 +361,7 @@ pub(super) fn endpoints(state: &ApiState, service: &ServiceName) -> Vec<Endpoint
             age_ms: age_ms(now, endpoint.changed_at),
         }
     };
-    view.endpoints().iter().map(row).collect()
+    shown_endpoints(state, &snapshot, view).into_iter().map(row).collect()
 }
 
 /// `/v1/mesh/drain`: what this machine offers and, until their last call ends, what it took back.
@@ -481,7 +508,7 @@ pub(super) fn issuers(state: &ApiState) -> Vec<IssuerRow> {
 }
 
 /// One row of `/v1/mesh/invites`.
-pub(super) fn invite(view: &InviteView, now_secs: u64) -> InviteRow {
+pub(super) fn invite(view: &InviteView, snapshot: &Snapshot, now_secs: u64) -> InviteRow {
     let invite = &view.invite;
     let is_used = u32::try_from(view.redeemed).is_ok_and(|redeemed| redeemed >= invite.uses);
     let state = match (invite.uses, is_used) {
@@ -490,6 +517,8 @@ pub(super) fn invite(view: &InviteView, now_secs: u64) -> InviteRow {
         _ if invite.expires_at <= now_secs => "expired",
         _ => "open",
     };
+    let came = snapshot.enrolments.iter();
+    let came = came.filter(|(_, enrolled)| enrolled.enrolment.invite == Some(view.id));
     InviteRow {
         id: view.id.to_string(),
         state: state.to_owned(),
@@ -498,5 +527,6 @@ pub(super) fn invite(view: &InviteView, now_secs: u64) -> InviteRow {
         expires_at: invite.expires_at,
         name: invite.name.as_ref().map(ToString::to_string),
         services: invite.services.as_deref().map(names),
+        members: came.map(|(id, _)| id.to_string()).collect(),
     }
 }

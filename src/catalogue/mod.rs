@@ -47,6 +47,8 @@ pub struct Catalogue {
     pending: BTreeMap<EntryKey, Entry>,
     /// Who enrolled whom. Bounded by the enrolments.
     issuers_of: BTreeMap<MemberId, BTreeSet<MemberId>>,
+    /// Who claims to have taken over whose name. Bounded by the enrolments.
+    successors: BTreeMap<MemberId, BTreeSet<MemberId>>,
     /// Who is enrolled under a name. Bounded by the enrolments.
     names: BTreeMap<MemberName, BTreeSet<MemberId>>,
     events: VecDeque<CatalogueEvent>,
@@ -119,6 +121,7 @@ impl Catalogue {
             digest: Digest::default(),
             pending: BTreeMap::new(),
             issuers_of: BTreeMap::new(),
+            successors: BTreeMap::new(),
             names: BTreeMap::new(),
             events: VecDeque::new(),
         }
@@ -196,9 +199,11 @@ impl Catalogue {
         owners.filter_map(move |owner| self.entry(&EntryKey { kind, owner, subject }))
     }
 
-    /// The members that are enrolled under a name, by whatever issuer.
+    /// The members that are enrolled under a name, by whatever issuer; one, unless two issuers gave
+    /// it away at the same time.
     pub fn holders(&self, name: &MemberName) -> impl Iterator<Item = MemberId> {
-        self.names.get(name).into_iter().flatten().copied()
+        let all = self.names.get(name).into_iter().flatten().copied();
+        all.filter(|member| !self.is_replaced(*member))
     }
 
     /// The version of a key's newest entry.
@@ -233,6 +238,19 @@ impl Catalogue {
     pub fn newest_enrolment(&self, member: MemberId) -> Option<(MemberId, &Arc<Enrolment>)> {
         let all = self.enrolments(member);
         all.max_by_key(|(_, enrolment)| (enrolment.issued_at, enrolment.serial))
+    }
+
+    /// Whether a later enrolment under the same name says that it replaces this member: the machine
+    /// lost its key and has another one. Nobody is to believe the old one.
+    pub fn is_replaced(&self, member: MemberId) -> bool {
+        let Some(successors) = self.successors.get(&member) else { return false };
+        let Some(own) = self.enrolment(member) else { return false };
+        let number = |enrolment: &Enrolment| (enrolment.issued_at, enrolment.serial, enrolment.key);
+        successors.iter().filter_map(|successor| self.enrolment(*successor)).any(|later| {
+            later.name == own.name
+                && later.replaces.contains(&member)
+                && number(later) > number(own)
+        })
     }
 
     /// Everybody whom an issuer ever enrolled, ordered.
@@ -365,8 +383,17 @@ impl Catalogue {
     fn index(&mut self, issuer: MemberId, enrolment: &Enrolment) {
         let member = enrolment.key.member_id();
         self.issuers_of.entry(member).or_default().insert(issuer);
+        for former in &enrolment.replaces {
+            self.successors.entry(*former).or_default().insert(member);
+        }
+        let successors = self.successors.get(&member);
+        let follows = |other: &MemberId| {
+            enrolment.replaces.contains(other)
+                || successors.is_some_and(|successors| successors.contains(other))
+        };
         let holders = self.names.entry(enrolment.name.clone()).or_default();
-        if let Some(other) = holders.iter().copied().find(|other| *other != member)
+        if let Some(other) =
+            holders.iter().copied().find(|other| *other != member && !follows(other))
             && !holders.contains(&member)
         {
             let name = enrolment.name.clone();

@@ -25,7 +25,8 @@ fn sign(key: u8, kind: EntryKind, subject: [u8; 16], version: u64, payload: &[u8
 
 fn issuer_by(signer: u8, is_active: bool, version: u64) -> Entry {
     let key = TestKey::new(ISSUER).public_key();
-    let body = Issuer { key, member: id(ISSUER), certificate: Vec::new(), is_active };
+    let body =
+        Issuer { key, member: id(ISSUER), certificate: Vec::new(), is_active, kept: Vec::new() };
     let payload = wire::encode_payload(&body).unwrap();
     sign(signer, EntryKind::ISSUER, *key.member_id().as_bytes(), version, &payload)
 }
@@ -42,6 +43,7 @@ fn enrolment(member: u8, name: &str, services: Option<&[&str]>) -> Entry {
         services: services.map(|names| names.iter().map(|name| name.parse().unwrap()).collect()),
         issued_at: 1,
         invite: None,
+        replaces: Vec::new(),
     };
     let payload = wire::encode_payload(&body).unwrap();
     sign(ISSUER, EntryKind::ENROLMENT, *id(member).as_bytes(), 1, &payload)
@@ -158,6 +160,7 @@ fn older_entry_that_waited_does_not_replace_a_newer_one() {
         services: None,
         issued_at: 2,
         invite: None,
+        replaces: Vec::new(),
     };
     let payload = wire::encode_payload(&wider).unwrap();
     let wider = sign(ISSUER, EntryKind::ENROLMENT, *id(1).as_bytes(), 2, &payload);
@@ -277,7 +280,13 @@ fn what_a_revoked_issuer_said_is_kept_alike_by_those_who_hear_of_it_before_and_a
     assert!(after.record(id(1)).is_none() && after.enrolment(id(2)).is_none(), "none is applied");
     // Another issuer takes the first member over.
     let other = TestKey::new(OTHER_ISSUER).public_key();
-    let body = Issuer { key: other, member: id(3), certificate: Vec::new(), is_active: true };
+    let body = Issuer {
+        key: other,
+        member: id(3),
+        certificate: Vec::new(),
+        is_active: true,
+        kept: Vec::new(),
+    };
     let payload = wire::encode_payload(&body).unwrap();
     after.handle_entry(sign(ROOT, EntryKind::ISSUER, *other.member_id().as_bytes(), 1, &payload));
     events(&mut after);
@@ -367,6 +376,7 @@ fn what_an_issuer_said_is_found_by_its_subject_and_a_name_is_free_once_nobody_ho
         services: None,
         issued_at: 2,
         invite: None,
+        replaces: Vec::new(),
     };
     let payload = wire::encode_payload(&body).unwrap();
     catalogue.handle_entry(sign(ISSUER, EntryKind::ENROLMENT, *id(1).as_bytes(), 2, &payload));

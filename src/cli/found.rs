@@ -1,8 +1,9 @@
 //! `init`, `invite`, `join`: how a mesh begins and grows.
 
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
@@ -13,7 +14,7 @@ use super::Global;
 use super::client::{Client, data_dir, encoded};
 use super::exit::{Exit, Failure, Outcome};
 use super::output::{Drawing, Grid, Listing, age, cell, line, note, or_dash, show, state};
-use super::{duration, whole_number};
+use super::{duration, issuer, whole_number};
 use crate::agent::{self, JoinOptions};
 use crate::api::InviteRequest;
 use crate::api::views::InviteRow;
@@ -41,8 +42,8 @@ pub(super) struct InitArgs {
     #[arg(long)]
     name: Option<MemberName>,
     /// Where other machines reach it [default: the default route's address]
-    #[arg(long, value_name = "IP:PORT", value_parser = advertise_address)]
-    advertise: Option<SocketAddr>,
+    #[arg(long, value_name = "HOST:PORT", value_parser = advertise_address)]
+    advertise: Option<Seed>,
     /// Where the mesh port is bound [default: 0.0.0.0:7370]
     #[arg(long, value_name = "ADDR", value_parser = mesh_address)]
     mesh: Option<SocketAddr>,
@@ -61,9 +62,13 @@ pub(super) struct JoinArgs {
     /// What people call this machine [default: the hostname]
     #[arg(long)]
     name: Option<MemberName>,
+    /// Take the name over from a member that is gone: this machine, before it
+    /// was set up anew. What had its key before is believed no more
+    #[arg(long)]
+    replace: bool,
     /// Where other machines reach it [default: the default route's address]
-    #[arg(long, value_name = "IP:PORT", value_parser = advertise_address)]
-    advertise: Option<SocketAddr>,
+    #[arg(long, value_name = "HOST:PORT", value_parser = advertise_address)]
+    advertise: Option<Seed>,
     /// Where the mesh port is bound [default: 0.0.0.0:7370]
     #[arg(long, value_name = "ADDR", value_parser = mesh_address)]
     mesh: Option<SocketAddr>,
@@ -90,6 +95,13 @@ pub(super) struct InviteArgs {
     /// The only name that it lets in
     #[arg(long, value_name = "NAME")]
     node: Option<MemberName>,
+    /// Make whoever joins with it an issuer: prints the token, waits until its
+    /// agent runs, and signs with the root key
+    #[arg(long)]
+    issuer: bool,
+    /// The root key of the mesh [default: root.key in the data directory]
+    #[arg(long, value_name = "FILE", env = "MURMESH_ROOT_KEY", hide_env_values = true)]
+    root_key: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -151,7 +163,7 @@ pub(super) async fn init(global: &Global, args: InitArgs) -> Outcome {
     if report.was_there {
         let wishes = Wishes {
             name: args.name.clone(),
-            advertise: args.advertise,
+            advertise: args.advertise.clone(),
             mesh: args.mesh,
             cert_ttl: args.cert_ttl,
             seeds: Vec::new(),
@@ -170,7 +182,8 @@ pub(super) async fn init(global: &Global, args: InitArgs) -> Outcome {
         ))?;
         return Ok(Exit::Ok);
     }
-    let node = NodeFile { advertise: args.advertise, mesh: args.mesh, seeds: Vec::new() };
+    let advertise = args.advertise.as_ref().map(Seed::to_string);
+    let node = NodeFile { advertise, mesh: args.mesh, seeds: Vec::new() };
     node.save(&dir).map_err(store_failure)?;
     line(format_args!("mesh        {}", report.mesh))?;
     line(format_args!(
@@ -178,7 +191,7 @@ pub(super) async fn init(global: &Global, args: InitArgs) -> Outcome {
         report.name,
         origin(args.name.is_some(), "the hostname")
     ))?;
-    line(advertise_line(args.advertise, args.mesh))?;
+    line(advertise_line(node.advertise.as_deref(), args.mesh))?;
     line(format_args!("root key    {}   <- move it offline", report.root_key.display()))?;
     line(format_args!("operator    {}", report.operator_key.display()))?;
     note("next: murmesh agent, then in another terminal: murmesh invite");
@@ -200,7 +213,7 @@ fn come_back(dir: &DataDir, name: &MemberName) -> Outcome {
 /// What somebody asked of a machine that is a member already.
 struct Wishes {
     name: Option<MemberName>,
-    advertise: Option<SocketAddr>,
+    advertise: Option<Seed>,
     mesh: Option<SocketAddr>,
     cert_ttl: Option<Duration>,
     seeds: Vec<Seed>,
@@ -215,15 +228,17 @@ fn tell_untaken(dir: &DataDir, name: &MemberName, wishes: &Wishes) -> Result<(),
         let why = format!("this machine is member {name}; another name needs another --data-dir");
         untaken(&format!("--name {wish}"), why);
     }
-    let address = |flag: &str, key: &str, wish: Option<SocketAddr>, kept: Option<SocketAddr>| {
-        let Some(wish) = wish.filter(|wish| kept != Some(*wish)) else { return };
+    let address = |flag: &str, key: &str, wish: Option<String>, kept: Option<String>| {
+        let Some(wish) = wish.filter(|wish| kept.as_ref() != Some(wish)) else { return };
         let kept = kept.map_or("the default is kept".to_owned(), |kept| format!("{kept} is kept"));
         let why =
             format!("{kept}; write {key} = \"{wish}\" under [listen] of the configuration file");
         untaken(&format!("{flag} {wish}"), why);
     };
-    address("--advertise", "advertise", wishes.advertise, before.advertise);
-    address("--mesh", "mesh", wishes.mesh, before.mesh);
+    let text = |address: SocketAddr| address.to_string();
+    let wish = wishes.advertise.as_ref().map(Seed::to_string);
+    address("--advertise", "advertise", wish, before.advertise.clone());
+    address("--mesh", "mesh", wishes.mesh.map(text), before.mesh.map(text));
     let ttl = genesis.map(|(_, genesis)| Duration::from_secs(genesis.leaf_ttl_secs));
     if let (Some(wish), Some(ttl)) = (wishes.cert_ttl.filter(|wish| Some(*wish) != ttl), ttl) {
         let [wish, ttl] = [wish, ttl].map(humantime::format_duration);
@@ -241,10 +256,10 @@ fn origin(is_asked: bool, default: &str) -> String {
     if is_asked { String::new() } else { format!("   ({default})") }
 }
 
-fn advertise_line(asked: Option<SocketAddr>, mesh: Option<SocketAddr>) -> String {
+fn advertise_line(asked: Option<&str>, mesh: Option<SocketAddr>) -> String {
     let mesh = mesh.unwrap_or((Ipv4Addr::UNSPECIFIED, MESH_PORT).into());
     match (asked, default_advertise(mesh)) {
-        (Some(address), _) => format!("advertises  {address}"),
+        (Some(place), _) => format!("advertises  {place}"),
         (None, Some(address)) if mesh.ip().is_unspecified() => {
             format!("advertises  {address}   (the default route's; --advertise for another)")
         }
@@ -302,6 +317,12 @@ pub(super) async fn invite(global: &Global, args: InviteArgs) -> Outcome {
             Ok(Exit::Ok)
         }
         None => {
+            if args.issuer && args.uses != 1 {
+                let text = "--issuer is for one machine: no two members hold one issuing key";
+                return Err(Failure::usage(text).hint("murmesh invite --issuer, once for each"));
+            }
+            // Before anything is made: without the key the invite would not do what it says.
+            let root = args.issuer.then(|| issuer::root(global, args.root_key)).transpose()?;
             let request = InviteRequest {
                 ttl: Some(humantime::format_duration(args.ttl).to_string()),
                 uses: Some(args.uses),
@@ -314,7 +335,9 @@ pub(super) async fn invite(global: &Global, args: InviteArgs) -> Outcome {
             }
             let uses = super::output::count(args.uses as usize, "machine");
             note(format_args!("lets {uses} join within {}: murmesh join TOKEN", age(args.ttl)));
-            Ok(Exit::Ok)
+            let Some(root) = root else { return Ok(Exit::Ok) };
+            note("waiting until it has joined and its agent runs, to make it an issuer");
+            issuer::appoint_newcomer(client, &root, &made.id, args.ttl).await
         }
     }
 }
@@ -383,8 +406,13 @@ pub(super) async fn join(global: &Global, args: JoinArgs) -> Outcome {
         let resolved = tokio::net::lookup_host((seed.host(), seed.port())).await;
         seeds.extend(resolved.map_err(|error| Failure::failed(format!("--seed {seed}: {error}")))?);
     }
-    let options =
-        JoinOptions { data_dir: dir.path().to_owned(), token: token(args.token)?, name, seeds };
+    let options = JoinOptions {
+        data_dir: dir.path().to_owned(),
+        token: token(args.token)?,
+        name,
+        replace: args.replace,
+        seeds,
+    };
     let report = agent::join(options).await.map_err(join_failure)?;
     if report.was_there {
         let (advertise, mesh, seeds) = (args.advertise, args.mesh, args.seeds);
@@ -404,8 +432,10 @@ pub(super) async fn join(global: &Global, args: JoinArgs) -> Outcome {
             kept.push(seed);
         }
     }
-    let (advertise, mesh) = (args.advertise.or(before.advertise), args.mesh.or(before.mesh));
-    NodeFile { advertise, mesh, seeds: kept }.save(&dir).map_err(store_failure)?;
+    let advertise = args.advertise.as_ref().map(Seed::to_string).or(before.advertise);
+    let mesh = args.mesh.or(before.mesh);
+    let node = NodeFile { advertise, mesh, seeds: kept };
+    node.save(&dir).map_err(store_failure)?;
     line(format_args!("mesh        {}", report.mesh))?;
     line(format_args!("name        {}{}", report.name, origin(!is_hostname, "the hostname")))?;
     line(format_args!("member      {}", report.member))?;
@@ -413,7 +443,7 @@ pub(super) async fn join(global: &Global, args: JoinArgs) -> Outcome {
     if let Some(told) = services_line(services, report.services.as_deref()) {
         line(told)?;
     }
-    line(advertise_line(advertise, mesh))?;
+    line(advertise_line(node.advertise.as_deref(), mesh))?;
     note("next: murmesh agent");
     Ok(Exit::Ok)
 }
@@ -463,9 +493,9 @@ fn token(argument: String) -> Result<String, Failure> {
         return Ok(argument);
     }
     let mut text = String::new();
-    std::io::stdin()
-        .take(TOKEN_LEN_MAX)
-        .read_to_string(&mut text)
+    // One line: whoever writes it may have more to do before it ends.
+    BufReader::new(std::io::stdin().take(TOKEN_LEN_MAX))
+        .read_line(&mut text)
         .map_err(|error| Failure::failed(format!("cannot read the token: {error}")))?;
     Ok(text)
 }

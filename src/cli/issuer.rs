@@ -2,6 +2,7 @@
 //! command line; agents only carry what it signed. `grant`: what an issuer lets a member offer.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -9,17 +10,21 @@ use clap::{Args, Subcommand};
 use hyper::Method;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tokio::time::{sleep, timeout};
 
 use super::Global;
 use super::client::{Client, encoded};
 use super::exit::{Exit, Failure, Outcome};
 use super::found::{open_dir, store_failure};
 use super::output::{Drawing, Grid, Listing, cell, count, line, note, show, state};
-use crate::api::GrantRequest;
-use crate::api::views::{IssuerRow, IssuingKey};
+use crate::api::views::{InviteRow, IssuerRow, IssuingKey, KeptMember};
+use crate::api::{GrantRequest, KeepRequest};
 use crate::model::{Entry, Issuer, MemberName, ServiceName};
 use crate::tls::Root;
 use crate::tls::store::{self, StoreError};
+
+/// How often it is looked whether the newcomer is there.
+const NEWCOMER_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Verbs of `issuer`.
 #[derive(Debug, Subcommand)]
@@ -29,23 +34,33 @@ pub(super) enum IssuerVerb {
     /// List the issuers
     List(Listing),
     /// Take it back; run it on another issuer, which vouches for the members that it let in
-    Remove(IssuerArgs),
+    Remove(RemoveArgs),
 }
 
-/// Arguments of `issuer add` and `issuer remove`.
+/// Arguments of `issuer add`.
 #[derive(Debug, Args)]
 pub(super) struct IssuerArgs {
-    /// Which member
+    /// Which member, by its name or id
     node: MemberName,
     /// The root key of the mesh [default: root.key in the data directory]
     #[arg(long, value_name = "FILE", env = "MURMESH_ROOT_KEY", hide_env_values = true)]
     root_key: Option<PathBuf>,
 }
 
+/// Arguments of `issuer remove`.
+#[derive(Debug, Args)]
+pub(super) struct RemoveArgs {
+    #[command(flatten)]
+    issuer: IssuerArgs,
+    /// A member that it let in and that goes with it; may be repeated
+    #[arg(long = "drop", value_name = "NODE")]
+    dropped: Vec<MemberName>,
+}
+
 /// Arguments of `grant`.
 #[derive(Debug, Args)]
 pub(super) struct GrantArgs {
-    /// Which member
+    /// Which member, by its name or id
     node: MemberName,
     /// The only services that it may offer
     #[arg(long, value_delimiter = ',', value_name = "web,db", required_unless_present = "all")]
@@ -114,26 +129,76 @@ async fn issuers(client: &Client) -> Result<Vec<IssuerRow>, Failure> {
 async fn add(global: &Global, args: IssuerArgs) -> Outcome {
     let (root, client) = (root(global, args.root_key)?, Client::new(global)?);
     let node = args.node.as_str();
-    let rows = issuers(&client).await?;
-    if rows.iter().any(|row| row.active && row.node == node) {
-        line(format_args!("unchanged: {node} is an issuer"))?;
-        return Ok(Exit::Ok);
+    match appoint(&client, &root, node).await? {
+        Appointed::Now => line(format_args!("{node} is an issuer from now on"))?,
+        Appointed::Before => line(format_args!("unchanged: {node} is an issuer"))?,
+    };
+    Ok(Exit::Ok)
+}
+
+enum Appointed {
+    Now,
+    Before,
+}
+
+/// Lets a member, given by its name or id, issue from now on.
+async fn appoint(client: &Client, root: &Root, node: &str) -> Result<Appointed, Failure> {
+    let rows = issuers(client).await?;
+    let is_meant = |row: &IssuerRow| row.node == node || row.member.to_string() == node;
+    if rows.iter().any(|row| row.active && is_meant(row)) {
+        return Ok(Appointed::Before);
     }
     let path = format!("/v1/mesh/issuers/{}/key", encoded(node));
     let made: IssuingKey = client.change(Method::POST, &path, &json!({})).await?;
     let above = rows.iter().find(|row| row.key == made.key).map(|row| row.epoch);
     let entry = root.appoint(&made.key, made.member, above).map_err(Failure::failed)?;
-    publish(&client, &entry).await?;
-    line(format_args!("{node} is an issuer from now on"))?;
-    Ok(Exit::Ok)
+    publish(client, &entry).await?;
+    Ok(Appointed::Now)
 }
 
-async fn remove(global: &Global, args: IssuerArgs) -> Outcome {
+/// Waits until somebody has come by the invite with this id and its agent runs, and makes it an issuer.
+/// The newcomer makes its issuing key itself, so that no secret but the token travels, and nobody can
+/// sign for a key that is not there yet.
+pub(super) async fn appoint_newcomer(
+    client: &Client,
+    root: &Root,
+    invite: &str,
+    ttl: Duration,
+) -> Outcome {
+    let mut last = "nobody came".to_owned();
+    let appointed = timeout(ttl, async {
+        loop {
+            let rows: Vec<InviteRow> = client.get_secret("/v1/mesh/invites").await?;
+            let row = rows.into_iter().find(|row| row.id == invite);
+            if let Some(member) = row.and_then(|row| row.members.into_iter().next()) {
+                match appoint(client, root, &member).await {
+                    Ok(_) => return Ok(member),
+                    Err(failure) if failure.exit == Exit::NoAgent => return Err(failure),
+                    Err(failure) => last = failure.message, // its agent does not run yet
+                }
+            }
+            sleep(NEWCOMER_INTERVAL).await;
+        }
+    });
+    match appointed.await {
+        Ok(appointed) => {
+            line(format_args!("member {} is an issuer from now on", appointed?))?;
+            Ok(Exit::Ok)
+        }
+        Err(_) => Err(Failure::new(Exit::TimedOut, format!("nobody was made an issuer: {last}"))
+            .hint("murmesh issuer add NODE, once its agent runs")),
+    }
+}
+
+async fn remove(global: &Global, args: RemoveArgs) -> Outcome {
+    let RemoveArgs { issuer: args, dropped } = args;
     let (root, client) = (root(global, args.root_key)?, Client::new(global)?);
     let node = args.node.as_str();
     let rows = issuers(&client).await?;
-    let (theirs, others): (Vec<_>, Vec<_>) =
-        rows.into_iter().filter(|row| row.active).partition(|row| row.node == node);
+    let (theirs, others): (Vec<_>, Vec<_>) = rows
+        .into_iter()
+        .filter(|row| row.active)
+        .partition(|row| row.node == node || row.member.to_string() == node);
     if theirs.is_empty() {
         line(format_args!("unchanged: {node} is no issuer"))?;
         return Ok(Exit::Ok);
@@ -144,27 +209,31 @@ async fn remove(global: &Global, args: IssuerArgs) -> Outcome {
     }
     for row in theirs {
         let path = format!("/v1/mesh/issuers/{}/keep", encoded(&row.id));
-        let kept: Vec<String> = client
-            .change(Method::POST, &path, &json!({}))
+        let request = KeepRequest { drop: dropped.clone() };
+        let kept: Vec<KeptMember> = client
+            .change(Method::POST, &path, &request)
             .await
             .map_err(|failure| failure.hint(format_args!("run this on {}", others[0].node)))?;
-        let dismissed = root.dismiss(&issuer_of(&row)?, row.epoch).map_err(Failure::failed)?;
+        let (ids, names): (Vec<_>, Vec<_>) =
+            kept.into_iter().map(|kept| (kept.member, kept.name.to_string())).unzip();
+        let dismissed = root.dismiss(&issuer_of(&row)?, row.epoch, ids).map_err(Failure::failed)?;
         publish(&client, &dismissed).await?;
-        if !kept.is_empty() {
-            let what = count(kept.len(), "member");
-            note(format_args!(
-                "{what} let in by {node} stay, vouched for here: {}",
-                kept.join(", ")
-            ));
+        if !names.is_empty() {
+            let what = count(names.len(), "member");
+            note(format_args!("{what} let in by {node} stay: {}", names.join(", ")));
         }
     }
     line(format_args!("{node} issues nothing any more"))?;
+    if !dropped.is_empty() {
+        let names: Vec<_> = dropped.iter().map(MemberName::as_str).collect();
+        line(format_args!("nobody believes any more: {}", names.join(", ")))?;
+    }
     Ok(Exit::Ok)
 }
 
 fn issuer_of(row: &IssuerRow) -> Result<Issuer, Failure> {
     let certificate = BASE64_STANDARD.decode(&row.certificate).map_err(Failure::failed)?;
-    Ok(Issuer { key: row.key, member: row.member, certificate, is_active: true })
+    Ok(Issuer { key: row.key, member: row.member, certificate, is_active: true, kept: Vec::new() })
 }
 
 async fn publish(client: &Client, entry: &Entry) -> Result<(), Failure> {
@@ -172,7 +241,8 @@ async fn publish(client: &Client, entry: &Entry) -> Result<(), Failure> {
     client.change::<Value>(Method::POST, "/v1/mesh/entries", &body).await.map(drop)
 }
 
-fn root(global: &Global, file: Option<PathBuf>) -> Result<Root, Failure> {
+/// The root key, from where it is kept.
+pub(super) fn root(global: &Global, file: Option<PathBuf>) -> Result<Root, Failure> {
     let dir = open_dir(global)?;
     let path = file.unwrap_or_else(|| dir.file("root.key"));
     let found = dir.genesis().map_err(store_failure)?;

@@ -11,17 +11,8 @@ const VERBS: &[&str] = &[
     "replay", "sim",
 ];
 
-const FLAGS: &[&str] = &[
-    "--deny",
-    "--allow",
-    "--client",
-    "--issuer",
-    "--replace",
-    "--gateway",
-    "--dns",
-    "--health",
-    "--operator-key",
-];
+const FLAGS: &[&str] =
+    &["--deny", "--allow", "--client", "--gateway", "--dns", "--health", "--operator-key"];
 
 /// The answer to a command line that only a later version understands.
 pub(super) fn not_yet(error: &Error) -> Option<Failure> {

@@ -14,8 +14,9 @@ use super::exit::{Exit, Failure, Outcome};
 use super::output::{Drawing, Grid, Listing, cell, line, note, or_dash, show};
 use super::whole_number;
 use crate::agent::{has_left, way_back};
-use crate::api::views::Service;
-use crate::api::{ExposeRequest, ExposeSpec, Exposed, UpstreamSpec};
+use crate::api::control::WEIGHT_MAX;
+use crate::api::views::{IssuerRow, Service};
+use crate::api::{ExposeRequest, ExposeSpec, Exposed, SettingView, UNTIL_RESTART, UpstreamSpec};
 use crate::model::{InstanceId, Protocol, ServiceName, Target, Weight};
 
 /// How long `expose` waits for the instance to accept one connection: it is only to warn.
@@ -42,8 +43,8 @@ pub(super) struct ExposeArgs {
     /// A free word, for instance v2; may be repeated
     #[arg(long = "tag", value_name = "TAG")]
     tags: Vec<String>,
-    /// Its share of the traffic [default: 100]
-    #[arg(long, value_parser = whole_number::<u16>)]
+    /// Its share of the traffic, 0 to 10000 [default: 100]
+    #[arg(long, value_parser = weight)]
     weight: Option<u16>,
     #[command(flatten)]
     listing: Listing,
@@ -71,6 +72,23 @@ pub(super) struct UpstreamArgs {
     listing: Listing,
 }
 
+fn weight(text: &str) -> Result<u16, String> {
+    text.parse()
+        .ok()
+        .filter(|weight| *weight <= WEIGHT_MAX)
+        .ok_or_else(|| format!("expected a whole number from 0 to {WEIGHT_MAX}"))
+}
+
+/// Says so where a file will win over what a command has just done.
+async fn note_files_win(client: &Client, is_meant: impl Fn(&SettingView) -> bool) {
+    let Ok(rows) = client.get_secret::<Vec<SettingView>>("/v1/mesh/config").await else { return };
+    for row in rows.iter().filter(|row| is_meant(row)) {
+        if let Some(file) = row.origin.strip_prefix(UNTIL_RESTART) {
+            note(format_args!("holds until the agent restarts: then {file} wins; change it there"));
+        }
+    }
+}
+
 /// Offers an instance, or lists those offered.
 pub(super) async fn expose(global: &Global, args: ExposeArgs) -> Outcome {
     let client = &Client::new(global)?;
@@ -94,6 +112,7 @@ pub(super) async fn expose(global: &Global, args: ExposeArgs) -> Outcome {
         Some(changes) if changes.is_empty() => line(format_args!("unchanged: {what}")),
         Some(changes) => line(format_args!("changed: {}: {}", spec.id, changes.join(", "))),
     }?;
+    note_files_win(client, |row| row.key == format!("expose.{}", spec.id)).await;
     if let Some(what) = missing(&spec.to).await {
         let to = &spec.to;
         note(format_args!("nothing {what} at {to} yet; callers are refused until it does"));
@@ -146,6 +165,7 @@ pub(super) async fn unexpose(global: &Global, args: UnexposeArgs) -> Outcome {
     let client = Client::new(global)?;
     client.act(Method::DELETE, &format!("/v1/mesh/expose/{}", encoded(args.id.as_str()))).await?;
     line(format_args!("{} is no longer offered", args.id))?;
+    note_files_win(&client, |row| row.key == format!("expose.{}", args.id)).await;
     Ok(Exit::Ok)
 }
 
@@ -165,6 +185,7 @@ pub(super) async fn upstream(global: &Global, args: UpstreamArgs) -> Outcome {
         for spec in closed {
             line(format_args!("{} is closed", spec.listen))?;
         }
+        note_files_win(client, |row| row.key == format!("upstream.{service}")).await;
         return Ok(Exit::Ok);
     }
     let Some(listen) = args.listen else {
@@ -203,6 +224,7 @@ fn upstream_table(rows: &[UpstreamSpec]) -> String {
 /// Says goodbye for good.
 pub(super) async fn leave(global: &Global) -> Outcome {
     let client = Client::new(global)?;
+    let issuer = own_issuer(&client).await;
     let left = client.change::<Value>(Method::PUT, "/v1/agent/leave", &json!({})).await;
     if let Err(failure) = left {
         return match (failure.exit, client.data_dir()) {
@@ -221,5 +243,18 @@ pub(super) async fn leave(global: &Global) -> Outcome {
     if let Some(dir) = client.data_dir() {
         note(format_args!("no agent starts here until '{}' brings it back", way_back(dir)));
     }
+    if let Some(name) = issuer {
+        note(format_args!(
+            "it stays trusted as an issuer, and so does whoever has its issuer.key\n  \
+             try: murmesh issuer remove {name} --root-key FILE, on another issuer"
+        ));
+    }
     Ok(Exit::Ok)
+}
+
+/// What this member is called, if it is an issuer.
+async fn own_issuer(client: &Client) -> Option<String> {
+    let me = client.data_dir()?.credentials().ok()?.member_id();
+    let rows: Vec<IssuerRow> = client.get("/v1/mesh/issuers").await.ok()?;
+    rows.into_iter().find(|row| row.active && row.member == me).map(|row| row.node)
 }

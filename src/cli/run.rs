@@ -21,7 +21,7 @@ use crate::api::{ADDRESS_FILE, Control, ControlError, ExposeSpec, UpstreamSpec};
 use crate::config::{
     DRAIN_DEADLINE, Origin, Overrides, Seed, Setting, Settings, load, mesh_address,
 };
-use crate::model::MemberPhase;
+use crate::model::{MemberPhase, Target};
 use crate::telemetry::{self, LineQueue, Log};
 
 /// How long the end waits for whoever reads what the agent said.
@@ -142,12 +142,15 @@ async fn run(settings: Settings, voice: &Voice) -> Outcome {
     let agent = Agent::start(settings).await.map_err(start_failure)?;
     agent.show_log(voice.log.clone());
     voice.line(format_args!(
-        "murmesh {} runs as {} of mesh {}: mesh {} (udp), api http://{}{start}",
+        "murmesh {} runs as {} of mesh {}: mesh {} (udp), api {}{start}",
         env!("CARGO_PKG_VERSION"),
         agent.credentials().name(),
         agent.credentials().mesh().short(),
         agent.mesh_address(),
-        agent.api_address(),
+        match agent.api_address() {
+            Target::Tcp(address) => format!("http://{address}"),
+            socket => socket.to_string(),
+        },
     ));
     let mut is_told = false;
     let phase = loop {

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::api::{ExposeSpec, UpstreamSpec};
 use crate::model::{MemberName, Protocol, Target, TargetError};
-use crate::tls::store::DataDir;
+use crate::tls::store::{DataDir, StoreError};
 
 /// What flags and environment say, over every file. Values are checked by [`load`].
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -86,7 +86,7 @@ pub fn load_texts(
     fill_from_data_dir(&mut settings, &mut faults)?;
     if settings.advertise.value.is_none() {
         // not kept by `init` or `join`: a machine may get another address
-        settings.advertise.value = default_advertise(settings.mesh.value);
+        settings.advertise.value = default_advertise(settings.mesh.value).map(Seed::from);
     }
     together(&settings, &mut faults);
     let paths: Vec<PathBuf> = files.into_iter().map(|(path, _)| path).collect();
@@ -132,7 +132,9 @@ fn apply(overrides: &Overrides, settings: &mut Settings, faults: &mut Vec<Fault>
     }
     if let Some(api) = &overrides.api {
         match api.value.parse() {
-            Ok(Target::Unix(path)) => settings.api_socket = Some(path),
+            Ok(Target::Unix(path)) => {
+                settings.api_socket = Some(Setting::new(path, api.origin.clone()));
+            }
             _ => match loopback(&api.value) {
                 Ok(address) => settings.api = Setting::new(address, api.origin.clone()),
                 Err(message) => faults.push(flag_fault(&api.origin, &api.value, message)),
@@ -172,7 +174,14 @@ fn fill_from_data_dir(settings: &mut Settings, faults: &mut Vec<Fault>) -> Resul
         }
     }
     fill(&mut settings.mesh, node.mesh);
-    fill(&mut settings.advertise, node.advertise.map(Some));
+    let advertise = node.advertise.as_deref().map(advertise).transpose();
+    let advertise = advertise.map_err(|expected| {
+        ConfigError::DataDir(
+            StoreError::damaged(dir.file("node.toml"), format!("advertise: {expected}"))
+                .to_string(),
+        )
+    })?;
+    fill(&mut settings.advertise, advertise.map(Some));
     let seeds: Vec<Seed> = node.seeds.iter().filter_map(|seed| seed.parse().ok()).collect();
     fill(&mut settings.seeds, (!seeds.is_empty()).then_some(seeds));
     let enrolled = enrolled_name(&dir);
@@ -268,14 +277,17 @@ pub(super) fn loopback(text: &str) -> Result<SocketAddr, String> {
     })
 }
 
-/// An address that others can dial.
-pub fn advertise(text: &str) -> Result<SocketAddr, String> {
-    let is_dialable = |address: &SocketAddr| {
-        !address.ip().is_unspecified() && address.port() != 0 && !is_group(address)
+/// A place that others can dial.
+pub fn advertise(text: &str) -> Result<Seed, String> {
+    let is_dialable = |place: &Seed| match place.host().parse::<IpAddr>() {
+        Ok(ip) => !ip.is_unspecified() && !is_group(&SocketAddr::new(ip, place.port())),
+        Err(_) => true, // a name: the resolver knows
     };
-    text.parse().ok().filter(is_dialable).ok_or_else(|| {
-        "expected ip:port as others reach it, for instance 10.0.0.1:7370 (names are not available \
-         yet)"
+    // Without a port it would be guessed, and a port that is forwarded is another one.
+    let has_port = text.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok())
+        && text.parse::<IpAddr>().is_err();
+    text.parse().ok().filter(is_dialable).filter(|_| has_port).ok_or_else(|| {
+        "expected host:port as others reach it, for instance 10.0.0.1:7370 or web1.example.com:7370"
             .to_owned()
     })
 }

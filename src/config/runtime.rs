@@ -16,9 +16,9 @@ const RUNTIME: &str = "runtime.toml";
 /// What `init` and `join` were told, so that `agent` needs no file.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeFile {
-    /// Where others reach this member; the default route's address when absent.
+    /// Where others reach this member, `host:port`; the default route's address when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub advertise: Option<SocketAddr>,
+    pub advertise: Option<String>,
     /// Where the UDP socket is bound.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mesh: Option<SocketAddr>,

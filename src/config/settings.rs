@@ -39,13 +39,13 @@ pub struct Settings {
     pub domain: Setting<String>,
     /// Where the UDP socket is bound.
     pub mesh: Setting<SocketAddr>,
-    /// Where others reach it; the default route's address when nobody said, with port 0 while the
-    /// port is not known. `None` when this machine has no route either.
-    pub advertise: Setting<Option<SocketAddr>>,
+    /// Where others reach it, by address or by a name that is looked up again and again; the default
+    /// route's address when nobody said, with port 0 while the port is not known. `None` when this machine has no route either.
+    pub advertise: Setting<Option<Seed>>,
     /// Where the API listens; a default that is taken gives way to any free port.
     pub api: Setting<SocketAddr>,
-    /// A unix socket where the API listens, too, beside the one in the data directory.
-    pub api_socket: Option<PathBuf>,
+    /// A unix socket where the API listens instead, beside the one in the data directory.
+    pub api_socket: Option<Setting<PathBuf>>,
     /// Where SOCKS5 listens, if it shall.
     pub socks: Setting<Option<SocketAddr>>,
     /// Whom to ask first.
@@ -83,7 +83,7 @@ impl Settings {
     /// the API on loopback, profile `lan`.
     pub fn machine(data_dir: DataDir) -> Self {
         let settings = Self::defaults(data_dir);
-        let advertise = Setting::default(default_advertise(settings.mesh.value));
+        let advertise = Setting::default(default_advertise(settings.mesh.value).map(Seed::from));
         Self { advertise, ..settings }
     }
 
@@ -97,13 +97,14 @@ impl Settings {
     /// address when it is bound on every address.
     pub fn with_mesh(mut self, address: SocketAddr) -> Self {
         self.mesh = Setting::new(address, Origin::Program);
-        self.advertise = Setting::default(default_advertise(address));
+        self.advertise = Setting::default(default_advertise(address).map(Seed::from));
         self
     }
 
-    /// With this address for others to dial, for instance behind a port forwarding.
-    pub fn with_advertise(mut self, address: SocketAddr) -> Self {
-        self.advertise = Setting::new(Some(address), Origin::Program);
+    /// With this place for others to dial, an address or a name ([`Seed`]), for instance behind a port
+    /// forwarding.
+    pub fn with_advertise(mut self, place: impl Into<Seed>) -> Self {
+        self.advertise = Setting::new(Some(place.into()), Origin::Program);
         self
     }
 
@@ -166,7 +167,12 @@ impl Settings {
             view("node.domain", &self.domain, text),
             view("listen.mesh", &self.mesh, text),
             view("listen.advertise", &self.advertise, optional),
-            view("listen.api", &self.api, text),
+            match &self.api_socket {
+                Some(path) => {
+                    view("listen.api", path, |path| format!("unix:{}", path.display()).into())
+                }
+                None => view("listen.api", &self.api, text),
+            },
             view("listen.socks", &self.socks, optional),
             view("join.seeds", &self.seeds, |seeds| seeds.iter().map(Seed::to_string).collect()),
             view("join.profile", &self.profile, |profile| profile_word(*profile).into()),
@@ -200,8 +206,8 @@ pub(super) fn profile_word(profile: Profile) -> &'static str {
     }
 }
 
-/// Where a member may answer: `10.0.0.1:7370`, `seed.example.com`, `[::1]:7370`. Names are resolved
-/// by the agent, again and again, so that a seed may move.
+/// Where a member answers: `10.0.0.1:7370`, `seed.example.com`, `[::1]:7370`. Names are resolved
+/// by the agent, again and again, so that a machine may move.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Seed {
     host: String,

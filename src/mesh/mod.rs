@@ -63,7 +63,7 @@ const OUTBID_PAUSE: Duration = Duration::from_secs(10);
 /// Members to dial after the next start.
 const REMEMBERED_MAX: usize = 256;
 
-/// Members that are told directly when this one leaves or restarts.
+/// Members that are told directly when this one leaves, restarts or moves.
 const FAREWELLS: usize = 8;
 
 /// How long after its farewell a member that leaves is taken off the detector's list. The other way
@@ -281,7 +281,7 @@ impl Mesh {
         match phase {
             MemberPhase::Restarting | MemberPhase::Left if self.is_settled => {
                 self.publish_record(now);
-                self.bid_farewell();
+                self.tell_directly();
                 self.drain(now);
             }
             _ => self.publish_soon(now),
@@ -318,6 +318,27 @@ impl Mesh {
             self.say_hello(now);
             self.drain(now);
         }
+    }
+
+    /// Others reach this member at `address` from now on: a new run of it, as the detector sees it. Does
+    /// nothing but ask for epochs while none is left; say it again then.
+    pub fn set_address(&mut self, now: Moment, address: SocketAddr) {
+        if self.config.address == address || self.has_left {
+            return;
+        }
+        if !self.is_settled {
+            self.config.address = address; // it is not known under another yet
+            return;
+        }
+        let above = Epoch(self.publication.epoch.0.saturating_add(1));
+        if above > self.epochs_until {
+            self.events.push_back(MeshEvent::EpochsNeeded { at_least: above });
+        } else {
+            self.config.address = address;
+            self.take_epoch(now, above);
+            self.tell_directly(); // a hint would make them ask where this member is no more
+        }
+        self.drain(now);
     }
 
     /// Dials everybody who is away soon: what made them refuse this member is mended.
@@ -510,7 +531,8 @@ impl Mesh {
     }
 
     fn take_epoch(&mut self, now: Moment, epoch: Epoch) {
-        let identity = Identity { epoch, ..self.membership.identity() };
+        let address = self.config.address;
+        let identity = Identity { epoch, address, ..self.membership.identity() };
         self.publication.epoch = epoch;
         self.membership.begin_above(now, identity);
         self.publish_record(now);
@@ -541,7 +563,8 @@ impl Mesh {
         self.handle_catalogue(now);
     }
 
-    fn bid_farewell(&mut self) {
+    /// Tells some members its record, whole.
+    fn tell_directly(&mut self) {
         let record = self.catalogue.entry(&record_key(self.id)).cloned();
         let chosen: BTreeSet<_> =
             (0..FAREWELLS * 2).filter_map(|_| self.membership.choose_active()).collect();

@@ -1,6 +1,6 @@
 //! What readers see of the mesh: immutable, replaced whole on every change.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -22,6 +22,8 @@ pub struct Snapshot {
     pub issuers: BTreeMap<MemberId, Appointed>,
     /// The newest enrolment of each member by an active issuer.
     pub enrolments: BTreeMap<MemberId, Enrolled>,
+    /// Members whose machine is here under another key; they are in no other list.
+    pub replaced: BTreeSet<MemberId>,
 }
 
 impl Snapshot {

@@ -27,7 +27,13 @@ fn name(key: u8) -> MemberName {
 
 fn grounds(member: u8) -> Vec<Entry> {
     let key = TestKey::new(ISSUER).public_key();
-    let issuer = Issuer { key, member: id(ISSUER), certificate: Vec::new(), is_active: true };
+    let issuer = Issuer {
+        key,
+        member: id(ISSUER),
+        certificate: Vec::new(),
+        is_active: true,
+        kept: Vec::new(),
+    };
     let enrolment = Enrolment {
         key: TestKey::new(member).public_key(),
         name: name(member),
@@ -35,6 +41,7 @@ fn grounds(member: u8) -> Vec<Entry> {
         services: None,
         issued_at: 1,
         invite: None,
+        replaces: Vec::new(),
     };
     let sign = |signer: u8, kind, subject: MemberId, payload: Vec<u8>| {
         let subject = *subject.as_bytes();
@@ -305,6 +312,21 @@ fn no_epoch_is_used_before_it_is_durable() {
     one.extend_epochs(Moment::from_secs(30_000), Epoch(5_000));
     forced(&mut one, 30_001);
     assert_eq!(one.epoch(), Epoch(101 + EPOCH_RESERVE));
+}
+
+#[test]
+fn a_member_that_moves_is_reached_where_it_is_now_and_was_never_down() {
+    let mut nodes = pair();
+    run(&mut nodes, 0, 1_000);
+    let before = nodes[1].epoch();
+    nodes[1].set_address(Moment::from_secs(1), address(9));
+    run(&mut nodes, 1_000, 6_000);
+    let [mut one, two] = nodes;
+    let view = one.snapshot().members[&id(2)].clone();
+    assert_eq!((view.address, view.state), (address(9), MemberState::Alive));
+    assert!(two.epoch() > before, "the detector knows a run by one address");
+    let down = |event: &MeshEvent| matches!(event, MeshEvent::MemberDown { .. });
+    assert!(!events(&mut one).iter().any(down));
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! How this node sees the others: the detector's belief, the member's own word and this node's own
 //! experience, taken together.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -170,6 +170,9 @@ impl Mesh {
         let mut snapshot = Snapshot::default();
         let mut services: BTreeMap<ServiceName, (Protocol, Vec<Endpoint>)> = BTreeMap::new();
         for (id, record, version) in self.catalogue.records() {
+            if id != self.id && self.catalogue.is_replaced(id) {
+                continue; // its machine is here under another key
+            }
             let known = self.known.get(&id).copied().unwrap_or_else(|| Known::new(self.now));
             // What an enrolment does not allow, or no more, is nobody's to call.
             let allowed = self.catalogue.enrolment(id).and_then(|known| known.services.as_ref());
@@ -194,11 +197,17 @@ impl Mesh {
             (id, Appointed { issuer: Arc::clone(issuer), epoch })
         });
         snapshot.issuers = appointed.collect();
+        let mut replaced = BTreeSet::new();
         let enrolled = self.catalogue.enrolled_members().filter_map(|member| {
             let (issuer, enrolment) = self.catalogue.newest_enrolment(member)?;
+            if self.catalogue.is_replaced(member) {
+                replaced.insert(member);
+                return None;
+            }
             Some((member, Enrolled { issuer, enrolment: Arc::clone(enrolment) }))
         });
         snapshot.enrolments = enrolled.collect();
+        snapshot.replaced = replaced;
         snapshot
     }
 

@@ -117,6 +117,9 @@ pub struct Enrolment {
     pub issued_at: u64,
     /// The invite it came by, if any.
     pub invite: Option<MemberId>,
+    /// The members whose name it has taken over: the same machine before it lost its key. Since
+    /// version 2.
+    pub replaces: Vec<MemberId>,
 }
 
 /// Permission to join, for whoever holds the token's private key. Subject: hash of its public key.
@@ -145,6 +148,8 @@ pub struct Issuer {
     pub certificate: Vec<u8>,
     /// False once revoked.
     pub is_active: bool,
+    /// Of a revoked issuer: the members that it let in and that stay. Since version 2.
+    pub kept: Vec<MemberId>,
 }
 
 /// Makes a key an operator: a person's, who signs policy and revocations. Subject: the hash of the

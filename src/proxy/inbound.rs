@@ -23,7 +23,7 @@ use crate::tls::Peer;
 use crate::transport::tunnel::{
     HEADER_TIME_MAX, Header, Mode, Refusal, RefusalCode, ResetCode, TunnelReader, TunnelWriter,
 };
-use crate::transport::{Accepted, Endpoint, Incoming};
+use crate::transport::{Accepted, Endpoint, Incoming, Revoker};
 
 /// Data connections that one peer may have here. It needs one; a second for a moment, when it has
 /// restarted.
@@ -45,6 +45,7 @@ pub(super) struct Inbound {
     pub(super) metrics: Metrics,
     pub(super) events: EventLog,
     pub(super) clock: Clock,
+    pub(super) revoker: Revoker,
     pub(super) evidence: tokio::sync::mpsc::Sender<(MemberId, Evidence)>,
     pub(super) streams: TaskGroup,
     pub(super) refusals: TaskGroup,
@@ -90,7 +91,7 @@ impl Inbound {
         tokio::select! {
             biased;
             () = &mut tunnels => {}
-            () = accepted.watch(&self.clock) => tunnels.await, // closed: it says so and returns
+            () = accepted.watch(&self.clock, &self.revoker) => tunnels.await, // closed: it says so and returns
         }
     }
 

@@ -48,7 +48,7 @@ use crate::runtime::entropy::{self, EntropyError};
 use crate::runtime::{Shutdown, TaskGroup, Thread, ThreadError};
 use crate::telemetry::{Door, EventKind, EventLog, Metrics};
 use crate::tls::NodeCredentials;
-use crate::transport::{BindError, Endpoint, Incoming, Limits, LinkView, Peers};
+use crate::transport::{BindError, Endpoint, Incoming, Limits, LinkView, Peers, Revoker};
 
 /// Commands that wait for the data thread.
 const COMMANDS_MAX: usize = 64;
@@ -315,8 +315,16 @@ impl DataPlane {
         let (listen, limits) = (settings.listen, &settings.limits);
         let (endpoint, queues) =
             Endpoint::bind(listen, &settings.credentials, limits, &metrics, &tasks)?;
-        let peers =
-            Peers::new(endpoint.clone(), metrics.clone(), tasks.clone(), evidence.clone(), clock);
+        let trust = endpoint.trust().clone();
+        let revoker = Revoker::new(trust, metrics.clone(), events.clone());
+        let peers = Peers::new(
+            endpoint.clone(),
+            metrics.clone(),
+            tasks.clone(),
+            evidence.clone(),
+            revoker.clone(),
+            clock,
+        );
         let (instances, in_flight) = (Arc::<Instances>::default(), InFlight::default());
         let (traffic, stalls) = (Traffic::new(metrics.clone()), Stalls::default());
         let inbound = Arc::new(Inbound {
@@ -329,6 +337,7 @@ impl DataPlane {
             metrics: metrics.clone(),
             events: events.clone(),
             clock,
+            revoker,
             evidence,
             streams: streams.clone(),
             refusals: refusals.clone(),

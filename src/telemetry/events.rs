@@ -93,6 +93,8 @@ pub enum EventKind {
     StreamCut,
     /// A connection was given up because its reader took nothing.
     StreamStalled,
+    /// An open connection was closed, because nobody vouches for its peer any more.
+    ConnectionRevoked,
     /// An invite was made.
     InviteCreated,
     /// An invite was taken back.
@@ -134,6 +136,7 @@ impl EventKind {
                 | Self::ConnectionRefused
                 | Self::StreamCut
                 | Self::StreamStalled
+                | Self::ConnectionRevoked
                 | Self::EntryFailed
         )
     }

@@ -149,6 +149,8 @@ pub struct Metrics {
     pub clock_skew: Gauge<f64, AtomicU64>,
     /// Round trip to peers with a data connection.
     pub tunnel_rtt: Histogram,
+    /// Open connections that were closed because nobody vouches for their peer any more.
+    pub connections_revoked: Counter,
     /// Queries of the local API that wait for a change now.
     pub api_blocked_queries: Gauge<i64, AtomicI64>,
 }
@@ -205,9 +207,10 @@ impl Metrics {
             "gossip_received_bytes" "Gossip payload bytes received" Counter::default();
             "gossip_turn_seconds_max" "Longest turn of the gossip driver in the last minute" Gauge::default();
         };
-        let (clock_skew, tunnel_rtt, api_blocked_queries) = table! {
+        let (clock_skew, tunnel_rtt, connections_revoked, api_blocked_queries) = table! {
             "clock_skew_seconds" "By how much peers' clocks are ahead of ours, median of the last five asked" Gauge::default();
             "tunnel_rtt_seconds" "Round trip to peers with a data connection" Histogram::new(exponential_buckets(0.000_05, 2.0, 16));
+            "connections_revoked" "Open connections closed because nobody vouches for their peer any more" Counter::default();
             "api_blocked_queries" "Queries of the local API that wait for a change now" Gauge::default();
         };
         Gauge::<f64, AtomicU64>::set(&clock_skew, f64::NAN);
@@ -236,6 +239,7 @@ impl Metrics {
             cert_expiry_root,
             clock_skew,
             tunnel_rtt,
+            connections_revoked,
             api_blocked_queries,
         }
     }

@@ -153,13 +153,21 @@ impl Root {
             .signed_by(&SubjectKey(*issuing), &signing)
             .map_err(failed)?;
         let certificate = certificate.der().to_vec();
-        let issuer = Issuer { key: *issuing, member, certificate, is_active: true };
+        let kept = Vec::new();
+        let issuer = Issuer { key: *issuing, member, certificate, is_active: true, kept };
         self.sign_issuer(&issuer, above)
     }
 
-    /// Takes back what [`Root::appoint`] gave in the epoch `above`: the entry that says so.
-    pub fn dismiss(&self, issuer: &Issuer, above: Epoch) -> Result<Entry, TlsError> {
-        self.sign_issuer(&Issuer { is_active: false, ..issuer.clone() }, Some(above))
+    /// Takes back what [`Root::appoint`] gave in the epoch `above`: the entry that says so, and who
+    /// stays of those that this issuer let in. That is said in one word: if it were two, members that
+    /// hear the second first would cut whom they should keep.
+    pub fn dismiss(
+        &self,
+        issuer: &Issuer,
+        above: Epoch,
+        kept: Vec<MemberId>,
+    ) -> Result<Entry, TlsError> {
+        self.sign_issuer(&Issuer { is_active: false, kept, ..issuer.clone() }, Some(above))
     }
 
     fn sign_issuer(&self, issuer: &Issuer, above: Option<Epoch>) -> Result<Entry, TlsError> {

@@ -11,9 +11,8 @@ use rustls::version::TLS13;
 use rustls::{ClientConfig, ServerConfig};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
 
-use super::dismissal::Dismissals;
-use super::grace::Grace;
 use super::rotation::Life;
+use super::trust::Trust;
 use super::verifier::{Anchor, MemberVerifier, Tolerance, carried_enrolment, not_after};
 use super::{Plane, SecretKey, TlsError, Token};
 use crate::model::{Enrolment, Entry, Genesis, MemberId, MemberName, MeshId, PublicKey, Signer};
@@ -34,14 +33,8 @@ struct Inner {
     enrolment: Enrolment,
     entry: Entry,
     expires_at: u64,
+    /// Shared by all leaves of this member.
     trust: Trust,
-}
-
-/// What an agent learns about others' leaves while it runs; shared by all its own leaves.
-#[derive(Clone, Debug)]
-struct Trust {
-    grace: Arc<Grace>,
-    dismissals: Dismissals,
 }
 
 impl NodeCredentials {
@@ -53,8 +46,7 @@ impl NodeCredentials {
         key: SecretKey,
         chain: Vec<CertificateDer<'static>>,
     ) -> Result<Self, TlsError> {
-        let grace = Grace::new(Duration::from_secs(genesis.leaf_ttl_secs));
-        let trust = Trust { grace, dismissals: Dismissals::default() };
+        let trust = Trust::new(Duration::from_secs(genesis.leaf_ttl_secs));
         Self::with_trust(mesh, genesis, key, chain, trust)
     }
 
@@ -103,14 +95,9 @@ impl NodeCredentials {
         Life { from, until: Duration::from_secs(self.inner.expires_at) }
     }
 
-    /// Whether peers' ended leaves are accepted; one for all leaves of this member.
-    pub fn grace(&self) -> &Arc<Grace> {
-        &self.inner.trust.grace
-    }
-
-    /// Which issuers' leaves prove nobody any more; one for all leaves of this member.
-    pub fn dismissals(&self) -> &Dismissals {
-        &self.inner.trust.dismissals
+    /// Which peers are believed; one for all leaves of this member.
+    pub fn trust(&self) -> &Trust {
+        &self.inner.trust
     }
 
     /// Which mesh.
@@ -165,7 +152,7 @@ impl NodeCredentials {
         let builder = match plane {
             Plane::Enrolment => builder.with_no_client_auth(),
             Plane::Gossip | Plane::Data => {
-                builder.with_client_cert_verifier(self.verifier(self.tolerance()))
+                builder.with_client_cert_verifier(self.verifier(Tolerance::Grace))
             }
             Plane::Renewal => {
                 builder.with_client_cert_verifier(self.verifier(Tolerance::Renewable))
@@ -185,22 +172,18 @@ impl NodeCredentials {
         let mut config = ClientConfig::builder_with_details(provider(), Arc::new(WallClock))
             .with_protocol_versions(&[&TLS13])?
             .dangerous() // the verifier is ours, and stricter
-            .with_custom_certificate_verifier(self.verifier(self.tolerance()))
+            .with_custom_certificate_verifier(self.verifier(Tolerance::Grace))
             .with_client_auth_cert(self.inner.chain.clone(), self.private_key())?;
         config.resumption = Resumption::disabled();
         config.alpn_protocols = vec![plane.alpn(&self.inner.mesh)];
         Ok(config)
     }
 
-    fn tolerance(&self) -> Tolerance {
-        Tolerance::Grace(Arc::clone(&self.inner.trust.grace))
-    }
-
     fn verifier(&self, tolerance: Tolerance) -> Arc<MemberVerifier> {
         let root = CertificateDer::from(self.inner.genesis.root_certificate.clone());
         let anchor = Anchor::Root(root);
-        let dismissals = self.inner.trust.dismissals.clone();
-        Arc::new(MemberVerifier::new(self.inner.mesh, anchor, tolerance, dismissals, provider()))
+        let trust = self.inner.trust.clone();
+        Arc::new(MemberVerifier::new(self.inner.mesh, anchor, tolerance, trust, provider()))
     }
 
     fn private_key(&self) -> PrivateKeyDer<'static> {
@@ -211,8 +194,8 @@ impl NodeCredentials {
 /// To knock at the enrolment door with a token: no certificate, and only the root's key is known.
 pub fn joiner_config(token: &Token) -> Result<ClientConfig, TlsError> {
     let anchor = Anchor::RootKey(token.root);
-    let verifier =
-        MemberVerifier::new(token.mesh, anchor, Tolerance::None, Dismissals::default(), provider());
+    let trust = Trust::new(Duration::ZERO); // a newcomer has heard nothing yet
+    let verifier = MemberVerifier::new(token.mesh, anchor, Tolerance::None, trust, provider());
     let mut config = ClientConfig::builder_with_details(provider(), Arc::new(WallClock))
         .with_protocol_versions(&[&TLS13])?
         .dangerous() // the verifier is ours, and stricter
@@ -276,7 +259,7 @@ mod tests {
     use rustls::{AlertDescription, CertificateError, ClientConnection, Error, ServerConnection};
 
     use super::*;
-    use crate::model::Unlisted;
+    use crate::model::{Issuer, Unlisted};
     use crate::tls::testing::{members_of, mesh_of};
     use crate::tls::{Dismissed, Plane, found_mesh};
 
@@ -422,13 +405,13 @@ mod tests {
             (Plane::Gossip, true, life, true),
             (Plane::Data, true, life + 1, false),
         ] {
-            b.grace().set_open(is_open);
+            b.trust().grace().set_open(is_open);
             let mut server = b.server_config(plane).unwrap();
             server.time_provider = Arc::new(At(a.expires_at() + late));
             let taken = handshake(a.client_config(plane).unwrap(), server, &server_name(None));
             let is_grace = is_taken && plane != Plane::Renewal;
             assert_eq!(taken.is_ok(), is_taken, "{plane:?} {late} s late: {taken:?}");
-            let accepted = b.grace().take_accepted();
+            let accepted = b.trust().grace().take_accepted();
             assert_eq!(accepted.contains(&a.member_id()), is_grace, "what grace lets in is told");
         }
     }
@@ -440,11 +423,13 @@ mod tests {
             let server = b.server_config(Plane::Data).unwrap();
             handshake(a.client_config(Plane::Data).unwrap(), server, &server_name(None))
         };
-        let issuers: BTreeSet<_> = [a.enrolment().signer()].into();
-        b.dismissals().set(Dismissed { issuers: issuers.clone(), kept: BTreeSet::new() });
+        let (key, member) = (a.enrolment().signer(), b.member_id());
+        let (certificate, kept) = (Vec::new(), Vec::new());
+        let gone = Arc::new(Issuer { key, member, certificate, is_active: false, kept });
+        b.trust().set_dismissed(Dismissed::new([&gone], [], BTreeSet::new()));
         let refused = try_it().unwrap_err();
         assert_eq!(refused, Error::InvalidCertificate(CertificateError::Revoked));
-        b.dismissals().set(Dismissed { issuers, kept: [a.member_id()].into() });
+        b.trust().set_dismissed(Dismissed::new([&gone], [a.member_id()], BTreeSet::new()));
         try_it().unwrap();
     }
 

@@ -6,7 +6,6 @@
 //! loudly before it falls apart.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -37,9 +36,9 @@ pub struct Grace {
 
 impl Grace {
     /// Closed, in a mesh whose leaves live for `life`.
-    pub(super) fn new(life: Duration) -> Arc<Self> {
+    pub(super) fn new(life: Duration) -> Self {
         let (len, is_open) = (life.min(GRACE_MAX), AtomicBool::new(false));
-        Arc::new(Self { len, is_open, accepted: Mutex::default() })
+        Self { len, is_open, accepted: Mutex::default() }
     }
 
     /// Accepts ended leaves from now on, or no more.

@@ -9,7 +9,6 @@
 mod authority;
 mod certificate;
 mod credentials;
-mod dismissal;
 pub mod grace;
 mod key;
 mod plane;
@@ -18,15 +17,16 @@ pub mod store;
 #[doc(hidden)]
 pub mod testing;
 mod token;
+mod trust;
 mod verifier;
 
 pub use authority::{Authority, FoundedMesh, Root, found_mesh};
 pub use certificate::Certificate;
 pub use credentials::{NodeCredentials, Peer, joiner_config, peer_of, server_name};
-pub use dismissal::{Dismissals, Dismissed};
 pub use key::SecretKey;
 pub use plane::Plane;
 pub use token::Token;
+pub use trust::{Dismissed, Trust};
 pub use verifier::VerifyError;
 
 /// Keys or certificates are not usable. Fault: the files of this machine, unless said otherwise.

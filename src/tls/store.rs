@@ -442,6 +442,7 @@ pub fn init(dir: &DataDir, options: &InitOptions) -> Result<InitReport, StoreErr
         services: None,
         issued_at: clock::unix_seconds(),
         invite: None,
+        replaces: Vec::new(),
     })?;
     let entries = [&founded.entries[..], &[enrolment]].concat();
     dir.store_identity(genesis_bytes, &entries, &chain)?;

@@ -37,6 +37,7 @@ pub fn members_of(
             services: None,
             issued_at: clock::unix_seconds(),
             invite: None,
+            replaces: Vec::new(),
         })?;
         Ok(NodeCredentials::new(founded.mesh, founded.genesis.clone(), key, chain)?)
     };

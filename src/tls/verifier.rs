@@ -18,8 +18,8 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::dismissal::Dismissals;
-use super::grace::{Grace, RENEWABLE};
+use super::grace::RENEWABLE;
+use super::trust::Trust;
 use crate::model::{
     Enrolment, Entry, EntryError, EntryKind, MemberId, MemberName, MeshId, PublicKey,
 };
@@ -47,7 +47,7 @@ pub enum VerifyError {
     OtherKey,
     #[error("the enrolment was not signed by the issuer of the certificate")]
     OtherIssuer,
-    #[error("the issuer of the certificate was dismissed, and no other vouches for the member")]
+    #[error("the member was replaced, or its issuer was dismissed and no other vouches for it")]
     Dismissed,
     #[error("the enrolment's signature does not hold in this mesh")]
     Signature,
@@ -82,24 +82,14 @@ pub(super) enum Anchor {
 }
 
 /// How far past its end a leaf is accepted.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Tolerance {
     /// Not at all.
     None,
     /// As far as this agent's grace goes now.
-    Grace(Arc<Grace>),
+    Grace,
     /// As long as it may be renewed.
     Renewable,
-}
-
-impl Tolerance {
-    fn len(&self) -> Duration {
-        match self {
-            Self::None => Duration::ZERO,
-            Self::Grace(grace) => grace.tolerance(),
-            Self::Renewable => RENEWABLE,
-        }
-    }
 }
 
 /// Verifies members, as servers and as clients.
@@ -108,7 +98,7 @@ pub(super) struct MemberVerifier {
     mesh: MeshId,
     anchor: Anchor,
     tolerance: Tolerance,
-    dismissals: Dismissals,
+    trust: Trust,
     provider: Arc<CryptoProvider>,
 }
 
@@ -117,10 +107,19 @@ impl MemberVerifier {
         mesh: MeshId,
         anchor: Anchor,
         tolerance: Tolerance,
-        dismissals: Dismissals,
+        trust: Trust,
         provider: Arc<CryptoProvider>,
     ) -> Self {
-        Self { mesh, anchor, tolerance, dismissals, provider }
+        Self { mesh, anchor, tolerance, trust, provider }
+    }
+
+    /// How far past its end a leaf is accepted now.
+    fn tolerated(&self) -> Duration {
+        match self.tolerance {
+            Tolerance::None => Duration::ZERO,
+            Tolerance::Grace => self.trust.grace().tolerance(),
+            Tolerance::Renewable => RENEWABLE,
+        }
     }
 
     /// Whose leaf this is, if everything about it holds at `now`.
@@ -141,7 +140,7 @@ impl MemberVerifier {
         let anchors = [anchor_from_trusted_cert(root).map_err(chain_error)?];
         let end = UnixTime::since_unix_epoch(Duration::from_secs(not_after(leaf)?));
         let late = Duration::from_secs(now.as_secs().saturating_sub(end.as_secs()));
-        let is_tolerated = !late.is_zero() && late <= self.tolerance.len();
+        let is_tolerated = !late.is_zero() && late <= self.tolerated();
         // Everything about a tolerated leaf must have held when it ended.
         let now = if is_tolerated { end } else { now };
         let certificate = EndEntityCert::try_from(leaf).map_err(chain_error)?;
@@ -152,8 +151,8 @@ impl MemberVerifier {
         // Whose signature the leaf bears. What else the peer has sent proves nothing.
         let issuer = path.intermediate_certificates().next().ok_or(VerifyError::OtherIssuer)?;
         let (enrolment, entry) = self.enrolment_of(leaf, &issuer.der())?;
-        if let (true, Tolerance::Grace(grace)) = (is_tolerated, &self.tolerance) {
-            grace.note_accepted(enrolment.key.member_id());
+        if is_tolerated && self.tolerance == Tolerance::Grace {
+            self.trust.grace().note_accepted(enrolment.key.member_id());
         }
         Ok((enrolment, entry))
     }
@@ -170,7 +169,7 @@ impl MemberVerifier {
         if !entry.is_signed(&self.mesh) {
             return Err(VerifyError::Signature);
         }
-        if !self.dismissals.admit(&entry.signer(), &enrolment) {
+        if !self.trust.dismissed().admits(&entry.signer(), &enrolment.key.member_id()) {
             return Err(VerifyError::Dismissed);
         }
         Ok((enrolment, entry))

@@ -8,6 +8,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use super::credit::Credit;
 use super::endpoint::REFUSED;
+use super::revoker::Revoker;
 use super::silence::{self, SILENCE_MAX, Silence};
 use super::tunnel::{TunnelReader, TunnelWriter};
 use crate::runtime::clock::Clock;
@@ -40,8 +41,16 @@ impl Accepted {
         self.connection.close(VarInt::from_u32(REFUSED), b"too many connections");
     }
 
-    /// Closes the connection once its peer has fallen silent; never returns before that. Cancel safe.
-    pub async fn watch(&self, clock: &Clock) {
+    /// Closes the connection once its peer has fallen silent or is believed no more; never returns
+    /// before that. Cancel safe.
+    pub async fn watch(&self, clock: &Clock, revoker: &Revoker) {
+        tokio::select! {
+            () = revoker.closed(&self.connection, &self.peer) => {}
+            () = self.fallen_silent(clock) => silence::close(&self.connection),
+        }
+    }
+
+    async fn fallen_silent(&self, clock: &Clock) {
         let heard = || silence::heard(&self.connection);
         let mut silence = Silence::new(clock.now(), heard());
         let mut ticks = interval(TICK);
@@ -49,7 +58,6 @@ impl Accepted {
         while silence.look(clock.now(), heard()) < SILENCE_MAX {
             ticks.tick().await;
         }
-        silence::close(&self.connection);
     }
 
     /// The next tunnel, its header not read yet. Cancel safe.

@@ -36,7 +36,7 @@ use crate::model::MemberId;
 use crate::runtime::TaskGroup;
 use crate::runtime::entropy::{self, EntropyError};
 use crate::telemetry::{Door, Metrics};
-use crate::tls::{NodeCredentials, Peer, Plane, TlsError, peer_of, server_name};
+use crate::tls::{NodeCredentials, Peer, Plane, TlsError, Trust, peer_of, server_name};
 
 /// How long a handshake may take, dialled or accepted.
 pub const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(5);
@@ -163,6 +163,7 @@ pub struct Endpoint {
     configs: Arc<ArcSwap<Configs>>,
     token_key: Arc<hkdf::Prk>,
     places: DoorPlaces,
+    trust: Trust,
     metrics: Metrics,
 }
 
@@ -234,6 +235,7 @@ impl Endpoint {
             configs: Arc::new(ArcSwap::from_pointee(configs)),
             token_key,
             places: DoorPlaces::new(),
+            trust: credentials.trust().clone(),
             metrics: metrics.clone(),
         };
         let (doors, queues) = Doors::new();
@@ -244,6 +246,11 @@ impl Endpoint {
     /// The address bound, with the port that the system chose where none was asked for.
     pub fn local_address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Whom this port believes.
+    pub fn trust(&self) -> &Trust {
+        &self.trust
     }
 
     /// Uses renewed credentials for every handshake from now on.

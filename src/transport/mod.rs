@@ -9,6 +9,7 @@ mod path;
 mod peers;
 mod places;
 mod planes;
+mod revoker;
 mod silence;
 mod socket;
 pub mod tunnel;
@@ -19,4 +20,5 @@ pub use endpoint::{
     Limits, PlaneQueues, RETRY_ABOVE, refusal,
 };
 pub use peers::{Link, LinkView, Peers};
+pub use revoker::Revoker;
 pub use socket::BUFFER_LEN as SOCKET_BUFFER_LEN;

@@ -19,6 +19,7 @@ use tracing::debug;
 
 use super::credit::Credit;
 use super::endpoint::{DialError, Endpoint, refusal};
+use super::revoker::Revoker;
 use super::silence::{self, SILENCE_MAX, Silence, avoid_after};
 use super::tunnel::{self, OpenError, TunnelReader, TunnelWriter};
 use crate::mesh::Evidence;
@@ -26,7 +27,7 @@ use crate::model::{MemberId, Moment};
 use crate::runtime::TaskGroup;
 use crate::runtime::clock::Clock;
 use crate::telemetry::Metrics;
-use crate::tls::Plane;
+use crate::tls::{Peer, Plane, peer_of};
 
 /// How long a dial of the data plane may take: shorter than any handshake's limit, so that a call
 /// still has time for other instances.
@@ -43,7 +44,7 @@ const SAMPLE_PERIOD: Duration = Duration::from_secs(1);
 pub struct Link {
     connection: Connection,
     credit: Credit,
-    member: MemberId,
+    peer: Peer,
     evidence: mpsc::Sender<(MemberId, Evidence)>,
     /// Set while nothing has been heard for longer than [`avoid_after`].
     silent: watch::Sender<bool>,
@@ -86,7 +87,7 @@ impl Link {
     }
 
     fn tell(&self, evidence: Evidence) {
-        let _ = self.evidence.try_send((self.member, evidence)); // a full queue: others will come
+        let _ = self.evidence.try_send((self.peer.id, evidence)); // a full queue: others will come
     }
 }
 
@@ -123,20 +124,23 @@ struct Inner {
     tasks: TaskGroup,
     evidence: mpsc::Sender<(MemberId, Evidence)>,
     slots: Mutex<BTreeMap<MemberId, Slot>>,
+    revoker: Revoker,
     clock: Clock,
 }
 
 impl Peers {
     /// No connections yet. `evidence` is told what is seen of members; words that find it full are
-    /// dropped.
+    /// dropped; `revoker` says whose connections end.
     pub fn new(
         endpoint: Endpoint,
         metrics: Metrics,
         tasks: TaskGroup,
         evidence: mpsc::Sender<(MemberId, Evidence)>,
+        revoker: Revoker,
         clock: Clock,
     ) -> Self {
-        let inner = Inner { endpoint, metrics, tasks, evidence, slots: Mutex::default(), clock };
+        let slots = Mutex::default();
+        let inner = Inner { endpoint, metrics, tasks, evidence, slots, revoker, clock };
         let peers = Self { inner: Arc::new(inner) };
         peers.inner.tasks.spawn("watch data connections", peers.clone().watch());
         peers
@@ -247,17 +251,20 @@ impl Inner {
     async fn connect(&self, member: MemberId, address: SocketAddr) -> Result<Arc<Link>, DialError> {
         let dial = self.endpoint.connect(Plane::Data, address, Some(member));
         let connection = timeout(DIAL_TIME_MAX, dial).await.map_err(|_| DialError::Timeout)??;
+        // The handshake has read the same certificate.
+        let peer = peer_of(&connection).ok_or(DialError::Refused { reason: "no_certificate" })?;
         Ok(Arc::new(Link {
             connection,
             credit: Credit::default(),
-            member,
+            peer,
             evidence: self.evidence.clone(),
             silent: watch::Sender::new(false),
             has_answered: AtomicBool::new(false),
         }))
     }
 
-    /// Looks at every connection: notices silence, tells answers, takes away what is gone or rests.
+    /// Looks at every connection: notices silence, tells answers, takes away what is gone or rests, and
+    /// whom nobody vouches for any more.
     fn look(&self, now: Moment, watched: &mut BTreeMap<usize, Watched>) {
         self.slots.lock().retain(|_, slot| {
             let Slot::Open(link) = slot else { return true };
@@ -265,6 +272,10 @@ impl Inner {
                 if !link.is_silent() {
                     link.tell(Evidence::Failed);
                 }
+                return false;
+            }
+            if self.revoker.close_if_lost(&link.connection, &link.peer) {
+                link.tell(Evidence::Failed);
                 return false;
             }
             let heard = silence::heard(&link.connection);
@@ -301,7 +312,7 @@ impl Inner {
             has_changed
         });
         if has_changed {
-            debug!(peer = %link.member, is_silent, "data connection");
+            debug!(peer = %link.peer.id, is_silent, "data connection");
             link.tell(if is_silent { Evidence::Failed } else { Evidence::Answered });
         }
     }

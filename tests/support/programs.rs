@@ -68,6 +68,11 @@ impl Program {
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         Self(command.spawn().unwrap_or_else(|error| panic!("{what}: {error}")))
     }
+
+    /// Its process.
+    pub fn id(&self) -> u32 {
+        self.0.id()
+    }
 }
 
 impl Drop for Program {

@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use tokio::net::{TcpStream, UnixStream};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 use tokio::time::{sleep, timeout};
 use tracing::warn;
 
 use super::machine::{Runs, machine};
 use super::{listed, span};
 use crate::agent::seeds;
+use crate::api::views::is_shown;
 use crate::api::{ApiState, Check, Readiness, SOCKET_FILE};
 use crate::config::Seed;
 use crate::mesh::{MemberView, Snapshot};
@@ -46,7 +47,7 @@ const UNHEARD_INTERVAL: Duration = Duration::from_secs(60);
 pub(in crate::agent) struct Inspector {
     pub(in crate::agent) dir: DataDir,
     pub(in crate::agent) mesh: SocketAddr,
-    pub(in crate::agent) advertise: SocketAddr,
+    pub(in crate::agent) advertise: watch::Receiver<SocketAddr>,
     pub(in crate::agent) seeds: Vec<Seed>,
     pub(in crate::agent) endpoint: Endpoint,
     pub(in crate::agent) gossip: GossipHandle,
@@ -83,10 +84,14 @@ impl Inspector {
     }
 
     /// Where somebody of this mesh should answer.
+    fn advertise(&self) -> SocketAddr {
+        *self.advertise.borrow()
+    }
+
     async fn expected(&self, state: &ApiState, snapshot: &Snapshot) -> Vec<SocketAddr> {
         let (mut addresses, _) = seeds::resolve(&self.seeds).await;
         addresses.extend(others(state, snapshot).map(|view| view.address));
-        addresses.retain(|address| *address != self.advertise && *address != self.mesh);
+        addresses.retain(|address| *address != self.advertise() && *address != self.mesh);
         addresses.sort_unstable();
         addresses.dedup();
         addresses.truncate(ASKED_MAX);
@@ -108,7 +113,7 @@ impl Inspector {
         Check::fail(
             ID,
             message,
-            format!("{remedy}; and {}/udp to this machine", self.advertise.port()),
+            format!("{remedy}; and {}/udp to this machine", self.advertise().port()),
         )
     }
 
@@ -123,7 +128,7 @@ impl Inspector {
                 let message = format!("none of {all} other members answers this one");
                 let fix = format!(
                     "the network of this machine, {}/udp in its firewall; murmesh net",
-                    self.advertise.port()
+                    self.advertise().port()
                 );
                 Check::fail("isolated", message, fix)
             }
@@ -138,7 +143,7 @@ impl Inspector {
         let is_known = |address: &SocketAddr| {
             let mut others = snapshot.members.values();
             let is_alive = |view: &MemberView| view.state == MemberState::Alive;
-            *address == self.advertise
+            *address == self.advertise()
                 || others.any(|view| view.address == *address && is_alive(view))
         };
         let unknown = addresses.into_iter().filter(|address| !is_known(address)).take(ASKED_MAX);
@@ -329,7 +334,9 @@ async fn obstacles(addresses: &[SocketAddr]) -> Vec<String> {
 
 fn members(state: &ApiState, snapshot: &Snapshot) -> Check {
     let named = |wanted: MemberState| -> Vec<String> {
-        let meant = others(state, snapshot).filter(|view| view.state == wanted);
+        let now = state.clock.now();
+        let shown = others(state, snapshot).filter(|view| is_shown(state, view, now));
+        let meant = shown.filter(|view| view.state == wanted);
         meant.map(|view| view.name.to_string()).collect()
     };
     let (suspect, down) = (named(MemberState::Suspect), named(MemberState::Down));

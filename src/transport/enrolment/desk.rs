@@ -152,6 +152,10 @@ pub enum DeskError {
          with it: another issuer must vouch for them"
     )]
     OwnWord,
+    #[error(
+        "'{0}' has its certificate from another issuer, too, and cannot be dropped with this one"
+    )]
+    OthersVouch(MemberName),
     #[error("no active issuer vouches for this member any more")]
     Revoked,
     #[error("the mesh refused the entry: {0}")]
@@ -308,18 +312,31 @@ impl IssuerDesk {
         Ok(())
     }
 
-    /// Answers one request, given as the bytes that came in.
-    pub async fn answer(&mut self, request: &[u8], snapshot: &Snapshot) -> JoinAnswer {
-        let answered = match wire::decode(request) {
+    /// Answers one request, given as the bytes that came in, of a newcomer that came from there.
+    pub async fn answer(
+        &mut self,
+        request: &[u8],
+        from: SocketAddr,
+        snapshot: &Snapshot,
+    ) -> JoinAnswer {
+        let request = JoinRequest::decode(request);
+        let answered = match &request {
             Ok(request) => match self.check_active().await {
-                Ok(_) => self.redeem(&request, snapshot).await,
+                Ok(_) => self.redeem(request, snapshot).await,
                 Err(_) => Err(JoinRefusal::NotIssuer),
             },
             Err(_) => Err(JoinRefusal::Malformed),
         };
         answered.unwrap_or_else(|refusal| {
             self.metrics.count_refused(Door::enrol, refusal.as_str());
-            self.events.record(EventKind::JoinRefused, refusal.as_str(), &refusal);
+            let mut fields = BTreeMap::from([("reason".to_owned(), refusal.as_str().to_owned())]);
+            if let Ok(request) = &request {
+                fields.insert("invite".to_owned(), request.invite.member_id().to_string());
+                fields.insert("name".to_owned(), request.name.to_string());
+            }
+            // The address without its port: who tries again comes from another one.
+            let subject = from.ip();
+            self.events.record_with(EventKind::JoinRefused, subject, &refusal, fields);
             JoinAnswer::Refused(refusal)
         })
     }
@@ -354,11 +371,11 @@ impl IssuerDesk {
         if !is_again && redeemed.len() >= invite.uses as usize {
             return Err(JoinRefusal::UsedUp(invite.uses));
         }
-        self.check_name(request).await?;
+        let replaces = self.check_name(request, snapshot).await?;
         // Whoever comes back by a token without a word on services may offer what it might before.
         let services = match invite.services {
             Some(services) => Some(services),
-            None => self.granted(&request.key).await?,
+            None => self.granted(request.key.member_id(), &replaces).await?,
         };
         self.state.serial += 1;
         if !is_again {
@@ -371,6 +388,7 @@ impl IssuerDesk {
             services,
             issued_at: now,
             invite: Some(id),
+            replaces,
         };
         self.enrol(&enrolment, snapshot)
             .await
@@ -413,55 +431,72 @@ impl IssuerDesk {
         Ok(RenewedLeaf { chain, entries: vec![own, entry] })
     }
 
-    /// Vouches for the members that only the issuer with that key's hash vouches for: the root is
-    /// about to take it back. Their leaves go on; the next come from others. Returns their names.
-    pub async fn keep_members(&mut self, issuer: MemberId) -> Result<Vec<MemberName>, DeskError> {
+    /// Vouches for the members that only the issuer with that key's hash vouches for, all but those
+    /// called as in `dropped`: the root is about to take it back. Their leaves go on; the next come
+    /// from others. Returns all that it let in and that stay.
+    pub async fn keep_members(
+        &mut self,
+        issuer: MemberId,
+        dropped: &[MemberName],
+    ) -> Result<Vec<(MemberId, MemberName)>, DeskError> {
         self.check_active().await?;
         if self.authority()?.key().public_key().member_id() == issuer {
             return Err(DeskError::OwnWord);
         }
         let issuers = self.active_issuers().await?;
         let all = self.gossip.entries(EntryKind::ENROLMENT).await.ok_or(DeskError::Stopping)?;
-        let is_vouched =
-            |entry: &Entry| issuers.contains_key(&entry.signer()) && entry.key().owner != issuer;
+        let (theirs, others): (Vec<_>, Vec<_>) =
+            all.iter().partition(|entry| entry.key().owner == issuer);
+        let is_active = |entry: &&&Entry| issuers.contains_key(&entry.signer());
         let vouched: BTreeSet<_> =
-            all.iter().filter(|entry| is_vouched(entry)).map(|entry| entry.key().subject).collect();
-        let mut kept = Vec::new();
-        for entry in all.iter().filter(|entry| entry.key().owner == issuer) {
-            let Ok(enrolment) = wire::decode_payload::<Enrolment>(&entry.payload()) else {
-                continue;
-            };
+            others.iter().filter(is_active).map(|entry| entry.key().subject).collect();
+        let enrolment = |entry: &Entry| {
+            let enrolment: Enrolment = wire::decode_payload(&entry.payload()).ok()?;
             let is_sound = *enrolment.key.member_id().as_bytes() == entry.key().subject;
-            if vouched.contains(&entry.key().subject) || !is_sound {
-                continue;
+            is_sound.then_some(enrolment)
+        };
+        let (out, kept): (Vec<_>, Vec<_>) = theirs
+            .into_iter()
+            .filter_map(enrolment)
+            .partition(|enrolment| dropped.contains(&enrolment.name));
+        for name in dropped {
+            let named = out.iter().find(|enrolment| enrolment.name == *name);
+            let named = named.ok_or_else(|| DeskError::NoMember(name.clone()))?;
+            if vouched.contains(named.key.member_id().as_bytes()) {
+                return Err(DeskError::OthersVouch(name.clone()));
             }
-            self.state.serial += 1;
-            self.save()?;
-            let enrolment = Enrolment { serial: self.state.serial, ..enrolment };
-            let (entry, _) = self.authority()?.enrol(&enrolment)?;
-            self.publish(entry).await?;
-            kept.push(enrolment.name);
         }
-        Ok(kept)
+        let mut stay = Vec::new();
+        for enrolment in kept {
+            let member = enrolment.key.member_id();
+            stay.push((member, enrolment.name.clone()));
+            if !vouched.contains(member.as_bytes()) {
+                self.state.serial += 1;
+                self.save()?;
+                let enrolment = Enrolment { serial: self.state.serial, ..enrolment };
+                let (entry, _) = self.authority()?.enrol(&enrolment)?;
+                self.publish(entry).await?;
+            }
+        }
+        Ok(stay)
     }
 
-    /// Lets the member called `name` offer these services and no others; all when absent. Its next
-    /// leaf says so, too.
+    /// Lets a member offer these services and no others; all when absent. Its next leaf says so, too.
     pub async fn grant(
         &mut self,
-        name: &MemberName,
+        member: MemberId,
         services: Option<Vec<ServiceName>>,
     ) -> Result<(), DeskError> {
         self.check_active().await?;
         let issuers = self.active_issuers().await?;
-        let all = self.gossip.entries(EntryKind::ENROLMENT).await.ok_or(DeskError::Stopping)?;
-        let held = all
+        let about = self.gossip.entries_about(EntryKind::ENROLMENT, member).await;
+        let about = about.ok_or(DeskError::Stopping)?;
+        let held = about
             .iter()
             .filter(|entry| issuers.contains_key(&entry.signer()))
-            .filter_map(|entry| wire::decode_payload::<Enrolment>(&entry.payload()).ok())
-            .filter(|enrolment| enrolment.name == *name);
+            .filter_map(|entry| wire::decode_payload::<Enrolment>(&entry.payload()).ok());
         let newest = held.max_by_key(|enrolment| (enrolment.issued_at, enrolment.serial));
-        let newest = newest.ok_or_else(|| DeskError::NoMember(name.clone()))?;
+        let newest = newest.ok_or(DeskError::Revoked)?;
         self.state.serial += 1;
         self.save()?;
         let (serial, issued_at) = (self.state.serial, clock::unix_seconds());
@@ -525,8 +560,13 @@ impl IssuerDesk {
         wire::decode_payload(&entry.payload()).map_err(|_| JoinRefusal::UnknownInvite)
     }
 
-    /// What the newest enrolment of a key lets it offer; everything for a key that has none.
-    async fn granted(&self, key: &PublicKey) -> Result<Option<Vec<ServiceName>>, JoinRefusal> {
+    /// What the newest enrolment of a member, or of those that it replaces, lets it offer; everything
+    /// when there is none.
+    async fn granted(
+        &self,
+        member: MemberId,
+        replaces: &[MemberId],
+    ) -> Result<Option<Vec<ServiceName>>, JoinRefusal> {
         let stopping = || JoinRefusal::Internal("it is stopping".into());
         let issuers = self.active_issuers().await.map_err(|_| stopping())?;
         let all = self.gossip.entries(EntryKind::ENROLMENT).await.ok_or_else(stopping)?;
@@ -534,17 +574,33 @@ impl IssuerDesk {
             .iter()
             .filter(|entry| issuers.contains_key(&entry.signer()))
             .filter_map(|entry| wire::decode_payload::<Enrolment>(&entry.payload()).ok())
-            .filter(|enrolment| enrolment.key == *key);
+            .filter(|enrolment| {
+                let held = enrolment.key.member_id();
+                held == member || replaces.contains(&held)
+            });
         let newest = held.max_by_key(|enrolment| (enrolment.issued_at, enrolment.serial));
         Ok(newest.and_then(|enrolment| enrolment.services))
     }
 
-    async fn check_name(&self, request: &JoinRequest) -> Result<(), JoinRefusal> {
+    /// Whose name the newcomer takes over: nobody's, unless it says so and they are gone.
+    async fn check_name(
+        &self,
+        request: &JoinRequest,
+        snapshot: &Snapshot,
+    ) -> Result<Vec<MemberId>, JoinRefusal> {
         let holders = self.gossip.holders(request.name.clone()).await;
-        let holders = holders.ok_or_else(|| JoinRefusal::Internal("it is stopping".into()))?;
-        match holders.iter().any(|holder| *holder != request.key.member_id()) {
-            true => Err(JoinRefusal::NameTaken(request.name.clone())),
-            false => Ok(()),
+        let mut holders = holders.ok_or_else(|| JoinRefusal::Internal("it is stopping".into()))?;
+        holders.retain(|holder| *holder != request.key.member_id());
+        let is_there = |holder: &MemberId| {
+            let state = snapshot.members.get(holder).map(|view| view.state);
+            matches!(state, Some(MemberState::Alive | MemberState::Suspect))
+        };
+        match request.is_replacement {
+            false if !holders.is_empty() => Err(JoinRefusal::NameTaken(request.name.clone())),
+            true if holders.iter().any(is_there) => {
+                Err(JoinRefusal::StillThere(request.name.clone()))
+            }
+            _ => Ok(holders),
         }
     }
 
@@ -561,7 +617,12 @@ impl IssuerDesk {
             entries.extend(self.gossip.entries(kind).await.ok_or(DeskError::Stopping)?);
         }
         let id = enrolment.key.member_id();
-        self.events.record(EventKind::MemberEnrolled, &enrolment.name, format!("key {id}"));
+        let replaced: Vec<_> = enrolment.replaces.iter().map(MemberId::to_string).collect();
+        let reason = match replaced.is_empty() {
+            true => format!("key {id}"),
+            false => format!("key {id}; it replaces {}", replaced.join(", ")),
+        };
+        self.events.record(EventKind::MemberEnrolled, &enrolment.name, reason);
         let alive = snapshot.members.values().filter(|view| view.state == MemberState::Alive);
         Ok(JoinAnswer::Welcome {
             genesis: self.dir.genesis_bytes()?,

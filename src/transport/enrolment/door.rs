@@ -85,7 +85,9 @@ async fn answer_one(
             wire::encode(&renewal::answer(presence.answer(peer, theirs)))
         }
         (Some(peer), _) => wire::encode(&desk.lock().await.answer_member(peer, &request).await),
-        (None, _) => wire::encode(&desk.lock().await.answer(&request, snapshot).await),
+        (None, _) => wire::encode(
+            &desk.lock().await.answer(&request, connection.remote_address(), snapshot).await,
+        ),
     };
     let Ok(bytes) = answer else { return };
     if send.write_all(&bytes).await.is_ok() && send.finish().is_ok() {

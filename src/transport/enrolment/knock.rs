@@ -58,18 +58,20 @@ pub enum KnockError {
     Wrong { issuer: SocketAddr, what: String },
 }
 
-/// Asks the issuers in turn to let `node` in as `name`.
+/// Asks the issuers in turn to let `node` in as `name`, which it may take over from another member.
 pub async fn knock(
     token: &Token,
     issuers: &[SocketAddr],
     node: &SecretKey,
     name: &MemberName,
+    is_replacement: bool,
 ) -> Result<Welcome, KnockError> {
     let mut failures = Vec::new();
     let mut waiting: Vec<SocketAddr> = issuers.to_vec();
     waiting.reverse();
     while let Some(issuer) = waiting.pop() {
-        match timeout(EXCHANGE_TIME_MAX, knock_at(token, issuer, node, name)).await {
+        match timeout(EXCHANGE_TIME_MAX, knock_at(token, issuer, node, name, is_replacement)).await
+        {
             Ok(Ok(JoinAnswer::Welcome { genesis, chain, entries, contacts })) => {
                 return check_welcome(token, issuer, genesis, chain, entries, contacts);
             }
@@ -102,6 +104,7 @@ async fn knock_at(
     issuer: SocketAddr,
     node: &SecretKey,
     name: &MemberName,
+    is_replacement: bool,
 ) -> Result<JoinAnswer, KnockError> {
     let failed = |what: String| KnockError::Unreachable(what);
     let any: SocketAddr = match issuer {
@@ -124,10 +127,10 @@ async fn knock_at(
     };
     let peer = peer_of(&connection).ok_or_else(|| failed("it proved nothing".into()))?;
     debug!(issuer = %peer.name, "enrolment door open");
-    let request = JoinRequest::sign(token, node, name, &peer.id)?;
+    let request = JoinRequest::sign(token, node, name, is_replacement, &peer.id)?;
     let exchange = async {
         let (mut send, mut receive) = connection.open_bi().await.map_err(|e| e.to_string())?;
-        let bytes = wire::encode(&request).map_err(|e| e.to_string())?;
+        let bytes = request.encode().map_err(|e| e.to_string())?;
         send.write_all(&bytes).await.map_err(|e| e.to_string())?;
         send.finish().map_err(|e| e.to_string())?;
         let answer = receive.read_to_end(ANSWER_LEN_MAX).await.map_err(|e| e.to_string())?;

@@ -22,6 +22,10 @@ pub struct JoinRequest {
     pub name: MemberName,
     /// Seconds since 1970, as the newcomer's clock says.
     pub at: u64,
+    /// Whether it takes the name over from whoever has it. Behind everything else as it travels, and
+    /// only when it is so: an issuer of an earlier version reads all other requests.
+    #[serde(skip)]
+    pub is_replacement: bool,
     invite_signature: Vec<u8>,
     key_signature: Vec<u8>,
 }
@@ -32,6 +36,7 @@ impl JoinRequest {
         token: &Token,
         node: &SecretKey,
         name: &MemberName,
+        is_replacement: bool,
         issuer: &MemberId,
     ) -> Result<Self, TlsError> {
         let invite = token.key()?;
@@ -40,6 +45,7 @@ impl JoinRequest {
             key: node.public_key(),
             name: name.clone(),
             at: clock::unix_seconds(),
+            is_replacement,
             invite_signature: Vec::new(),
             key_signature: Vec::new(),
         };
@@ -51,7 +57,24 @@ impl JoinRequest {
 
     fn message(&self, mesh: &MeshId, issuer: &MemberId) -> Result<Vec<u8>, WireError> {
         let fields = wire::encode(&(&self.invite, &self.key, &self.name, self.at))?;
-        Ok([REQUEST_DOMAIN, &mesh.0, issuer.as_bytes(), &fields].concat())
+        let replacement = self.replacement()?;
+        Ok([REQUEST_DOMAIN, &mesh.0, issuer.as_bytes(), &fields, &replacement].concat())
+    }
+
+    fn replacement(&self) -> Result<Vec<u8>, WireError> {
+        if self.is_replacement { wire::encode(&true) } else { Ok(Vec::new()) }
+    }
+
+    pub(super) fn encode(&self) -> Result<Vec<u8>, WireError> {
+        Ok([wire::encode(self)?, self.replacement()?].concat())
+    }
+
+    pub(super) fn decode(bytes: &[u8]) -> Result<Self, WireError> {
+        let (mut request, len) = wire::decode_prefix::<Self>(bytes)?;
+        if let Some(rest @ [_, ..]) = bytes.get(len..) {
+            request.is_replacement = wire::decode(rest)?;
+        }
+        Ok(request)
     }
 
     pub(super) fn is_signed(&self, mesh: &MeshId, issuer: &MemberId) -> bool {
@@ -106,7 +129,10 @@ pub enum JoinRefusal {
         address: SocketAddr,
     },
     /// The name belongs to another key.
-    #[error("the name '{0}' belongs to another member; choose another with --name")]
+    #[error(
+        "the name '{0}' belongs to another member; choose another with --name, or take it over with \
+         --replace if this is the same machine, set up anew"
+    )]
     NameTaken(MemberName),
     /// The invite admits one name only.
     #[error("the token is for a node called '{0}'; use --name {0}")]
@@ -126,6 +152,12 @@ pub enum JoinRefusal {
     /// The issuer could not do its work.
     #[error("the issuer failed: {0}")]
     Internal(String),
+    /// Whose name it wants to take over lives.
+    #[error(
+        "the member '{0}' answers; stop it first. One that has just lost power is held for alive for \
+         some seconds: try again"
+    )]
+    StillThere(MemberName),
 }
 
 fn times(count: &u32) -> String {
@@ -148,6 +180,7 @@ impl JoinRefusal {
             Self::NotIssuer => "not_issuer",
             Self::Malformed => "malformed",
             Self::Internal(_) => "internal",
+            Self::StillThere(_) => "still_there",
         }
     }
 }

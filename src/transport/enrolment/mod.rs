@@ -117,7 +117,7 @@ mod tests {
 
         async fn join(&self, token: &Token, name: &str) -> Result<Welcome, KnockError> {
             let node = SecretKey::generate().unwrap();
-            knock(token, &token.issuers, &node, &name.parse().unwrap()).await
+            knock(token, &token.issuers, &node, &name.parse().unwrap(), false).await
         }
 
         /// A member enrolled `age_secs` ago, and the endpoint that it dials with.
@@ -132,6 +132,7 @@ mod tests {
                 services: Some(vec!["web".parse().unwrap()]),
                 issued_at: clock::unix_seconds() - age_secs,
                 invite: None,
+                replaces: Vec::new(),
             };
             let (entry, chain) = dir.authority().unwrap().unwrap().enrol(&enrolment).unwrap();
             self.gossip.publish(entry).await.unwrap().unwrap();
@@ -202,7 +203,7 @@ mod tests {
         let token = founder.invite(60, 1).await;
         let (node, name) = (SecretKey::generate().unwrap(), "b".parse().unwrap());
         for _ in 0..2 {
-            knock(&token, &token.issuers, &node, &name).await.unwrap();
+            knock(&token, &token.issuers, &node, &name, false).await.unwrap();
         }
         founder.tasks.stop().await;
     }
@@ -312,7 +313,7 @@ mod tests {
         let first = founder.root().appoint(&issuer, founder.me, None).unwrap();
         let epoch = first.version().epoch;
         let first = wire::decode_payload::<Issuer>(&first.payload()).unwrap();
-        let dismissed = founder.root().dismiss(&first, epoch).unwrap();
+        let dismissed = founder.root().dismiss(&first, epoch, Vec::new()).unwrap();
         founder.gossip.publish(dismissed).await.unwrap().unwrap();
         let refused = ask_leaf(&endpoint, founder.door()).await.unwrap_err();
         assert!(matches!(refused, AskError::Refused(RenewalRefusal::NotIssuer)), "{refused}");

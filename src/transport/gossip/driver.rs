@@ -11,9 +11,10 @@ use tracing::debug;
 use super::pool::{Input, Pool};
 use super::{Command, Durable, Gossip};
 use crate::mesh::{Destination, Evidence, Lane, Mesh, MeshEvent, Snapshot};
-use crate::model::{Epoch, MemberId, MemberState, Moment};
+use crate::model::{EntryKind, Epoch, MemberId, MemberState, Moment};
 use crate::runtime::clock::Clock;
 use crate::telemetry::{EventKind, EventLog, Metrics};
+use crate::tls::{Dismissed, Trust};
 
 /// Inputs taken in one turn before timers and sending get theirs.
 const TURN_INPUTS_MAX: usize = 256;
@@ -38,6 +39,8 @@ pub(super) struct Driver {
     inbox: mpsc::Receiver<Input>,
     commands: mpsc::Receiver<Command>,
     evidence: mpsc::Receiver<(MemberId, Evidence)>,
+    /// Told who is believed, before readers see the mesh change.
+    trust: Trust,
     snapshot: Arc<ArcSwap<Snapshot>>,
     snapshots: watch::Sender<Arc<Snapshot>>,
     /// When readers may be shown the next change.
@@ -74,6 +77,7 @@ impl Driver {
     pub(super) fn new(parts: Gossip) -> Self {
         let (inputs, inbox) = mpsc::channel(INBOX_LEN);
         let me = parts.mesh.id();
+        let trust = parts.endpoint.trust().clone();
         let (metrics, events) = (&parts.metrics, &parts.events);
         let pool =
             Pool::new(me, parts.endpoint, parts.incoming, inputs, parts.tasks, metrics, events);
@@ -84,6 +88,7 @@ impl Driver {
             inbox,
             commands: parts.commands.receiver,
             evidence: parts.evidence,
+            trust,
             snapshot: parts.snapshot,
             snapshots: parts.snapshots,
             snapshot_at: Moment::START,
@@ -180,13 +185,14 @@ impl Driver {
                 self.metrics.gossip_bytes_received.inc_by(data.len() as u64);
                 self.mesh.handle_message(now, from, &data);
             }
-            Input::Accepted(from, connection) => self.pool.adopt(now, from, connection),
-            Input::Dialled(to, Ok((member, connection))) => {
+            Input::Accepted(peer, connection) => self.pool.adopt(now, peer, connection),
+            Input::Dialled(to, Ok((peer, connection))) => {
+                let member = peer.id;
                 if member == self.pool.me() {
                     self.forget_myself(now, to);
                 } else {
                     let address = connection.remote_address();
-                    let waiting = self.pool.dialled(now, to, member, connection);
+                    let waiting = self.pool.dialled(now, to, peer, connection);
                     self.mesh.handle_connected(now, member, address);
                     for transmit in waiting {
                         self.pool.send(now, Lane::There, transmit); // it has just answered
@@ -234,6 +240,7 @@ impl Driver {
                 let _ = reply.send(self.mesh.holders(&name).collect());
             }
             Command::Seed(address) => self.mesh.add_seed(now, address),
+            Command::Address(address) => self.mesh.set_address(now, address),
             Command::RetryContacts => self.mesh.retry_contacts(now),
             Command::Epochs(until) => {
                 self.epochs_needed = None;
@@ -272,6 +279,7 @@ impl Driver {
         self.is_changed = false;
         let snapshot = self.mesh.snapshot();
         self.count(&snapshot);
+        self.trust.set_dismissed(Dismissed::from(&snapshot));
         let snapshot = Arc::new(snapshot);
         self.snapshot.store(Arc::clone(&snapshot));
         self.snapshots.send_replace(snapshot);
@@ -369,8 +377,11 @@ impl Driver {
                 let on = format!("changed at {}", self.name_of(member));
                 self.events.record(EventKind::InstanceChanged, instance, on);
             }
-            MeshEvent::EntryAccepted(_) => {
-                self.durable_due.get_or_insert(now + DURABLE_INTERVAL);
+            MeshEvent::EntryAccepted(entry) => {
+                // Whom the root took a right must not have it again because this machine lost power.
+                let is_of_root = entry.key().kind == EntryKind::ISSUER;
+                let due = if is_of_root { now } else { now + DURABLE_INTERVAL };
+                self.durable_due = Some(self.durable_due.map_or(due, |before| before.min(due)));
             }
             MeshEvent::EntryRefused { from, reason } => {
                 self.metrics.count_entry_refused(reason);

@@ -46,6 +46,7 @@ enum Command {
     EntriesAbout(EntryKind, [u8; 16], oneshot::Sender<Vec<Entry>>),
     Holders(MemberName, oneshot::Sender<Vec<MemberId>>),
     Seed(SocketAddr),
+    Address(SocketAddr),
     RetryContacts,
     Epochs(Epoch),
     Leave,
@@ -100,6 +101,11 @@ impl GossipHandle {
     /// One more address where a member may answer.
     pub async fn add_seed(&self, address: SocketAddr) {
         let _ = self.commands.send(Command::Seed(address)).await;
+    }
+
+    /// Others reach this member there from now on.
+    pub async fn set_address(&self, address: SocketAddr) {
+        let _ = self.commands.send(Command::Address(address)).await;
     }
 
     /// Dials everybody who is away soon.

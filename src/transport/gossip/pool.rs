@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,12 +11,12 @@ use quinn::{Connection, RecvStream, VarInt};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::timeout;
 
-use super::super::{Endpoint, Incoming};
+use super::super::{Endpoint, Incoming, Revoker};
 use crate::mesh::{Channel, Destination, Dials, Lane, MESSAGE_LEN_MAX, Transmit};
 use crate::model::{MemberId, Moment};
 use crate::runtime::TaskGroup;
 use crate::telemetry::{EventKind, EventLog, Metrics};
-use crate::tls::{Plane, peer_of};
+use crate::tls::{Peer, Plane, peer_of};
 
 /// Members with a connection; the least recently used goes first.
 const PEERS_MAX: usize = 512;
@@ -45,8 +46,8 @@ pub(super) enum Input {
     Datagram(MemberId, Bytes, OwnedSemaphorePermit),
     /// Its room is free again when the last is dropped.
     Message(MemberId, Vec<u8>, Room),
-    Accepted(MemberId, Connection),
-    Dialled(Destination, Result<(MemberId, Connection), String>),
+    Accepted(Peer, Connection),
+    Dialled(Destination, Result<(Peer, Connection), String>),
     Undelivered(Destination, MemberId, usize),
     Closed(MemberId, usize),
 }
@@ -67,6 +68,7 @@ pub(super) struct Pool {
     tasks: TaskGroup,
     metrics: Metrics,
     events: EventLog,
+    revoker: Revoker,
     dials: Dials,
     /// At most [`PEERS_MAX`].
     peers: BTreeMap<MemberId, Slot>,
@@ -95,6 +97,7 @@ impl Pool {
         metrics: &Metrics,
         events: &EventLog,
     ) -> Self {
+        let revoker = Revoker::new(endpoint.trust().clone(), metrics.clone(), events.clone());
         let accepting = accept_loop(endpoint.clone(), incoming, inputs.clone(), tasks.clone());
         tasks.spawn("gossip-accept", accepting);
         Self {
@@ -105,6 +108,7 @@ impl Pool {
             tasks,
             metrics: metrics.clone(),
             events: events.clone(),
+            revoker,
             dials: Dials::default(),
             peers: BTreeMap::new(),
             seeds: BTreeMap::new(),
@@ -197,7 +201,7 @@ impl Pool {
             let dial = endpoint.connect(Plane::Gossip, address, expected);
             let dialled = match timeout(DELIVERY_TIME_MAX, dial).await {
                 Ok(Ok(connection)) => match peer_of(&connection) {
-                    Some(peer) => Ok((peer.id, connection)),
+                    Some(peer) => Ok((peer, connection)),
                     None => Err("the peer proved nothing".to_owned()),
                 },
                 Ok(Err(error)) => Err(error.to_string()),
@@ -212,20 +216,21 @@ impl Pool {
         &mut self,
         now: Moment,
         to: Destination,
-        member: MemberId,
+        peer: Peer,
         connection: Connection,
     ) -> VecDeque<Transmit> {
         if let Destination::Seed(address) = to {
-            self.seeds.insert(address, member);
+            self.seeds.insert(address, peer.id);
         }
-        self.adopt(now, member, connection);
+        self.adopt(now, peer, connection);
         let waiting = self.dials.finish(&to);
         self.begin_dials();
         waiting
     }
 
     /// Takes a connection into the pool and starts to read from it.
-    pub(super) fn adopt(&mut self, now: Moment, member: MemberId, connection: Connection) {
+    pub(super) fn adopt(&mut self, now: Moment, peer: Peer, connection: Connection) {
+        let member = peer.id;
         if !self.peers.contains_key(&member) && self.peers.len() >= PEERS_MAX {
             let idle = self.peers.iter().min_by_key(|(_, slot)| slot.used_at).map(|(id, _)| *id);
             idle.into_iter().for_each(|id| self.close(id, None));
@@ -242,10 +247,9 @@ impl Pool {
         }
         slot.connections.push(connection.clone());
         slot.used_at = now;
-        let name = peer_of(&connection).map_or(member.to_string(), |peer| peer.name.to_string());
         let reader = Reader {
-            member,
-            name,
+            peer: Arc::new(peer),
+            revoker: self.revoker.clone(),
             inputs: self.inputs.clone(),
             room: Arc::clone(&self.room),
             share: Arc::clone(&slot.share),
@@ -307,7 +311,7 @@ async fn accept_loop(
         let (endpoint, inputs) = (endpoint.clone(), inputs.clone());
         tasks.spawn_connection("gossip-handshake", async move {
             if let Ok((connection, Some(peer))) = endpoint.accept(next).await {
-                let _ = inputs.send(Input::Accepted(peer.id, connection)).await;
+                let _ = inputs.send(Input::Accepted(peer, connection)).await;
             }
         });
     }
@@ -316,9 +320,8 @@ async fn accept_loop(
 /// Reads what one peer sends on one connection.
 #[derive(Clone)]
 struct Reader {
-    member: MemberId,
-    /// What people call it.
-    name: String,
+    peer: Arc<Peer>,
+    revoker: Revoker,
     inputs: mpsc::Sender<Input>,
     room: Arc<Semaphore>,
     share: Arc<Semaphore>,
@@ -331,9 +334,11 @@ struct Reader {
 impl Reader {
     /// Reads datagrams and messages until the connection ends.
     async fn read(&self, connection: &Connection) {
+        let mut revoked = pin!(self.revoker.closed(connection, &self.peer));
         loop {
             tokio::select! {
                 biased;
+                () = &mut revoked => return,
                 datagram = connection.read_datagram() => {
                     let Ok(data) = datagram else { return };
                     self.hand_over(data);
@@ -357,9 +362,9 @@ impl Reader {
         let Ok(place) = Arc::clone(&self.datagrams).try_acquire_owned() else {
             self.metrics.count_gossip_dropped("over_share");
             let reason = "more datagrams at once than a member sends";
-            return self.events.record(EventKind::GossipRefused, &self.name, reason);
+            return self.events.record(EventKind::GossipRefused, &self.peer.name, reason);
         };
-        if self.inputs.try_send(Input::Datagram(self.member, datagram, place)).is_err() {
+        if self.inputs.try_send(Input::Datagram(self.peer.id, datagram, place)).is_err() {
             self.metrics.count_gossip_dropped("inbox_full");
         }
     }
@@ -391,7 +396,7 @@ impl Reader {
         };
         let unused = bytes.num_permits().saturating_sub(data.len() / 1024 + 1);
         drop(bytes.split(unused));
-        Ok(Input::Message(self.member, data, Room { _bytes: bytes, _share: share }))
+        Ok(Input::Message(self.peer.id, data, Room { _bytes: bytes, _share: share }))
     }
 }
 
@@ -429,8 +434,8 @@ mod tests {
         let gossip = queues.gossip;
         let mut pool = Pool::new(me, ours, gossip, inputs, tasks.clone(), &metrics, &events);
         let sender = theirs.connect(Plane::Gossip, at, Some(me)).await.unwrap();
-        let Some(Input::Accepted(member, accepted)) = inbox.recv().await else { panic!("a peer") };
-        pool.adopt(Moment::START, member, accepted);
+        let Some(Input::Accepted(peer, accepted)) = inbox.recv().await else { panic!("a peer") };
+        pool.adopt(Moment::START, peer, accepted);
         Joined { pool, inbox, sender, metrics, events, tasks, _queues: [their_queues] }
     }
 

@@ -1,0 +1,195 @@
+//! An issuer is removed, and with it whom it alone let in: live connections end, and a restart does
+//! not open the door again.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use murmesh::model::{EntryKind, Issuer};
+use murmesh::tls::store::DataDir;
+use murmesh::tls::{NodeCredentials, Plane, Root, SecretKey, server_name};
+use murmesh::transport::refusal;
+use murmesh::wire;
+use quinn::ConnectionError;
+
+use crate::support::{
+    Agent, Kind, SOON, Server, TestMesh, alone, beside_others, check, dial, eventually, request,
+    runtime, within,
+};
+
+/// Two issuers, one member that stays and one that is to go; the first issuer let everybody in.
+fn mesh() -> TestMesh {
+    let mesh = TestMesh::of(&["first", "second", "staying", "going"]);
+    mesh.agent("first").run(&["issuer", "add", "second"]).ok();
+    eventually("the second issues", SOON, || {
+        let appointed = mesh.agent("second").events("issuer_appointed");
+        check(!appointed.is_empty(), "not yet")
+    });
+    mesh
+}
+
+/// Removes the first issuer and drops the member that is to go.
+#[track_caller]
+fn remove_first(mesh: &TestMesh) {
+    let key = mesh.agent("first").data_dir.join("root.key");
+    let second = mesh.agent("second");
+    let arguments = ["issuer", "remove", "first", "--root-key", key.to_str().unwrap()];
+    let unknown = second.run(&[&arguments[..], &["--drop", "nobody"]].concat()).fails(2);
+    assert!(unknown.contains("nobody"), "{unknown}");
+    let told = second.run(&[&arguments[..], &["--drop", "going"]].concat()).ok();
+    assert!(told.contains("nobody believes any more: going"), "{told}");
+}
+
+/// A connection through the mesh that has carried something.
+#[track_caller]
+fn open(caller: &Agent, service: &str) -> TcpStream {
+    caller.wait_endpoints(service, 1);
+    let mut stream = TcpStream::connect(caller.upstream(service)).unwrap();
+    stream.set_read_timeout(Some(SOON)).unwrap();
+    echo(&mut stream).unwrap();
+    stream
+}
+
+fn echo(stream: &mut TcpStream) -> std::io::Result<()> {
+    stream.write_all(b"still there?")?;
+    stream.read_exact(&mut [0; 12])
+}
+
+#[test]
+fn open_connections_of_whom_nobody_vouches_for_any_more_end_everywhere_within_2_s() {
+    let _turn = alone();
+    let mesh = mesh();
+    let [first, second, staying, going] = &mesh.agents[..] else { panic!("four agents") };
+    let server = Server::start(Kind::Echo);
+    going.expose("inner", server.address);
+    second.expose("outer", server.address);
+    let ending = [
+        ("first to the one that goes", open(first, "inner")),
+        ("second to the one that goes", open(second, "inner")),
+        ("the third to the one that goes", open(staying, "inner")),
+        ("the one that goes to the second", open(going, "outer")),
+    ];
+    let mut lasting = [open(first, "outer"), open(staying, "outer")];
+
+    remove_first(&mesh);
+    let removed = Instant::now();
+    for (what, mut stream) in ending {
+        let left = within(Duration::from_secs(2)).saturating_sub(removed.elapsed());
+        stream.set_read_timeout(Some(left.max(Duration::from_millis(1)))).unwrap();
+        match stream.read(&mut [0; 64]) {
+            Ok(0) => {}
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => {}
+            other => panic!("{what}: {other:?} {:?} after the removal", removed.elapsed()),
+        }
+    }
+    for agent in [first, second, staying] {
+        eventually(&format!("{} tells and counts it", agent.name), SOON, || {
+            let told = agent.events("connection_revoked");
+            let count = agent.metric("murmesh_connections_revoked_total", &[]);
+            let is_told = told.iter().all(|event| event["subject"] == "going");
+            check(!told.is_empty() && is_told && count >= 1.0, (told, count))
+        });
+        agent.wait_state("going", "down", SOON);
+    }
+    for stream in &mut lasting {
+        echo(stream).expect("whoever is kept keeps its connections");
+    }
+}
+
+/// How an attempt to come in ended.
+#[derive(Debug, PartialEq)]
+enum Attempt {
+    /// Nobody listened, or the agent was not that far.
+    Unanswered,
+    Revoked,
+    Other(String),
+}
+
+/// One handshake on `plane`, and what the far side says once it has seen the certificate.
+async fn attempt(who: NodeCredentials, plane: Plane, far: SocketAddr) -> Attempt {
+    let tls = who.client_config(plane).unwrap();
+    let from = Ipv4Addr::LOCALHOST.into();
+    let (_endpoint, dialled) = dial(from, far, tls, plane.marker(), &server_name(None));
+    let ended = match tokio::time::timeout(Duration::from_secs(4), dialled).await {
+        Err(_) => return Attempt::Unanswered,
+        Ok(Err(error)) => error,
+        Ok(Ok(connection)) => {
+            match tokio::time::timeout(Duration::from_secs(4), connection.closed()).await {
+                Ok(error) => error,
+                Err(_) => return Attempt::Other("it was let in".to_owned()),
+            }
+        }
+    };
+    match (refusal(&ended), &ended) {
+        (Some("revoked"), _) => Attempt::Revoked,
+        (_, ConnectionError::TimedOut) => Attempt::Unanswered,
+        (_, other) => Attempt::Other(other.to_string()),
+    }
+}
+
+#[test]
+fn a_restarted_member_refuses_whom_nobody_vouches_for_from_the_first_packet_on() {
+    let _turn = beside_others();
+    let mesh = mesh();
+    let [_, second, staying, going] = &mesh.agents[..] else { panic!("four agents") };
+    going.stop();
+    remove_first(&mesh);
+    eventually("the third has heard of it", SOON, || {
+        check(!staying.events("issuer_removed").is_empty(), "not yet")
+    });
+    let who = DataDir::new(&going.data_dir).credentials().unwrap();
+    for agent in [second, staying] {
+        agent.stop();
+        // From before the port opens until after the agent is ready, every twentieth of a second.
+        let far = agent.mesh;
+        let begin = |plane| runtime().spawn(attempt(who.clone(), plane, far));
+        let mut attempts = vec![begin(Plane::Data), begin(Plane::Gossip)];
+        agent.spawn();
+        let mut looks = 0;
+        eventually(&format!("{} is ready", agent.name), SOON, || {
+            looks += 1;
+            if looks % 5 == 0 {
+                attempts.extend([begin(Plane::Data), begin(Plane::Gossip)]);
+            }
+            let status = agent.try_get("/ready").map(|response| response.status);
+            check(matches!(status, Ok(200)), status)
+        });
+        let ended: Vec<_> =
+            attempts.into_iter().map(|one| runtime().block_on(one).unwrap()).collect();
+        let is_in_vain = |one: &Attempt| matches!(one, Attempt::Unanswered | Attempt::Revoked);
+        assert!(ended.iter().all(is_in_vain), "{ended:?}");
+        let refused = ended.iter().filter(|one| **one == Attempt::Revoked).count();
+        assert!(refused >= 2, "{refused} of {} were answered", ended.len());
+        assert_ne!(agent.state_of("going"), "alive");
+    }
+}
+
+#[test]
+fn a_member_that_hears_that_nobody_vouches_for_it_is_not_ready_and_says_why() {
+    let _turn = beside_others();
+    let mesh = TestMesh::of(&["only"]);
+    let only = mesh.agent("only");
+    // The command line refuses to remove the last issuer; the root key does not have to ask it.
+    let dir = DataDir::new(&only.data_dir);
+    let (id, genesis) = dir.genesis().unwrap().unwrap();
+    let key = SecretKey::from_pem(&dir.read("root.key").unwrap().unwrap()).unwrap();
+    let issuers = dir.entries().unwrap();
+    let entry = issuers.iter().find(|entry| entry.key().kind == EntryKind::ISSUER).unwrap();
+    let issuer: Issuer = wire::decode_payload(&entry.payload()).unwrap();
+    let root = Root::new(id, &genesis, key).unwrap();
+    let gone = root.dismiss(&issuer, entry.version().epoch, Vec::new()).unwrap();
+    let body = serde_json::json!({ "entry": BASE64_STANDARD.encode(gone.bytes()) }).to_string();
+    let token = format!("Bearer {}", only.api_token());
+    let headers = [("authorization", token.as_str()), ("content-type", "application/json")];
+    let told = request(&only.at(), "POST", "/v1/mesh/entries", &headers, body.as_bytes()).unwrap();
+    assert_eq!(told.status, 200, "{}", told.text());
+    eventually("it is not ready", SOON, || {
+        let ready = only.try_get("/ready").unwrap();
+        check(ready.status == 503 && ready.text().contains("nobody vouches"), ready.text())
+    });
+    only.stop();
+    let failed = only.run(&["agent"]).fails(2);
+    assert!(failed.contains("nobody vouches") && failed.contains("murmesh join TOKEN"), "{failed}");
+}
