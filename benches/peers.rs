@@ -14,5 +14,5 @@
 mod side_by_side;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    side_by_side::run(&["speed"])
+    side_by_side::run(&["speed", "memory"])
 }

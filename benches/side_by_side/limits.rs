@@ -12,7 +12,7 @@ pub(crate) enum Standing {
 
 /// One limit and what was measured.
 pub(crate) struct Limit {
-    pub(crate) what: &'static str,
+    pub(crate) what: String,
     bound: Bound,
     measured: Option<f64>,
 }
@@ -25,13 +25,13 @@ enum Bound {
 
 impl Limit {
     /// `measured` is none where something to compare with is missing.
-    pub(crate) fn at_least(what: &'static str, least: f64, measured: Option<f64>) -> Self {
-        Self { what, bound: Bound::AtLeast(least), measured }
+    pub(crate) fn at_least(what: impl Into<String>, least: f64, measured: Option<f64>) -> Self {
+        Self { what: what.into(), bound: Bound::AtLeast(least), measured }
     }
 
     /// `measured` is none where something to compare with is missing.
-    pub(crate) fn at_most(what: &'static str, most: f64, measured: Option<f64>) -> Self {
-        Self { what, bound: Bound::AtMost(most), measured }
+    pub(crate) fn at_most(what: impl Into<String>, most: f64, measured: Option<f64>) -> Self {
+        Self { what: what.into(), bound: Bound::AtMost(most), measured }
     }
 
     /// A figure that is no number holds nothing.

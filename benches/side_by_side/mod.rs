@@ -1,8 +1,10 @@
 //! One comparison for the benches `tunnel` and `peers`: the ways from a client to a server, the
 //! load, and what is measured.
 
+mod gossip;
 mod limits;
 mod load;
+mod memory;
 mod process;
 mod proxies;
 mod speed;
@@ -15,6 +17,8 @@ use std::time::Duration;
 
 use limits::{Limit, Standing};
 use load::Kind;
+
+const PARTS: &str = "tunnel, speed, memory, serf, serf-16, serf-32 and serf-64";
 
 /// Runs the parts that the arguments name, or `usual` where they name none.
 ///
@@ -52,7 +56,12 @@ fn compare(usual: &[&str], arguments: &[&str]) -> Result<(), Box<dyn Error>> {
         limits.extend(match *part {
             "tunnel" => speed::compare(&speed::TUNNEL, is_quick)?,
             "speed" => speed::compare(&speed::PEERS, is_quick)?,
-            _ => return Err(format!("unknown part '{part}': tunnel or speed").into()),
+            "memory" => memory::compare(is_quick)?,
+            "serf" => gossip::compare(if is_quick { &[16] } else { &[16, 32, 64] }, is_quick)?,
+            "serf-16" => gossip::compare(&[16], is_quick)?,
+            "serf-32" => gossip::compare(&[32], is_quick)?,
+            "serf-64" => gossip::compare(&[64], is_quick)?,
+            _ => return Err(format!("unknown part '{part}': known are {PARTS}").into()),
         });
     }
     println!();
@@ -65,12 +74,12 @@ fn compare(usual: &[&str], arguments: &[&str]) -> Result<(), Box<dyn Error>> {
 }
 
 /// The limits that are missed; in CI also those that nothing was compared with.
-fn missed(limits: &[Limit]) -> Vec<&'static str> {
+fn missed(limits: &[Limit]) -> Vec<&str> {
     let must_compare = env::var("CI").is_ok_and(|ci| ci == "true");
     let missed = limits.iter().filter(|limit| match limit.standing() {
         Standing::Held => false,
         Standing::Missed => true,
         Standing::NotCompared => must_compare,
     });
-    missed.map(|limit| limit.what).collect()
+    missed.map(|limit| limit.what.as_str()).collect()
 }

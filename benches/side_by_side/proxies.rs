@@ -11,6 +11,9 @@ use serde_json::{Value, json};
 
 use super::process::{Place, find, log, succeed, target};
 
+/// All that there is to compare with.
+pub(crate) const PROXIES: [&str; 4] = ["haproxy", "nginx", "stunnel", "envoy"];
+
 /// The name in every certificate, which both sides ask for.
 pub(crate) const NODE: &str = "node";
 

@@ -2,15 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::error::Error;
-use std::path::Path;
 use std::thread::available_parallelism;
 use std::time::{Duration, Instant};
 
 use super::limits::Limit;
 use super::load::{Kind, Outcome};
-use super::process::{Client, Place, Process, machine_cpu_us, server};
-use super::proxies::{Proxy, proxies};
-use super::ways::{DIRECT, MURMESH, Way};
+use super::process::{Client, machine_cpu_us};
+use super::proxies::{PROXIES, proxies};
+use super::ways::{DIRECT, Link, MURMESH, Stage, Way};
 
 /// What is measured of which ways, and what must hold of it.
 pub(crate) struct Course {
@@ -26,18 +25,6 @@ struct Measure {
     kind: Kind,
     link: Link,
 }
-
-/// What packets between the agents may hold.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Link {
-    /// 65,536 bytes.
-    Loopback,
-    /// [`NARROW_MTU`].
-    Narrow,
-}
-
-/// Leaves 1,452 bytes to a UDP datagram over IPv4: what most paths of the Internet carry.
-const NARROW_MTU: u16 = 1_480;
 
 const ONE: &str = "1 connection";
 const MANY: &str = "64 connections";
@@ -75,7 +62,7 @@ pub(crate) const TUNNEL: Course = Course {
 
 /// The whole one: against everything that carries bytes over mutual TLS.
 pub(crate) const PEERS: Course = Course {
-    proxies: &["haproxy", "nginx", "stunnel", "envoy"],
+    proxies: &PROXIES,
     is_installing: true,
     measures: &[
         on_loopback(ONE, Kind::Requests { connections: 1 }),
@@ -209,32 +196,6 @@ impl Samples {
 pub(crate) fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
-}
-
-/// The ways over one kind of link, to one server.
-struct Stage {
-    link: Link,
-    place: Place,
-    server: Process,
-    ways: Vec<Way>,
-}
-
-impl Stage {
-    fn new(link: Link, proxies: &[Proxy], directory: &Path) -> Result<Self, Box<dyn Error>> {
-        let place = match link {
-            Link::Loopback => Place::here(),
-            Link::Narrow => Place::with_mtu("narrow", NARROW_MTU)?,
-        };
-        let (server, backend) = server(&place)?;
-        let directory = directory.join(format!("{link:?}"));
-        let mut ways = vec![Way::direct(backend), Way::murmesh(&place, &directory, backend)?];
-        for proxy in proxies.iter().filter(|proxy| link == Link::Loopback || proxy.name == "envoy")
-        {
-            let way = Way::proxied(&place, proxy, &directory, backend);
-            ways.push(way.map_err(|error| format!("{}: {error}", proxy.name))?);
-        }
-        Ok(Self { link, place, server, ways })
-    }
 }
 
 /// Measures, prints all figures, and returns the limits with what was measured.

@@ -9,7 +9,9 @@ use std::process::Command;
 use std::time::Duration;
 
 use super::load::Kind;
-use super::process::{Client, Place, Process, free_tcp, free_udp, log, succeed, target, until};
+use super::process::{
+    Client, Place, Process, free_tcp, free_udp, log, server, succeed, target, until,
+};
 use super::proxies::{Proxy, Side};
 use super::strangers::{self, Identities};
 
@@ -20,6 +22,49 @@ pub(crate) const MURMESH: &str = "murmesh";
 /// How long a way may take until it answers.
 const START_MAX: Duration = Duration::from_secs(20);
 
+/// What packets between the agents may hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Link {
+    /// 65,536 bytes.
+    Loopback,
+    /// [`NARROW_MTU`].
+    Narrow,
+}
+
+/// Leaves 1,452 bytes to a UDP datagram over IPv4: what most paths of the Internet carry.
+const NARROW_MTU: u16 = 1_480;
+
+/// The ways over one kind of link, to one server.
+pub(crate) struct Stage {
+    pub(crate) link: Link,
+    pub(crate) ways: Vec<Way>,
+    pub(crate) server: Process,
+    /// Outlives what runs in it.
+    pub(crate) place: Place,
+}
+
+impl Stage {
+    pub(crate) fn new(
+        link: Link,
+        proxies: &[Proxy],
+        directory: &Path,
+    ) -> Result<Self, Box<dyn Error>> {
+        let place = match link {
+            Link::Loopback => Place::here(),
+            Link::Narrow => Place::with_mtu("narrow", NARROW_MTU)?,
+        };
+        let (server, backend) = server(&place)?;
+        let directory = directory.join(format!("{link:?}"));
+        let mut ways = vec![Way::direct(backend), Way::murmesh(&place, &directory, backend)?];
+        for proxy in proxies.iter().filter(|proxy| link == Link::Loopback || proxy.name == "envoy")
+        {
+            let way = Way::proxied(&place, proxy, &directory, backend);
+            ways.push(way.map_err(|error| format!("{}: {error}", proxy.name))?);
+        }
+        Ok(Self { link, ways, server, place })
+    }
+}
+
 /// One way from client to server.
 pub(crate) struct Way {
     pub(crate) name: &'static str,
@@ -27,12 +72,14 @@ pub(crate) struct Way {
     pub(crate) entry: SocketAddr,
     /// The client's side, and the server's; none on the direct way.
     pub(crate) agents: Vec<Process>,
+    /// Where an agent of murmesh tells its metrics.
+    pub(crate) apis: Vec<SocketAddr>,
 }
 
 impl Way {
     /// The server itself.
     pub(crate) fn direct(server: SocketAddr) -> Self {
-        Self { name: DIRECT, entry: server, agents: Vec::new() }
+        Self { name: DIRECT, entry: server, agents: Vec::new(), apis: Vec::new() }
     }
 
     /// Two agents of a new mesh, after those of another one turned strangers away.
@@ -44,7 +91,8 @@ impl Way {
         let start = |directory: &Path| -> Result<_, Box<dyn Error>> {
             let pair = Pair::new(place, directory)?;
             let agents = vec![pair.caller()?, pair.callee(server)?];
-            let way = Self { name: MURMESH, entry: pair.entry, agents };
+            let apis = pair.api.to_vec();
+            let way = Self { name: MURMESH, entry: pair.entry, agents, apis };
             way.until_it_answers(place)?;
             Ok((pair, way))
         };
@@ -71,7 +119,7 @@ impl Way {
         let start = |side, listen, connect| {
             Process::spawn(&mut proxy.command(place, &directory, side, listen, connect)?)
         };
-        let mut way = Self { name: proxy.name, entry, agents: Vec::new() };
+        let mut way = Self { name: proxy.name, entry, agents: Vec::new(), apis: Vec::new() };
         way.agents.push(start(Side::Client, entry, between)?);
         if place.is_here() {
             strangers::pose_as_proxy(entry, between, &identities)?;
