@@ -14,6 +14,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::limits::Limit;
+use super::plot::{self, Panel, Row};
 use super::process::{Place, Process, find, machine_cpu_us, succeed, until};
 use super::proxies::install;
 use super::speed::median;
@@ -24,9 +25,12 @@ const PORT: usize = 7_000;
 const API_PORT: usize = 8_000;
 /// How long an event may take to reach all.
 const EVENT_MAX: Duration = Duration::from_secs(60);
-/// Serf exchanges everything with somebody every 30 s; this holds one of those of each agent.
-const REST: Duration = Duration::from_secs(30);
+/// How long bytes are counted.
+const REST: Duration = Duration::from_secs(20);
 const REST_QUICK: Duration = Duration::from_secs(5);
+/// What an agent takes to contact each other one once, a peer: it is at rest only when it has a
+/// connection to everybody. The same for serf, which has none.
+const SETTLING: Duration = Duration::from_millis(800);
 
 /// What an agent says that it learned.
 enum News {
@@ -256,6 +260,8 @@ struct Figures {
     join: f64,
     detect: Vec<f64>,
     state: Vec<f64>,
+    /// KB for each agent, from the start to the beginning of rest.
+    start: f64,
     /// Bytes in a second for each agent.
     rest: f64,
     /// MB of each agent, median.
@@ -275,14 +281,15 @@ pub(crate) fn compare(counts: &[usize], is_quick: bool) -> Result<Vec<Limit>, Bo
     {
         println!("serf: not compared (not installed, and {error})");
     }
-    let mut limits = Vec::new();
+    let (mut limits, mut all) = (Vec::new(), Vec::new());
     println!(
-        "{:>3} {:<9} {:>7} {:>17} {:>17} {:>11} {:>8} {:>8} {:>8} {:>9} {:>10}",
+        "{:>3} {:<9} {:>7} {:>17} {:>17} {:>9} {:>9} {:>8} {:>8} {:>8} {:>9} {:>10}",
         "",
         "",
         "join s",
         "detection s",
         "state to all s",
+        "start KB",
         "rest B/s",
         "RSS MB",
         "PSS MB",
@@ -306,7 +313,9 @@ pub(crate) fn compare(counts: &[usize], is_quick: bool) -> Result<Vec<Limit>, Bo
         limit("new state to all", 1.0, &|figures| median(figures.state.clone()));
         limit("RSS", 1.3, &|figures| figures.rss);
         limit("bytes at rest", 2.5, &|figures| figures.rest);
+        all.extend(std::iter::once(ours).chain(serf));
     }
+    plot(&all)?;
     Ok(limits)
 }
 
@@ -322,7 +331,7 @@ fn measure(program: &str, count: usize, is_quick: bool) -> Result<Figures, Box<d
     let mut mesh = Mesh::new(&*gossip);
     mesh.start()?;
     thread::sleep(Duration::from_secs(1)); // the one that all others ask
-    let begun = Instant::now();
+    let (begun, unborn) = (Instant::now(), bytes(mesh.gossip.place())?);
     (1..count).try_for_each(|_| mesh.start())?;
     let all = mesh.alive();
     let mut join = 0.0_f64;
@@ -341,7 +350,7 @@ fn measure(program: &str, count: usize, is_quick: bool) -> Result<Figures, Box<d
         })
         .collect::<Result<Vec<f64>, Box<dyn Error>>>()?;
     let rest = if is_quick { REST_QUICK } else { REST };
-    thread::sleep(rest / 3); // what is told thrice is told to the end
+    thread::sleep(rest / 4 + SETTLING * u32::try_from(count)?);
     let spent = |mesh: &Mesh<'_>| -> Result<_, Box<dyn Error>> {
         let cpu = mesh.agents.iter().flatten().map(Process::cpu_us).sum::<Result<f64, _>>()?;
         Ok((bytes(mesh.gossip.place())?, cpu, machine_cpu_us()?, Instant::now()))
@@ -369,6 +378,7 @@ fn measure(program: &str, count: usize, is_quick: bool) -> Result<Figures, Box<d
         join,
         detect,
         state,
+        start: (before.0 - unborn) / 1e3 / count as f64,
         rest: (after.0 - before.0) / seconds / count as f64,
         rss: median(usages.iter().map(|usage| usage.rss / 1e6).collect()),
         pss: median(usages.iter().map(|usage| usage.pss / 1e6).collect()),
@@ -386,6 +396,27 @@ fn bytes(place: &Place) -> Result<f64, Box<dyn Error>> {
     Ok(bytes.ok_or("no loopback in /proc/net/dev")?.parse()?)
 }
 
+/// Draws `target/bench/serf.svg`.
+fn plot(all: &[Figures]) -> Result<(), Box<dyn Error>> {
+    let panel = |title: &str, unit, of: &dyn Fn(&Figures) -> Vec<f64>| {
+        let label = |figures: &Figures| format!("{} {}", figures.count, figures.gossip);
+        let rows = all.iter().map(|figures| Row::of(label(figures), &of(figures))).collect();
+        Panel { title: title.to_owned(), unit, is_log: false, rows }
+    };
+    let seconds = "seconds, less is better";
+    let panels = [
+        panel("a crash is known to all", seconds, &|figures| figures.detect.clone()),
+        panel("a new state is known to all", seconds, &|figures| figures.state.clone()),
+        panel("bytes at rest", "B/s and agent, less is better", &|figures| vec![figures.rest]),
+        panel("memory", "RSS in MB and agent, less is better", &|figures| vec![figures.rss]),
+        panel("CPU at rest", "ms/s and agent, less is better", &|figures| vec![figures.cpu_ms]),
+        panel("all are started and know each other", seconds, &|figures| vec![figures.join]),
+    ];
+    let title = "Agents of murmesh beside agents of serf, on one machine";
+    println!("\ndrawn: {}", plot::write("serf", title, &panels)?.display());
+    Ok(())
+}
+
 fn print(figures: &Figures) {
     let range = |values: &[f64]| {
         let least = values.iter().copied().fold(f64::INFINITY, f64::min);
@@ -393,12 +424,13 @@ fn print(figures: &Figures) {
         format!("{:.2} ({least:.2}-{most:.2})", median(values.to_vec()))
     };
     println!(
-        "{:>3} {:<9} {:>7.1} {:>17} {:>17} {:>11.0} {:>8.1} {:>8.1} {:>8.1} {:>9.0} {:>10}",
+        "{:>3} {:<9} {:>7.1} {:>17} {:>17} {:>9.0} {:>9.0} {:>8.1} {:>8.1} {:>8.1} {:>9.0} {:>10}",
         figures.count,
         figures.gossip,
         figures.join,
         range(&figures.detect),
         range(&figures.state),
+        figures.start,
         figures.rest,
         figures.rss,
         figures.pss,

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::limits::Limit;
 use super::load::Kind;
+use super::plot::{self, Panel, Row};
 use super::process::{Client, Usage, until};
 use super::proxies::{PROXIES, proxies};
 use super::ways::{Link, MURMESH, Stage, Way};
@@ -54,6 +55,7 @@ pub(crate) fn compare(is_quick: bool) -> Result<Vec<Limit>, Box<dyn Error>> {
         }
     }
     print(&stories);
+    plot(&stories)?;
     missing.iter().for_each(|missing| println!("{missing}"));
     let murmesh = stories.iter().find(|story| story.way == MURMESH).ok_or("murmesh is measured")?;
     Ok(limits(murmesh))
@@ -145,6 +147,32 @@ fn metrics(api: SocketAddr) -> Result<String, Box<dyn Error>> {
         true => Ok(answer),
         false => Err(format!("{api} does not tell its metrics: {answer}").into()),
     }
+}
+
+/// Draws `target/bench/memory.svg`.
+fn plot(stories: &[Story]) -> Result<(), Box<dyn Error>> {
+    let panel = |title: &str, unit, is_log, of: &dyn Fn(&Story) -> Option<f64>| {
+        let rows = stories.iter().filter_map(|story| Some(Row::of(story.way, &[of(story)?])));
+        Panel { title: title.to_owned(), unit, is_log, rows: rows.collect() }
+    };
+    let both = |both: &Both, of: fn(&Usage) -> f64| of(&both[0]) + of(&both[1]);
+    let mb = "MB, both agents; less is better";
+    let wave = |of: fn(&Wave) -> &Both| {
+        move |story: &Story| Some(both(of(story.waves.first()?), |usage| usage.rss) / 1e6)
+    };
+    let panels = [
+        panel("idle, RSS", mb, false, &|story| Some(both(&story.idle, |usage| usage.rss) / 1e6)),
+        panel("idle, PSS", mb, false, &|story| Some(both(&story.idle, |usage| usage.pss) / 1e6)),
+        panel("an idle connection", "KB, both agents; less is better", false, &|story| {
+            let grown = both(&story.open, |usage| usage.rss) - both(&story.idle, |usage| usage.rss);
+            Some(grown / 1024.0 / OPEN as f64)
+        }),
+        panel("5,000 connections, RSS", mb, false, &wave(|wave| &wave.top)),
+        panel("5,000 connections closed again, RSS", mb, false, &wave(|wave| &wave.after)),
+    ];
+    let title = "Memory of the two agents between client and server";
+    println!("\ndrawn: {}\n", plot::write("memory", title, &panels)?.display());
+    Ok(())
 }
 
 fn print(stories: &[Story]) {

@@ -5,6 +5,7 @@ mod gossip;
 mod limits;
 mod load;
 mod memory;
+mod plot;
 mod process;
 mod proxies;
 mod speed;

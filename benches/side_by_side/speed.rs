@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::limits::Limit;
 use super::load::{Kind, Outcome};
+use super::plot::{self, Panel, Row};
 use super::process::{Client, machine_cpu_us};
 use super::proxies::{PROXIES, proxies};
 use super::ways::{DIRECT, Link, MURMESH, Stage, Way};
@@ -152,6 +153,24 @@ impl Samples {
         median(rounds.iter().map(of).collect())
     }
 
+    /// What of all ways that were measured, in units of `unit`.
+    fn panel(
+        &self,
+        title: &'static str,
+        of: fn(&Sample) -> f64,
+        unit: (&'static str, f64),
+        is_log: bool,
+    ) -> Panel {
+        let rows = WAYS.iter().filter_map(|way| {
+            let values: Vec<f64> =
+                self.taken.get(&(title, *way))?.iter().map(|sample| of(sample) / unit.1).collect();
+            Some(Row::of(*way, &values))
+        });
+        // Nothing lies between on the direct way, and nothing is spent there.
+        let rows = rows.filter(|row| row.value > 0.0).collect();
+        Panel { title: title.to_owned(), unit: unit.0, is_log, rows }
+    }
+
     /// Of murmesh, as a share of `other`'s where that was measured.
     fn ratio(
         &self,
@@ -191,6 +210,39 @@ impl Samples {
     fn tail(&self, title: &'static str) -> f64 {
         self.of(title, MURMESH, p99) / self.of(title, MURMESH, p50)
     }
+}
+
+/// In the order of the plots.
+const WAYS: [&str; 6] = [DIRECT, MURMESH, PROXIES[0], PROXIES[1], PROXIES[2], PROXIES[3]];
+
+/// Draws `target/bench/speed.svg`.
+fn plot(samples: &Samples) -> Result<(), Box<dyn Error>> {
+    let requests = ("requests/s, more is better", 1.0);
+    let us = |what| (what, 1.0);
+    let panels = [
+        samples.panel(ONE, rate, requests, false),
+        samples.panel(ONE, p50, us("p50 in us, less is better"), false),
+        samples.panel(MANY, rate, requests, false),
+        samples.panel(MANY, p99, us("p99 in us, less is better; decades"), true),
+        samples.panel(CROWD, rate, requests, false),
+        samples.panel(CROWD, p99, us("p99 in us, less is better; decades"), true),
+        samples.panel(MANY, cpu, us("CPU us/request, both agents; less is better"), false),
+        samples.panel(CROWD, cpu, us("CPU us/request, both agents; less is better; decades"), true),
+        samples.panel(NEW, rate, ("connections/s, more is better; decades", 1.0), true),
+        samples.panel(
+            NEW,
+            cpu,
+            us("CPU us/connection, both agents; less is better; decades"),
+            true,
+        ),
+        samples.panel(BULK, rate, ("Gbit/s, more is better", 1e9 / 8.0), false),
+        samples.panel(BULK, cpu, ("CPU s/GB, both agents; less is better", 1e6), false),
+        samples.panel(BULK_NARROW, rate, ("Gbit/s, more is better", 1e9 / 8.0), false),
+        samples.panel(BULK_NARROW, cpu, ("CPU s/GB, both agents; less is better", 1e6), false),
+    ];
+    let title = "Two agents between client and server: median, least and most of all rounds";
+    println!("\ndrawn: {}", plot::write("speed", title, &panels)?.display());
+    Ok(())
 }
 
 pub(crate) fn median(mut values: Vec<f64>) -> f64 {
@@ -246,6 +298,9 @@ pub(crate) fn compare(course: &Course, is_quick: bool) -> Result<Vec<Limit>, Box
     );
     for measure in course.measures {
         print(measure, &samples, &stages);
+    }
+    if samples.has(CROWD, MURMESH) {
+        plot(&samples)?;
     }
     println!();
     missing.iter().for_each(|missing| println!("{missing}"));
