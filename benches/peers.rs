@@ -1,8 +1,8 @@
 //! murmesh beside what else there is: HAProxy, nginx, stunnel and Envoy as pairs with mutual TLS
-//! between them.
+//! between them, and serf.
 //!
 //!     cargo bench --bench peers                   # speed and memory
-//!     cargo bench --bench peers -- speed          # one part
+//!     cargo bench --bench peers -- speed          # one part: speed, memory, serf, serf-16, ...
 //!     cargo bench --bench peers -- --quick        # short rounds, whose figures are rough
 //!     cargo bench --bench peers -- --check        # fails when a limit is missed
 //!

@@ -34,6 +34,8 @@ const SETTLING: Duration = Duration::from_millis(800);
 
 /// What an agent says that it learned.
 enum News {
+    /// It runs itself.
+    Started(usize),
     Joined(usize),
     Died(usize),
     /// The state with this number is there.
@@ -94,7 +96,7 @@ impl Gossip for Serf {
 
     fn is(&self, line: &str, news: &News) -> bool {
         let (kind, at) = match news {
-            News::Joined(at) => ("EventMemberJoin", *at),
+            News::Started(at) | News::Joined(at) => ("EventMemberJoin", *at),
             News::Died(at) => ("EventMemberFailed", *at),
             News::State(_) => ("EventMemberUpdate", 0),
         };
@@ -156,6 +158,7 @@ impl Gossip for Murmesh {
 
     fn is(&self, line: &str, news: &News) -> bool {
         let (kind, subject) = match news {
+            News::Started(at) => ("AgentStarted", name(*at)),
             News::Joined(at) => ("MemberUp", name(*at)),
             News::Died(at) => ("MemberDown", name(*at)),
             News::State(number) => ("InstanceAdded", format!("state{number}")),
@@ -300,10 +303,10 @@ pub(crate) fn compare(counts: &[usize], is_quick: bool) -> Result<Vec<Limit>, Bo
     for &count in counts {
         let ours = measure("murmesh", count, is_quick)?;
         print(&ours);
-        let serf = match find("serf") {
-            Some(_) => Some(measure("serf", count, is_quick)?),
-            None => None,
-        };
+        let serf = find("serf").and_then(|_| {
+            let measured = measure("serf", count, is_quick);
+            measured.map_err(|error| println!("failed: serf, {count}: {error}")).ok()
+        });
         serf.iter().for_each(print);
         let ratio = |of: &dyn Fn(&Figures) -> f64| serf.as_ref().map(|serf| of(&ours) / of(serf));
         let mut limit = |what, most, of: &dyn Fn(&Figures) -> f64| {
@@ -329,8 +332,9 @@ fn measure(program: &str, count: usize, is_quick: bool) -> Result<Figures, Box<d
     gossip.prepare(count)?;
     let (kills, states) = if is_quick { (1, 2) } else { (3, 5) };
     let mut mesh = Mesh::new(&*gossip);
-    mesh.start()?;
-    thread::sleep(Duration::from_secs(1)); // the one that all others ask
+    let born = Instant::now();
+    mesh.start()?; // the one that all others ask
+    mesh.until_known(born, &BTreeSet::from([0]), &News::Started(0))?;
     let (begun, unborn) = (Instant::now(), bytes(mesh.gossip.place())?);
     (1..count).try_for_each(|_| mesh.start())?;
     let all = mesh.alive();

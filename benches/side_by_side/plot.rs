@@ -176,16 +176,20 @@ impl Scale {
     }
 }
 
-/// Three digits, with a mark of thousands.
+/// Two digits of small values; large ones whole, with marks of thousands.
 fn short(value: f64) -> String {
-    match value {
-        _ if value == 0.0 => "0".to_owned(),
-        _ if value < 0.1 => format!("{value:.3}"),
-        _ if value < 1.0 => format!("{value:.2}"),
-        _ if value < 10.0 => format!("{value:.1}"),
-        _ if value < 1_000.0 => format!("{value:.0}"),
-        _ => format!("{},{:03}", (value / 1_000.0).trunc(), (value % 1_000.0).trunc()),
+    let digits = match value {
+        _ if value == 0.0 || value >= 10.0 => 0,
+        _ if value >= 1.0 => 1,
+        _ if value >= 0.1 => 2,
+        _ => 3,
+    };
+    let mut text = format!("{value:.digits$}");
+    let whole = text.find('.').unwrap_or(text.len());
+    for at in (1..whole).rev().filter(|at| (whole - at) % 3 == 0) {
+        text.insert(at, ',');
     }
+    text
 }
 
 fn escaped(text: &str) -> String {

@@ -73,15 +73,19 @@ impl Proxy {
 pub(crate) fn proxies(names: &[&str], is_installing: bool) -> (Vec<Proxy>, Vec<String>) {
     let (mut found, mut missing) = (Vec::new(), Vec::new());
     for &name in names {
-        let (proxy, fetch): (fn() -> Option<Proxy>, fn() -> Fetched) = match name {
-            "haproxy" => (haproxy, || install(&["haproxy"])),
-            "nginx" => (nginx, || install(&["nginx", "libnginx-mod-stream"])),
-            "stunnel" => (stunnel, || install(&["stunnel4"])),
-            _ => (envoy, fetch_envoy),
+        let (proxy, packages): (fn() -> Option<Proxy>, &[&str]) = match name {
+            "haproxy" => (haproxy, &["haproxy"]),
+            "nginx" => (nginx, &["nginx", "libnginx-mod-stream"]),
+            "stunnel" => (stunnel, &["stunnel4"]),
+            _ => (envoy, &[]), // Debian has none
         };
         let mut why = "not installed".to_owned();
         let fetched = || {
-            let fetched = if is_installing { fetch() } else { return None };
+            let fetched = match packages {
+                _ if !is_installing => return None,
+                [] => fetch_envoy(),
+                packages => install(packages),
+            };
             fetched.map_err(|error| why = format!("not installed, and {error}")).ok()?;
             proxy()
         };

@@ -253,8 +253,8 @@ pub(crate) fn median(mut values: Vec<f64>) -> f64 {
 /// Measures, prints all figures, and returns the limits with what was measured.
 pub(crate) fn compare(course: &Course, is_quick: bool) -> Result<Vec<Limit>, Box<dyn Error>> {
     let (rounds, time) = match is_quick {
-        true => (3, Duration::from_millis(300)),
-        false => (5, Duration::from_secs(1)),
+        true => (3, Duration::from_millis(200)),
+        false => (5, Duration::from_millis(600)),
     };
     let directory = tempfile::tempdir()?;
     let (proxies, missing) = proxies(course.proxies, course.is_installing);
