@@ -1,18 +1,6 @@
-//! The limits that a release must hold, as ratios of figures of one run.
+//! What a release must hold, as ratios of figures of one run.
 
 use std::fmt;
-
-/// What the limits are about: medians of all rounds.
-pub(crate) struct Figures {
-    /// Of murmesh, as a share of direct, with 64 connections.
-    pub(crate) requests_of_direct: f64,
-    /// Of murmesh, as a share of direct.
-    pub(crate) connections_of_direct: f64,
-    /// CPU of both agents for a request with 64 connections, as a share of both HAProxies'.
-    pub(crate) cpu_of_haproxy: Option<f64>,
-    /// Of murmesh with 64 connections.
-    pub(crate) p99_of_p50: f64,
-}
 
 /// Whether one limit holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,7 +12,7 @@ pub(crate) enum Standing {
 
 /// One limit and what was measured.
 pub(crate) struct Limit {
-    pub(crate) what: &'static str,
+    pub(crate) what: String,
     bound: Bound,
     measured: Option<f64>,
 }
@@ -36,6 +24,16 @@ enum Bound {
 }
 
 impl Limit {
+    /// `measured` is none where something to compare with is missing.
+    pub(crate) fn at_least(what: impl Into<String>, least: f64, measured: Option<f64>) -> Self {
+        Self { what: what.into(), bound: Bound::AtLeast(least), measured }
+    }
+
+    /// `measured` is none where something to compare with is missing.
+    pub(crate) fn at_most(what: impl Into<String>, most: f64, measured: Option<f64>) -> Self {
+        Self { what: what.into(), bound: Bound::AtMost(most), measured }
+    }
+
     /// A figure that is no number holds nothing.
     pub(crate) fn standing(&self) -> Standing {
         let is_held = |measured: f64| match self.bound {
@@ -67,20 +65,4 @@ impl fmt::Display for Limit {
             None => Ok(()),
         }
     }
-}
-
-/// All limits, with what was measured.
-pub(crate) fn limits(figures: &Figures) -> Vec<Limit> {
-    use Bound::{AtLeast, AtMost};
-    let limit = |what, bound, measured| Limit { what, bound, measured };
-    vec![
-        limit(
-            "requests/s of direct, 64 connections",
-            AtLeast(0.25),
-            Some(figures.requests_of_direct),
-        ),
-        limit("new connections/s of direct", AtLeast(0.25), Some(figures.connections_of_direct)),
-        limit("CPU per request of HAProxy's, 64 connections", AtMost(0.5), figures.cpu_of_haproxy),
-        limit("p99 of p50, 64 connections", AtMost(5.0), Some(figures.p99_of_p50)),
-    ]
 }

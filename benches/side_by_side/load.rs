@@ -1,5 +1,8 @@
 //! The load: a server and a client, each its own process with one thread, so that what is measured
 //! is what lies between them.
+//!
+//! A client opens its connections and has one request answered on each before it says that it is
+//! ready; it begins when it is told. So what a kind of load measures holds no handshake of another.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -10,11 +13,15 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 
+use super::process;
+
 /// Bytes of a request, and of its answer.
-const MESSAGE_LEN: usize = 100;
+pub(crate) const MESSAGE_LEN: usize = 100;
 const BULK_CHUNK_LEN: usize = 128 * 1024;
+/// Connections that a client opens at the same time: fewer than any backlog holds.
+const OPENING_MAX: usize = 64;
 /// First byte of a connection.
-const KEEP: u8 = b'k';
+pub(crate) const KEEP: u8 = b'k';
 const ONCE: u8 = b'o';
 const SINK: u8 = b's';
 
@@ -27,6 +34,8 @@ pub(crate) enum Kind {
     Connections { workers: usize },
     /// As many bytes as go, one way.
     Bulk { streams: usize },
+    /// Connections that have carried one request each and stay open.
+    Idle { connections: usize },
 }
 
 /// What was measured.
@@ -35,9 +44,11 @@ pub(crate) struct Outcome {
     /// Requests, connections or bytes.
     pub(crate) count: u64,
     pub(crate) seconds: f64,
-    pub p50_us: f64,
-    pub p99_us: f64,
+    pub(crate) p50_us: f64,
+    pub(crate) p99_us: f64,
     pub(crate) errors: u64,
+    /// What the client itself spent on a CPU.
+    pub(crate) cpu_us: f64,
 }
 
 /// Answers on a port of its own choice, which it prints.
@@ -78,22 +89,32 @@ async fn sink(mut stream: TcpStream) -> io::Result<()> {
     stream.write_all(&len.to_be_bytes()).await
 }
 
-/// Loads `target` for `time`.
-pub(crate) async fn load(kind: Kind, target: SocketAddr, time: Duration) -> io::Result<Outcome> {
-    let start = Instant::now();
+/// Loads `target` for `time`, once a line on standard input says so. Prints an empty line when it is
+/// ready, and the outcome.
+pub(crate) async fn load(kind: Kind, target: SocketAddr, time: Duration) -> io::Result<()> {
+    let opened = open(kind, target).await?;
+    println!();
+    io::stdin().read_line(&mut String::new())?; // nothing else is under way
+    let (start, spent) = (Instant::now(), process::cpu_us("self")?);
     let end = start + time;
     let mut tasks = JoinSet::new();
-    let count = match kind {
-        Kind::Requests { connections: count }
-        | Kind::Connections { workers: count }
-        | Kind::Bulk { streams: count } => count,
-    };
-    for index in 0..count {
-        match kind {
-            Kind::Requests { .. } => tasks.spawn(requests(target, end)),
-            Kind::Connections { .. } => tasks.spawn(connections(target, index, end)),
-            Kind::Bulk { .. } => tasks.spawn(bulk(target, end)),
-        };
+    match kind {
+        Kind::Requests { .. } => {
+            for stream in opened {
+                tasks.spawn(requests(stream, end));
+            }
+        }
+        Kind::Connections { workers } => {
+            for index in 0..workers {
+                tasks.spawn(connections(target, index, end));
+            }
+        }
+        Kind::Bulk { streams } => {
+            for _ in 0..streams {
+                tasks.spawn(bulk(target, end));
+            }
+        }
+        Kind::Idle { .. } => drop(opened),
     }
     let mut latencies = Vec::new();
     let mut outcome = Outcome::default();
@@ -104,10 +125,37 @@ pub(crate) async fn load(kind: Kind, target: SocketAddr, time: Duration) -> io::
         latencies.extend(part.latencies);
     }
     outcome.seconds = start.elapsed().as_secs_f64();
+    outcome.cpu_us = process::cpu_us("self")? - spent;
     latencies.sort_unstable();
     outcome.p50_us = percentile(&latencies, 0.50);
     outcome.p99_us = percentile(&latencies, 0.99);
-    Ok(outcome)
+    println!("{}", serde_json::to_string(&outcome)?);
+    Ok(())
+}
+
+/// The connections that a kind begins with, each after its first request.
+async fn open(kind: Kind, target: SocketAddr) -> io::Result<Vec<TcpStream>> {
+    let (Kind::Requests { connections } | Kind::Idle { connections }) = kind else {
+        return Ok(Vec::new());
+    };
+    let mut opened = Vec::new();
+    let mut tasks = JoinSet::new();
+    for index in 0..connections {
+        if index >= OPENING_MAX
+            && let Some(joined) = tasks.join_next().await
+        {
+            opened.push(joined.map_err(io::Error::other)??);
+        }
+        tasks.spawn(async move {
+            let mut stream = TcpStream::connect(target).await?;
+            stream.set_nodelay(true)?;
+            request(&mut stream).await.map(|()| stream)
+        });
+    }
+    while let Some(joined) = tasks.join_next().await {
+        opened.push(joined.map_err(io::Error::other)??);
+    }
+    Ok(opened)
 }
 
 #[derive(Default)]
@@ -125,18 +173,21 @@ impl Part {
     }
 }
 
-async fn requests(target: SocketAddr, end: Instant) -> io::Result<Part> {
-    let mut stream = TcpStream::connect(target).await?;
-    stream.set_nodelay(true)?;
-    let mut message = [KEEP; MESSAGE_LEN];
+async fn requests(mut stream: TcpStream, end: Instant) -> io::Result<Part> {
     let mut part = Part::default();
     while Instant::now() < end {
         let begun = Instant::now();
-        stream.write_all(&message).await?;
-        stream.read_exact(&mut message).await?;
+        request(&mut stream).await?;
         part.note(begun);
     }
     Ok(part)
+}
+
+async fn request(stream: &mut TcpStream) -> io::Result<()> {
+    let mut message = [KEEP; MESSAGE_LEN];
+    stream.write_all(&message).await?;
+    stream.read_exact(&mut message).await?;
+    Ok(())
 }
 
 async fn connections(target: SocketAddr, index: usize, end: Instant) -> io::Result<Part> {
