@@ -3,6 +3,7 @@
 //! All of it lives on one thread with a runtime of its own, so that no lock is contended where bytes
 //! move and no busy stream delays gossip. [`Proxy`] is the handle for everybody else.
 
+mod budget;
 mod dial;
 mod entry;
 mod inbound;
@@ -32,6 +33,7 @@ use tracing::info;
 pub use dial::{DialError, MeshStream};
 pub use instances::{InFlight, LocalInstance};
 
+use self::budget::RetryBudget;
 use self::entry::{CONNECTIONS_MAX, Leads, accept};
 use self::inbound::Inbound;
 use self::instances::Instances;
@@ -346,6 +348,7 @@ impl DataPlane {
             clock,
             rng: Mutex::new(SmallRng::seed_from_u64(seed)),
             avoided: Avoided::default(),
+            budget: RetryBudget::new(clock.now()),
         });
         let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
         let (own, weak) = (Arc::clone(&instances), Arc::downgrade(&outbound));
