@@ -145,10 +145,76 @@ pub fn decode_payload<T: Payload>(bytes: &[u8]) -> Result<T, WireError> {
     }
 }
 
+/// What released versions said, byte for byte.
+#[cfg(test)]
+pub(crate) mod golden {
+    use std::fmt::Debug;
+
+    use super::{decode, encode};
+    use serde::Serialize;
+    use serde::de::DeserializeOwned;
+
+    /// Of each version what it added: a name and its bytes as hex in each line. Lines are never edited.
+    const WIRE: [&str; 2] =
+        [include_str!("../tests/golden/wire-1.txt"), include_str!("../tests/golden/wire-2.txt")];
+
+    /// Fails unless this version reads the golden bytes of `name` as `value`, and writes them back.
+    #[track_caller]
+    pub(crate) fn check<T: PartialEq + Debug>(
+        name: &str,
+        value: &T,
+        write: impl Fn(&T) -> Vec<u8>,
+        read: impl Fn(&[u8]) -> T,
+    ) {
+        let written = hex(&write(value));
+        let Some(golden) = find(name) else {
+            panic!("no golden bytes of that name; they would be\n{name} {written}");
+        };
+        assert_eq!(written, golden, "{name} is written otherwise than it was");
+        assert_eq!(read(&bytes(golden)), *value, "{name} is not understood");
+    }
+
+    /// Fails unless this version reads the golden bytes of `name` as `value`; it writes more.
+    #[track_caller]
+    pub(crate) fn check_older<T: PartialEq + Debug>(
+        name: &str,
+        value: &T,
+        read: impl Fn(&[u8]) -> T,
+    ) {
+        let Some(golden) = find(name) else { panic!("no golden bytes of {name}") };
+        assert_eq!(read(&bytes(golden)), *value, "{name} is not understood");
+    }
+
+    fn find(name: &str) -> Option<&'static str> {
+        let lines = WIRE.iter().flat_map(|wire| wire.lines());
+        lines.filter_map(|line| line.split_once(' ')).find(|(of, _)| *of == name).map(|(_, is)| is)
+    }
+
+    /// [`check`] for what is encoded as it is.
+    #[track_caller]
+    pub(crate) fn check_value<T>(name: &str, value: &T)
+    where
+        T: PartialEq + Debug + Serialize + DeserializeOwned,
+    {
+        check(name, value, |value| encode(value).unwrap(), |bytes| decode(bytes).unwrap());
+    }
+
+    fn hex(bytes: &[u8]) -> String {
+        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    fn bytes(hex: &str) -> Vec<u8> {
+        let pairs = hex.as_bytes().chunks(2).map(|pair| std::str::from_utf8(pair).unwrap());
+        pairs.map(|pair| u8::from_str_radix(pair, 16).unwrap()).collect()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{InstanceRecord, InstanceState, MemberPhase, Protocol, Weight};
+    use crate::model::{
+        InstanceRecord, InstanceState, MemberId, MemberPhase, Protocol, PublicKey, Unlisted, Weight,
+    };
 
     fn record() -> MemberRecord {
         MemberRecord {
@@ -175,6 +241,67 @@ mod tests {
             b"\x01\x06node-a\x00\x7f\x00\x00\x01\xfb\xca\x1c\x05eu1/a\x00\x01\x03web\x03web\
                        \x00\xfb\x90\x1f\x01\x02v2\x64\x00\x050.1.0";
         assert_eq!(encode_payload(&record()).unwrap(), golden);
+    }
+
+    #[test]
+    fn payloads_are_read_and_written_as_ever() {
+        fn check<T: Payload + PartialEq + std::fmt::Debug>(name: &str, value: &T) {
+            let write = |value: &T| encode_payload(value).unwrap();
+            golden::check(name, value, write, |bytes| decode_payload(bytes).unwrap());
+        }
+        fn check_older<T: Payload + PartialEq + std::fmt::Debug>(name: &str, value: &T) {
+            golden::check_older(name, value, |bytes| decode_payload(bytes).unwrap());
+        }
+        let (key, id) = (PublicKey([7; 32]), MemberId::from_bytes([9; 16]));
+        let genesis = Genesis {
+            root: key,
+            root_certificate: vec![0x30, 0x03, 1, 2, 3],
+            created_at: 1_790_000_000,
+            unlisted: Unlisted::Deny,
+            leaf_ttl_secs: 604_800,
+            nonce: [5; 16],
+        };
+        check("payload/genesis", &genesis);
+        check("payload/record", &record());
+        for (phase, state) in [
+            (MemberPhase::Draining, InstanceState::Draining),
+            (MemberPhase::Restarting, InstanceState::Failing),
+            (MemberPhase::Left, InstanceState::Maint),
+        ] {
+            let mut record = record();
+            record.phase = phase;
+            record.address = "[2001:db8::1]:7370".parse().unwrap();
+            record.instances[0].state = state;
+            check(&format!("payload/record/{state:?}"), &record);
+        }
+        let enrolment = Enrolment {
+            key,
+            name: "node-a".parse().unwrap(),
+            serial: 300,
+            services: Some(vec!["web".parse().unwrap()]),
+            issued_at: 1_790_000_000,
+            invite: Some(id),
+            replaces: Vec::new(),
+        };
+        let open = Enrolment { services: None, invite: None, ..enrolment.clone() };
+        check_older("payload/enrolment", &enrolment);
+        check_older("payload/enrolment/open", &open);
+        check("payload/enrolment/2", &open);
+        check("payload/enrolment/2/replacing", &Enrolment { replaces: vec![id], ..enrolment });
+        let invite = Invite {
+            key,
+            expires_at: 1_790_003_600,
+            uses: 3,
+            name: Some("node-b".parse().unwrap()),
+            services: Some(vec!["db".parse().unwrap(), "web".parse().unwrap()]),
+        };
+        check("payload/invite", &invite);
+        let certificate = vec![0x30, 0x01, 0xff];
+        let issuer = Issuer { key, member: id, certificate, is_active: true, kept: Vec::new() };
+        check_older("payload/issuer", &issuer);
+        check("payload/issuer/2", &Issuer { is_active: false, kept: vec![id], ..issuer });
+        let operator = Operator { key, name: "ada".to_owned(), is_active: false };
+        check("payload/operator", &operator);
     }
 
     #[test]

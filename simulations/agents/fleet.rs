@@ -1,90 +1,35 @@
-//! Whole agents on simulated machines: each a host of turmoil with a data directory, an application
-//! that echoes, and callers.
+//! Whole agents on simulated machines, each a host of turmoil with a data directory, and what befalls
+//! them.
 
-#![allow(clippy::disallowed_methods)] // a machine runs more than an agent: its application and its clients
-
-use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, VecDeque};
-use std::future::pending;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use murmesh::config::Setting;
-use murmesh::mesh::Snapshot;
-use murmesh::model::{Epoch, MemberId, MemberState};
-use murmesh::telemetry::{Event, EventKind};
-use murmesh::{Agent, DataDir, ExposeSpec, MemberPhase, ServiceName, Settings, Stopped, Target};
+use murmesh::api::Drain;
+use murmesh::model::{Entry, MemberState};
+use murmesh::telemetry::EventKind;
+use murmesh::{DataDir, MemberPhase, MemberView, ServiceName, Stopped};
 use tempfile::TempDir;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::task::spawn_local;
-use tokio::time::sleep;
-use turmoil::net::{TcpListener, TcpStream};
 use turmoil::{Builder, Sim};
 
-use super::ledger::{Call, Ledger};
-use super::machine;
+use super::invariants::Invariants;
+use super::links::Links;
+use super::machine::{self, Weather};
+use super::node::{ECHO, Happening, Node, Shared, Wish, name, run, service};
 
-const MESH_PORT: u16 = 7370;
-const APP: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8000);
-const ENTRY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9000);
 /// How often a run is looked at, and its invariants.
 const LOOK: Duration = Duration::from_millis(20);
-const DRAIN: Duration = Duration::from_secs(5);
 const STOP_TIME_MAX: Duration = Duration::from_secs(30);
-
-/// Something that happened at a node, and when on the simulation's clock.
-pub(crate) type Happening = (Duration, usize, EventKind, String, String);
-
-/// What a node is asked to do.
-enum Wish {
-    Stop(MemberPhase),
-    /// With `pause` before each part.
-    Call {
-        len: u64,
-        pause: Duration,
-    },
-}
-
-/// A machine with one agent.
-struct Node {
-    index: usize,
-    dir: DataDir,
-    /// Of its UDP socket: another one after its address has changed.
-    port: Cell<u16>,
-    serves: bool,
-    wishes: RefCell<VecDeque<Wish>>,
-    /// While its agent runs.
-    seen: RefCell<Option<Arc<Snapshot>>>,
-    stopped: Cell<Option<Stopped>>,
-    /// Of every member's record as its agent saw it last. Versions never go back.
-    versions: RefCell<BTreeMap<MemberId, (Epoch, u64)>>,
-}
-
-/// What all nodes of a run share.
-#[derive(Default)]
-struct Shared {
-    /// An invitation, once the first agent runs.
-    token: RefCell<Option<String>>,
-    log: RefCell<Vec<Happening>>,
-    ledger: RefCell<Ledger>,
-}
 
 /// Agents on a network.
 pub(crate) struct Fleet<'a> {
     pub(crate) sim: Sim<'a>,
     nodes: Vec<Rc<Node>>,
+    links: Links,
+    invariants: Invariants,
     shared: Rc<Shared>,
     _home: TempDir,
-}
-
-fn name(index: usize) -> String {
-    format!("n{index}")
-}
-
-fn echo() -> ServiceName {
-    "echo".parse().expect("a name")
 }
 
 impl<'a> Fleet<'a> {
@@ -122,23 +67,16 @@ impl<'a> Fleet<'a> {
         let shared = Rc::new(Shared::default());
         let nodes: Vec<_> = (0..count)
             .map(|index| {
-                Rc::new(Node {
-                    index,
-                    dir: DataDir::new(home.path().join(name(index))),
-                    port: Cell::new(MESH_PORT),
-                    serves: index > 0,
-                    wishes: RefCell::default(),
-                    seen: RefCell::default(),
-                    stopped: Cell::default(),
-                    versions: RefCell::default(),
-                })
+                let services = (index > 0).then(|| service(ECHO)).into_iter().collect();
+                Rc::new(Node::new(index, DataDir::new(home.path().join(name(index))), services))
             })
             .collect();
         for node in &nodes {
             let (node, shared) = (Rc::clone(node), Rc::clone(&shared));
             sim.host(name(node.index), move || run(Rc::clone(&node), Rc::clone(&shared)));
         }
-        Self { sim, nodes, shared, _home: home }
+        let (links, invariants) = (Links::default(), Invariants::default());
+        Self { sim, nodes, links, invariants, shared, _home: home }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -174,25 +112,86 @@ impl<'a> Fleet<'a> {
         for _ in 0..LOOK.as_millis() {
             self.sim.step().expect("no agent fails");
         }
-        self.nodes.iter().for_each(|node| node.check_versions());
+        let now = self.sim.elapsed();
+        self.invariants.look(now, &self.nodes, &self.links);
     }
 
-    /// SIGKILL.
+    /// How long, at most, somebody did not see what it could reach, and then did.
+    pub(crate) fn missed_max(&self) -> Duration {
+        self.invariants.missed_max
+    }
+
+    /// SIGKILL, to all that runs on a machine.
     pub(crate) fn kill(&mut self, index: usize) {
         self.sim.crash(name(index));
-        self.nodes[index].forget();
+        self.forget(index);
     }
 
     /// Starts a node that was killed or has stopped.
     pub(crate) fn start(&mut self, index: usize) {
-        self.nodes[index].forget();
+        self.forget(index);
         self.sim.bounce(name(index));
     }
 
     /// Starts a node that was killed or has stopped at another address.
     pub(crate) fn start_elsewhere(&mut self, index: usize) {
-        self.nodes[index].port.set(MESH_PORT + 1);
+        let port = &self.nodes[index].port;
+        port.set(port.get() + 1);
         self.start(index);
+    }
+
+    /// Starts a node that was killed or has stopped; from now on it offers this, and no more.
+    pub(crate) fn start_with(&mut self, index: usize, services: &[&str]) {
+        *self.nodes[index].services.borrow_mut() =
+            services.iter().map(|name| service(name)).collect();
+        self.start(index);
+    }
+
+    fn forget(&mut self, index: usize) {
+        self.nodes[index].forget();
+        self.invariants.forget(index);
+        self.shared.ledger.borrow_mut().abandon(index);
+    }
+
+    pub(crate) fn is_running(&self, index: usize) -> bool {
+        self.nodes[index].is_running()
+    }
+
+    /// Puts the clock of a machine ahead, or behind, from its next start on.
+    pub(crate) fn set_clock_ahead(&self, index: usize, seconds: i64) {
+        self.nodes[index].clock_ahead.set(seconds);
+    }
+
+    /// Kills the application of a node, with all that it has open; its agent runs on.
+    pub(crate) fn kill_application(&self, index: usize) {
+        self.nodes[index].has_application.set(false);
+        self.nodes[index].wish(Wish::Application(false));
+    }
+
+    pub(crate) fn start_application(&self, index: usize) {
+        self.nodes[index].has_application.set(true);
+        self.nodes[index].wish(Wish::Application(true));
+    }
+
+    /// Takes the instance of a node out of rotation, though it is the last.
+    pub(crate) fn drain(&self, index: usize) {
+        self.nodes[index].is_drained.set(true);
+        self.nodes[index].wish(Wish::Drain(Drain::Force));
+    }
+
+    pub(crate) fn end_drain(&self, index: usize) {
+        self.nodes[index].is_drained.set(false);
+        self.nodes[index].wish(Wish::Drain(Drain::End));
+    }
+
+    /// Lets a node spread an entry that was signed elsewhere.
+    pub(crate) fn publish(&self, index: usize, entry: Entry) {
+        self.nodes[index].wish(Wish::Publish(entry));
+    }
+
+    /// What a node has on its disk.
+    pub(crate) fn dir(&self, index: usize) -> &DataDir {
+        &self.nodes[index].dir
     }
 
     /// Asks an agent to stop, and waits until it has.
@@ -220,51 +219,69 @@ impl<'a> Fleet<'a> {
 
     fn ask_to_stop(&self, index: usize, phase: MemberPhase) {
         self.nodes[index].stopped.set(None);
-        self.nodes[index].wishes.borrow_mut().push_back(Wish::Stop(phase));
+        self.nodes[index].is_stopping.set(true);
+        self.nodes[index].wish(Wish::Stop(phase));
     }
 
     /// Cuts the links between the nodes of `some` and all others.
     pub(crate) fn cut(&mut self, some: &[usize]) {
-        for (a, b) in self.links(some) {
-            self.sim.partition(name(a), name(b));
-        }
+        self.links_of(some).into_iter().for_each(|(a, b)| self.cut_link(a, b));
     }
 
     pub(crate) fn heal(&mut self, some: &[usize]) {
-        for (a, b) in self.links(some) {
-            self.sim.repair(name(a), name(b));
-        }
+        self.links_of(some).into_iter().for_each(|(a, b)| self.heal_link(a, b));
+    }
+
+    pub(crate) fn heal_all(&mut self) {
+        let cut: Vec<_> = self.links.cut().collect();
+        cut.into_iter().for_each(|(from, to)| self.set_way(from, to, false));
     }
 
     /// Cuts the link of two nodes.
     pub(crate) fn cut_link(&mut self, a: usize, b: usize) {
-        self.sim.partition(name(a), name(b));
+        [(a, b), (b, a)].into_iter().for_each(|(from, to)| self.set_way(from, to, true));
     }
 
     pub(crate) fn heal_link(&mut self, a: usize, b: usize) {
-        self.sim.repair(name(a), name(b));
+        [(a, b), (b, a)].into_iter().for_each(|(from, to)| self.set_way(from, to, false));
+    }
+
+    /// Nothing that one node sends to another arrives; the other way works.
+    pub(crate) fn cut_way(&mut self, from: usize, to: usize) {
+        self.set_way(from, to, true);
     }
 
     /// Nothing of what a node sends arrives.
     pub(crate) fn cut_from(&mut self, index: usize) {
-        for (from, to) in self.links(&[index]) {
-            self.sim.partition_oneway(name(from), name(to));
-        }
+        self.links_of(&[index]).into_iter().for_each(|(from, to)| self.cut_way(from, to));
     }
 
-    /// Loses this share of all datagrams between machines.
-    pub(crate) fn lose(&self, share: f64) {
-        machine::lose(share);
+    /// Nothing arrives at a node.
+    pub(crate) fn cut_to(&mut self, index: usize) {
+        self.links_of(&[index]).into_iter().for_each(|(to, from)| self.cut_way(from, to));
+    }
+
+    fn set_way(&mut self, from: usize, to: usize, is_cut: bool) {
+        match is_cut {
+            true => self.sim.partition_oneway(name(from), name(to)),
+            false => self.sim.repair_oneway(name(from), name(to)),
+        }
+        self.links.set(from, to, is_cut);
+    }
+
+    /// What the network does to datagrams between machines from now on.
+    pub(crate) fn set_weather(&self, weather: Weather) {
+        machine::set_weather(weather);
     }
 
     /// Makes every packet from and to a node take this long.
     pub(crate) fn slow(&self, index: usize, latency: Duration) {
-        for (a, b) in self.links(&[index]) {
+        for (a, b) in self.links_of(&[index]) {
             self.sim.set_link_latency(name(a), name(b), latency);
         }
     }
 
-    fn links(&self, some: &[usize]) -> Vec<(usize, usize)> {
+    fn links_of(&self, some: &[usize]) -> Vec<(usize, usize)> {
         let others = || (0..self.len()).filter(|index| !some.contains(index));
         some.iter().flat_map(|&a| others().map(move |b| (a, b))).collect()
     }
@@ -276,7 +293,7 @@ impl<'a> Fleet<'a> {
 
     /// As [`Fleet::call`], with a pause before each 8 KiB.
     pub(crate) fn call_slowly(&self, from: usize, len: u64, pause: Duration) {
-        self.nodes[from].wishes.borrow_mut().push_back(Wish::Call { len, pause });
+        self.nodes[from].wish(Wish::Call { len, pause });
     }
 
     /// Lets time pass with calls of `len` bytes from `from`, one every `pause`.
@@ -292,9 +309,8 @@ impl<'a> Fleet<'a> {
     pub(crate) fn settle_calls(&mut self) -> (usize, usize) {
         self.until("every call has ended", Duration::from_secs(60), |fleet| {
             let idle = fleet.nodes.iter().all(|node| node.wishes.borrow().is_empty());
-            idle && fleet.shared.ledger.borrow().under_way() == 0
+            idle && fleet.shared.ledger.borrow().open() == 0
         });
-        self.run_for(Duration::from_secs(6)); // the longest that a call may wait for its first byte
         self.shared.ledger.borrow().counts()
     }
 
@@ -303,42 +319,61 @@ impl<'a> Fleet<'a> {
         self.shared.ledger.borrow().delivered_at(index)
     }
 
+    /// Calls that instances have not let go.
+    pub(crate) fn being_served(&self) -> usize {
+        self.shared.ledger.borrow().being_served()
+    }
+
     pub(crate) fn calls_under_way(&self) -> usize {
         self.shared.ledger.borrow().under_way()
     }
 
     /// How `by` sees `of`; `None` while it does not run or does not know it.
     pub(crate) fn state(&self, by: usize, of: usize) -> Option<MemberState> {
+        self.record(by, of).map(|member| member.state)
+    }
+
+    /// What `by` knows of `of` from its record; `None` while it does not run or does not know it.
+    pub(crate) fn record(&self, by: usize, of: usize) -> Option<Arc<MemberView>> {
         let seen = self.nodes[by].seen.borrow();
         let of = name(of);
-        let members = &seen.as_ref()?.members;
-        members.values().find(|member| member.name.as_str() == of).map(|member| member.state)
+        seen.as_ref()?.snapshot.members.values().find(|member| member.name.as_str() == of).cloned()
     }
 
-    pub(crate) fn ready(&self, by: usize) -> usize {
+    /// Whether a node lists an instance of a service, in whatever state.
+    pub(crate) fn lists(&self, by: usize, name: &str) -> bool {
         let seen = self.nodes[by].seen.borrow();
-        seen.as_ref().map_or(0, |seen| seen.ready(&echo()).count())
+        seen.as_ref().is_some_and(|seen| !seen.snapshot.endpoints(&service(name)).is_empty())
     }
 
-    /// (a) Every running node sees every running one alive, and everything they serve.
+    /// How many instances of `echo` a node sees that take calls.
+    pub(crate) fn ready(&self, by: usize) -> usize {
+        self.ready_of(by, ECHO)
+    }
+
+    pub(crate) fn ready_of(&self, by: usize, name: &str) -> usize {
+        let seen = self.nodes[by].seen.borrow();
+        seen.as_ref().map_or(0, |seen| seen.snapshot.ready(&service(name)).count())
+    }
+
+    /// (a) Every node runs, sees every one alive, and all instances that they offer.
     pub(crate) fn is_whole(&self) -> bool {
-        let running: Vec<_> = self.nodes.iter().filter(|n| n.seen.borrow().is_some()).collect();
-        let serving = running.iter().filter(|node| node.serves).count();
-        running.len() == self.len() && self.sees_all(&running, serving)
+        self.is_whole_among(&(0..self.len()).collect::<Vec<_>>())
     }
 
     /// As [`Fleet::is_whole`], among `some` of the nodes.
     pub(crate) fn is_whole_among(&self, some: &[usize]) -> bool {
         let some: Vec<_> = some.iter().map(|&index| &self.nodes[index]).collect();
-        let serving = some.iter().filter(|node| node.serves).count();
-        self.sees_all(&some, serving)
-    }
-
-    fn sees_all(&self, nodes: &[&Rc<Node>], serving: usize) -> bool {
-        nodes.iter().all(|node| {
+        let offered: BTreeSet<ServiceName> =
+            some.iter().flat_map(|node| node.services.borrow().clone()).collect();
+        some.iter().all(|node| {
             let sees =
                 |other: &&Rc<Node>| self.state(node.index, other.index) == Some(MemberState::Alive);
-            nodes.iter().all(sees) && self.ready(node.index) >= serving
+            let sees_instances = |service: &ServiceName| {
+                let offering = some.iter().filter(|node| node.offers(service)).count();
+                self.ready_of(node.index, service.as_str()) >= offering
+            };
+            some.iter().all(sees) && offered.iter().all(sees_instances)
         })
     }
 
@@ -367,158 +402,4 @@ impl<'a> Fleet<'a> {
         };
         self.nodes.iter().map(view).collect::<Vec<_>>().join("\n")
     }
-}
-
-impl Node {
-    /// Its agent runs no more.
-    fn forget(&self) {
-        self.seen.take();
-        self.versions.take();
-        self.stopped.set(None);
-    }
-
-    /// (c) What an agent knows of a member never goes back.
-    fn check_versions(&self) {
-        let seen = self.seen.borrow();
-        let mut versions = self.versions.borrow_mut();
-        for member in seen.iter().flat_map(|seen| seen.members.values()) {
-            let now = (member.epoch, member.version);
-            let before = versions.insert(member.id, now);
-            let went_back = before.is_some_and(|before| before > now);
-            assert!(!went_back, "(c) {} of {} from {before:?} to {now:?}", self.index, member.name);
-        }
-    }
-
-    fn settings(&self) -> Settings {
-        let address = |port| SocketAddr::new(turmoil::lookup(name(self.index)), port);
-        let mut settings = Settings::local(self.dir.clone());
-        settings.name = Setting::default(Some(name(self.index).parse().expect("a name")));
-        settings.mesh = Setting::default((Ipv4Addr::UNSPECIFIED, self.port.get()).into());
-        settings.advertise = Setting::default(Some(address(self.port.get()).into()));
-        settings.profile = Setting::default(murmesh::membership::Profile::Lan);
-        settings
-    }
-}
-
-/// What a machine runs from its start on.
-async fn run(node: Rc<Node>, shared: Rc<Shared>) -> turmoil::Result {
-    let agent = loop {
-        match begin(&node, &shared).await {
-            Ok(agent) => break agent,
-            Err(error) => {
-                // The issuer may not be up yet.
-                tracing::debug!(%error, "not yet");
-                sleep(Duration::from_millis(250)).await;
-            }
-        }
-    };
-    spawn_local(follow(node.index, agent.events().follow(), Rc::clone(&shared)));
-    if node.serves {
-        spawn_local(serve(node.index, TcpListener::bind(APP).await?, Rc::clone(&shared)));
-        agent.expose(ExposeSpec::new(echo(), Target::Tcp(APP))?).await?;
-    }
-    agent.upstream(&echo(), Target::Tcp(ENTRY)).await?;
-    agent.ready().await;
-    loop {
-        *node.seen.borrow_mut() = Some(agent.snapshot());
-        let wish = node.wishes.borrow_mut().pop_front();
-        match wish {
-            None => sleep(Duration::from_millis(10)).await,
-            Some(Wish::Call { len, pause }) => {
-                let call = shared.ledger.borrow_mut().begin(len);
-                spawn_local(call_once(call, pause, Rc::clone(&shared)));
-            }
-            Some(Wish::Stop(phase)) => {
-                let stopped = agent.stop(phase, DRAIN).await;
-                let left = tokio::runtime::Handle::current().metrics().num_alive_tasks();
-                assert_eq!(left, 0, "(g) tasks outlive their agent");
-                node.seen.take();
-                node.stopped.set(Some(stopped));
-                return pending().await; // the machine goes on
-            }
-        }
-    }
-}
-
-async fn begin(node: &Node, shared: &Shared) -> Result<Agent, Box<dyn std::error::Error>> {
-    if node.index > 0 {
-        let token = shared.token.borrow().clone().ok_or("nobody has invited yet")?;
-        return Ok(Agent::join(node.settings(), &token).await?);
-    }
-    let agent = Agent::found(node.settings()).await?;
-    if shared.token.borrow().is_none() {
-        let invite = agent.invite(Duration::from_secs(86_400), 100).await?;
-        *shared.token.borrow_mut() = Some(invite.token);
-    }
-    Ok(agent)
-}
-
-async fn follow(
-    index: usize,
-    mut events: tokio::sync::broadcast::Receiver<Event>,
-    shared: Rc<Shared>,
-) {
-    while let Ok(Event { kind, subject, reason, .. }) = events.recv().await {
-        let at = turmoil::sim_elapsed().unwrap_or_default();
-        shared.log.borrow_mut().push((at, index, kind, subject, reason));
-    }
-}
-
-/// The application: gives back what it reads.
-async fn serve(index: usize, listener: TcpListener, shared: Rc<Shared>) {
-    while let Ok((stream, _)) = listener.accept().await {
-        let shared = Rc::clone(&shared);
-        spawn_local(async move {
-            let _ = echo_back(index, stream, shared).await; // a cut: the ledger knows how far
-        });
-    }
-}
-
-async fn echo_back(index: usize, mut stream: TcpStream, shared: Rc<Shared>) -> std::io::Result<()> {
-    let mut head = [0; Call::HEAD_LEN];
-    stream.read_exact(&mut head).await?;
-    let call = Call::from_head(head);
-    let place = shared.ledger.borrow_mut().arrive(call, index);
-    let mut buffer = [0; 8192];
-    loop {
-        match stream.read(&mut buffer).await? {
-            0 => break,
-            count => {
-                shared.ledger.borrow_mut().deliver(call, place, &buffer[..count]);
-                stream.write_all(&buffer[..count]).await?;
-            }
-        }
-    }
-    stream.shutdown().await
-}
-
-async fn call_once(call: Call, pause: Duration, shared: Rc<Shared>) {
-    let _ = exchange(call, pause, &shared).await; // a cut: the ledger knows how far
-    shared.ledger.borrow_mut().end(call);
-}
-
-async fn exchange(call: Call, pause: Duration, shared: &Shared) -> std::io::Result<()> {
-    let stream = TcpStream::connect(ENTRY).await?;
-    let (mut reader, mut writer) = stream.into_split();
-    let ask = async {
-        writer.write_all(&call.head()).await?;
-        let (mut at, mut buffer) = (0, [0; 8192]);
-        while at < call.len {
-            sleep(pause).await;
-            let count = call.fill(at, &mut buffer);
-            writer.write_all(&buffer[..count]).await?;
-            at += count as u64;
-        }
-        writer.shutdown().await
-    };
-    let hear = async {
-        let mut buffer = [0; 8192];
-        loop {
-            match reader.read(&mut buffer).await? {
-                0 => return Ok(()),
-                count => shared.ledger.borrow_mut().give_back(call, &buffer[..count]),
-            }
-        }
-    };
-    tokio::try_join!(ask, hear).map(drop)
 }

@@ -1,6 +1,10 @@
 //! What became of every byte of every call.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use super::node::Shared;
 
 /// A call: `len` bytes there and the same bytes back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,13 +54,26 @@ impl Call {
 
 /// What is known of a call.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Fate {
-    /// Bytes that each instance has read, by its node, in the order of the connections.
-    pub(crate) delivered: Vec<(usize, u64)>,
+struct Fate {
+    caller: usize,
+    /// The node of the instance that it has reached, and the bytes that this has read.
+    delivered: Option<(usize, u64)>,
+    is_served: bool,
+    /// Whether that instance died before it had read the end.
+    is_orphaned: bool,
     /// Bytes that came back.
-    pub(crate) returned: u64,
-    /// `Some(true)` when all bytes came back, and then an end.
-    pub(crate) is_complete: Option<bool>,
+    returned: u64,
+    end: Option<End>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// All bytes came back, and then an end.
+    Well,
+    /// It was cut, and its caller was told.
+    Cut,
+    /// Its caller's machine died.
+    Abandoned,
 }
 
 /// All calls of a run.
@@ -66,24 +83,11 @@ pub(crate) struct Ledger {
 }
 
 impl Ledger {
-    pub(crate) fn begin(&mut self, len: u64) -> Call {
+    /// A call from the node `caller`.
+    pub(crate) fn begin(&mut self, caller: usize, len: u64) -> Call {
         let number = self.fates.len() as u64;
-        self.fates.insert(number, Fate::default());
+        self.fates.insert(number, Fate { caller, ..Fate::default() });
         Call { number, len }
-    }
-
-    /// An instance at `node` has read the head of a call. Returns where to count.
-    pub(crate) fn arrive(&mut self, call: Call, node: usize) -> usize {
-        let delivered = &mut self.fate(call).delivered;
-        delivered.push((node, 0));
-        assert!(delivered.len() == 1, "(e) {call:?} reached an application twice: {delivered:?}");
-        delivered.len() - 1
-    }
-
-    pub(crate) fn deliver(&mut self, call: Call, place: usize, bytes: &[u8]) {
-        let read = &mut self.fate(call).delivered[place].1;
-        call.check(*read, bytes, "instance");
-        *read += bytes.len() as u64;
     }
 
     pub(crate) fn give_back(&mut self, call: Call, bytes: &[u8]) {
@@ -92,30 +96,101 @@ impl Ledger {
         *returned += bytes.len() as u64;
     }
 
-    pub(crate) fn end(&mut self, call: Call) {
+    /// The caller has read an end (`is_clean`), or that it was cut.
+    pub(crate) fn end(&mut self, call: Call, is_clean: bool) {
         let fate = self.fate(call);
-        fate.is_complete = Some(fate.returned == call.len);
+        let is_whole = fate.returned == call.len;
+        assert!(
+            is_whole || !is_clean || fate.is_orphaned,
+            "(e) {call:?}: a cut stream looks complete at the caller: {fate:?}"
+        );
+        fate.end = Some(if is_whole && is_clean { End::Well } else { End::Cut });
+    }
+
+    /// The machine of `caller` has died.
+    pub(crate) fn abandon(&mut self, caller: usize) {
+        let open = self.fates.values_mut().filter(|f| f.caller == caller && f.end.is_none());
+        open.for_each(|fate| fate.end = Some(End::Abandoned));
+    }
+
+    /// Calls without an end.
+    pub(crate) fn open(&self) -> usize {
+        self.fates.values().filter(|fate| fate.end.is_none()).count()
     }
 
     /// Calls of which bytes have come back, and not yet all.
     pub(crate) fn under_way(&self) -> usize {
-        let is_under_way = |fate: &&Fate| fate.is_complete.is_none() && fate.returned > 0;
-        self.fates.values().filter(is_under_way).count()
+        self.fates.values().filter(|fate| fate.end.is_none() && fate.returned > 0).count()
+    }
+
+    /// Calls that instances have not let go, whether their callers live or not.
+    pub(crate) fn being_served(&self) -> usize {
+        self.fates.values().filter(|fate| fate.is_served).count()
     }
 
     /// Calls that have reached the application of a node.
     pub(crate) fn delivered_at(&self, node: usize) -> usize {
-        let there = |fate: &&Fate| fate.delivered.iter().any(|(at, _)| *at == node);
+        let there = |fate: &&Fate| fate.delivered.is_some_and(|(at, _)| at == node);
         self.fates.values().filter(there).count()
     }
 
     /// How many calls ended well, and how many were cut.
     pub(crate) fn counts(&self) -> (usize, usize) {
-        let count = |wanted| self.fates.values().filter(|f| f.is_complete == Some(wanted)).count();
-        (count(true), count(false))
+        let count = |end| self.fates.values().filter(|fate| fate.end == Some(end)).count();
+        (count(End::Well), count(End::Cut))
     }
 
     fn fate(&mut self, call: Call) -> &mut Fate {
         self.fates.get_mut(&call.number).expect("a number that no caller gave: bytes are damaged")
+    }
+}
+
+/// A call that an instance serves, until it is dropped.
+pub(super) struct Arrival {
+    call: Call,
+    shared: Rc<Shared>,
+    has_ended: Cell<bool>,
+}
+
+impl Arrival {
+    /// An instance at `node` has read the head of `call`.
+    pub(super) fn new(call: Call, node: usize, shared: Rc<Shared>) -> Self {
+        let mut ledger = shared.ledger.borrow_mut();
+        let fate = ledger.fate(call);
+        fate.is_served = true;
+        let before = fate.delivered.replace((node, 0));
+        drop(ledger);
+        assert_eq!(before, None, "(e) {call:?} reached an application twice, now that of {node}");
+        Self { call, shared, has_ended: Cell::new(false) }
+    }
+
+    /// It has read `bytes`.
+    pub(super) fn deliver(&self, bytes: &[u8]) {
+        let mut ledger = self.shared.ledger.borrow_mut();
+        if let Some((_, read)) = &mut ledger.fate(self.call).delivered {
+            self.call.check(*read, bytes, "instance");
+            *read += bytes.len() as u64;
+        }
+    }
+
+    /// It has read an end, which no caller says before it has said all.
+    pub(super) fn end(&self) {
+        let delivered = self.shared.ledger.borrow_mut().fate(self.call).delivered;
+        let read = delivered.map(|(_, read)| read);
+        let call = self.call;
+        assert_eq!(
+            read,
+            Some(call.len),
+            "(e) {call:?}: a cut stream looks complete at the instance"
+        );
+        self.has_ended.set(true);
+    }
+}
+
+impl Drop for Arrival {
+    fn drop(&mut self) {
+        let mut ledger = self.shared.ledger.borrow_mut();
+        let fate = ledger.fate(self.call);
+        (fate.is_served, fate.is_orphaned) = (false, !self.has_ended.get());
     }
 }

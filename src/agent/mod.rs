@@ -38,7 +38,7 @@ use tracing::warn;
 use crate::api::control::Reply;
 use crate::api::{Control, ControlError, Identity, LogSlot, Readiness};
 use crate::mesh::Snapshot;
-use crate::model::{MemberId, MemberName, MemberPhase, Target};
+use crate::model::{MemberId, MemberName, MemberPhase, StoreSize, Target};
 use crate::proxy::Proxy;
 use crate::runtime::{Shutdown, Stage, TaskGroup, Thread};
 use crate::telemetry::{EventKind, EventLog, Log, Metrics};
@@ -150,6 +150,11 @@ impl Agent {
     /// What is counted.
     pub fn metrics(&self) -> &Metrics {
         &self.metrics
+    }
+
+    /// How full each store is that other members can fill; none once the agent stops.
+    pub async fn store_sizes(&self) -> Vec<StoreSize> {
+        self.gossip.store_sizes().await.unwrap_or_default()
     }
 
     /// Tells the agent which log is its process's: its API then says what was dropped of it, shows its

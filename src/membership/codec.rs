@@ -254,6 +254,38 @@ mod tests {
     }
 
     #[test]
+    fn packets_of_version_1_are_read_and_written_as_ever() {
+        let (target, origin, probe_number) = (identity(3), identity(4), 7);
+        let messages = [
+            ("ping", Message::Ping(7)),
+            ("ack", Message::Ack(7)),
+            ("ping-req", Message::PingReq { target, probe_number }),
+            ("indirect-ping", Message::IndirectPing { origin, probe_number }),
+            ("indirect-ack", Message::IndirectAck { target, probe_number }),
+            ("forwarded-ack", Message::ForwardedAck { origin, probe_number }),
+            ("announce", Message::Announce),
+            ("feed", Message::Feed),
+            ("gossip", Message::Gossip),
+            ("broadcast", Message::Broadcast),
+            ("turn-undead", Message::TurnUndead),
+        ];
+        for (name, message) in messages {
+            let header = Header { src: identity(1), src_incarnation: 2, dst: identity(2), message };
+            let write = |header: &Header<Identity>| {
+                let mut bytes = Vec::new();
+                foca::Codec::encode_header(&mut Codec, header, &mut bytes).unwrap();
+                bytes
+            };
+            let read = |bytes: &[u8]| foca::Codec::decode_header(&mut Codec, bytes).unwrap();
+            wire::golden::check(&format!("packet/{name}"), &header, write, read);
+        }
+        for belief in [Belief::Alive, Belief::Suspect, Belief::Down] {
+            let update = MemberUpdate { identity: identity(4), incarnation: 300, belief };
+            wire::golden::check_value(&format!("packet/member/{belief:?}"), &update);
+        }
+    }
+
+    #[test]
     fn packet_survives_the_wire_and_its_identities_are_small() {
         let bytes = packet().encode_without_items().unwrap();
         let read = Packet::decode(&bytes).unwrap();

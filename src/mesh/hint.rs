@@ -56,3 +56,21 @@ fn tie_of(version: &EntryVersion) -> [u8; 8] {
     let [a, b, c, d, e, f, g, h, ..] = version.hash.0;
     [a, b, c, d, e, f, g, h]
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::golden;
+
+    #[test]
+    fn hints_of_version_1_are_read_and_written_as_ever() {
+        let owner = MemberId::from_bytes([3; 16]);
+        for (name, subject) in [("hint/record", [0; 16]), ("hint/enrolment", [8; 16])] {
+            let kind = if subject == [0; 16] { EntryKind::RECORD } else { EntryKind::ENROLMENT };
+            let key = EntryKey { kind, owner, subject };
+            let hint = Hint { key, epoch: Epoch(1_790_000_000), version: 300, tie: [6; 8] };
+            let write = |hint: &Hint| hint.encode().unwrap().to_vec();
+            golden::check(name, &hint, write, |bytes| Hint::decode(bytes).unwrap());
+        }
+    }
+}

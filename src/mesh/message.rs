@@ -189,3 +189,72 @@ fn read_entries(body: &[u8]) -> Result<Vec<Entry>, Unread> {
     }
     Ok(entries)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::membership::Belief;
+    use crate::model::{EntryHash, EntryKind, Epoch, PublicKey, Signature, Signer};
+    use crate::wire::golden;
+
+    /// Signs with a constant: an envelope keeps whatever is there.
+    struct Stamp;
+
+    impl Signer for Stamp {
+        fn public_key(&self) -> PublicKey {
+            PublicKey([7; 32])
+        }
+
+        fn sign(&self, _: &[u8]) -> Signature {
+            Signature([0xaa; 64])
+        }
+    }
+
+    fn identity(byte: u8) -> Identity {
+        let address = ([10, 0, 0, byte], 7370).into();
+        Identity { id: MemberId::from_bytes([byte; 16]), epoch: Epoch(1_790_000_000), address }
+    }
+
+    #[test]
+    fn messages_of_version_1_are_read_and_written_as_ever() {
+        let kinds = [EntryKind::RECORD, EntryKind::POLICY, EntryKind(99)];
+        let mesh = crate::model::MeshId([1; 32]);
+        let sign = |kind| {
+            Entry::sign(&mesh, &Stamp, kind, [2; 16], Epoch(5), 300, b"\x01whatever").unwrap()
+        };
+        let entries: Vec<Entry> = kinds.into_iter().map(sign).collect();
+        let key = EntryKey {
+            kind: EntryKind::INVITE,
+            owner: MemberId::from_bytes([3; 16]),
+            subject: [4; 16],
+        };
+        let version =
+            EntryVersion { epoch: Epoch(1_790_000_000), version: 2, hash: EntryHash([8; 16]) };
+        let roots = Roots { entries: u64::MAX, states: 1 };
+        let hello = Hello { identity: identity(1), is_settled: true, is_answer: false, roots };
+        let update =
+            MemberUpdate { identity: identity(2), incarnation: 300, belief: Belief::Suspect };
+        let listing = Listing {
+            entry_buckets: vec![0, 255],
+            versions: vec![(key, version)],
+            state_buckets: vec![3],
+            states: vec![update],
+        };
+        let messages = [
+            ("hello", Message::Hello(hello, entries.clone())),
+            ("packet", Message::Packet(Bytes::from_static(b"of the detector"))),
+            ("roots", Message::Roots(roots)),
+            ("sums", Message::Sums(Sums { entries: vec![1, 1 << 40], states: Vec::new() })),
+            ("listing", Message::Listing(listing)),
+            ("states", Message::States(vec![update])),
+            ("want", Message::Want(Want { members: vec![identity(5).id], keys: vec![key] })),
+            ("entries", Message::Entries(entries)),
+            ("convicted", Message::Convicted(identity(6))),
+        ];
+        for (name, message) in messages {
+            let write = |message: &Message| message.encode().unwrap().to_vec();
+            let name = format!("message/{name}");
+            golden::check(&name, &message, write, |bytes| Message::decode(bytes).unwrap());
+        }
+    }
+}

@@ -4,6 +4,7 @@
 //! move and no busy stream delays gossip. [`Proxy`] is the handle for everybody else.
 
 mod both;
+mod budget;
 mod dial;
 mod entry;
 mod inbound;
@@ -33,6 +34,7 @@ use tracing::info;
 pub use dial::{DialError, MeshStream};
 pub use instances::{InFlight, LocalInstance};
 
+use self::budget::RetryBudget;
 use self::entry::{CONNECTIONS_MAX, Leads, accept};
 use self::inbound::Inbound;
 use self::instances::Instances;
@@ -356,6 +358,7 @@ impl DataPlane {
             clock,
             rng: Mutex::new(SmallRng::seed_from_u64(seed)),
             avoided: Avoided::default(),
+            budget: RetryBudget::new(clock.now()),
         });
         let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
         let (own, weak) = (Arc::clone(&instances), Arc::downgrade(&outbound));

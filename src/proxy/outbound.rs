@@ -24,6 +24,7 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tracing::debug;
 
+use super::budget::RetryBudget;
 use super::dial::DialError;
 use super::instances::{Call, InFlight, Instances};
 use super::local::{LocalReader, LocalSocket};
@@ -122,6 +123,7 @@ pub(super) struct Outbound {
     pub(super) clock: Clock,
     pub(super) rng: Mutex<SmallRng>,
     pub(super) avoided: Avoided,
+    pub(super) budget: RetryBudget,
 }
 
 /// Why a client was not served.
@@ -230,7 +232,8 @@ impl Outbound {
         prefix: &mut Prefix,
     ) -> Result<Connected, Failure> {
         let (mut picked, mut dials) = (Vec::new(), FuturesUnordered::new());
-        let mut last = None;
+        let mut last: Option<DialError> = None;
+        self.budget.note_request();
         loop {
             let patience = match self.pick(&ask.service, &picked) {
                 Ok(endpoint) => {
@@ -244,6 +247,12 @@ impl Outbound {
                 Err(_) => CONNECT_TIME_MAX, // nobody else is left to be dialled
             };
             let Ok(Some(dialled)) = timeout(patience, dials.next()).await else { continue };
+            if let Some(reason) = last
+                && !self.budget.take(self.clock.now())
+            {
+                self.metrics.count_retry("over_budget");
+                return Err(Failure::NotTaken(reason));
+            }
             let Dialled { endpoint, way, call } = dialled;
             let route = match way {
                 Ok(Way::Here) => self.connect_here(ask, &endpoint, prefix).await,

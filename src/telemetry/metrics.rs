@@ -195,7 +195,7 @@ impl Metrics {
         };
         let (gossip_dropped, retries, renewals, series_dropped, member_flaps) = table! {
             "gossip_dropped" "Gossip messages dropped, by reason" Family::default();
-            "retries" "Attempts on another instance" Family::default();
+            "retries" "Attempts on another instance, by result" Family::default();
             "cert_renewals" "Attempts to renew this member's certificate, by result" Family::default();
             "series_dropped" "Series not made because a family was full" Counter::default();
             "member_flaps" "Members back within a minute of being down" Counter::default();
@@ -269,9 +269,15 @@ impl Metrics {
         self.gossip_dropped.get_or_create(&ReasonLabels { reason }).get()
     }
 
-    /// Counts an attempt on another instance: `success` or `failure`.
+    /// Counts an attempt on another instance: `success`, `failure`, or `over_budget` when it was not
+    /// made.
     pub fn count_retry(&self, result: &'static str) {
         self.retries.get_or_create(&ResultLabels { result }).inc();
+    }
+
+    /// How many attempts on another instance came to this.
+    pub fn retries(&self, result: &'static str) -> u64 {
+        self.retries.get_or_create(&ResultLabels { result }).get()
     }
 
     /// Counts an attempt to renew this member's certificate. `result` is a fixed word.

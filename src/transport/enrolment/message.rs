@@ -184,3 +184,55 @@ impl JoinRefusal {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::golden;
+
+    #[test]
+    fn joins_are_read_and_written_as_ever() {
+        let (name, address): (MemberName, _) =
+            ("node-a".parse().unwrap(), "10.0.0.1:7370".parse().unwrap());
+        let request = JoinRequest {
+            invite: PublicKey([1; 32]),
+            key: PublicKey([2; 32]),
+            name: name.clone(),
+            at: 1_790_000_000,
+            is_replacement: false,
+            invite_signature: vec![3; 64],
+            key_signature: vec![4; 64],
+        };
+        let write = |request: &JoinRequest| request.encode().unwrap();
+        let read = |bytes: &[u8]| JoinRequest::decode(bytes).unwrap();
+        golden::check("join/request", &request, write, read);
+        let replacing = JoinRequest { is_replacement: true, ..request };
+        golden::check("join/request/replacing", &replacing, write, read);
+        let welcome = JoinAnswer::Welcome {
+            genesis: vec![1, 2, 3],
+            chain: vec![vec![4], vec![5, 6]],
+            entries: vec![vec![7]],
+            contacts: vec![(MemberId::from_bytes([9; 16]), address)],
+        };
+        golden::check_value("join/welcome", &welcome);
+        let refusals = [
+            JoinRefusal::UnknownInvite,
+            JoinRefusal::Expired(300),
+            JoinRefusal::UsedUp(1),
+            JoinRefusal::Revoked,
+            JoinRefusal::OtherIssuer { name: name.clone(), address },
+            JoinRefusal::NameTaken(name.clone()),
+            JoinRefusal::OtherName(name),
+            JoinRefusal::Signature,
+            JoinRefusal::Clock(7_200),
+            JoinRefusal::NotIssuer,
+            JoinRefusal::Malformed,
+            JoinRefusal::Internal("why".to_owned()),
+            JoinRefusal::StillThere("node-a".parse().unwrap()),
+        ];
+        for refusal in refusals {
+            let name = format!("join/refused/{}", refusal.as_str());
+            golden::check_value(&name, &JoinAnswer::Refused(refusal));
+        }
+    }
+}

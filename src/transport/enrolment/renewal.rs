@@ -242,6 +242,36 @@ pub(super) fn is_fresh(issued_at: u64, now: u64, ttl_secs: u64) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::golden;
+
+    #[test]
+    fn questions_of_version_1_are_read_and_written_as_ever() {
+        let (key, run) = (PublicKey([7; 32]), Run([4; 16]));
+        let questions = [
+            RenewalRequest::Leaf,
+            RenewalRequest::Time,
+            RenewalRequest::IssuingKey,
+            RenewalRequest::Run(run),
+        ];
+        for (number, question) in questions.iter().enumerate() {
+            golden::check_value(&format!("renewal/question/{number}"), question);
+        }
+        let (chain, entries) = (vec![vec![1, 2], vec![3]], vec![vec![4]]);
+        let replies = [
+            RenewalReply::Leaf { chain, entries },
+            RenewalReply::Time,
+            RenewalReply::IssuingKey(key),
+            RenewalReply::Refused(RenewalRefusal::NotIssuer),
+            RenewalReply::Refused(RenewalRefusal::Revoked),
+            RenewalReply::Refused(RenewalRefusal::Malformed),
+            RenewalReply::Refused(RenewalRefusal::Internal("why".to_owned())),
+            RenewalReply::Run(run),
+        ];
+        for (number, reply) in replies.into_iter().enumerate() {
+            let answer = RenewalAnswer { at: 1_790_000_000_123, reply };
+            golden::check_value(&format!("renewal/answer/{number}"), &answer);
+        }
+    }
 
     #[test]
     fn skew_is_taken_against_the_middle_of_the_exchange() {

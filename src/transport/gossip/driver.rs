@@ -201,12 +201,20 @@ impl Driver {
             }
             Input::Dialled(to, Err(error)) => {
                 debug!(?to, error, "gossip dial failed");
-                self.pool.give_up(&to);
-                self.mesh.handle_unreachable(now, to);
+                let waiting = self.pool.give_up(&to);
+                if !self.pool.reaches(&to) {
+                    return self.mesh.handle_unreachable(now, to);
+                }
+                // It came back while this dial waited for it in vain, and has dialled itself.
+                for transmit in waiting {
+                    self.pool.send(now, Lane::There, transmit);
+                }
             }
             Input::Undelivered(to, member, connection) => {
                 self.pool.close(member, Some(connection));
-                self.mesh.handle_unreachable(now, to);
+                if !self.pool.reaches(&to) {
+                    self.mesh.handle_unreachable(now, to);
+                }
             }
             Input::Closed(member, connection) => self.pool.forget(member, connection),
         }
@@ -238,6 +246,9 @@ impl Driver {
             }
             Command::Holders(name, reply) => {
                 let _ = reply.send(self.mesh.holders(&name).collect());
+            }
+            Command::StoreSizes(reply) => {
+                let _ = reply.send(self.mesh.store_sizes().collect());
             }
             Command::Seed(address) => self.mesh.add_seed(now, address),
             Command::Address(address) => self.mesh.set_address(now, address),

@@ -16,7 +16,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{Endpoint, Incoming};
 use crate::mesh::{Evidence, Mesh, Snapshot};
-use crate::model::{Entry, EntryKind, Epoch, InstanceRecord, MemberId, MemberName, MemberPhase};
+use crate::model::{
+    Entry, EntryKind, Epoch, InstanceRecord, MemberId, MemberName, MemberPhase, StoreSize,
+};
 use crate::runtime::TaskGroup;
 use crate::runtime::clock::Clock;
 use crate::telemetry::{EventLog, Metrics};
@@ -45,6 +47,7 @@ enum Command {
     Entries(EntryKind, oneshot::Sender<Vec<Entry>>),
     EntriesAbout(EntryKind, [u8; 16], oneshot::Sender<Vec<Entry>>),
     Holders(MemberName, oneshot::Sender<Vec<MemberId>>),
+    StoreSizes(oneshot::Sender<Vec<StoreSize>>),
     Seed(SocketAddr),
     Address(SocketAddr),
     RetryContacts,
@@ -90,6 +93,11 @@ impl GossipHandle {
     /// The members that are enrolled under a name. `None` when the driver has stopped.
     pub async fn holders(&self, name: MemberName) -> Option<Vec<MemberId>> {
         self.ask(|reply| Command::Holders(name, reply)).await
+    }
+
+    /// How full each store is that peers can fill. `None` when the driver has stopped.
+    pub async fn store_sizes(&self) -> Option<Vec<StoreSize>> {
+        self.ask(Command::StoreSizes).await
     }
 
     async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Option<T> {

@@ -120,10 +120,18 @@ impl Pool {
         self.me
     }
 
-    /// Drops what waited for a dial that failed.
-    pub(super) fn give_up(&mut self, to: &Destination) {
-        self.dials.finish(to);
+    /// Ends a dial that failed; returns what waited for it.
+    pub(super) fn give_up(&mut self, to: &Destination) -> VecDeque<Transmit> {
+        let waiting = self.dials.finish(to);
         self.begin_dials();
+        waiting
+    }
+
+    /// Whether there is a live connection with a member.
+    pub(super) fn reaches(&self, to: &Destination) -> bool {
+        let Destination::Member { id, .. } = to else { return false };
+        let slot = self.peers.get(id);
+        slot.is_some_and(|slot| slot.connections.iter().any(|c| c.close_reason().is_none()))
     }
 
     /// Closes every connection.
