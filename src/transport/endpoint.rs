@@ -53,6 +53,12 @@ const EXCHANGES_MAX: usize = 64;
 /// The same for one host. Of more machines that join from behind one NAT the others wait a moment.
 const EXCHANGES_PER_HOST_MAX: usize = 8;
 
+/// Connections of all planes together, those that are ending included, at which no more are let in; from
+/// half of it on an address has to prove itself. Ten times what a member of a mesh of 1,000 has. quinn-proto
+/// 0.11.19 keeps a connection whose very first packet closes it until its idle time is over, which is
+/// half an hour on the gossip plane: without this a stranger's packets would be memory without end.
+const CONNECTIONS_MAX: usize = 8_192;
+
 /// Attempts waiting for each plane's owner.
 const QUEUE_LEN_MAX: usize = 256;
 const CID_LEN: usize = 16;
@@ -337,8 +343,14 @@ impl Endpoint {
             self.refuse(Plane::Data, "unknown_plane");
             return incoming.refuse();
         };
+        let open = self.inner.open_connections();
+        if open >= CONNECTIONS_MAX {
+            self.refuse(plane, "overload");
+            return incoming.refuse();
+        }
         let is_proven = incoming.remote_address_validated();
-        if !is_proven && incoming.may_retry() && self.places.ask_for_proof(plane) {
+        let is_crowded = open >= CONNECTIONS_MAX / 2 || self.places.ask_for_proof(plane);
+        if !is_proven && incoming.may_retry() && is_crowded {
             let _ = incoming.retry(); // fails only where may_retry() is false
             return;
         }
