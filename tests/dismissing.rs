@@ -13,10 +13,12 @@ use murmesh::tls::{NodeCredentials, Plane, Root, SecretKey, server_name};
 use murmesh::transport::refusal;
 use murmesh::wire;
 use quinn::ConnectionError;
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
 
 use crate::support::{
-    Agent, Kind, SOON, Server, TestMesh, alone, beside_others, check, dial, eventually, request,
-    runtime, within,
+    Agent, Kind, SOON, Server, TestMesh, alone, beside_others, check, dial, eventually,
+    free_address, request, runtime, within,
 };
 
 /// Two issuers, one member that stays and one that is to go; the first issuer let everybody in.
@@ -129,35 +131,44 @@ async fn attempt(who: NodeCredentials, plane: Plane, far: SocketAddr) -> Attempt
     }
 }
 
+/// Attempts on both planes, every twentieth of a second until `is_ready` is told; how they ended.
+async fn attempts(
+    who: NodeCredentials,
+    far: SocketAddr,
+    mut is_ready: oneshot::Receiver<()>,
+) -> Vec<Attempt> {
+    let mut attempts = JoinSet::new();
+    let mut pace = tokio::time::interval(Duration::from_millis(50));
+    while is_ready.try_recv().is_err() {
+        pace.tick().await;
+        for plane in [Plane::Data, Plane::Gossip] {
+            attempts.spawn(attempt(who.clone(), plane, far));
+        }
+    }
+    attempts.join_all().await
+}
+
 #[test]
 fn a_restarted_member_refuses_whom_nobody_vouches_for_from_the_first_packet_on() {
     let _turn = beside_others();
-    let mesh = mesh();
-    let [_, second, staying, going] = &mesh.agents[..] else { panic!("four agents") };
-    going.stop();
+    let mut mesh = mesh();
+    mesh.agent("going").stop();
     remove_first(&mesh);
     eventually("the third has heard of it", SOON, || {
-        check(!staying.events("issuer_removed").is_empty(), "not yet")
+        check(!mesh.agent("staying").events("issuer_removed").is_empty(), "not yet")
     });
-    let who = DataDir::new(&going.data_dir).credentials().unwrap();
-    for agent in [second, staying] {
+    let who = DataDir::new(&mesh.agent("going").data_dir).credentials().unwrap();
+    for name in ["second", "staying"] {
+        let agent = mesh.agents.iter_mut().find(|agent| agent.name == name).unwrap();
         agent.stop();
-        // From before the port opens until after the agent is ready, every twentieth of a second.
-        let far = agent.mesh;
-        let begin = |plane| runtime().spawn(attempt(who.clone(), plane, far));
-        let mut attempts = vec![begin(Plane::Data), begin(Plane::Gossip)];
-        agent.spawn();
-        let mut looks = 0;
-        eventually(&format!("{} is ready", agent.name), SOON, || {
-            looks += 1;
-            if looks % 5 == 0 {
-                attempts.extend([begin(Plane::Data), begin(Plane::Gossip)]);
-            }
-            let status = agent.try_get("/ready").map(|response| response.status);
-            check(matches!(status, Ok(200)), status)
-        });
-        let ended: Vec<_> =
-            attempts.into_iter().map(|one| runtime().block_on(one).unwrap()).collect();
+        // On another port its start waits a second for a twin at the old one. Its port is open then,
+        // and nobody has told it more than its disk did.
+        agent.mesh = free_address();
+        let (ready, is_ready) = oneshot::channel();
+        let attempts = runtime().spawn(attempts(who.clone(), agent.mesh, is_ready));
+        agent.start();
+        ready.send(()).unwrap();
+        let ended = runtime().block_on(attempts).unwrap();
         let is_in_vain = |one: &Attempt| matches!(one, Attempt::Unanswered | Attempt::Revoked);
         assert!(ended.iter().all(is_in_vain), "{ended:?}");
         let refused = ended.iter().filter(|one| **one == Attempt::Revoked).count();

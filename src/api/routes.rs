@@ -413,8 +413,8 @@ pub struct ExposeRequest {
 
 /// The answer to `POST /v1/mesh/expose`: 201 for a new instance, 200 for one that was there.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-#[allow(missing_docs)]
 pub struct Exposed {
+    /// The instance as it is offered now.
     #[serde(flatten)]
     pub spec: ExposeSpec,
     /// What is different from the instance that it replaces; absent for a new one.
@@ -623,7 +623,6 @@ async fn issuing_key(State(state): State<ApiState>, Path(node): Path<String>) ->
 /// The body of `POST /v1/mesh/issuers/{node}/keep`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[allow(missing_docs)]
 pub struct KeepRequest {
     /// Names of those that are to go with the issuer that let them in.
     #[serde(default)]
@@ -646,10 +645,10 @@ async fn keep_members(
 /// The body of `POST /v1/mesh/grants`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[allow(missing_docs)]
 pub struct GrantRequest {
+    /// Whom it is about: an enrolled member.
     pub node: MemberName,
-    /// All when absent.
+    /// The only services that it may offer; all when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub services: Option<Vec<ServiceName>>,
 }

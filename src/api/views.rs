@@ -134,12 +134,12 @@ pub struct Net {
 
 /// One certificate, as `/v1/mesh/certs` lists it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(missing_docs)]
 pub struct CertRow {
     /// Whose key it certifies; empty for the root, which is no node's.
     pub node: String,
     /// `root`, `issuer` or `leaf`.
     pub kind: String,
+    /// The names in it, as URIs.
     pub uris: Vec<String>,
     /// Hexadecimal.
     pub serial: String,
@@ -151,31 +151,35 @@ pub struct CertRow {
     pub not_after: u64,
     /// Unix seconds; leaves only, and of other members about.
     pub renews_at: Option<u64>,
+    /// The hash of the certified key in hexadecimal; of a leaf the member id.
     pub key_hash: String,
 }
 
 /// A member that stays when the issuer that let it in goes.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-#[allow(missing_docs)]
 pub struct KeptMember {
+    /// Its id.
     pub member: MemberId,
+    /// Its name.
     pub name: MemberName,
 }
 
 /// One issuer, as `/v1/mesh/issuers` lists it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(missing_docs)]
 pub struct IssuerRow {
+    /// The name of its member, or that one's id where no record names it.
     pub node: String,
     /// The hash of its issuing key.
     pub id: String,
+    /// The id of its member.
     #[serde(with = "as_text")]
     pub member: MemberId,
+    /// Its issuing key.
     #[serde(with = "as_text")]
     pub key: PublicKey,
     /// False once the root took it back.
     pub active: bool,
-    /// Of the root's newest word about it, which the next must go above.
+    /// Epoch of the root's newest word about it, which the next must go above.
     pub epoch: Epoch,
     /// The state of its member.
     pub state: String,
@@ -187,10 +191,11 @@ pub struct IssuerRow {
 
 /// A member's issuing key, as it told it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(missing_docs)]
 pub struct IssuingKey {
+    /// Whose key it is.
     #[serde(with = "as_text")]
     pub member: MemberId,
+    /// The public half of it.
     #[serde(with = "as_text")]
     pub key: PublicKey,
 }

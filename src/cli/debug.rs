@@ -1,13 +1,14 @@
 //! `log-level`, `debug bundle`: when something is odd.
 
-use std::fs::OpenOptions;
-use std::io::Write;
+use std::fs::{File, OpenOptions};
+use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use hyper::Method;
 use serde_json::Value;
+use tar::Header;
 
 use super::Global;
 use super::client::{Client, encoded};
@@ -93,8 +94,8 @@ pub(super) async fn debug(global: &Global, verb: DebugVerb) -> Outcome {
     let file = file.unwrap_or_else(|| format!("murmesh-debug-{now}.tar").into());
     let failed = |error| Failure::failed(format!("cannot write {}: {error}", file.display()));
     let mut options = OpenOptions::new();
-    let mut out = options.write(true).create_new(true).mode(0o600).open(&file).map_err(failed)?;
-    out.write_all(&archive(&files, now)).and_then(|()| out.sync_all()).map_err(failed)?;
+    let out = options.write(true).create_new(true).mode(0o600).open(&file).map_err(failed)?;
+    archive(&files, now, out).and_then(|out| out.sync_all()).map_err(failed)?;
     for (name, bytes) in &files {
         line(format_args!("{:>9}  {name}", bytes.len()))?;
     }
@@ -113,36 +114,17 @@ fn version() -> String {
     )
 }
 
-/// Files as a tar archive (POSIX.1-1988, ustar): a header of 512 bytes each, content padded to as
-/// much, two empty blocks at the end. Names are ours: at most 99 bytes.
-fn archive(files: &[(String, Vec<u8>)], time: u64) -> Vec<u8> {
-    let mut out = Vec::new();
+/// Writes `files` as a tar archive, private as the file itself.
+fn archive(files: &[(String, Vec<u8>)], time: u64, out: File) -> io::Result<File> {
+    let mut archive = tar::Builder::new(out);
     for (name, bytes) in files {
-        out.extend_from_slice(&header(name, bytes.len(), time));
-        out.extend_from_slice(bytes);
-        out.resize(out.len().next_multiple_of(512), 0);
+        let mut header = Header::new_ustar();
+        header.set_mode(0o600);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(time);
+        header.set_size(bytes.len() as u64);
+        archive.append_data(&mut header, name, &bytes[..])?;
     }
-    out.resize(out.len() + 1_024, 0);
-    out
-}
-
-fn header(name: &str, len: usize, time: u64) -> [u8; 512] {
-    let mut header = [0; 512];
-    let mut put = |at: usize, text: &str| {
-        header[at..at + text.len()].copy_from_slice(text.as_bytes());
-    };
-    put(0, &name.chars().take(99).collect::<String>());
-    put(100, "0000600");
-    put(108, "0000000");
-    put(116, "0000000");
-    put(124, &format!("{len:011o}"));
-    put(136, &format!("{time:011o}"));
-    put(148, "        "); // counts as spaces in its own sum
-    put(156, "0");
-    put(257, "ustar");
-    put(263, "00");
-    let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
-    header[148..154].copy_from_slice(format!("{sum:06o}").as_bytes());
-    header[154] = 0;
-    header
+    archive.into_inner()
 }

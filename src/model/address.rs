@@ -32,15 +32,22 @@ impl Target {
 
 /// An address that cannot be used. Fault: whoever wrote it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[allow(missing_docs)]
 pub enum TargetError {
+    /// It is none of the forms. Holds what was written, at most 120 characters of it.
     #[error("'{0}' is not an address, expected ip:port (127.0.0.1:8080), a port, or unix:/path")]
     Malformed(String),
-    /// The agent and who asks it may run in different directories.
+    /// A path that is not absolute: the agent and who asks it may run in different directories.
+    /// Holds what was written, at most 120 characters of it.
     #[error("'{0}' is no absolute path, expected unix: and a path that begins with /")]
     Relative(String),
+    /// The path of a unix socket is longer than the system takes.
     #[error("'{text}' is {len} bytes long, expected a path of at most {UNIX_PATH_LEN_MAX} bytes")]
-    TooLong { text: String, len: usize },
+    TooLong {
+        /// What was written, at most 120 characters of it.
+        text: String,
+        /// Bytes of the path.
+        len: usize,
+    },
 }
 
 impl FromStr for Target {

@@ -31,18 +31,23 @@ pub use verifier::VerifyError;
 
 /// Keys or certificates are not usable. Fault: the files of this machine, unless said otherwise.
 #[derive(Debug, thiserror::Error)]
-#[allow(missing_docs)]
 pub enum TlsError {
+    /// It is not an Ed25519 key in PKCS#8, as PEM where it is text.
     #[error("cannot read a private key: {0}")]
     Key(String),
+    /// The issuing key and its certificate do not belong together, or a field does not fit.
     #[error("cannot make a certificate: {0}")]
     Certificate(String),
+    /// rustls refuses what it was given.
     #[error("cannot set up TLS: {0}")]
     Setup(#[from] rustls::Error),
+    /// What was to be signed does not fit into an entry.
     #[error("cannot build an entry: {0}")]
     Entry(#[from] crate::model::EntryError),
+    /// A payload cannot be encoded or decoded.
     #[error("cannot encode: {0}")]
     Wire(#[from] crate::wire::WireError),
+    /// The system gives no random bytes. Fault: this machine.
     #[error(transparent)]
     Entropy(#[from] crate::runtime::entropy::EntropyError),
     /// The files do not belong together, or to this mesh.
@@ -50,7 +55,11 @@ pub enum TlsError {
     Verify(#[from] VerifyError),
     /// Fault: whoever brought the key.
     #[error("this is not the root key of mesh {mesh}")]
-    OtherRoot { mesh: String },
+    OtherRoot {
+        /// The mesh that was meant, by the first digits of its id.
+        mesh: String,
+    },
+    /// Fault: whoever copied the token. Holds what is wrong with it, never the token.
     #[error("join token is not valid: {0}")]
     Token(&'static str),
 }

@@ -35,22 +35,61 @@ const LOCK: &str = "lock";
 
 /// The data directory cannot be used. Fault: this machine or its operator; each text names the path.
 #[derive(Debug, thiserror::Error)]
-#[allow(missing_docs)]
 pub enum StoreError {
+    /// The system refuses. What was there is as it was.
     #[error("cannot {action} {}: {error}", path.display())]
-    Io { action: &'static str, path: PathBuf, error: io::Error },
+    Io {
+        /// A verb: what was tried.
+        action: &'static str,
+        /// Which file or directory.
+        path: PathBuf,
+        /// The system's answer.
+        error: io::Error,
+    },
+    /// A file is there and cannot be what was written.
     #[error("{} is damaged: {what}{remedy}", path.display())]
-    Damaged { path: PathBuf, what: String, remedy: &'static str },
+    Damaged {
+        /// Which file or directory.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+        /// What may be done about it, after a semicolon; empty where nothing may.
+        remedy: &'static str,
+    },
+    /// A key that others may have read.
     #[error("{} can be read by others (mode {mode:o}); make it private: chmod 600 {}", path.display(), path.display())]
-    NotPrivate { path: PathBuf, mode: u32 },
+    NotPrivate {
+        /// Which file or directory.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// Neither `init` nor `join` has been here.
     #[error("{} holds no identity yet; run 'murmesh init' for a new mesh or 'murmesh join TOKEN'", path.display())]
-    Empty { path: PathBuf },
+    Empty {
+        /// Which file or directory.
+        path: PathBuf,
+    },
+    /// It holds the identity of a member of another mesh.
     #[error("{} belongs to mesh {found}, not {wanted}; use another --data-dir", path.display())]
-    OtherMesh { path: PathBuf, found: String, wanted: String },
+    OtherMesh {
+        /// Which file or directory.
+        path: PathBuf,
+        /// The mesh of that identity.
+        found: String,
+        /// The mesh that was meant.
+        wanted: String,
+    },
+    /// Trying again is safe once that one has ended.
     #[error("another agent is running with {} (its lock is held)", path.display())]
-    Locked { path: PathBuf },
+    Locked {
+        /// Which file or directory.
+        path: PathBuf,
+    },
+    /// A key or certificate in it is not usable.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// A secret cannot be made.
     #[error(transparent)]
     Entropy(#[from] entropy::EntropyError),
 }

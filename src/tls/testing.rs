@@ -7,9 +7,10 @@ use crate::runtime::clock;
 /// Credentials could not be made.
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]
-#[allow(missing_docs)]
 pub enum TestingError {
+    /// A key or a certificate cannot be made.
     Tls(#[from] TlsError),
+    /// A name is no member's name. Fault: whoever asks.
     Name(#[from] NameError),
 }
 

@@ -31,32 +31,49 @@ pub(super) const ENROLMENT_OID: &[u64] = &[2, 25, 1_876_304_441_220_917];
 
 /// A certificate that is not that of a member. Fault: the peer, or our files.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[allow(missing_docs)]
 pub enum VerifyError {
+    /// It is no X.509 certificate in DER.
     #[error("the certificate cannot be read: {0}")]
     Unreadable(String),
+    /// Every key of a mesh is an Ed25519 key of 32 bytes.
     #[error("the certificate's key is not Ed25519")]
     Key,
+    /// A leaf without the extension of that name proves no member.
     #[error("the certificate carries no enrolment")]
     NoEnrolment,
+    /// The extension holds no entry.
     #[error("the enrolment cannot be read: {0}")]
     Entry(#[from] EntryError),
+    /// The entry holds no enrolment.
     #[error("the enrolment's payload cannot be read: {0}")]
     Payload(#[from] WireError),
+    /// It was taken from another certificate, or our private key is not that of our certificate.
     #[error("the enrolment is not for this key")]
     OtherKey,
+    /// Two issuers vouch for the two halves, or the leaf came without its issuer.
     #[error("the enrolment was not signed by the issuer of the certificate")]
     OtherIssuer,
+    /// It proved somebody once; what [`Dismissed`](super::Dismissed) holds says no longer.
     #[error("the member was replaced, or its issuer was dismissed and no other vouches for it")]
     Dismissed,
+    /// It is forged, or was made for another mesh.
     #[error("the enrolment's signature does not hold in this mesh")]
     Signature,
+    /// It was to renew that of a member with another name.
     #[error("the certificate is for the name '{0}'")]
     OtherName(MemberName),
+    /// A member of the mesh answered, but not the one that was dialled.
     #[error("the peer is {found}, not {expected}")]
-    OtherMember { expected: MemberId, found: MemberId },
+    OtherMember {
+        /// Who was dialled.
+        expected: MemberId,
+        /// Who answered.
+        found: MemberId,
+    },
+    /// A signature, a time or a constraint in it does not hold, with webpki's reason.
     #[error("the chain does not hold: {0}")]
     Chain(String),
+    /// It is a certificate of another mesh, or of none.
     #[error("the chain does not lead to the root of the mesh")]
     OtherRoot,
 }

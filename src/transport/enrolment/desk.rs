@@ -133,37 +133,49 @@ pub struct IssuerDesk {
 
 /// The desk could not do what its own operator asked.
 #[derive(Debug, thiserror::Error)]
-#[allow(missing_docs)]
 pub enum DeskError {
+    /// What it remembers cannot be read or written. Fault: this machine.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// A certificate or an entry cannot be made. Fault: the files of this machine.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// An entry cannot be encoded or decoded.
     #[error(transparent)]
     Wire(#[from] WireError),
+    /// Fault: this machine.
     #[error(transparent)]
     Entropy(#[from] entropy::EntropyError),
+    /// Nothing will happen any more. Asking again is safe once it runs.
     #[error("the agent is stopping")]
     Stopping,
+    /// It has no issuing key, or the root has not appointed it, or took it back. Ask an issuer.
     #[error("this member is no issuer")]
     NotIssuer,
+    /// Fault: whoever asks. Ask another issuer.
     #[error(
         "this member is the issuer that is to go, and its word for the members that it let in goes \
          with it: another issuer must vouch for them"
     )]
     OwnWord,
+    /// Fault: whoever asks; nobody was kept or dropped.
     #[error(
         "'{0}' has its certificate from another issuer, too, and cannot be dropped with this one"
     )]
     OthersVouch(MemberName),
+    /// Fault: the member that asks: it must join anew.
     #[error("no active issuer vouches for this member any more")]
     Revoked,
+    /// The catalogue did not take it, with its reason.
     #[error("the mesh refused the entry: {0}")]
     Refused(String),
+    /// Fault: whoever asks.
     #[error("no member '{0}' is enrolled")]
     NoMember(MemberName),
+    /// Fault: whoever asks. An invite is revoked where it was made.
     #[error("no invite with id {0} was made here")]
     NoInvite(MemberId),
+    /// No invite was made. Asking again helps once others have ended.
     #[error(
         "the open invites and their uses are all that this issuer can keep track of \
          ({STATE_LEN_MAX} bytes); ask for fewer uses, or wait until some invites have ended"

@@ -20,11 +20,14 @@ use crate::wire;
 
 /// Who answers here, for a twin that asks: and the alarm that there is one.
 #[derive(Clone, Debug)]
-#[allow(missing_docs)]
 pub struct Presence {
+    /// This member.
     pub me: MemberId,
+    /// Its name.
     pub name: MemberName,
+    /// This process, as told from any other with the same key.
     pub run: Run,
+    /// Where the alarm goes.
     pub events: EventLog,
 }
 

@@ -37,25 +37,37 @@ pub struct Welcome {
 
 /// Joining failed; the data directory is as it was, but for a node key that a next try uses.
 #[derive(Debug, thiserror::Error)]
-#[allow(missing_docs)]
 pub enum KnockError {
     /// Fault: whoever made the token or chose the name; trying again is in vain.
     #[error("{issuer} refused: {reason}")]
-    Refused { issuer: SocketAddr, reason: JoinRefusal },
+    Refused {
+        /// Who refused.
+        issuer: SocketAddr,
+        /// Why.
+        reason: JoinRefusal,
+    },
     /// Fault: network, or no issuer is up. Trying again is safe.
     #[error(
         "no issuer could be reached: {0}. Is an agent running there, and is its UDP port open?"
     )]
     Unreachable(String),
+    /// Fault: whoever starts it.
     #[error("the token names no issuer; say one with --seed host:port")]
     NoIssuer,
+    /// Fault: the token, or the files of this machine.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// Fault: this machine.
     #[error("cannot open a UDP socket: {0}")]
     Socket(#[from] std::io::Error),
     /// Fault: the issuer; nothing of its answer was kept.
     #[error("{issuer} answered with what does not belong to the token's mesh: {what}")]
-    Wrong { issuer: SocketAddr, what: String },
+    Wrong {
+        /// Who answered.
+        issuer: SocketAddr,
+        /// What is wrong with it.
+        what: String,
+    },
 }
 
 /// Asks the issuers in turn to let `node` in as `name`, which it may take over from another member.

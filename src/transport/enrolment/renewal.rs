@@ -96,14 +96,17 @@ impl RenewalRefusal {
 
 /// A question got no useful answer. Nothing changed; asking again, or somebody else, is safe.
 #[derive(Debug, thiserror::Error)]
-#[allow(missing_docs)]
 pub enum AskError {
+    /// No connection came about. Fault: network, or whoever did not answer.
     #[error(transparent)]
     Dial(#[from] DialError),
+    /// It ended before the answer was whole. Fault: network, or whoever answered.
     #[error("the connection broke: {0}")]
     Broken(String),
+    /// Fault: network, or whoever did not answer.
     #[error("no answer within {EXCHANGE_TIME_MAX:?}")]
     Timeout,
+    /// The answer is no. Fault: as the refusal says.
     #[error(transparent)]
     Refused(#[from] RenewalRefusal),
     /// Fault: whoever answered.
