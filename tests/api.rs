@@ -11,8 +11,11 @@ use murmesh::api::{
     ExposeSpec, Identity, Links, Listener, Local, LogSlot, Problem, Readiness, UpstreamSpec,
     routes, serve,
 };
-use murmesh::mesh::{Endpoint, EndpointState, MemberView, ServiceView, Snapshot};
-use murmesh::model::{Epoch, MemberId, MemberPhase, MemberState, MeshId, Moment, Protocol, Weight};
+use murmesh::mesh::{Endpoint, EndpointState, Enrolled, MemberView, ServiceView, Snapshot};
+use murmesh::model::{
+    Enrolment, Epoch, MemberId, MemberPhase, MemberState, MeshId, Moment, Protocol, PublicKey,
+    Weight,
+};
 use murmesh::runtime::clock::Clock;
 use murmesh::runtime::{Shutdown, TaskGroup};
 use murmesh::telemetry::{Door, EventKind, EventLog, Metrics};
@@ -69,6 +72,16 @@ fn snapshot() -> Snapshot {
     );
     let mut snapshot = Snapshot::default();
     snapshot.services.insert(service.name.clone(), Arc::new(service));
+    let enrolment = Enrolment {
+        key: PublicKey([7; 32]),
+        name: member.name.clone(),
+        serial: 1,
+        services: None,
+        issued_at: 0,
+        invite: None,
+        replaces: Vec::new(),
+    };
+    snapshot.enrolments.insert(me, Enrolled { issuer: me, enrolment: Arc::new(enrolment) });
     snapshot.members.insert(me, Arc::new(member));
     snapshot
 }
@@ -474,6 +487,13 @@ async fn readiness_is_the_agents_word() {
     assert_eq!(status, 503);
     assert!(body.contains("no seed answers yet"), "{body}");
     assert_eq!(api.ask("GET", "/live", "", "").await.0, 200);
+    api.readiness.send(Readiness::Ready).unwrap();
+    let mut seen = snapshot();
+    seen.enrolments.clear();
+    api.snapshot.send_replace(Arc::new(seen));
+    let (status, body) = api.ask("GET", "/ready", "", "").await;
+    assert_eq!(status, 503, "the others refuse whom nobody vouches for");
+    assert!(body.contains("nobody vouches"), "{body}");
 }
 
 #[tokio::test]
