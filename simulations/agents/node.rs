@@ -32,7 +32,8 @@ const APP: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8000);
 const ENTRY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9000);
 /// How often an agent is looked at.
 const LOOK: Duration = Duration::from_millis(10);
-const LINGER_MAX: Duration = Duration::from_secs(3);
+/// Three timeouts of quinn: on a slow path that loses and repeats, one is a second and more.
+const LINGER_MAX: Duration = Duration::from_secs(10);
 const DRAIN: Duration = Duration::from_secs(5);
 
 /// What is called in every scenario.
