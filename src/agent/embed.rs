@@ -47,7 +47,7 @@ impl Agent {
     }
 
     /// Makes a token that lets `uses` newcomers in within `ttl`. The token is a secret. Only issuers
-    /// can: the member that founded the mesh.
+    /// can: the member that founded the mesh, and those that were added.
     pub async fn invite(&self, ttl: Duration, uses: u32) -> Result<InviteMade, ControlError> {
         let options = InviteOptions { ttl, uses, name: None, services: None };
         self.ask(|reply| Control::Invite { options, reply }).await

@@ -482,8 +482,8 @@ impl Doors {
     }
 }
 
-/// quinn's configuration of every plane, made once for each set of credentials, so that sessions
-/// can be resumed.
+/// quinn's configuration of every plane, made once for each set of credentials. Sessions are
+/// never resumed: trust is looked at in every handshake.
 struct Configs {
     gossip: PlaneConfig,
     data: PlaneConfig,

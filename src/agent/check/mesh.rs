@@ -83,11 +83,11 @@ impl Inspector {
         checks
     }
 
-    /// Where somebody of this mesh should answer.
     fn advertise(&self) -> SocketAddr {
         *self.advertise.borrow()
     }
 
+    /// Where somebody of this mesh should answer.
     async fn expected(&self, state: &ApiState, snapshot: &Snapshot) -> Vec<SocketAddr> {
         let (mut addresses, _) = seeds::resolve(&self.seeds).await;
         addresses.extend(others(state, snapshot).map(|view| view.address));
