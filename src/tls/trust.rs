@@ -53,13 +53,18 @@ impl Dismissed {
         self.issuers.keys()
     }
 
+    /// Whether another one has replaced `member`.
+    pub fn is_replaced(&self, member: &MemberId) -> bool {
+        self.replaced.contains(member)
+    }
+
     /// Whether a leaf that `issuer` signed still proves `member`.
     pub fn admits(&self, issuer: &PublicKey, member: &MemberId) -> bool {
         let is_kept = self
             .issuers
             .get(issuer)
             .is_none_or(|kept| kept.contains(member) || self.vouched.contains(member));
-        is_kept && !self.replaced.contains(member)
+        is_kept && !self.is_replaced(member)
     }
 }
 

@@ -383,7 +383,11 @@ impl IssuerDesk {
         if !is_again && redeemed.len() >= invite.uses as usize {
             return Err(JoinRefusal::UsedUp(invite.uses));
         }
-        let replaces = self.check_name(request, snapshot).await?;
+        let mut replaces = self.check_name(request, snapshot).await?;
+        let before = self.replaced_before(request.key.member_id()).await;
+        replaces.extend(before.map_err(|error| JoinRefusal::Internal(error.to_string()))?);
+        replaces.sort_unstable();
+        replaces.dedup();
         // Whoever comes back by a token without a word on services may offer what it might before.
         let services = match invite.services {
             Some(services) => Some(services),
@@ -467,9 +471,14 @@ impl IssuerDesk {
             let is_sound = *enrolment.key.member_id().as_bytes() == entry.key().subject;
             is_sound.then_some(enrolment)
         };
+        // A key that another one has replaced is nobody's, whoever let it in.
+        let known = self.credentials.trust().dismissed();
+        let is_held = |enrolment: &Enrolment| !known.is_replaced(&enrolment.key.member_id());
+        let now = clock::unix_seconds();
         let (out, kept): (Vec<_>, Vec<_>) = theirs
             .into_iter()
             .filter_map(enrolment)
+            .filter(is_held)
             .partition(|enrolment| dropped.contains(&enrolment.name));
         for name in dropped {
             let named = out.iter().find(|enrolment| enrolment.name == *name);
@@ -485,7 +494,9 @@ impl IssuerDesk {
             if !vouched.contains(member.as_bytes()) {
                 self.state.serial += 1;
                 self.save()?;
-                let enrolment = Enrolment { serial: self.state.serial, ..enrolment };
+                // A thief may have signed it for any time, and then no leaf can be made of it.
+                let issued_at = enrolment.issued_at.min(now);
+                let enrolment = Enrolment { serial: self.state.serial, issued_at, ..enrolment };
                 let (entry, _) = self.authority()?.enrol(&enrolment)?;
                 self.publish(entry).await?;
             }
@@ -520,6 +531,10 @@ impl IssuerDesk {
     /// Answers one question at the renewal door, asked by `peer`, given as the bytes that came in.
     pub async fn answer_member(&mut self, peer: &Peer, request: &[u8]) -> RenewalAnswer {
         let reply = match wire::decode(request) {
+            // It was let in at the door, and may have waited there until it was believed no more.
+            Ok(RenewalRequest::Leaf) if !self.credentials.trust().admits(peer) => {
+                Err(DeskError::Revoked)
+            }
             Ok(RenewalRequest::Leaf) => {
                 self.renew(peer.id, &peer.enrolment).await.map(RenewedLeaf::into_reply)
             }
@@ -570,6 +585,19 @@ impl IssuerDesk {
             }
         }
         wire::decode_payload(&entry.payload()).map_err(|_| JoinRefusal::UnknownInvite)
+    }
+
+    /// Whom a member has replaced by what is known of it: asking again, or joining once more, must not
+    /// bring a lost key back.
+    async fn replaced_before(&self, member: MemberId) -> Result<Vec<MemberId>, DeskError> {
+        let issuers = self.active_issuers().await?;
+        let about = self.gossip.entries_about(EntryKind::ENROLMENT, member).await;
+        let about = about.ok_or(DeskError::Stopping)?;
+        let sound = about.iter().filter(|entry| issuers.contains_key(&entry.signer()));
+        let enrolments =
+            sound.filter_map(|entry| wire::decode_payload::<Enrolment>(&entry.payload()).ok());
+        let own = enrolments.filter(|enrolment| enrolment.key.member_id() == member);
+        Ok(own.flat_map(|enrolment| enrolment.replaces).collect())
     }
 
     /// What the newest enrolment of a member, or of those that it replaces, lets it offer; everything

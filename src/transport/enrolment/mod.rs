@@ -37,12 +37,15 @@ mod tests {
 
     use tokio::sync::Mutex;
 
-    use super::renewal::{AskError, Door as At, RenewalRefusal, Run, ask_leaf, ask_time};
+    use super::renewal::{
+        AskError, Door as At, RenewalRefusal, RenewalRequest, Run, ask_leaf, ask_time,
+    };
     use super::*;
-    use crate::model::{Enrolment, Issuer, MemberId, Signer, Unlisted};
+    use crate::model::{Enrolment, EntryKind, Issuer, MemberId, Signer, Unlisted};
     use crate::runtime::{Shutdown, TaskGroup, clock};
     use crate::telemetry::{Door, EventLog, Metrics};
     use crate::tls::store::{DataDir, InitOptions, init};
+    use crate::tls::{Authority, Dismissed, Peer, Trust};
     use crate::tls::{NodeCredentials, Plane, Root, SecretKey, Token, joiner_config, server_name};
     use crate::transport::endpoint::client_config;
     use crate::transport::gossip::{GossipHandle, gossip_channel, testing};
@@ -56,6 +59,7 @@ mod tests {
         me: MemberId,
         address: SocketAddr,
         metrics: Metrics,
+        trust: Trust,
         tasks: TaskGroup,
         dir: tempfile::TempDir,
     }
@@ -81,7 +85,7 @@ mod tests {
             let address = endpoint.local_address();
             let authority = dir.authority().unwrap();
             let events = EventLog::new("first");
-            let me = credentials.member_id();
+            let (me, trust) = (credentials.member_id(), credentials.trust().clone());
             let desk = IssuerDesk::open(
                 authority,
                 credentials,
@@ -106,7 +110,7 @@ mod tests {
                 tasks.clone(),
             );
             tasks.spawn("door", door);
-            Self { desk, gossip, me, address, metrics, tasks, dir: temporary }
+            Self { desk, gossip, me, address, metrics, trust, tasks, dir: temporary }
         }
 
         async fn invite(&self, ttl_secs: u64, uses: u32) -> Token {
@@ -205,6 +209,81 @@ mod tests {
         for _ in 0..2 {
             knock(&token, &token.issuers, &node, &name, false).await.unwrap();
         }
+        founder.tasks.stop().await;
+    }
+
+    #[tokio::test]
+    async fn a_replaced_key_stays_replaced_when_its_successor_asks_again() {
+        let founder = Founder::new().await;
+        let token = founder.invite(60, 3).await;
+        let (lost, node) = (SecretKey::generate().unwrap(), SecretKey::generate().unwrap());
+        let name = "b".parse().unwrap();
+        knock(&token, &token.issuers, &lost, &name, false).await.unwrap();
+        let lost = lost.public_key().member_id();
+        for is_replacement in [true, true, false] {
+            knock(&token, &token.issuers, &node, &name, is_replacement).await.unwrap();
+            let member = node.public_key().member_id();
+            let about = founder.gossip.entries_about(EntryKind::ENROLMENT, member).await.unwrap();
+            let enrolment: Enrolment = wire::decode_payload(&about[0].payload()).unwrap();
+            assert_eq!(enrolment.replaces, [lost]);
+        }
+        founder.tasks.stop().await;
+    }
+
+    #[tokio::test]
+    async fn whom_nobody_believes_any_more_is_not_renewed_and_is_not_kept() {
+        let founder = Founder::new().await;
+        let (member, _endpoint) = founder.member("b", 1_800).await;
+        let peer = Peer {
+            id: member.member_id(),
+            name: member.name().clone(),
+            enrolment: member.enrolment().clone(),
+        };
+        let leaf = wire::encode(&RenewalRequest::Leaf).unwrap();
+        founder.desk.lock().await.answer_member(&peer, &leaf).await;
+        assert_eq!(founder.refused("revoked"), 0);
+        let replaced = Dismissed::new([], [], [peer.id].into());
+        founder.trust.set_dismissed(replaced);
+        founder.desk.lock().await.answer_member(&peer, &leaf).await;
+        assert_eq!(founder.refused("revoked"), 1, "though it was let in before");
+        founder.tasks.stop().await;
+    }
+
+    #[tokio::test]
+    async fn of_a_removed_issuers_members_replaced_ones_do_not_stay_and_none_is_of_the_future() {
+        let founder = Founder::new().await;
+        let key = SecretKey::generate().unwrap();
+        let removed = key.public_key().member_id();
+        let appointed = founder.root().appoint(&key.public_key(), founder.me, None).unwrap();
+        let issuer: Issuer = wire::decode_payload(&appointed.payload()).unwrap();
+        founder.gossip.publish(appointed).await.unwrap().unwrap();
+        let dir = DataDir::new(founder.dir.path());
+        let (mesh, genesis) = dir.genesis().unwrap().unwrap();
+        let thief = Authority::new(mesh, &genesis, key, &issuer.certificate).unwrap();
+        let mut let_in = Vec::new();
+        for (name, issued_at) in [("early", 1_000), ("late", u64::MAX), ("replaced", 1_000)] {
+            let node = SecretKey::generate().unwrap();
+            let enrolment = Enrolment {
+                key: node.public_key(),
+                name: name.parse().unwrap(),
+                serial: 1,
+                services: None,
+                issued_at,
+                invite: None,
+                replaces: Vec::new(),
+            };
+            let (kind, id) = (EntryKind::ENROLMENT, node.public_key().member_id());
+            let payload = wire::encode_payload(&enrolment).unwrap();
+            let entry = thief.sign_entry(kind, *id.as_bytes(), 1, &payload).unwrap();
+            founder.gossip.publish(entry).await.unwrap().unwrap();
+            let_in.push(id);
+        }
+        let replaced = Dismissed::new([], [], [let_in[2]].into());
+        founder.trust.set_dismissed(replaced);
+        let stay = founder.desk.lock().await.keep_members(removed, &[]).await.unwrap();
+        let mut stay: Vec<_> = stay.into_iter().map(|(_, name)| name.to_string()).collect();
+        stay.sort();
+        assert_eq!(stay, ["early", "late"]);
         founder.tasks.stop().await;
     }
 

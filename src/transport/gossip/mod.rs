@@ -214,8 +214,10 @@ pub(super) mod testing {
                         known.iter().filter(|entry| entry.key().kind == EntryKind::ENROLMENT);
                     let enrolled = enrolments
                         .map(|entry| wire::decode_payload::<Enrolment>(&entry.payload()).unwrap());
-                    let holders = enrolled.filter(|enrolled| enrolled.name == name);
-                    let _ = reply.send(holders.map(|held| held.key.member_id()).collect());
+                    let named: Vec<_> = enrolled.filter(|one| one.name == name).collect();
+                    let replaced = |id| named.iter().any(|one| one.replaces.contains(&id));
+                    let holders = named.iter().map(|held| held.key.member_id());
+                    let _ = reply.send(holders.filter(|id| !replaced(*id)).collect());
                 }
                 _ => {}
             }
