@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn whom_nobody_believes_any_more_is_not_renewed_and_is_not_kept() {
+    async fn whom_nobody_believes_any_more_is_not_renewed() {
         let founder = Founder::new().await;
         let (member, _endpoint) = founder.member("b", 1_800).await;
         let peer = Peer {
