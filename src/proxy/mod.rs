@@ -7,6 +7,7 @@ mod both;
 mod budget;
 mod dial;
 mod entry;
+mod http;
 mod inbound;
 mod instances;
 mod local;

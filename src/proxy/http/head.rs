@@ -1,0 +1,436 @@
+//! What of a request's head counts, what of it goes on, and why a request is refused.
+//!
+//! This is policy on parsed heads, for HTTP/1.1 and HTTP/2 alike (RFC 9110, 9112, 9113). The bytes of
+//! HTTP/1.1 are judged by the [gate](super::gate) before they are parsed; what came as frames is
+//! judged by [`check`] here. Where a standard lets us choose between mending and refusing we refuse:
+//! whoever mends reads a message in another way than somebody else.
+
+use std::net::{IpAddr, Ipv6Addr};
+
+use http::header::{
+    CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, Entry, HOST, HeaderMap, HeaderName, HeaderValue,
+    PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE,
+};
+use http::request::Parts;
+use http::{Method, Version};
+
+const HOST_LEN_MAX: usize = 255; // the longest name that DNS knows
+/// What belongs to the connection that a message came on, whatever `Connection` says.
+const HOP_BY_HOP: [HeaderName; 8] = [
+    CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    HeaderName::from_static("http2-settings"),
+    PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION,
+    TRANSFER_ENCODING,
+    UPGRADE,
+];
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const REASON: HeaderName = HeaderName::from_static("x-murmesh-reason");
+const OURS: &str = "x-murmesh-";
+/// The one header of ours that clients set.
+const DEADLINE: &str = "x-murmesh-deadline-ms";
+/// What applications and we rely on. No honest client has a proxy take these away.
+const END_TO_END: [&str; 17] = [
+    "authorization",
+    "cache-control",
+    "content-encoding",
+    "content-length",
+    "content-range",
+    "content-type",
+    "cookie",
+    "expect",
+    "forwarded",
+    "host",
+    "origin",
+    "range",
+    "referer",
+    "set-cookie",
+    "traceparent",
+    "tracestate",
+    "x-real-ip",
+];
+/// What a trailer must not say besides: it comes after the decisions that hang on it were made.
+const NO_TRAILER: [&str; 10] = [
+    "connection",
+    "keep-alive",
+    "max-forwards",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "www-authenticate",
+];
+
+/// A request that is refused: 400, and the connection closes. Fault: the client. Retry: no, it would
+/// be refused everywhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("malformed request: {}", self.reason())]
+pub(super) enum Malformed {
+    /// A line ends in a line feed alone.
+    BareLf,
+    /// A carriage return without its line feed.
+    BareCr,
+    /// A header line begins with white space.
+    ObsFold,
+    /// More than one empty line before a request.
+    EmptyLines,
+    /// Not a method, a target and a version with one space between each.
+    RequestLine,
+    /// Longer than 8 KiB.
+    RequestLineTooLong,
+    /// Not of capital letters, digits, `-` and `_`.
+    Method,
+    /// Neither HTTP/1.0 nor HTTP/1.1.
+    Version,
+    /// A form of target that the method does not have, or bytes that no target has.
+    Target,
+    /// Not a token, or white space before the colon.
+    HeaderName,
+    /// A control character in a value.
+    HeaderValue,
+    /// More than 100 lines.
+    TooManyHeaders,
+    /// More than 32 KiB.
+    HeadTooLarge,
+    /// A name that some applications take for a framing header, such as `content_length`.
+    LookalikeName,
+    /// Both `Content-Length` and `Transfer-Encoding`.
+    LengthAndEncoding,
+    /// Several `Content-Length` lines, equal or not.
+    SeveralLengths,
+    /// Not a plain decimal number below 2^63.
+    ContentLength,
+    /// Not exactly one `chunked`.
+    TransferEncoding,
+    /// `Transfer-Encoding` in HTTP/1.0, which has none.
+    EncodingInHttp10,
+    /// Content of a CONNECT, which has no meaning.
+    ConnectWithBody,
+    /// Not one to 16 hexadecimal digits and a line end. Extensions are refused too.
+    ChunkSize,
+    /// A chunk that is longer than it said.
+    ChunkEnd,
+    /// More than 8 KiB or 100 lines.
+    TrailersTooLarge,
+    /// A trailer about framing, routing or authentication.
+    TrailerName,
+    /// Nothing says which host is meant.
+    HostMissing,
+    /// Several `Host` lines.
+    SeveralHosts,
+    /// Empty, or not a name or address with an optional port.
+    Host,
+    /// `Host` and target name different hosts.
+    HostMismatch,
+    /// A user name before the host.
+    Userinfo,
+    /// An expectation other than `100-continue`.
+    Expect,
+    /// `Connection` is no list of tokens, or would take away a header that others rely on.
+    Connection,
+}
+
+impl Malformed {
+    /// The word for metrics, events and the answer.
+    pub(super) const fn reason(self) -> &'static str {
+        match self {
+            Self::BareLf => "bare_lf",
+            Self::BareCr => "bare_cr",
+            Self::ObsFold => "obs_fold",
+            Self::EmptyLines => "empty_lines",
+            Self::RequestLine => "request_line",
+            Self::RequestLineTooLong => "request_line_too_long",
+            Self::Method => "method",
+            Self::Version => "version",
+            Self::Target => "target",
+            Self::HeaderName => "header_name",
+            Self::HeaderValue => "header_value",
+            Self::TooManyHeaders => "too_many_headers",
+            Self::HeadTooLarge => "head_too_large",
+            Self::LookalikeName => "lookalike_name",
+            Self::LengthAndEncoding => "length_and_encoding",
+            Self::SeveralLengths => "several_lengths",
+            Self::ContentLength => "content_length",
+            Self::TransferEncoding => "transfer_encoding",
+            Self::EncodingInHttp10 => "encoding_in_http10",
+            Self::ConnectWithBody => "connect_with_body",
+            Self::ChunkSize => "chunk_size",
+            Self::ChunkEnd => "chunk_end",
+            Self::TrailersTooLarge => "trailers_too_large",
+            Self::TrailerName => "trailer_name",
+            Self::HostMissing => "host_missing",
+            Self::SeveralHosts => "several_hosts",
+            Self::Host => "host",
+            Self::HostMismatch => "host_mismatch",
+            Self::Userinfo => "userinfo",
+            Self::Expect => "expect",
+            Self::Connection => "connection",
+        }
+    }
+}
+
+/// A host and perhaps a port, as the client wrote them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Authority<'a> {
+    /// A name, an IPv4 address, or an IPv6 address in brackets.
+    pub(super) host: &'a str,
+    /// What follows the colon.
+    pub(super) port: Option<u16>,
+}
+
+impl<'a> Authority<'a> {
+    /// Reads `host[:port]`. Stricter than RFC 3986: no user name, no percent-encoding, no empty port.
+    pub(super) fn parse(bytes: &'a [u8]) -> Result<Self, Malformed> {
+        if bytes.contains(&b'@') {
+            return Err(Malformed::Userinfo);
+        }
+        let text = std::str::from_utf8(bytes).map_err(|_| Malformed::Host)?;
+        let (host, rest) = match text.strip_prefix('[').map(|text| text.split_once(']')) {
+            Some(Some((address, _))) if address.parse::<Ipv6Addr>().is_ok() => {
+                text.split_at(address.len() + 2)
+            }
+            Some(_) => return Err(Malformed::Host),
+            None => text.split_at(text.find(':').unwrap_or(text.len())),
+        };
+        let is_name = |b: u8| b.is_ascii_alphanumeric() || b"-._".contains(&b);
+        let is_host = host.starts_with('[') || host.bytes().all(is_name);
+        if !is_host || !(1..=HOST_LEN_MAX).contains(&host.len()) {
+            return Err(Malformed::Host);
+        }
+        let port = match rest.strip_prefix(':') {
+            None if rest.is_empty() => None,
+            Some(port) if port.bytes().all(|b| b.is_ascii_digit()) => {
+                Some(port.parse().map_err(|_| Malformed::Host)?)
+            }
+            _ => return Err(Malformed::Host),
+        };
+        Ok(Self { host, port })
+    }
+
+    /// Whether both mean the same, where `default` is the port of who names none.
+    pub(super) fn is_same(&self, other: &Authority<'_>, default: Option<u16>) -> bool {
+        self.host.eq_ignore_ascii_case(other.host)
+            && self.port.or(default) == other.port.or(default)
+    }
+}
+
+/// The one host that a request is for: that of its target, which `Host` must not contradict, or that
+/// of `Host`.
+///
+/// # Errors
+/// Nothing names a host, several lines do, they differ, or it is none.
+pub(super) fn authority(parts: &Parts) -> Result<Authority<'_>, Malformed> {
+    let mut hosts = parts.headers.get_all(HOST).iter();
+    let host = hosts.next().map(|host| Authority::parse(host.as_bytes())).transpose()?;
+    if hosts.next().is_some() {
+        return Err(Malformed::SeveralHosts);
+    }
+    let Some(target) = parts.uri.authority() else { return host.ok_or(Malformed::HostMissing) };
+    let target = Authority::parse(target.as_str().as_bytes())?;
+    let default = match parts.uri.scheme_str() {
+        Some("https") => Some(443),
+        Some(_) => Some(80),
+        None => target.port, // CONNECT: clients leave the port out of `Host`
+    };
+    match host {
+        Some(host) if !target.is_same(&host, default) => Err(Malformed::HostMismatch),
+        _ => Ok(target),
+    }
+}
+
+/// What the gate holds of the bytes of HTTP/1.1, for a request that came as frames of HTTP/2. What
+/// passes can be written as HTTP/1.1 and is read there as the same one message.
+pub(super) fn check(parts: &Parts) -> Result<(), Malformed> {
+    if !is_method(parts.method.as_str()) {
+        return Err(Malformed::Method);
+    }
+    let path = parts.uri.path_and_query().map(http::uri::PathAndQuery::as_str);
+    let is_target = match path {
+        None | Some("") => parts.method == Method::CONNECT && authority(parts)?.port.is_some(),
+        Some("*") => parts.method == Method::OPTIONS,
+        Some(path) => path.starts_with('/') && path.is_ascii(),
+    };
+    if !is_target {
+        return Err(Malformed::Target);
+    }
+    if parts.version == Version::HTTP_2 && parts.headers.contains_key(TRANSFER_ENCODING) {
+        return Err(Malformed::TransferEncoding);
+    }
+    let mut lengths = parts.headers.get_all(CONTENT_LENGTH).iter();
+    if let Some(len) = lengths.next() {
+        content_length(len.as_bytes())?;
+    }
+    if lengths.next().is_some() {
+        return Err(Malformed::SeveralLengths);
+    }
+    if parts.headers.get_all(EXPECT).iter().any(|value| !is_expectation(value.as_bytes())) {
+        return Err(Malformed::Expect);
+    }
+    if parts.headers.keys().any(|name| is_lookalike(name.as_str())) {
+        return Err(Malformed::LookalikeName);
+    }
+    authority(parts).map(|_| ())
+}
+
+/// What a request asks to upgrade to, such as `websocket`. `None` also for what is never passed on:
+/// a list to choose from, and HTTP/2, which would carry requests past us unread.
+pub(super) fn upgrade(parts: &Parts) -> Option<HeaderValue> {
+    let mut protocols = parts.headers.get_all(UPGRADE).iter();
+    let protocol = protocols.next()?;
+    let (name, _) =
+        protocol.to_str().ok()?.split_once('/').unwrap_or((protocol.to_str().ok()?, ""));
+    let is_one = protocols.next().is_none() && HeaderName::from_bytes(name.as_bytes()).is_ok();
+    let is_http = ["h2c", "h2", "http", "tls"].iter().any(|http| name.eq_ignore_ascii_case(http));
+    let is_asked = parts.version == Version::HTTP_11
+        && options(&parts.headers).any(|option| option.eq_ignore_ascii_case(b"upgrade"));
+    (is_one && is_asked && !is_http).then(|| protocol.clone())
+}
+
+/// Makes a client's headers those of the request that goes to the application: without what belonged
+/// to the client's connection and without what only we may say, with the client's address, and with
+/// `upgrade` when the exchange is one.
+///
+/// A client that has `Connection` name what others rely on is refused: removing it would let clients
+/// take away what proxies before us added, and leaving it would pass on what was called private.
+pub(super) fn forward_request(
+    headers: &mut HeaderMap,
+    client: Option<IpAddr>,
+    upgrade: Option<HeaderValue>,
+) -> Result<(), Malformed> {
+    let mut nominated = Vec::new();
+    for option in options(headers).filter(|option| !is_harmless(option)) {
+        let name = HeaderName::from_bytes(option).map_err(|_| Malformed::Connection)?;
+        if is_end_to_end(name.as_str()) {
+            return Err(Malformed::Connection);
+        }
+        nominated.push(name);
+    }
+    let wants_trailers = headers.get_all(TE).iter().any(|te| names(te, b"trailers"));
+    nominated.extend(headers.keys().filter(|name| is_forged(name.as_str())).cloned());
+    strip(headers, &nominated, upgrade);
+    headers.remove(TE);
+    if wants_trailers {
+        headers.insert(TE, HeaderValue::from_static("trailers"));
+    }
+    join(headers, COOKIE, b"; ", None); // RFC 9113 8.2.3: HTTP/2 splits it, HTTP/1.1 must not
+    if let Some(client) = client {
+        join(headers, FORWARDED_FOR, b", ", Some(client.to_canonical().to_string().as_bytes()));
+    }
+    Ok(())
+}
+
+/// Makes an application's headers those of the answer to the client, as [`forward_request`] does.
+/// What an application has `Connection` name wrongly stays: the answer must arrive whole.
+pub(super) fn forward_response(headers: &mut HeaderMap, upgrade: Option<HeaderValue>) {
+    let nominated: Vec<_> = options(headers)
+        .filter(|option| !is_harmless(option))
+        .filter_map(|option| HeaderName::from_bytes(option).ok())
+        .filter(|name| !is_end_to_end(name.as_str()))
+        .collect();
+    strip(headers, &nominated, upgrade);
+    headers.remove(REASON);
+}
+
+/// Whether a request may have this trailer, in whatever case it is written.
+pub(super) fn is_trailer(name: &str) -> bool {
+    let name = name.to_ascii_lowercase().replace('_', "-");
+    !(is_end_to_end(&name) || NO_TRAILER.contains(&name.as_str()))
+}
+
+/// Whether this is written as methods are. Case counts in HTTP, yet some applications ignore it, and
+/// CONNECT and HEAD change what a message is.
+pub(super) fn is_method(method: &str) -> bool {
+    method.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'-' || b == b'_')
+}
+
+/// Reads the one way to write a length that everybody reads the same: `010` is eight to some.
+pub(super) fn content_length(value: &[u8]) -> Result<u64, Malformed> {
+    let is_plain = match value {
+        [b'0'] => true,
+        [b'0', ..] => false,
+        digits => digits.iter().all(u8::is_ascii_digit),
+    };
+    let text = std::str::from_utf8(value).ok().filter(|_| is_plain);
+    let len = text.and_then(|text| text.parse::<i64>().ok()); // some read lengths as signed
+    len.map(i64::unsigned_abs).ok_or(Malformed::ContentLength)
+}
+
+/// Whether this is the one expectation that HTTP knows.
+pub(super) fn is_expectation(value: &[u8]) -> bool {
+    value.eq_ignore_ascii_case(b"100-continue")
+}
+
+/// Whether CGI and its heirs, which turn `-` into `_`, take this for a framing header.
+pub(super) fn is_lookalike(name: &str) -> bool {
+    name.contains('_')
+        && (is_dashed(name, "content-length") || is_dashed(name, "transfer-encoding"))
+}
+
+/// Whether they are equal where neither case nor the kind of dash counts.
+fn is_dashed(name: &str, dashed: &str) -> bool {
+    let is_same = |(a, b): (u8, u8)| a.eq_ignore_ascii_case(&b) || (a == b'_' && b == b'-');
+    name.len() == dashed.len() && name.bytes().zip(dashed.bytes()).all(is_same)
+}
+
+/// What the `Connection` lines list, without the white space around it.
+fn options(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
+    headers.get_all(CONNECTION).iter().flat_map(list)
+}
+
+fn list(value: &HeaderValue) -> impl Iterator<Item = &[u8]> {
+    let items = value.as_bytes().split(|b| *b == b',').map(<[u8]>::trim_ascii);
+    items.filter(|item| !item.is_empty())
+}
+
+fn names(value: &HeaderValue, item: &[u8]) -> bool {
+    list(value).any(|listed| listed.eq_ignore_ascii_case(item))
+}
+
+/// The options that clients do send, and that name nothing which is not removed anyway.
+fn is_harmless(option: &[u8]) -> bool {
+    let usual: [&[u8]; 4] = [b"keep-alive", b"close", b"upgrade", b"te"];
+    usual.iter().any(|usual| option.eq_ignore_ascii_case(usual))
+}
+
+/// In lower case.
+fn is_end_to_end(name: &str) -> bool {
+    END_TO_END.contains(&name) || name.starts_with("x-forwarded-") || name.starts_with(OURS)
+}
+
+/// What only we say to applications, also as those see it that take `_` for `-`.
+fn is_forged(name: &str) -> bool {
+    let begins = |prefix: &str| name.get(..prefix.len()).is_some_and(|it| is_dashed(it, prefix));
+    let is_lookalike = name.contains('_') && begins("x-forwarded-");
+    is_lookalike || (begins(OURS) && name != DEADLINE)
+}
+
+fn strip(headers: &mut HeaderMap, nominated: &[HeaderName], upgrade: Option<HeaderValue>) {
+    HOP_BY_HOP.iter().chain(nominated).for_each(|name| {
+        headers.remove(name);
+    });
+    if let Some(protocol) = upgrade {
+        headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+        headers.insert(UPGRADE, protocol);
+    }
+}
+
+/// Makes one line of all lines of `name` and of `last`.
+fn join(headers: &mut HeaderMap, name: HeaderName, separator: &[u8], last: Option<&[u8]>) {
+    let Entry::Occupied(mut lines) = headers.entry(name.clone()) else {
+        if let Some(Ok(last)) = last.map(HeaderValue::from_bytes) {
+            headers.insert(name, last);
+        }
+        return;
+    };
+    if last.is_none() && lines.iter().nth(1).is_none() {
+        return;
+    }
+    let parts: Vec<_> = lines.iter().map(HeaderValue::as_bytes).chain(last).collect();
+    if let Ok(joined) = HeaderValue::from_bytes(&parts.join(separator)) {
+        lines.insert(joined); // valid values, joined by valid bytes, always are one
+    }
+}
