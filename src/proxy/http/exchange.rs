@@ -30,7 +30,7 @@ use crate::model::{Protocol, ServiceName};
 use crate::proxy::dial::DialError;
 use crate::proxy::instances::Call;
 use crate::proxy::outbound::{self, Avoid, CONNECT_TIME_MAX, Dialled, Search, Setback};
-use crate::proxy::traffic::Open;
+use crate::proxy::traffic::Exchange;
 use crate::telemetry::{Counter, Direction, Door, EventKind};
 use crate::transport::Link;
 use crate::transport::tunnel::{Header, Mode};
@@ -73,7 +73,7 @@ pub(super) struct Switched {
 pub(super) struct Carried {
     http: Arc<Http>,
     key: Key,
-    open: Open,
+    exchange: Exchange,
     pub(super) bytes: Counter,
     _call: Call,
     _stream: Option<Stream>,
@@ -86,17 +86,20 @@ impl Carried {
 
     /// The response is whole. Its connection is kept when it is free for another.
     pub(super) fn end(self, upstream: Option<Kept>, cx: &mut Context<'_>) {
+        let now = self.http.outbound.clock.now();
         if let Some(mut kept) = upstream
             && kept.poll_is_free(cx)
         {
-            self.http.pool.put(self.key, kept, self.http.outbound.clock.now());
+            self.http.pool.put(self.key, kept, now);
         }
-        self.open.end(&Ok(()));
+        self.exchange.end(now);
     }
 
     /// An upgraded connection ended like this.
     pub(super) fn end_switched(self, outcome: &Result<(), crate::proxy::tcp::Cut>) {
-        self.open.end(outcome);
+        if outcome.is_ok() {
+            self.exchange.end(self.http.outbound.clock.now());
+        }
     }
 }
 
@@ -179,7 +182,8 @@ impl Http {
         let outbound = &self.outbound;
         let mut search = Search::new(outbound, service);
         let mut last: Option<DialError> = None;
-        let budget = outbound.budgets.of(service, outbound.clock.now());
+        let begun_at = outbound.clock.now();
+        let budget = outbound.budgets.of(service, begun_at);
         budget.note_request();
         loop {
             let dialled = match timeout(CONNECT_TIME_MAX, search.next()).await {
@@ -221,7 +225,7 @@ impl Http {
                     );
                     let carried = Carried {
                         http: Arc::clone(self),
-                        open: traffic.begin(),
+                        exchange: traffic.exchange(begun_at, response.status().as_u16()),
                         bytes: traffic.bytes,
                         key: (endpoint.member, endpoint.instance),
                         _call: call,
