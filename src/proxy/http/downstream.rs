@@ -25,7 +25,7 @@ use tokio::time::{Sleep, sleep, timeout};
 
 use super::answer::{Reason, is_grpc};
 use super::body::Outgoing;
-use super::exchange::{Asked, IDLE_TIME_MAX, Switched};
+use super::exchange::{Asked, Switched};
 use super::gate::Gate;
 use super::head::{self, Malformed};
 use super::{Http, Site};
@@ -317,7 +317,7 @@ impl Client {
         };
         let asked = Asked {
             service: &service,
-            source: self.site.source.as_ref(),
+            options: &self.site.options,
             door: self.site.door,
             client: None,
             head,
@@ -420,19 +420,19 @@ impl ClientIo {
             self.stall = None;
             return Poll::Ready(written);
         }
-        let client = &self.client;
-        let stall = self
-            .stall
-            .get_or_insert_with(|| Box::pin(stalled(client.http.outbound.stalls.clone())));
+        let stall = self.stall.get_or_insert_with(|| {
+            let idle_max = self.client.site.options.limits.timeout.idle();
+            Box::pin(stalled(self.client.http.outbound.stalls.clone(), idle_max))
+        });
         ready!(stall.as_mut().poll(cx));
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 }
 
 /// Returns when a client has taken nothing for too long, or its memory is needed.
-async fn stalled(stalls: Stalls) {
+async fn stalled(stalls: Stalls, time_max: Duration) {
     sleep(STALL_AFTER).await;
-    let _ = timeout(IDLE_TIME_MAX, stalls.watch(pending::<()>())).await; // either way it is over
+    let _ = timeout(time_max, stalls.watch(pending::<()>())).await; // either way it is over
 }
 
 impl Read for ClientIo {
