@@ -46,7 +46,7 @@ pub enum LocalError {
         allowed: String,
     },
     /// Of a later version.
-    #[error("protocol {0} is not available yet, only tcp is")]
+    #[error("protocol {0} is not available yet, only tcp, http, h2 and grpc are")]
     Protocol(Protocol),
 }
 
@@ -92,7 +92,7 @@ impl LocalServices {
     /// Takes an instance, to be offered once it may be. One with the same id is replaced and
     /// returned.
     pub fn declare(&mut self, instance: ExposeSpec) -> Result<Option<ExposeSpec>, LocalError> {
-        if instance.protocol != Protocol::Tcp {
+        if instance.protocol == Protocol::Udp {
             return Err(LocalError::Protocol(instance.protocol));
         }
         check_tags(&instance.tags)?;

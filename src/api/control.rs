@@ -239,7 +239,7 @@ pub struct ExposeSpec {
     pub to: Target,
     /// The natural port of the service; that of `to` unless set, 0 when a unix socket has none.
     pub port: u16,
-    /// What it speaks. Only [`Protocol::Tcp`] gets past [`check`](Self::check) in this version.
+    /// What it speaks. [`Protocol::Udp`] does not get past [`check`](Self::check) in this version.
     #[serde(default)]
     pub protocol: Protocol,
     /// Free words, for instance `v2`: at most [`TAGS_MAX`].
@@ -297,7 +297,7 @@ impl ExposeSpec {
 
     /// Refuses what this version cannot do and what does not fit a record.
     pub fn check(self) -> Result<Self, SpecError> {
-        if self.protocol != Protocol::Tcp {
+        if self.protocol == Protocol::Udp {
             return Err(SpecError::Protocol(self.protocol));
         }
         if self.tags.len() > TAGS_MAX {
@@ -345,7 +345,9 @@ impl UpstreamSpec {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SpecError {
     /// Of a later version.
-    #[error("protocol '{0}' is not available yet in this version, use 'tcp'")]
+    #[error(
+        "protocol '{0}' is not available yet in this version, use 'tcp', 'http', 'h2' or 'grpc'"
+    )]
     Protocol(Protocol),
     /// There are this many.
     #[error("{0} tags are too many, at most {TAGS_MAX} are allowed")]

@@ -318,12 +318,12 @@ pub(super) fn entry(text: &str) -> Result<Target, String> {
     }
 }
 
-/// The one protocol of this version.
+/// A protocol of this version.
 pub(super) fn protocol(text: &str) -> Result<Protocol, String> {
     match text.parse() {
-        Ok(Protocol::Tcp) => Ok(Protocol::Tcp),
-        Ok(other) => Err(format!("'{other}' is not available yet in this version, use \"tcp\"")),
-        Err(_) => Err("expected \"tcp\"".to_owned()),
+        Ok(Protocol::Udp) => Err("'udp' is not available yet in this version".to_owned()),
+        Ok(protocol) => Ok(protocol),
+        Err(_) => Err("expected \"tcp\", \"http\", \"h2\" or \"grpc\"".to_owned()),
     }
 }
 

@@ -174,7 +174,7 @@ impl Reader<'_> {
         let service = self.required::<ServiceName>(table, at, "name", &span);
         let to = self.required::<Target>(table, at, "to", &span);
         let id = self.text(table, at, "id", parse::<InstanceId>);
-        self.text(table, at, "protocol", check::protocol);
+        let protocol = self.text(table, at, "protocol", check::protocol);
         let port = self.number(table, at, "port", 1, u16::MAX);
         let weight = self.number(table, at, "weight", 0, WEIGHT_MAX);
         let tags = table.get("tags").map(|value| {
@@ -190,6 +190,7 @@ impl Reader<'_> {
         let Ok(mut spec) = ExposeSpec::new(service, to) else { return };
         spec.id = id.unwrap_or(spec.id);
         spec.port = port.unwrap_or(spec.port);
+        spec.protocol = protocol.unwrap_or_default();
         spec.weight = weight.map_or(spec.weight, Weight);
         spec.tags = tags.unwrap_or_default();
         settings.exposes.push(Setting::new(spec, self.origin(span)));

@@ -10,10 +10,11 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
+use super::http::{Http, Site};
 use super::local::{LocalListener, LocalSocket};
-use super::outbound::{Ask, Greeting, Outbound};
+use super::outbound::{Ask, Greeting};
 use super::socks::{self, SocksError};
-use crate::model::ServiceName;
+use crate::model::{Protocol, ServiceName};
 use crate::runtime::TaskGroup;
 use crate::telemetry::{Door, EventKind};
 
@@ -48,10 +49,11 @@ impl Leads {
 pub(super) async fn accept(
     listener: LocalListener,
     leads: Arc<ArcSwap<Leads>>,
-    outbound: Arc<Outbound>,
+    http: Arc<Http>,
     streams: TaskGroup,
     closed: CancellationToken,
 ) {
+    let outbound = &http.outbound;
     let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     while let Some(accepted) = closed.run_until_cancelled(listener.accept()).await {
         let client = match accepted {
@@ -68,17 +70,24 @@ pub(super) async fn accept(
             outbound.metrics.count_refused(leads.load().door(), "overflow");
             continue; // dropped: reset
         };
-        let (leads, outbound) = (Leads::clone(&leads.load()), Arc::clone(&outbound));
+        let (leads, http) = (Leads::clone(&leads.load()), Arc::clone(&http));
         streams.spawn_connection("outbound", async move {
-            serve(client, leads, &outbound).await;
+            serve(client, leads, http).await;
             drop(slot);
         });
     }
 }
 
-async fn serve(mut client: LocalSocket, leads: Leads, outbound: &Outbound) {
+async fn serve(mut client: LocalSocket, leads: Leads, http: Arc<Http>) {
+    let outbound = &http.outbound;
     let ask = match leads {
-        Leads::Service { service, source } => Ask { service, source, greeting: Greeting::None },
+        Leads::Service { service, source } => match http.protocol(&service) {
+            Some(Protocol::Http | Protocol::H2 | Protocol::Grpc) => {
+                let site = Site { service: Some(service), source, door: Door::upstream };
+                return Box::pin(http.serve(client, site)).await;
+            }
+            _ => Ask { service, source, greeting: Greeting::None },
+        },
         Leads::Socks => match Box::pin(negotiate(&mut client)).await {
             Ok(service) => Ask { service, source: None, greeting: Greeting::Socks },
             Err(reason) => {

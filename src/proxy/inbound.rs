@@ -12,7 +12,7 @@ use tracing::debug;
 use super::instances::{Call, InFlight, Instances};
 use super::local::LocalSocket;
 use super::stalls::{Evicted, Stalls};
-use super::tcp::{Leftover, carry};
+use super::tcp::{Leftover, carry, carry_while_instance_lasts};
 use super::traffic::Traffic;
 use crate::mesh::Evidence;
 use crate::model::{MemberId, ServiceName};
@@ -68,6 +68,7 @@ impl Drop for Entered<'_> {
 /// A tunnel whose instance is connected.
 struct Opened {
     service: ServiceName,
+    mode: Mode,
     local: LocalSocket,
     _call: Call,
 }
@@ -183,13 +184,13 @@ impl Inbound {
         // callers of its neighbours waiting for streams.
         accepted.admit(reader);
         let (local, call) = self.connect(&header).await?;
-        Ok(Opened { service: header.service, local, _call: call })
+        Ok(Opened { service: header.service, mode: header.mode, local, _call: call })
     }
 
     /// The seam for authorization: who calls is `peer`, whom the certificate proves, and
     /// `header.source` is what it says of itself.
     fn admit(&self, header: &Header, peer: &Peer) -> Result<(), Refusal> {
-        if header.mode != Mode::SPLICE {
+        if !matches!(header.mode, Mode::SPLICE | Mode::HTTP1 | Mode::HTTP2) {
             let reason = format!("mode {} of {}", header.mode.0, peer.name);
             return Err(Refusal::new(RefusalCode::UNSUPPORTED, reason));
         }
@@ -232,12 +233,18 @@ impl Inbound {
         // Said first: only then may a byte reach the instance.
         let outcome = match writer.accept().await {
             Ok(()) => {
-                let (left, bytes, stalls) = (Leftover::default(), &traffic.bytes, &self.stalls);
-                carry(&mut opened.local, &mut writer, &mut reader, left, bytes, stalls).await
+                let (local, bytes, stalls) = (&mut opened.local, &traffic.bytes, &self.stalls);
+                let (writer, reader) = (&mut writer, &mut reader);
+                if opened.mode.ends_with_instance() {
+                    carry_while_instance_lasts(local, writer, reader, bytes, stalls).await
+                } else {
+                    let left = Leftover::default();
+                    carry(local, writer, reader, left, bytes, stalls).await
+                }
             }
             Err(error) => Err(error.into()),
         };
-        let Opened { service, local, _call } = opened;
+        let Opened { service, local, _call, .. } = opened;
         drop(local);
         if outcome.is_ok() {
             writer.delivered().await;

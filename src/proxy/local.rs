@@ -150,11 +150,20 @@ enum ReadHalf<'a> {
 impl LocalReader<'_> {
     /// Reads what is there, at most `len_max` bytes; empty at the end. Cancel safe.
     pub(super) async fn read(&mut self, len_max: usize) -> io::Result<Bytes> {
-        // The arena is borrowed for one poll only. A read that waits leaves nothing in it.
-        poll_fn(|cx| ARENA.with_borrow_mut(|arena| self.poll_read(cx, arena, len_max))).await
+        poll_fn(|cx| self.poll_read(cx, len_max)).await
     }
 
-    fn poll_read(
+    /// Reads what is there, at most `len_max` bytes; empty at the end.
+    pub(super) fn poll_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        len_max: usize,
+    ) -> Poll<io::Result<Bytes>> {
+        // The arena is borrowed for one poll only. A read that waits leaves nothing in it.
+        ARENA.with_borrow_mut(|arena| self.poll_read_into(cx, arena, len_max))
+    }
+
+    fn poll_read_into(
         &mut self,
         cx: &mut Context<'_>,
         arena: &mut BytesMut,
@@ -237,11 +246,20 @@ impl LocalWriter<'_> {
         for (slice, chunk) in slices.iter_mut().zip(chunks) {
             *slice = IoSlice::new(chunk);
         }
+        self.poll_write_slices(cx, &slices[..count])
+    }
+
+    /// Writes some of `slices`, at least a byte, and says how many.
+    pub(super) fn poll_write_slices(
+        &mut self,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
         let written = ready!(match &mut self.0 {
-            WriteHalf::Tcp(half) => Pin::new(half).poll_write_vectored(cx, &slices[..count]),
-            WriteHalf::Unix(half) => Pin::new(half).poll_write_vectored(cx, &slices[..count]),
-            WriteHalf::Pipe(half) => Pin::new(half).poll_write_vectored(cx, &slices[..count]),
-            WriteHalf::Simulated(half) => Pin::new(half).poll_write_vectored(cx, &slices[..count]),
+            WriteHalf::Tcp(half) => Pin::new(half).poll_write_vectored(cx, slices),
+            WriteHalf::Unix(half) => Pin::new(half).poll_write_vectored(cx, slices),
+            WriteHalf::Pipe(half) => Pin::new(half).poll_write_vectored(cx, slices),
+            WriteHalf::Simulated(half) => Pin::new(half).poll_write_vectored(cx, slices),
         })?;
         match written {
             0 => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),

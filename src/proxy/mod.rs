@@ -37,6 +37,7 @@ pub use instances::{InFlight, LocalInstance};
 
 use self::budget::RetryBudget;
 use self::entry::{CONNECTIONS_MAX, Leads, accept};
+use self::http::Http;
 use self::inbound::Inbound;
 use self::instances::Instances;
 use self::local::{LocalListener, LocalSocket};
@@ -288,6 +289,7 @@ struct DataPlane {
     endpoint: Endpoint,
     inbound: Arc<Inbound>,
     outbound: Arc<Outbound>,
+    http: Arc<Http>,
     instances: Arc<Instances>,
     entries: BTreeMap<Target, Entry>,
     /// One for each call from within this process.
@@ -364,10 +366,13 @@ impl DataPlane {
         let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
         let (own, weak) = (Arc::clone(&instances), Arc::downgrade(&outbound));
         let proxy = Proxy { commands, instances: own, in_flight, outbound: weak };
+        let http = Arc::new(Http::new(Arc::clone(&outbound), streams.clone()));
+        tasks.spawn("http pool", Arc::clone(&http).sweep());
         let plane = Self {
             endpoint: endpoint.clone(),
             inbound,
             outbound,
+            http,
             instances,
             entries: BTreeMap::new(),
             dials: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
@@ -436,9 +441,9 @@ impl DataPlane {
         })?;
         info!(%address, ?leads, "entry open");
         let closed = CancellationToken::new();
-        let (outbound, streams) = (Arc::clone(&self.outbound), self.streams.clone());
+        let (http, streams) = (Arc::clone(&self.http), self.streams.clone());
         let leads = Arc::new(ArcSwap::from_pointee(leads));
-        let task = accept(listener, Arc::clone(&leads), outbound, streams, closed.clone());
+        let task = accept(listener, Arc::clone(&leads), http, streams, closed.clone());
         self.tasks.spawn("entry", task);
         self.entries.insert(address.clone(), Entry { leads, closed });
         Ok(address)
@@ -482,6 +487,7 @@ impl DataPlane {
     fn drain(&mut self, deadline: Duration, reply: oneshot::Sender<bool>) {
         self.is_draining = true;
         self.instances.drain();
+        self.http.drain();
         self.entries.values().for_each(|entry| entry.closed.cancel());
         self.entries.clear();
         let streams = self.streams.clone();

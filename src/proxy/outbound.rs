@@ -16,6 +16,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use parking_lot::Mutex;
 use rand::RngExt;
@@ -50,7 +51,7 @@ const PREFIX_LEN_MAX: usize = 64 * 1024;
 const DIAL_PATIENCE: Duration = Duration::from_millis(250);
 /// How long connecting may take, all tries together. Each instance is tried once, so that only this
 /// bounds how many: one that refuses costs a round trip, and is avoided by the next calls.
-const CONNECT_TIME_MAX: Duration = Duration::from_secs(5);
+pub(super) const CONNECT_TIME_MAX: Duration = Duration::from_secs(5);
 /// How long an instance is avoided after the first trouble; doubled with each further, up to
 /// [`AVOID_MAX`], plus up to as much again, so that callers do not come back together.
 const AVOID_MIN: Duration = Duration::from_millis(500);
@@ -136,7 +137,7 @@ enum Failure {
 }
 
 /// Why one try did not connect.
-enum Setback {
+pub(super) enum Setback {
     /// No byte reached the application: another instance may be tried.
     Next { reason: DialError, avoid: Avoid },
     /// The answer would be the same everywhere.
@@ -147,7 +148,7 @@ enum Setback {
 
 /// Who is to be avoided for a while.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Avoid {
+pub(super) enum Avoid {
     Nobody,
     Instance,
     Member,
@@ -160,16 +161,16 @@ enum Route {
 }
 
 /// How a member is reached.
-enum Way {
+pub(super) enum Way {
     Here,
     There(Arc<Link>),
 }
 
 /// An instance whose member was dialled, with what came of it.
-struct Dialled {
-    endpoint: Endpoint,
-    way: Result<Way, transport::DialError>,
-    call: Call,
+pub(super) struct Dialled {
+    pub(super) endpoint: Endpoint,
+    pub(super) way: Result<Way, transport::DialError>,
+    pub(super) call: Call,
 }
 
 /// A connected instance.
@@ -177,6 +178,40 @@ struct Connected {
     endpoint: Endpoint,
     route: Route,
     _call: Call,
+}
+
+/// The instances that may take one call, each once, in the order in which their members can be had. A
+/// dial that takes long goes on while the next begins: it is neither a failure nor forgotten.
+pub(super) struct Search<'a> {
+    outbound: &'a Outbound,
+    service: &'a ServiceName,
+    /// Those that were given out or are being dialled.
+    pub(super) picked: Vec<(MemberId, InstanceId)>,
+    dials: FuturesUnordered<BoxFuture<'a, Dialled>>,
+}
+
+impl<'a> Search<'a> {
+    pub(super) fn new(outbound: &'a Outbound, service: &'a ServiceName) -> Self {
+        Self { outbound, service, picked: Vec::new(), dials: FuturesUnordered::new() }
+    }
+
+    /// The next instance, with what came of dialling its member.
+    pub(super) async fn next(&mut self) -> Result<Dialled, NoEndpoint> {
+        loop {
+            let patience = match self.outbound.pick(self.service, &self.picked) {
+                Ok(endpoint) => {
+                    self.picked.push((endpoint.member, endpoint.instance.clone()));
+                    self.dials.push(Box::pin(self.outbound.dial(endpoint)));
+                    DIAL_PATIENCE
+                }
+                Err(none) if self.dials.is_empty() => return Err(none),
+                Err(_) => CONNECT_TIME_MAX, // nobody else is left to be dialled
+            };
+            if let Ok(Some(dialled)) = timeout(patience, self.dials.next()).await {
+                return Ok(dialled);
+            }
+        }
+    }
 }
 
 impl Outbound {
@@ -223,44 +258,29 @@ impl Outbound {
         mesh::pick(&snapshot, service, &caller, &mut *self.rng.lock()).cloned()
     }
 
-    /// Dials one instance after the other and takes the first that can be had. A dial that takes
-    /// long goes on while the next begins: it is neither a failure nor forgotten.
+    /// Asks one instance after the other and takes the first that can be had.
     async fn connect(
         &self,
         client: &mut LocalSocket,
         ask: &Ask,
         prefix: &mut Prefix,
     ) -> Result<Connected, Failure> {
-        let (mut picked, mut dials) = (Vec::new(), FuturesUnordered::new());
+        let mut search = Search::new(self, &ask.service);
         let mut last: Option<DialError> = None;
         self.budget.note_request();
         loop {
-            let patience = match self.pick(&ask.service, &picked) {
-                Ok(endpoint) => {
-                    picked.push((endpoint.member, endpoint.instance.clone()));
-                    dials.push(self.dial(endpoint));
-                    DIAL_PATIENCE
-                }
-                Err(none) if dials.is_empty() => {
-                    return Err(Failure::NotTaken(last.unwrap_or(none.into())));
-                }
-                Err(_) => CONNECT_TIME_MAX, // nobody else is left to be dialled
-            };
-            let Ok(Some(dialled)) = timeout(patience, dials.next()).await else { continue };
+            let dialled = search.next().await;
+            let dialled = dialled.map_err(|none| Failure::NotTaken(last.unwrap_or(none.into())))?;
             if let Some(reason) = last
-                && !self.budget.take(self.clock.now())
+                && !self.may_retry()
             {
-                self.metrics.count_retry("over_budget");
                 return Err(Failure::NotTaken(reason));
             }
             let Dialled { endpoint, way, call } = dialled;
             let route = match way {
                 Ok(Way::Here) => self.connect_here(ask, &endpoint, prefix).await,
                 Ok(Way::There(link)) => {
-                    let has_other = || {
-                        let next = self.pick(&ask.service, &picked);
-                        next.is_ok_and(|endpoint| self.trouble(&endpoint).is_none())
-                    };
+                    let has_other = || self.has_better(&ask.service, &search.picked);
                     self.connect_there(client, ask, &endpoint, prefix, &link, has_other).await
                 }
                 Err(error) => Err(error.into()),
@@ -274,17 +294,38 @@ impl Outbound {
                     return Ok(Connected { endpoint, route, _call: call });
                 }
                 Err(Setback::Next { reason, avoid }) => {
-                    let (service, peer) = (&ask.service, endpoint.member);
-                    let word = reason.reason();
-                    debug!(%service, %peer, reason = word, "next instance");
-                    let rng = &mut self.rng.lock();
-                    self.avoided.add(&self.clock, rng, &endpoint, avoid, word);
+                    self.avoid(&endpoint, avoid, reason);
                     last = Some(reason);
                 }
                 Err(Setback::Final(reason)) => return Err(Failure::NotTaken(reason)),
                 Err(Setback::Cut(cut)) => return Err(Failure::Cut(cut)),
             }
         }
+    }
+
+    /// Whether there is an instance without trouble that was not `tried`.
+    pub(super) fn has_better(
+        &self,
+        service: &ServiceName,
+        tried: &[(MemberId, InstanceId)],
+    ) -> bool {
+        self.pick(service, tried).is_ok_and(|endpoint| self.trouble(&endpoint).is_none())
+    }
+
+    /// Takes one retry from the budget; one that is not left is counted.
+    pub(super) fn may_retry(&self) -> bool {
+        let may = self.budget.take(self.clock.now());
+        if !may {
+            self.metrics.count_retry("over_budget");
+        }
+        may
+    }
+
+    /// New calls go elsewhere for a while.
+    pub(super) fn avoid(&self, endpoint: &Endpoint, avoid: Avoid, reason: DialError) {
+        let (instance, peer, word) = (&endpoint.instance, endpoint.member, reason.reason());
+        debug!(%instance, %peer, reason = word, "next instance");
+        self.avoided.add(&self.clock, &mut self.rng.lock(), endpoint, avoid, word);
     }
 
     /// Finds a way to the member of `endpoint`. The dial itself goes on when this is dropped.
@@ -585,7 +626,7 @@ impl Avoided {
         }
     }
 
-    fn forgive(&self, endpoint: &Endpoint) {
+    pub(super) fn forgive(&self, endpoint: &Endpoint) {
         let mut avoided = self.until.lock();
         if !avoided.is_empty() {
             avoided.remove(&(endpoint.member, None));

@@ -109,7 +109,7 @@ async fn refuse<T>(
 
 /// `web.mesh` and `web.mesh.internal` are the service `web`, in any case, with or without the
 /// closing dot.
-fn service_of(host: &[u8]) -> Option<ServiceName> {
+pub(super) fn service_of(host: &[u8]) -> Option<ServiceName> {
     let host = std::str::from_utf8(host).ok()?.to_ascii_lowercase();
     let host = host.strip_suffix('.').unwrap_or(&host);
     let name = DOMAINS.iter().find_map(|domain| host.strip_suffix(domain))?;

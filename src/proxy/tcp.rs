@@ -6,6 +6,7 @@
 
 use std::io;
 use std::pin::pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 
@@ -27,6 +28,18 @@ pub(super) enum Cut {
     /// The application took nothing for so long that its memory was needed.
     #[error("stalled")]
     Stalled,
+}
+
+/// Of a tunnel whose end is that of its instance: how much of what the caller said the instance was
+/// given, at most.
+#[derive(Debug, Default)]
+pub(super) struct Given(AtomicU64);
+
+impl Given {
+    fn add(&self, chunks: &[Bytes]) {
+        let len: usize = chunks.iter().map(Bytes::len).sum();
+        self.0.fetch_add(len as u64, Ordering::Relaxed);
+    }
 }
 
 impl From<io::Error> for Cut {
@@ -67,7 +80,7 @@ pub(super) async fn carry(
     let outcome = {
         // Pinned here and not inside the join, which would hold them twice.
         let there = pin!(to_tunnel(local_reader, writer, left, carried));
-        let back = pin!(to_local(reader, local_writer, carried, stalls));
+        let back = pin!(to_local(reader, local_writer, carried, stalls, None));
         try_both(there, back).await
     };
     if outcome == Err(Cut::Stalled) {
@@ -79,6 +92,43 @@ pub(super) async fn carry(
         (_, Ended::Unwanted) => Err(Cut::Local(io::ErrorKind::BrokenPipe)),
         (Ended::Unwanted, Ended::Well) => Ok(()), // it answered in full and reads no more
     }
+}
+
+/// As [`carry`] at the far agent, but what the instance says last ends the whole tunnel: from then on
+/// it is given nothing, and the caller is told how much it had. A caller that ends first is `Ok`, too.
+pub(super) async fn carry_while_instance_lasts(
+    local: &mut LocalSocket,
+    writer: &mut TunnelWriter,
+    reader: &mut TunnelReader,
+    carried: &Counter,
+    stalls: &Stalls,
+) -> Result<(), Cut> {
+    let (local_reader, local_writer) = local.split();
+    let given = Given::default();
+    let (ended, is_stalled) = {
+        let mut there = pin!(to_tunnel(local_reader, writer, Leftover::default(), carried));
+        let mut back = pin!(to_local(reader, local_writer, carried, stalls, Some(&given)));
+        // First what the instance says: its end counts before another byte is given to it.
+        tokio::select! {
+            biased;
+            ended = &mut there => (ended, false),
+            ended = &mut back => match ended {
+                // The caller has said all; what the instance still says is carried.
+                Ok(Ended::Well) => return there.await.map(|_| ()),
+                // The instance reads no more, and may have said why before it closed.
+                Ok(Ended::Unwanted) => (there.await, false),
+                Err(Cut::Stalled) => (Err(Cut::Stalled), true),
+                Err(cut) => return Err(cut),
+            },
+        }
+    };
+    if is_stalled {
+        writer.set_drop_code(ResetCode::Stalled);
+        reader.stop(ResetCode::Stalled);
+    } else {
+        reader.stop_at(given.0.into_inner());
+    }
+    ended.map(|_| ())
 }
 
 async fn to_tunnel(
@@ -118,6 +168,7 @@ async fn to_local(
     mut to: LocalWriter<'_>,
     carried: &Counter,
     stalls: &Stalls,
+    given: Option<&Given>,
 ) -> Result<Ended, Cut> {
     let mut chunks = [const { Bytes::new() }; CHUNKS_MAX];
     loop {
@@ -127,6 +178,9 @@ async fn to_local(
         };
         let chunks = &mut chunks[..count];
         carried.inc_by(chunks.iter().map(|chunk| chunk.len() as u64).sum());
+        if let Some(given) = given {
+            given.add(chunks); // before: a write that is given up may have written some of it
+        }
         if wanted(to.write(chunks, stalls).await)? == Ended::Unwanted {
             from.stop(ResetCode::Cut);
             return Ok(Ended::Unwanted);

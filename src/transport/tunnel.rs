@@ -12,6 +12,9 @@
 //! refuses only before its first write to it. *A cut tunnel never looks complete*: quinn finishes a
 //! stream that is dropped, so both halves live in guards that reset unless they were ended.
 
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -55,8 +58,19 @@ impl wire::Payload for Header {}
 pub struct Mode(pub u8);
 
 impl Mode {
-    /// Carried unread.
+    /// Carried unread, each direction with an end of its own.
     pub const SPLICE: Self = Self(0);
+    /// HTTP/1.1 requests, one after the other. Once the instance has said its end it is given nothing
+    /// more, and the caller hears how many bytes it was given ([`TunnelWriter::given`]): a request that
+    /// lies behind them never reached it.
+    pub const HTTP1: Self = Self(1);
+    /// One HTTP/2 connection, else as [`HTTP1`](Self::HTTP1).
+    pub const HTTP2: Self = Self(2);
+
+    /// Whether the instance's end is the end of the whole tunnel.
+    pub fn ends_with_instance(self) -> bool {
+        matches!(self, Self::HTTP1 | Self::HTTP2)
+    }
 }
 
 impl Header {
@@ -166,6 +180,9 @@ pub enum ResetCode {
     Malformed = 4,
 }
 
+/// Codes from here on say how many bytes the instance was given before its end: the code less this.
+const GIVEN: u64 = 256;
+
 impl From<ResetCode> for VarInt {
     fn from(code: ResetCode) -> Self {
         VarInt::from_u32(code as u32)
@@ -273,6 +290,22 @@ impl TunnelWriter {
         self.is_ended && outcome == Ok(None)
     }
 
+    /// Writes some of `bytes` and says how many. They are copied.
+    pub fn poll_write(
+        &mut self,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<Result<usize, TunnelError>> {
+        Pin::new(&mut self.inner).poll_write(cx, bytes).map_err(TunnelError::from)
+    }
+
+    /// How many of our bytes the instance was given at most, once its agent says that there will be no
+    /// more; `None` when that will never be known. Cancel safe.
+    pub async fn given(&self) -> Option<u64> {
+        let code = self.inner.stopped().await.ok()??;
+        code.into_inner().checked_sub(GIVEN)
+    }
+
     /// Says that it accepts the tunnel.
     pub async fn accept(&mut self) -> Result<(), TunnelError> {
         self.write(Bytes::from_static(&[ACCEPTED])).await
@@ -306,12 +339,14 @@ pub struct TunnelReader {
     inner: RecvStream,
     is_ended: bool,
     place: Option<Place>,
+    /// As much of the answer as has come, until it is whole.
+    answer: Vec<u8>,
 }
 
 impl TunnelReader {
     /// A tunnel that holds `place`, if it has one already.
     pub(super) fn new(inner: RecvStream, place: Option<Place>) -> Self {
-        Self { inner, is_ended: false, place }
+        Self { inner, is_ended: false, place, answer: Vec::new() }
     }
 
     /// Holds `place` from now on.
@@ -343,22 +378,57 @@ impl TunnelReader {
         wire::decode_payload(&payload).map_err(|_| TunnelError::Malformed("header"))
     }
 
-    /// Reads the answer that the peer's bytes begin with. Not cancel safe once a byte has come.
+    /// Reads the answer that the peer's bytes begin with. Cancel safe.
     pub async fn answer(&mut self) -> Result<Answer, TunnelError> {
-        let mut kind = [0];
-        self.fill(&mut kind, "answer").await?;
-        match kind[0] {
-            ACCEPTED => return Ok(Answer::Accepted),
-            REFUSED => {}
-            _ => return Err(TunnelError::Malformed("answer")),
+        poll_fn(|cx| self.poll_answer(cx)).await
+    }
+
+    /// Reads the answer that the peer's bytes begin with. Once it is there the instance's bytes follow.
+    pub fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<Result<Answer, TunnelError>> {
+        loop {
+            let missing = match self.answer[..] {
+                [] => 1,
+                [ACCEPTED] => {
+                    self.answer = Vec::new();
+                    return Poll::Ready(Ok(Answer::Accepted));
+                }
+                [REFUSED] => 2,
+                [REFUSED, _] => 1,
+                [REFUSED, code, len, ref reason @ ..] => match usize::from(len) - reason.len() {
+                    0 => {
+                        let reason = String::from_utf8_lossy(reason).into_owned();
+                        let refusal = Refusal { code: RefusalCode(code), reason };
+                        return Poll::Ready(Ok(Answer::Refused(refusal)));
+                    }
+                    missing => missing,
+                },
+                _ => return Poll::Ready(Err(TunnelError::Malformed("answer"))),
+            };
+            let mut buffer = [0; u8::MAX as usize];
+            match ready!(self.inner.poll_read(cx, &mut buffer[..missing]))? {
+                0 => return Poll::Ready(Err(TunnelError::Malformed("answer"))),
+                len => self.answer.extend_from_slice(&buffer[..len]),
+            }
         }
-        let mut head = [0; 2];
-        self.fill(&mut head, "answer").await?;
-        let [code, len] = head;
-        let mut reason = vec![0; usize::from(len)];
-        self.fill(&mut reason, "answer").await?;
-        let reason = String::from_utf8_lossy(&reason).into_owned();
-        Ok(Answer::Refused(Refusal { code: RefusalCode(code), reason }))
+    }
+
+    /// Reads what is there, at most `len_max` bytes; `None` at the end.
+    pub fn poll_chunk(
+        &mut self,
+        cx: &mut Context<'_>,
+        len_max: usize,
+    ) -> Poll<Result<Option<Bytes>, TunnelError>> {
+        let chunk = ready!(pin!(self.inner.read_chunk(len_max, true)).poll(cx))?;
+        self.is_ended |= chunk.is_none();
+        Poll::Ready(Ok(chunk.map(|chunk| chunk.bytes)))
+    }
+
+    /// Wants no more of the peer's bytes: the instance, which has had `given` of them at most, has
+    /// said its end.
+    pub fn stop_at(&mut self, given: u64) {
+        let code = VarInt::from_u64(GIVEN + given).unwrap_or(VarInt::MAX);
+        let _ = self.inner.stop(code); // already gone: nothing to stop
+        self.is_ended = true;
     }
 
     /// Wants no more of the peer's bytes.

@@ -93,7 +93,7 @@ impl Gate {
             if !clear.is_empty() {
                 return Ok(Some(clear));
             }
-            if let State::Refused(malformed) = self.framing.state {
+            if let State::Refused { malformed, .. } = self.framing.state {
                 return Err(malformed);
             }
             if self.came.is_empty() {
@@ -117,7 +117,7 @@ impl Gate {
     pub(super) fn wants_more(&self) -> bool {
         match self.framing.state {
             State::Held => self.kept.len() + self.came.len() < HELD_LEN_MAX,
-            State::Refused(_) => false,
+            State::Refused { .. } => false,
             _ => true,
         }
     }
@@ -127,6 +127,16 @@ impl Gate {
         matches!(self.framing.state, State::Head { .. })
             && self.kept.is_empty()
             && self.came.is_empty()
+    }
+
+    /// Whether a request has begun whose head is not whole.
+    pub(super) fn is_within_head(&self) -> bool {
+        matches!(self.framing.state, State::Head { .. }) && !self.kept.is_empty()
+    }
+
+    /// Whether what was refused belongs to a request whose head has passed.
+    pub(super) fn has_refused_body(&self) -> bool {
+        matches!(self.framing.state, State::Refused { in_body: true, .. })
     }
 
     /// Continues what is kept with what came, as far as judging it can need.
@@ -157,7 +167,7 @@ enum State {
     Trailers,
     Held,
     Open,
-    Refused(Malformed),
+    Refused { malformed: Malformed, in_body: bool },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -194,7 +204,8 @@ impl Framing {
                 Ok(Step::Skip(len)) => return (clear_len, Stop::Skip(len)),
                 Ok(Step::Wait) => return (clear_len, Stop::Undecided),
                 Err(malformed) => {
-                    self.state = State::Refused(malformed);
+                    let in_body = !matches!(self.state, State::Head { .. });
+                    self.state = State::Refused { malformed, in_body };
                     return (clear_len, Stop::Refused);
                 }
             }
@@ -257,7 +268,7 @@ impl Framing {
             }
             State::Held => Ok(Step::Wait),
             State::Open => Ok(Step::Pass(bytes.len())),
-            State::Refused(malformed) => Err(*malformed),
+            State::Refused { malformed, .. } => Err(*malformed),
         }
     }
 

@@ -1,5 +1,91 @@
-//! Requests, where a service speaks HTTP.
-#![allow(dead_code)] // the exchange, which uses them, is on its way
+//! HTTP: a decision for each request, not only for each connection.
+//!
+//! The caller's agent reads requests ([`downstream`], behind the [`gate`]), picks an instance for each
+//! and writes them anew on a connection to it ([`exchange`], [`upstream`]); the agent in front of the
+//! instance carries bytes. Connections to instances rest in a [`pool`] between requests. What an
+//! application sees was parsed once, and what the mesh itself has to say is in [`answer`].
 
+mod answer;
+mod body;
+mod downstream;
+mod exchange;
 mod gate;
 mod head;
+mod pool;
+mod tasks;
+mod upstream;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::interval;
+use tokio_util::sync::CancellationToken;
+
+use self::pool::Pool;
+use self::tasks::Tasks;
+use super::outbound::Outbound;
+use crate::mesh::EndpointState;
+use crate::model::{Protocol, ServiceName};
+use crate::runtime::TaskGroup;
+use crate::telemetry::Door;
+
+/// How often connections that rest are looked at.
+const SWEEP_PERIOD: Duration = Duration::from_secs(1);
+
+/// Where the requests of a listener go.
+#[derive(Clone, Debug)]
+pub(super) struct Site {
+    /// All to one service, or each to the one that its host names.
+    pub(super) service: Option<ServiceName>,
+    /// As which local service they are sent.
+    pub(super) source: Option<ServiceName>,
+    /// For counting.
+    pub(super) door: Door,
+}
+
+/// Serves HTTP clients.
+pub(super) struct Http {
+    pub(super) outbound: Arc<Outbound>,
+    pool: Pool,
+    tasks: Tasks,
+    /// Whether connections are to end once nothing is under way on them.
+    draining: CancellationToken,
+}
+
+impl Http {
+    /// Runs what exchanges need beside their clients' own tasks in `streams`.
+    pub(super) fn new(outbound: Arc<Outbound>, streams: TaskGroup) -> Self {
+        Self {
+            outbound,
+            pool: Pool::default(),
+            tasks: Tasks(streams),
+            draining: CancellationToken::new(),
+        }
+    }
+
+    /// Takes no further requests on connections that are open: each ends with what is under way.
+    pub(super) fn drain(&self) {
+        self.draining.cancel();
+    }
+
+    /// Ends connections that have rested for long, for ever.
+    pub(super) async fn sweep(self: Arc<Self>) {
+        let mut ticks = interval(SWEEP_PERIOD);
+        loop {
+            ticks.tick().await;
+            let snapshot = self.outbound.snapshot.load();
+            self.pool.sweep(self.outbound.clock.now(), |(member, instance)| {
+                let endpoints = snapshot.services.values().flat_map(|service| service.endpoints());
+                let mut same = endpoints.filter(|endpoint| {
+                    endpoint.member == *member && endpoint.instance == *instance
+                });
+                same.any(|endpoint| endpoint.state == EndpointState::Ready)
+            });
+        }
+    }
+
+    /// What `service` speaks, as far as it is known.
+    pub(super) fn protocol(&self, service: &ServiceName) -> Option<Protocol> {
+        self.outbound.snapshot.load().services.get(service).map(|view| view.protocol)
+    }
+}

@@ -1,0 +1,157 @@
+//! Answers that the mesh itself gives: each says its reason, and what to try.
+
+use bytes::Bytes;
+use http::header::{CONNECTION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
+use http::{Response, StatusCode};
+
+use super::body::Outgoing;
+use super::head::Malformed;
+use crate::model::ServiceName;
+use crate::proxy::dial::DialError;
+
+/// Why the mesh answers instead of an instance.
+pub(super) const REASON: HeaderName = HeaderName::from_static("x-murmesh-reason");
+/// Which service was asked for.
+pub(super) const SERVICE: HeaderName = HeaderName::from_static("x-murmesh-service");
+/// Which member's instance answered.
+pub(super) const NODE: HeaderName = HeaderName::from_static("x-murmesh-node");
+
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+const GRPC: &str = "application/grpc";
+
+/// Why a request has no answer of an instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reason {
+    /// No instance took it: nothing reached an application.
+    NotTaken(DialError),
+    /// An instance took it and went away without an answer. It may have done what was asked.
+    Lost,
+    /// An instance took it and said nothing for as long as its caller's limit allows.
+    Timeout,
+    /// The time that the caller gave it is over.
+    Deadline,
+    /// The client's request is no sound HTTP.
+    Malformed(Malformed),
+    /// The client did not send the body that it announced.
+    BodyCut,
+    /// The name in the request is none of the mesh.
+    ForeignName,
+    /// No connection is tunnelled from here.
+    NoTunnel,
+}
+
+impl Reason {
+    /// The word of headers, metrics and logs.
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            Self::NotTaken(error) => match error {
+                DialError::NotServed | DialError::Silent | DialError::Lost => "unreachable",
+                DialError::Handshake(_) | DialError::Unsupported => "refused",
+                DialError::Stopping => "draining",
+                error => error.reason(),
+            },
+            Self::Lost => "lost",
+            Self::Timeout => "timeout",
+            Self::Deadline => "deadline",
+            Self::Malformed(_) => "malformed",
+            Self::BodyCut => "body_cut",
+            Self::ForeignName => "foreign_name",
+            Self::NoTunnel => "no_tunnel",
+        }
+    }
+
+    fn status(self) -> StatusCode {
+        match self.word() {
+            "malformed" | "body_cut" => StatusCode::BAD_REQUEST,
+            "denied" => StatusCode::FORBIDDEN,
+            "unknown_service" | "foreign_name" => StatusCode::NOT_FOUND,
+            "no_tunnel" => StatusCode::METHOD_NOT_ALLOWED,
+            "no_endpoints" | "draining" | "maint" | "overflow" => StatusCode::SERVICE_UNAVAILABLE,
+            "deadline" | "timeout" => StatusCode::GATEWAY_TIMEOUT,
+            _ => StatusCode::BAD_GATEWAY,
+        }
+    }
+
+    /// As gRPC maps them (status codes and their use in gRPC).
+    fn grpc_status(self) -> &'static str {
+        match self.status() {
+            StatusCode::BAD_REQUEST => "13", // INTERNAL
+            StatusCode::FORBIDDEN => "7",    // PERMISSION_DENIED
+            StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => "12", // UNIMPLEMENTED
+            StatusCode::GATEWAY_TIMEOUT => "4", // DEADLINE_EXCEEDED
+            _ => "14",                       // UNAVAILABLE
+        }
+    }
+
+    /// Whether the connection it came on cannot go on: what follows on it is in doubt.
+    fn closes(self) -> bool {
+        matches!(self, Self::Malformed(_) | Self::BodyCut)
+    }
+
+    /// What happened, for people.
+    fn text(self, service: Option<&ServiceName>) -> String {
+        let name = service.map_or("?", |service| service.as_str());
+        match self {
+            Self::NotTaken(error) => {
+                format!("{name}: {error}\ntry: murmesh endpoints {name}, murmesh events {name}\n")
+            }
+            Self::Lost => format!(
+                "{name}: the instance went away without an answer; it may have done what was asked\n\
+                 try: murmesh events {name}\n"
+            ),
+            Self::Timeout => {
+                format!(
+                    "{name}: the instance did not answer in time\ntry: murmesh endpoints {name}\n"
+                )
+            }
+            Self::Deadline => format!("{name}: the time that the caller gave is over\n"),
+            Self::Malformed(malformed) => format!("{malformed}\n"),
+            Self::BodyCut => "the body of the request ended before its end\n".to_owned(),
+            Self::ForeignName => "the host of this request is no name of this mesh\n\
+                                  try: a host such as web.mesh; murmesh services lists them\n"
+                .to_owned(),
+            Self::NoTunnel => "no connection is tunnelled from here\n\
+                               try: CONNECT through the gateway or SOCKS\n"
+                .to_owned(),
+        }
+    }
+
+    /// The answer to a request with these headers.
+    pub(super) fn answer(self, service: Option<&ServiceName>, is_grpc: bool) -> Response<Outgoing> {
+        let mut response = Response::new(Outgoing::EMPTY);
+        let text = self.text(service);
+        let headers = response.headers_mut();
+        headers.insert(REASON, HeaderValue::from_static(self.word()));
+        if let Some(service) = service.and_then(|name| HeaderValue::from_str(name.as_str()).ok()) {
+            headers.insert(SERVICE, service);
+        }
+        if is_grpc {
+            // "Trailers-Only": the status is where a client without a body looks for it.
+            headers.insert(CONTENT_TYPE, HeaderValue::from_static(GRPC));
+            headers.insert(GRPC_STATUS, HeaderValue::from_static(self.grpc_status()));
+            let message = text.lines().next().unwrap_or_default();
+            let message = HeaderValue::from_str(message);
+            headers.insert(GRPC_MESSAGE, message.unwrap_or(HeaderValue::from_static("refused")));
+            return response;
+        }
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+        if self.status() == StatusCode::SERVICE_UNAVAILABLE {
+            headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        if self.closes() {
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        *response.status_mut() = self.status();
+        *response.body_mut() = Outgoing::Own(Some(Bytes::from(text)));
+        response
+    }
+}
+
+/// Whether a request, or a response, with these headers is gRPC's.
+pub(super) fn is_grpc(headers: &HeaderMap) -> bool {
+    let kind = headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
+    kind.is_some_and(|kind| {
+        kind.strip_prefix(GRPC).is_some_and(|rest| rest.is_empty() || rest.starts_with(['+', ';']))
+    })
+}

@@ -1,0 +1,326 @@
+//! Bodies on their way: a request's, which may have to be said again, and a response's.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::HeaderMap;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use parking_lot::Mutex;
+use tokio::time::{Instant, Sleep, sleep};
+
+use super::exchange::Carried;
+use super::upstream::Kept;
+
+/// Bytes of a request's body that are kept until its response begins, so that another instance can be
+/// asked; of a longer one nothing is.
+const REPEAT_LEN_MAX: usize = 64 * 1024;
+
+/// A body ended before its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum BodyError {
+    /// Whoever sends it went away, or sent what is no HTTP.
+    #[error("cut by its sender")]
+    Cut,
+    /// Nothing came for too long.
+    #[error("nothing came for too long")]
+    Idle,
+    /// Another attempt has taken its place.
+    #[error("given up for another attempt")]
+    Superseded,
+}
+
+/// A piece of a body that can be said twice.
+#[derive(Clone)]
+enum Piece {
+    Data(Bytes),
+    Trailers(HeaderMap),
+}
+
+impl Piece {
+    fn of(frame: &Frame<Bytes>) -> Option<Self> {
+        let data = frame.data_ref().map(|data| Self::Data(data.clone()));
+        data.or_else(|| frame.trailers_ref().map(|trailers| Self::Trailers(trailers.clone())))
+    }
+
+    fn into_frame(self) -> Frame<Bytes> {
+        match self {
+            Self::Data(data) => Frame::data(data),
+            Self::Trailers(trailers) => Frame::trailers(trailers),
+        }
+    }
+}
+
+/// A request's body as the client sends it.
+pub(super) struct Source {
+    state: Mutex<Sourced>,
+    hint: SizeHint,
+}
+
+struct Sourced {
+    body: Incoming,
+    /// What was said so far; `None` once it is too much, or will not be needed.
+    kept: Option<Vec<Piece>>,
+    kept_len: usize,
+    has_ended: bool,
+    /// Why nothing more comes.
+    failure: Option<BodyError>,
+    attempt: u32,
+    patience: Patience,
+}
+
+impl Source {
+    /// `None` when there is no body.
+    pub(super) fn new(body: Incoming, idle_max: Duration) -> Option<Arc<Self>> {
+        if body.is_end_stream() {
+            return None;
+        }
+        let hint = body.size_hint();
+        let state = Sourced {
+            body,
+            kept: Some(Vec::new()),
+            kept_len: 0,
+            has_ended: false,
+            failure: None,
+            attempt: 0,
+            patience: Patience::new(idle_max),
+        };
+        Some(Arc::new(Self { state: Mutex::new(state), hint }))
+    }
+
+    /// The body from its beginning. Those that were given out before end.
+    pub(super) fn attempt(self: &Arc<Self>) -> Upload {
+        let mut state = self.state.lock();
+        state.attempt += 1;
+        Upload(Some(Attempt { source: Arc::clone(self), number: state.attempt, next: 0 }))
+    }
+
+    /// Whether all of it can be said again.
+    pub(super) fn can_repeat(&self) -> bool {
+        let state = self.state.lock();
+        state.kept.is_some() && state.failure.is_none()
+    }
+
+    /// It will not be said again.
+    pub(super) fn settle(&self) {
+        self.state.lock().kept = None;
+    }
+
+    /// What is wrong with the client's side of it.
+    pub(super) fn failure(&self) -> Option<BodyError> {
+        self.state.lock().failure
+    }
+}
+
+impl Sourced {
+    fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if let Some(failure) = self.failure {
+            return Poll::Ready(Some(Err(failure)));
+        }
+        if self.has_ended {
+            return Poll::Ready(None);
+        }
+        let frame = match Pin::new(&mut self.body).poll_frame(cx) {
+            Poll::Ready(Some(Ok(frame))) => frame,
+            Poll::Ready(Some(Err(_))) => return self.fail(BodyError::Cut),
+            Poll::Ready(None) => {
+                self.has_ended = true;
+                return Poll::Ready(None);
+            }
+            Poll::Pending => {
+                ready!(self.patience.poll(cx));
+                return self.fail(BodyError::Idle);
+            }
+        };
+        self.patience.renew();
+        let piece = Piece::of(&frame);
+        self.kept_len += frame.data_ref().map_or(0, Bytes::len);
+        if self.kept_len > REPEAT_LEN_MAX {
+            self.kept = None;
+        }
+        if let (Some(kept), Some(piece)) = (&mut self.kept, piece) {
+            kept.push(piece);
+        }
+        Poll::Ready(Some(Ok(frame)))
+    }
+
+    fn fail(&mut self, failure: BodyError) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        self.failure = Some(failure);
+        Poll::Ready(Some(Err(failure)))
+    }
+}
+
+/// A request's body as one instance gets it; `None` when there is none.
+pub(super) struct Upload(Option<Attempt>);
+
+struct Attempt {
+    source: Arc<Source>,
+    number: u32,
+    /// The piece to be said again next.
+    next: usize,
+}
+
+impl Upload {
+    /// No body.
+    pub(super) const EMPTY: Self = Self(None);
+}
+
+impl Body for Upload {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let Some(attempt) = &mut self.0 else { return Poll::Ready(None) };
+        let mut state = attempt.source.state.lock();
+        if state.attempt != attempt.number {
+            return Poll::Ready(Some(Err(BodyError::Superseded)));
+        }
+        let again = state.kept.as_ref().and_then(|kept| kept.get(attempt.next)).cloned();
+        attempt.next += 1;
+        if let Some(piece) = again {
+            return Poll::Ready(Some(Ok(piece.into_frame())));
+        }
+        let frame = state.poll_frame(cx);
+        if frame.is_pending() {
+            attempt.next -= 1;
+        }
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_none()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.0.as_ref().map_or(SizeHint::with_exact(0), |attempt| attempt.source.hint.clone())
+    }
+}
+
+/// The body of an answer: the mesh's own, or an instance's.
+pub(super) enum Outgoing {
+    Own(Option<Bytes>),
+    Relay(Box<Download>),
+}
+
+impl Outgoing {
+    /// No body.
+    pub(super) const EMPTY: Self = Self::Own(None);
+}
+
+impl Body for Outgoing {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match &mut *self {
+            Self::Own(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Self::Relay(download) => download.poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        matches!(self, Self::Own(None))
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Own(bytes) => {
+                SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
+            }
+            Self::Relay(download) => download.body.size_hint(),
+        }
+    }
+}
+
+/// A response's body on its way to the client. Dropped before its end it cuts the exchange.
+pub(super) struct Download {
+    body: Incoming,
+    /// The connection that it comes on, where it is for this exchange alone.
+    upstream: Option<Kept>,
+    carried: Option<Carried>,
+    patience: Patience,
+}
+
+impl Download {
+    pub(super) fn new(
+        body: Incoming,
+        upstream: Option<Kept>,
+        carried: Carried,
+        idle_max: Duration,
+    ) -> Self {
+        Self { body, upstream, carried: Some(carried), patience: Patience::new(idle_max) }
+    }
+
+    fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if let Some(upstream) = &mut self.upstream {
+            let _ = upstream.poll(cx); // what is over shows in the body
+        }
+        match Pin::new(&mut self.body).poll_frame(cx) {
+            Poll::Ready(Some(Ok(frame))) => {
+                self.patience.renew();
+                if let (Some(carried), Some(data)) = (&self.carried, frame.data_ref()) {
+                    carried.count(data.len());
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Poll::Ready(Some(Err(_))) => Poll::Ready(Some(Err(BodyError::Cut))),
+            Poll::Ready(None) => {
+                if let Some(carried) = self.carried.take() {
+                    carried.end(self.upstream.take(), cx);
+                }
+                Poll::Ready(None)
+            }
+            Poll::Pending => {
+                ready!(self.patience.poll(cx));
+                Poll::Ready(Some(Err(BodyError::Idle)))
+            }
+        }
+    }
+}
+
+/// A limit on how long nothing comes. Costs no timer while something does.
+struct Patience {
+    limit: Duration,
+    renewed_at: Option<Instant>,
+    sleep: Option<Pin<Box<Sleep>>>,
+}
+
+impl Patience {
+    fn new(limit: Duration) -> Self {
+        Self { limit, renewed_at: None, sleep: None }
+    }
+
+    /// Something came.
+    fn renew(&mut self) {
+        if self.sleep.is_some() {
+            self.renewed_at = Some(Instant::now());
+        }
+    }
+
+    /// Nothing is there. Ready when it was so for too long.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let sleep = self.sleep.get_or_insert_with(|| Box::pin(sleep(self.limit)));
+        loop {
+            ready!(sleep.as_mut().poll(cx));
+            match self.renewed_at.take() {
+                Some(renewed_at) => sleep.as_mut().reset(renewed_at + self.limit),
+                None => return Poll::Ready(()),
+            }
+        }
+    }
+}

@@ -1,0 +1,481 @@
+//! Connections of clients: HTTP/1.1 behind the gate, or HTTP/2, whichever the client begins with.
+//!
+//! A connection that rests is parked: nothing of it stays but its socket and a small task. hyper,
+//! with its buffers, is there only while something is under way.
+
+use std::convert::Infallible;
+use std::future::{Future, pending, poll_fn};
+use std::io::{self, IoSlice};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use futures_util::future::BoxFuture;
+use http::{Method, Request, Response, Version};
+use hyper::body::Incoming;
+use hyper::rt::{Read, ReadBufCursor, Write};
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::TokioTimer;
+use parking_lot::Mutex;
+use tokio::time::{Sleep, sleep, timeout};
+
+use super::answer::{Reason, is_grpc};
+use super::body::Outgoing;
+use super::exchange::{Asked, IDLE_TIME_MAX, Switched};
+use super::gate::Gate;
+use super::head::{self, Malformed};
+use super::{Http, Site};
+use crate::proxy::local::LocalSocket;
+use crate::proxy::socks::service_of;
+use crate::proxy::stalls::{STALL_AFTER, Stalls};
+
+/// How long a client may take from the first to the last byte of a head.
+const HEAD_TIME_MAX: Duration = Duration::from_secs(10);
+/// How long a connection may rest between requests: longer than any usual client keeps one, so that
+/// it is the client who closes it and no request crosses with that.
+const REST_TIME_MAX: Duration = Duration::from_secs(600);
+/// A connection that rests for so long is parked.
+const PARK_AFTER: Duration = Duration::from_secs(2);
+/// What is read at once.
+const READ_LEN_MAX: usize = 64 * 1024;
+/// What hyper may hold of a request.
+const BUFFER_LEN_MAX: usize = 64 * 1024;
+/// After an answer that ends the connection the client may still be sending; were its bytes not
+/// read, the system would take the answer back.
+const LINGER_TIME_MAX: Duration = Duration::from_secs(1);
+const LINGER_LEN_MAX: usize = 256 * 1024;
+/// What a client of HTTP/2 begins with (RFC 9113, section 3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// Requests at a time on one connection of HTTP/2.
+const STREAMS_MAX: u32 = 256;
+/// What a stream, and what a connection of HTTP/2 may have on its way to us, in bytes.
+const STREAM_WINDOW: u32 = 256 * 1024;
+const CONNECTION_WINDOW: u32 = 1024 * 1024;
+const HEAD_LEN_MAX: u32 = 32 * 1024;
+/// How often a connection of HTTP/2 that rests is asked whether it lives, and how long it may take.
+const PING_PERIOD: Duration = Duration::from_secs(30);
+const PING_TIME_MAX: Duration = Duration::from_secs(20);
+/// Stands where a head was refused, so that hyper asks for the answer to it.
+const REFUSED: &[u8] = b"GET / HTTP/1.1\r\nhost: refused\r\n\r\n";
+
+/// One client's connection: what its reader, its service and its driver share.
+struct Client {
+    http: Arc<Http>,
+    site: Site,
+    /// Exchanges under way.
+    in_flight: AtomicU32,
+    /// Of HTTP/1.1.
+    front: Mutex<Front>,
+}
+
+struct Front {
+    gate: Gate,
+    /// Heads that passed and are not answered, the one that was refused among them.
+    refused: Option<Malformed>,
+    /// Whoever waits for an upgrade to be answered before it reads on.
+    reader: Option<Waker>,
+    switched: Option<Switched>,
+}
+
+/// How a connection of HTTP/1.1 ended that goes on.
+enum Next {
+    /// It rests.
+    Park(LocalSocket),
+    /// Both sides speak something else from here on; the client said this already.
+    Switch(LocalSocket, Switched, Bytes),
+}
+
+impl Http {
+    /// Serves one client until its connection ends.
+    pub(in crate::proxy) async fn serve(self: Arc<Self>, mut socket: LocalSocket, site: Site) {
+        let Ok(mut begun) = timeout(REST_TIME_MAX, first_bytes(&mut socket)).await else { return };
+        if begun.starts_with(PREFACE) {
+            return Box::pin(self.serve_http2(socket, site, begun)).await;
+        }
+        loop {
+            if begun.is_empty() {
+                drop(socket.end().await); // the client is gone
+                return;
+            }
+            let client = Client::new(Arc::clone(&self), site.clone());
+            match Box::pin(serve_http1(client, socket, begun)).await {
+                None => return,
+                Some(Next::Switch(mut socket, switched, said)) => {
+                    let Switched { io, said: heard, carried } = switched;
+                    let stalls = &self.outbound.stalls;
+                    let bytes = carried.bytes.clone();
+                    let outcome = io.carry(&mut socket, heard, said, &bytes, stalls).await;
+                    return carried.end_switched(&outcome);
+                }
+                Some(Next::Park(parked)) => socket = parked,
+            }
+            let next = timeout(REST_TIME_MAX, read(&mut socket));
+            begun = match self.draining.run_until_cancelled(next).await {
+                Some(Ok(Ok(bytes))) => bytes,
+                _ => Bytes::new(),
+            };
+        }
+    }
+
+    async fn serve_http2(self: Arc<Self>, socket: LocalSocket, site: Site, begun: Bytes) {
+        let tasks = self.tasks.clone();
+        let draining = self.draining.clone();
+        let client = Arc::new(Client::new(self, site));
+        let io = ClientIo::new(socket, Arc::clone(&client), begun, false);
+        let serve = service_fn(move |request| {
+            let client = Arc::clone(&client);
+            async move { Ok::<_, Infallible>(client.answer_http2(request).await) }
+        });
+        let mut connection = pin!(
+            http2::Builder::new(tasks)
+                .timer(TokioTimer::new())
+                .max_concurrent_streams(STREAMS_MAX)
+                .initial_stream_window_size(STREAM_WINDOW)
+                .initial_connection_window_size(CONNECTION_WINDOW)
+                .max_header_list_size(HEAD_LEN_MAX)
+                .keep_alive_interval(PING_PERIOD)
+                .keep_alive_timeout(PING_TIME_MAX)
+                .serve_connection(io, serve)
+        );
+        tokio::select! {
+            _ = &mut connection => return, // whatever ended it, its exchanges were told
+            () = draining.cancelled() => {}
+        }
+        connection.as_mut().graceful_shutdown();
+        drop(connection.await);
+    }
+}
+
+/// What a client says first: as much as tells HTTP/2 from HTTP/1.1. Empty when it is gone.
+async fn first_bytes(socket: &mut LocalSocket) -> Bytes {
+    let mut begun = BytesMut::new();
+    loop {
+        match read(socket).await {
+            Ok(bytes) if !bytes.is_empty() => begun.extend_from_slice(&bytes),
+            _ => return Bytes::new(),
+        }
+        let len = begun.len().min(PREFACE.len());
+        if len == PREFACE.len() || begun[..len] != PREFACE[..len] {
+            return begun.freeze();
+        }
+    }
+}
+
+async fn read(socket: &mut LocalSocket) -> io::Result<Bytes> {
+    socket.split().0.read(READ_LEN_MAX).await
+}
+
+/// Serves requests of HTTP/1.1 until the connection ends, rests or is switched.
+async fn serve_http1(client: Client, socket: LocalSocket, begun: Bytes) -> Option<Next> {
+    let client = Arc::new(client);
+    let io = ClientIo::new(socket, Arc::clone(&client), begun, true);
+    let answering = Arc::clone(&client);
+    let serve = service_fn(move |request| {
+        let client = Arc::clone(&answering);
+        // In a box of its own, which is there only while a request is under way.
+        let answer: BoxFuture<'static, _> =
+            Box::pin(async move { Ok::<_, Infallible>(client.answer_http1(request).await) });
+        answer
+    });
+    let mut connection =
+        http1::Builder::new().max_buf_size(BUFFER_LEN_MAX).writev(true).serve_connection(io, serve);
+    let mut is_parking = false;
+    let draining = client.http.draining.clone();
+    let mut drained = pin!(draining.cancelled());
+    let mut look = pin!(sleep(PARK_AFTER));
+    let mut was_resting = false;
+    let ended = poll_fn(|cx| {
+        loop {
+            if let Poll::Ready(ended) = connection.poll_without_shutdown(cx) {
+                return Poll::Ready(ended);
+            }
+            if is_parking {
+                return Poll::Pending;
+            }
+            if drained.as_mut().poll(cx).is_ready() {
+                is_parking = true;
+                Pin::new(&mut connection).graceful_shutdown();
+                continue;
+            }
+            ready!(look.as_mut().poll(cx));
+            let is_resting = client.is_resting();
+            if is_resting && was_resting {
+                is_parking = true;
+                Pin::new(&mut connection).graceful_shutdown(); // nothing is under way: it ends at once
+            } else {
+                was_resting = is_resting;
+                look.set(sleep(PARK_AFTER / 2));
+            }
+        }
+    });
+    let ended = ended.await;
+    let parts = connection.into_parts();
+    let ClientIo { socket, has_ended, .. } = parts.io;
+    let (switched, refused) = {
+        let mut front = client.front.lock();
+        (front.switched.take(), front.refused)
+    };
+    if let Some(switched) = switched {
+        let mut said = BytesMut::from(&parts.read_buf[..]);
+        let mut front = client.front.lock();
+        front.gate.upgraded();
+        while let Ok(Some(bytes)) = front.gate.poll_pass() {
+            said.extend_from_slice(&bytes);
+        }
+        return Some(Next::Switch(socket, switched, said.freeze()));
+    }
+    if ended.is_err() || has_ended {
+        return None; // cut, or closed by the client
+    }
+    if was_resting && is_parking && !draining.is_cancelled() {
+        return Some(Next::Park(socket));
+    }
+    let lingers = refused.is_some() || !client.is_resting();
+    linger(socket, lingers).await;
+    None
+}
+
+/// Ends our side. One that may still be sending is listened to for a while.
+async fn linger(mut socket: LocalSocket, is_sending: bool) {
+    if socket.split().1.end().await.is_err() || !is_sending {
+        return;
+    }
+    let listen = async {
+        let mut len = 0;
+        while let Ok(bytes) = read(&mut socket).await {
+            len += bytes.len();
+            if bytes.is_empty() || len > LINGER_LEN_MAX {
+                return;
+            }
+        }
+    };
+    let _ = timeout(LINGER_TIME_MAX, listen).await; // it had its time
+}
+
+impl Client {
+    fn new(http: Arc<Http>, site: Site) -> Self {
+        let front = Front { gate: Gate::new(), refused: None, reader: None, switched: None };
+        Self { http, site, in_flight: AtomicU32::new(0), front: Mutex::new(front) }
+    }
+
+    /// Whether nothing is under way, nor has begun.
+    fn is_resting(&self) -> bool {
+        self.in_flight.load(Ordering::Relaxed) == 0 && self.front.lock().gate.is_between_messages()
+    }
+
+    async fn answer_http1(&self, request: Request<Incoming>) -> Response<Outgoing> {
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+        let response = match self.refusal(&request) {
+            Some(malformed) => self.refuse(Reason::Malformed(malformed), false),
+            None => self.answer(request).await,
+        };
+        self.in_flight.fetch_sub(1, Ordering::Relaxed);
+        let mut front = self.front.lock();
+        if front.switched.is_none() {
+            front.gate.declined();
+            if let Some(reader) = front.reader.take() {
+                reader.wake();
+            }
+        }
+        response
+    }
+
+    async fn answer_http2(&self, request: Request<Incoming>) -> Response<Outgoing> {
+        let (parts, body) = request.into_parts();
+        match head::check(&parts) {
+            Ok(()) => self.answer(Request::from_parts(parts, body)).await,
+            Err(malformed) => self.refuse(Reason::Malformed(malformed), is_grpc(&parts.headers)),
+        }
+    }
+
+    /// Why the head was refused for which this request stands.
+    fn refusal(&self, request: &Request<Incoming>) -> Option<Malformed> {
+        let is_marker = request.uri() == "/"
+            && request.headers().len() == 1
+            && request.headers().get("host").is_some_and(|host| host == "refused");
+        self.front.lock().refused.filter(|_| is_marker)
+    }
+
+    async fn answer(&self, request: Request<Incoming>) -> Response<Outgoing> {
+        let (head, body) = request.into_parts();
+        let is_grpc = is_grpc(&head.headers);
+        if head.method == Method::CONNECT {
+            return self.refuse(Reason::NoTunnel, is_grpc);
+        }
+        let version = head.version;
+        let named = match head::authority(&head) {
+            Ok(authority) => service_of(authority.host.as_bytes()),
+            Err(_) if version == Version::HTTP_10 && self.site.service.is_some() => None,
+            Err(malformed) => return self.refuse(Reason::Malformed(malformed), is_grpc),
+        };
+        let Some(service) = self.site.service.clone().or(named) else {
+            return self.refuse(Reason::ForeignName, is_grpc);
+        };
+        let asked = Asked {
+            service: &service,
+            source: self.site.source.as_ref(),
+            door: self.site.door,
+            client: None,
+            head,
+            body,
+        };
+        match self.http.exchange(asked).await {
+            Ok(answered) => {
+                self.front.lock().switched = answered.switched;
+                answered.response
+            }
+            Err(malformed) => self.refuse(Reason::Malformed(malformed), is_grpc),
+        }
+    }
+
+    fn refuse(&self, reason: Reason, is_grpc: bool) -> Response<Outgoing> {
+        self.http.outbound.metrics.count_refused(self.site.door, reason.word());
+        reason.answer(self.site.service.as_ref(), is_grpc)
+    }
+}
+
+/// A client's socket as hyper reads and writes it.
+struct ClientIo {
+    socket: LocalSocket,
+    client: Arc<Client>,
+    /// Read, judged where it has to be, and not yet taken.
+    passed: Bytes,
+    /// Whether what comes is HTTP/1.1, which has to pass the gate.
+    is_gated: bool,
+    has_ended: bool,
+    /// Runs while a head is incomplete.
+    head_time: Option<Pin<Box<Sleep>>>,
+    /// Runs while the client takes nothing.
+    stall: Option<BoxFuture<'static, ()>>,
+}
+
+impl ClientIo {
+    fn new(socket: LocalSocket, client: Arc<Client>, begun: Bytes, is_gated: bool) -> Self {
+        let passed = if is_gated {
+            client.front.lock().gate.handle_bytes(begun);
+            Bytes::new()
+        } else {
+            begun
+        };
+        Self { socket, client, passed, is_gated, has_ended: false, head_time: None, stall: None }
+    }
+
+    /// Waits for what may pass. Empty at the end.
+    fn poll_passed(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
+        loop {
+            if self.is_gated {
+                let mut front = self.client.front.lock();
+                match front.gate.poll_pass() {
+                    Ok(Some(bytes)) => return Poll::Ready(Ok(bytes)),
+                    Ok(None) => {}
+                    Err(malformed) if front.gate.has_refused_body() => {
+                        front.refused = Some(malformed);
+                        return Poll::Ready(Err(io::Error::new(
+                            io::ErrorKind::InvalidData,
+                            malformed,
+                        )));
+                    }
+                    Err(malformed) => {
+                        let is_told = front.refused.replace(malformed).is_some();
+                        let marker = if is_told { &b""[..] } else { REFUSED };
+                        return Poll::Ready(Ok(Bytes::from_static(marker)));
+                    }
+                }
+                if !front.gate.wants_more() {
+                    front.reader = Some(cx.waker().clone());
+                    return Poll::Pending;
+                }
+            }
+            let Poll::Ready(bytes) = self.socket.split().0.poll_read(cx, READ_LEN_MAX)? else {
+                ready!(self.poll_head_time(cx));
+                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            };
+            if bytes.is_empty() || !self.is_gated {
+                self.has_ended = bytes.is_empty();
+                return Poll::Ready(Ok(bytes));
+            }
+            self.client.front.lock().gate.handle_bytes(bytes);
+        }
+    }
+
+    /// Ready when a head has taken too long.
+    fn poll_head_time(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if !(self.is_gated && self.client.front.lock().gate.is_within_head()) {
+            self.head_time = None;
+            return Poll::Pending;
+        }
+        self.head_time.get_or_insert_with(|| Box::pin(sleep(HEAD_TIME_MAX))).as_mut().poll(cx)
+    }
+
+    fn poll_write_slices(
+        &mut self,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(written) = self.socket.split().1.poll_write_slices(cx, slices) {
+            self.stall = None;
+            return Poll::Ready(written);
+        }
+        let client = &self.client;
+        let stall = self
+            .stall
+            .get_or_insert_with(|| Box::pin(stalled(client.http.outbound.stalls.clone())));
+        ready!(stall.as_mut().poll(cx));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+/// Returns when a client has taken nothing for too long, or its memory is needed.
+async fn stalled(stalls: Stalls) {
+    sleep(STALL_AFTER).await;
+    let _ = timeout(IDLE_TIME_MAX, stalls.watch(pending::<()>())).await; // either way it is over
+}
+
+impl Read for ClientIo {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        mut buffer: ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.passed.is_empty() {
+            self.passed = ready!(self.poll_passed(cx))?;
+        }
+        let len = self.passed.len().min(buffer.remaining());
+        buffer.put_slice(&self.passed.split_to(len));
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Write for ClientIo {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.poll_write_slices(cx, &[IoSlice::new(bytes)])
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.poll_write_slices(cx, slices)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(())) // nothing waits here
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        pin!(self.socket.split().1.end()).poll(cx)
+    }
+}

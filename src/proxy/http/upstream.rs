@@ -1,0 +1,383 @@
+//! HTTP connections to instances, through the agents in front of them.
+//!
+//! HTTP/1.1 connections are kept between requests and belong to one exchange at a time; whoever has
+//! one also drives it, so that a request costs no task of its own. An HTTP/2 connection is shared by
+//! all exchanges with its instance and driven by a task.
+
+use std::future::poll_fn;
+use std::io::{self, IoSlice};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Buf, Bytes};
+use futures_util::FutureExt;
+use hyper::body::Incoming;
+use hyper::client::conn::{http1, http2};
+use hyper::rt::{Read, ReadBufCursor, Write};
+use hyper::{Request, Response};
+use hyper_util::rt::TokioTimer;
+use parking_lot::Mutex;
+use tokio::time::timeout;
+
+use super::body::Upload;
+use super::tasks::Tasks;
+use crate::proxy::local::LocalSocket;
+use crate::proxy::stalls::Stalls;
+use crate::proxy::tcp::{Cut, Leftover, carry, carry_locally};
+use crate::telemetry::Counter;
+use crate::transport::tunnel::{Answer, Refusal, TunnelError, TunnelReader, TunnelWriter};
+
+/// What is read of an instance at once, and what may wait to be written to it.
+const BUFFER_LEN_MAX: usize = 64 * 1024;
+/// Of a response's head.
+const HEAD_LEN_MAX: usize = 64 * 1024;
+/// Fields of a response's head.
+const FIELDS_MAX: usize = 200;
+/// What a stream, and what a connection of HTTP/2 may have on its way to us, in bytes.
+const STREAM_WINDOW: u32 = 256 * 1024;
+const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
+/// How long it is waited for the word on how much an instance was given: it comes with the end.
+const GIVEN_TIME_MAX: Duration = Duration::from_secs(1);
+
+/// The way to an instance.
+pub(super) enum Way {
+    /// Through its agent. `header` is what of the tunnel's header is still unsent.
+    Tunnel { writer: TunnelWriter, reader: TunnelReader, header: Bytes, is_open: bool },
+    /// It is on this machine.
+    Local(LocalSocket),
+}
+
+/// What is known of a connection besides what it says.
+#[derive(Debug, Default)]
+pub(super) struct Fate {
+    /// Bytes that were written on it.
+    written: AtomicU64,
+    /// Why its agent refused it.
+    refusal: Mutex<Option<Refusal>>,
+}
+
+impl Fate {
+    /// Why a request did not reach the instance.
+    fn unsent(&self) -> Unanswered {
+        self.refusal.lock().clone().map_or(Unanswered::Unsent, Unanswered::Refused)
+    }
+}
+
+/// A connection to an instance as hyper reads and writes it.
+pub(super) struct UpstreamIo {
+    way: Way,
+    fate: Arc<Fate>,
+    /// Read and not yet taken.
+    unread: Bytes,
+}
+
+impl UpstreamIo {
+    pub(super) fn new(way: Way) -> Self {
+        Self { way, fate: Arc::default(), unread: Bytes::new() }
+    }
+
+    fn poll_chunk(&mut self, cx: &mut Context<'_>, len_max: usize) -> Poll<io::Result<Bytes>> {
+        match &mut self.way {
+            Way::Local(socket) => socket.split().0.poll_read(cx, len_max),
+            Way::Tunnel { reader, is_open, .. } => {
+                if !*is_open {
+                    match ready!(reader.poll_answer(cx)).map_err(io_error)? {
+                        Answer::Accepted => *is_open = true,
+                        Answer::Refused(refusal) => {
+                            *self.fate.refusal.lock() = Some(refusal);
+                            return Poll::Ready(Err(io::ErrorKind::ConnectionRefused.into()));
+                        }
+                    }
+                }
+                let chunk = ready!(reader.poll_chunk(cx, len_max)).map_err(io_error)?;
+                Poll::Ready(Ok(chunk.unwrap_or_default()))
+            }
+        }
+    }
+
+    fn poll_write_slices(
+        &mut self,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = match &mut self.way {
+            Way::Local(socket) => ready!(socket.split().1.poll_write_slices(cx, slices))?,
+            Way::Tunnel { writer, header, .. } => {
+                while !header.is_empty() {
+                    let len = ready!(writer.poll_write(cx, header)).map_err(io_error)?;
+                    header.advance(len);
+                }
+                let mut written = 0;
+                for slice in slices.iter().filter(|slice| !slice.is_empty()) {
+                    match writer.poll_write(cx, slice).map_err(io_error)? {
+                        Poll::Ready(len) => written += len,
+                        Poll::Pending if written == 0 => return Poll::Pending,
+                        Poll::Pending => break,
+                    }
+                }
+                written
+            }
+        };
+        self.fate.written.fetch_add(written as u64, Ordering::Relaxed);
+        Poll::Ready(Ok(written))
+    }
+
+    /// How many bytes the instance was given at most; `None` when nobody knows.
+    async fn given(&self) -> Option<u64> {
+        match &self.way {
+            Way::Local(_) => None,
+            Way::Tunnel { writer, .. } => timeout(GIVEN_TIME_MAX, writer.given()).await.ok()?,
+        }
+    }
+
+    /// Says our end, so that the instance sees an idle connection closed and not cut.
+    fn end(self) {
+        match self.way {
+            Way::Tunnel { mut writer, header, .. } if header.is_empty() => writer.end(),
+            Way::Tunnel { .. } => {} // nothing was begun
+            Way::Local(socket) => drop(socket.end().now_or_never()),
+        }
+    }
+
+    /// Carries bytes between `client` and the instance until both have ended: what the instance said
+    /// already goes first.
+    pub(super) async fn carry(
+        self,
+        client: &mut LocalSocket,
+        said: Bytes,
+        from_client: Bytes,
+        bytes: &Counter,
+        stalls: &Stalls,
+    ) -> Result<(), Cut> {
+        for chunk in [said, self.unread] {
+            client.write_all(&chunk).await?;
+        }
+        let left = Leftover { chunks: vec![from_client], has_ended: false };
+        match self.way {
+            Way::Local(mut instance) => {
+                carry_locally(client, &mut instance, left, bytes, stalls).await
+            }
+            Way::Tunnel { mut writer, mut reader, .. } => {
+                carry(client, &mut writer, &mut reader, left, bytes, stalls).await?;
+                writer.delivered().await;
+                Ok(())
+            }
+        }
+    }
+}
+
+impl Read for UpstreamIo {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        mut buffer: ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.unread.is_empty() {
+            self.unread = ready!(self.poll_chunk(cx, BUFFER_LEN_MAX))?;
+        }
+        let len = self.unread.len().min(buffer.remaining());
+        buffer.put_slice(&self.unread.split_to(len));
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Write for UpstreamIo {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.poll_write_slices(cx, &[IoSlice::new(bytes)])
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.poll_write_slices(cx, slices)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(())) // nothing waits here
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.way {
+            Way::Local(socket) => pin!(socket.split().1.end()).poll(cx),
+            Way::Tunnel { writer, .. } => {
+                writer.end();
+                Poll::Ready(Ok(()))
+            }
+        }
+    }
+}
+
+fn io_error(error: TunnelError) -> io::Error {
+    io::Error::new(io::ErrorKind::ConnectionReset, error)
+}
+
+/// What came of a request that has no response.
+#[derive(Debug)]
+pub(super) enum Unanswered {
+    /// No byte of it reached the instance.
+    Unsent,
+    /// The instance's agent refused the connection: no byte reached the instance.
+    Refused(Refusal),
+    /// The instance may have it.
+    Unknown,
+}
+
+/// A connection of HTTP/1.1 that one exchange has for itself.
+pub(super) struct Kept {
+    sender: http1::SendRequest<Upload>,
+    connection: http1::Connection<UpstreamIo, Upload>,
+    fate: Arc<Fate>,
+    is_over: bool,
+}
+
+impl Kept {
+    /// A connection on which nothing was said yet.
+    pub(super) async fn new(way: Way) -> hyper::Result<Self> {
+        let io = UpstreamIo::new(way);
+        let fate = Arc::clone(&io.fate);
+        let (sender, connection) = http1::Builder::new()
+            .max_buf_size(HEAD_LEN_MAX)
+            .max_headers(FIELDS_MAX)
+            .writev(true)
+            .handshake(io)
+            .await?;
+        Ok(Self { sender, connection, fate, is_over: false })
+    }
+
+    /// Sends a request and waits for the head of its response.
+    pub(super) async fn send(
+        mut self,
+        request: Request<Upload>,
+    ) -> Result<(Response<Incoming>, Self), Unanswered> {
+        let begun_at = self.fate.written.load(Ordering::Relaxed);
+        let mut answer = Box::pin(self.sender.try_send_request(request));
+        let early = poll_fn(|cx| {
+            let is_over = self.poll(cx).is_ready();
+            match answer.as_mut().poll(cx) {
+                Poll::Ready(answer) => Poll::Ready(Some(answer)),
+                Poll::Pending if is_over => Poll::Ready(None),
+                Poll::Pending => Poll::Pending,
+            }
+        });
+        let (mut error, io) = match early.await {
+            Some(Ok(response)) => return Ok((response, self)),
+            Some(Err(error)) => (error, self.connection.into_parts().io),
+            None => {
+                let io = self.connection.into_parts().io; // whoever waits for it is told
+                match answer.await {
+                    Err(error) => (error, io),
+                    Ok(_) => return Err(Unanswered::Unknown), // cannot be: nothing could have come
+                }
+            }
+        };
+        let is_refused = self.fate.refusal.lock().is_some();
+        let is_begun = self.fate.written.load(Ordering::Relaxed) > begun_at;
+        if is_refused || error.take_message().is_some() || !is_begun {
+            return Err(self.fate.unsent());
+        }
+        match io.given().await {
+            Some(given) if given <= begun_at => Err(Unanswered::Unsent),
+            _ => Err(Unanswered::Unknown),
+        }
+    }
+
+    /// Drives the connection. Ready once it is over; what it carried then speaks for itself.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if !self.is_over {
+            self.is_over = self.connection.poll_without_shutdown(cx).is_ready();
+        }
+        if self.is_over { Poll::Ready(()) } else { Poll::Pending }
+    }
+
+    /// Whether it can take another request: nothing is left of the last one, and the instance has not
+    /// closed it.
+    pub(super) fn poll_is_free(&mut self, cx: &mut Context<'_>) -> bool {
+        self.poll(cx).is_pending() && self.sender.is_ready()
+    }
+
+    /// Ends the connection while nothing is under way on it.
+    pub(super) fn end(self) {
+        self.connection.into_parts().io.end();
+    }
+
+    /// The connection itself, after an upgrade, with what the instance said behind its response.
+    pub(super) fn into_io(self) -> (UpstreamIo, Bytes) {
+        let parts = self.connection.into_parts();
+        (parts.io, parts.read_buf)
+    }
+}
+
+/// A connection of HTTP/2 that all exchanges with an instance share. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Shared {
+    sender: http2::SendRequest<Upload>,
+    fate: Arc<Fate>,
+}
+
+impl Shared {
+    /// A connection on which nothing was said yet, driven in `tasks`.
+    pub(super) async fn new(way: Way, tasks: Tasks) -> hyper::Result<Self> {
+        let io = UpstreamIo::new(way);
+        let fate = Arc::clone(&io.fate);
+        let (sender, connection) = http2::Builder::new(tasks.clone())
+            .timer(TokioTimer::new())
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_header_list_size(HEAD_LEN_MAX as u32)
+            .handshake(io)
+            .await?;
+        tasks.spawn("http2 upstream", async move {
+            let _ = connection.await; // its exchanges are told
+        });
+        Ok(Self { sender, fate })
+    }
+
+    /// Whether it takes another request.
+    pub(super) fn is_open(&self) -> bool {
+        !self.sender.is_closed()
+    }
+
+    /// Sends a request and waits for the head of its response.
+    pub(super) async fn send(
+        mut self,
+        request: Request<Upload>,
+    ) -> Result<Response<Incoming>, Unanswered> {
+        if self.sender.ready().await.is_err() {
+            return Err(self.fate.unsent());
+        }
+        let mut error = match self.sender.try_send_request(request).await {
+            Ok(response) => return Ok(response),
+            Err(error) => error,
+        };
+        let is_refused = self.fate.refusal.lock().is_some();
+        if is_refused || error.take_message().is_some() || was_not_processed(error.error()) {
+            return Err(self.fate.unsent());
+        }
+        Err(Unanswered::Unknown)
+    }
+}
+
+/// Whether the instance says that it has not begun with the request (RFC 9113, section 8.7).
+fn was_not_processed(error: &hyper::Error) -> bool {
+    let mut source = std::error::Error::source(error);
+    while let Some(error) = source {
+        if let Some(error) = error.downcast_ref::<h2::Error>() {
+            return error.reason() == Some(h2::Reason::REFUSED_STREAM);
+        }
+        source = error.source();
+    }
+    false
+}
