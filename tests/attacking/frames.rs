@@ -15,6 +15,7 @@ const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 
 /// A request as a list of fields, and what follows its head.
+#[derive(Clone)]
 pub(super) struct Request {
     pub(super) fields: Vec<(&'static str, String)>,
     pub(super) body: &'static str,

@@ -21,7 +21,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::Http;
 use super::answer::{Reason, is_grpc};
-use super::body::{Download, Outgoing, Source, Upload};
+use super::body::{BodyError, Download, Outgoing, Source, Upload};
 use super::head::{self, Malformed};
 use super::pool::{Key, Stream};
 use super::upstream::{Kept, Shared, Unanswered, UpstreamIo, Way};
@@ -123,9 +123,12 @@ impl Outbox {
         self.is_idempotent && self.source.as_ref().is_none_or(|source| source.can_repeat())
     }
 
-    /// Whether the client's side is what failed.
-    fn has_failed(&self) -> bool {
-        self.source.as_ref().is_some_and(|source| source.failure().is_some())
+    /// What is wrong with the client's side, if that is what failed.
+    fn failure(&self) -> Option<Reason> {
+        Some(match self.source.as_ref()?.failure()? {
+            BodyError::Malformed(malformed) => Reason::Malformed(malformed),
+            _ => Reason::BodyCut,
+        })
     }
 }
 
@@ -207,6 +210,11 @@ impl Http {
                 let result = if attempt.is_ok() { "success" } else { "failure" };
                 outbound.metrics.count_retry(result);
             }
+            if attempt.is_err()
+                && let Some(reason) = outbox.failure()
+            {
+                return Err(reason);
+            }
             match attempt {
                 Ok((response, kept, stream)) => {
                     outbound.avoided.forgive(&endpoint);
@@ -229,7 +237,6 @@ impl Http {
                     };
                     return Ok((response, kept, carried));
                 }
-                Err(_) if outbox.has_failed() => return Err(Reason::BodyCut),
                 Err(Setback::Next { reason, avoid }) => {
                     outbound.avoid(&endpoint, avoid, reason);
                     last = Some(reason);
