@@ -30,7 +30,7 @@ use crate::model::{Protocol, ServiceName};
 use crate::proxy::dial::DialError;
 use crate::proxy::instances::Call;
 use crate::proxy::outbound::{self, Avoid, CONNECT_TIME_MAX, Dialled, Search, Setback};
-use crate::proxy::traffic::Open;
+use crate::proxy::traffic::Exchange;
 use crate::telemetry::{Counter, Direction, Door, EventKind};
 use crate::transport::Link;
 use crate::transport::tunnel::{Header, Mode};
@@ -73,7 +73,7 @@ pub(super) struct Switched {
 pub(super) struct Carried {
     http: Arc<Http>,
     key: Key,
-    open: Open,
+    exchange: Exchange,
     pub(super) bytes: Counter,
     _call: Call,
     _stream: Option<Stream>,
@@ -86,17 +86,20 @@ impl Carried {
 
     /// The response is whole. Its connection is kept when it is free for another.
     pub(super) fn end(self, upstream: Option<Kept>, cx: &mut Context<'_>) {
+        let now = self.http.outbound.clock.now();
         if let Some(mut kept) = upstream
             && kept.poll_is_free(cx)
         {
-            self.http.pool.put(self.key, kept, self.http.outbound.clock.now());
+            self.http.pool.put(self.key, kept, now);
         }
-        self.open.end(&Ok(()));
+        self.exchange.end(now);
     }
 
     /// An upgraded connection ended like this.
     pub(super) fn end_switched(self, outcome: &Result<(), crate::proxy::tcp::Cut>) {
-        self.open.end(outcome);
+        if outcome.is_ok() {
+            self.exchange.end(self.http.outbound.clock.now());
+        }
     }
 }
 
@@ -108,7 +111,6 @@ struct Outbox {
     head: Parts,
     source: Option<Arc<Source>>,
     protocol: Protocol,
-    is_idempotent: bool,
 }
 
 impl Outbox {
@@ -118,9 +120,14 @@ impl Outbox {
         Request::from_parts(self.head.clone(), body)
     }
 
-    /// Whether it may be sent again although an instance may have had it.
-    fn may_repeat(&self) -> bool {
-        self.is_idempotent && self.source.as_ref().is_none_or(|source| source.can_repeat())
+    /// Whether it may be sent again although `endpoint` may have had it.
+    fn may_repeat(&self, endpoint: &Endpoint) -> bool {
+        endpoint.is_idempotent(self.head.method.as_str(), self.head.uri.path()) && self.is_whole()
+    }
+
+    /// Whether all of it can be said again.
+    fn is_whole(&self) -> bool {
+        self.source.as_ref().is_none_or(|source| source.can_repeat())
     }
 
     /// What is wrong with the client's side, if that is what failed.
@@ -145,12 +152,7 @@ impl Http {
         let deadline = self.deadline(&mut head);
         let protocol = self.protocol(service).unwrap_or_default();
         self.address(&mut head, protocol)?;
-        let outbox = Outbox {
-            source: Source::new(body, IDLE_TIME_MAX),
-            protocol,
-            is_idempotent: self.is_idempotent(service, &head),
-            head,
-        };
+        let outbox = Outbox { source: Source::new(body, IDLE_TIME_MAX), protocol, head };
         let by_deadline = deadline.is_some();
         let late = async {
             match deadline {
@@ -183,7 +185,9 @@ impl Http {
         let outbound = &self.outbound;
         let mut search = Search::new(outbound, service);
         let mut last: Option<DialError> = None;
-        outbound.budget.note_request();
+        let begun_at = outbound.clock.now();
+        let budget = outbound.budgets.of(service, begun_at);
+        budget.note_request();
         loop {
             let dialled = match timeout(CONNECT_TIME_MAX, search.next()).await {
                 Ok(Ok(dialled)) => dialled,
@@ -194,7 +198,7 @@ impl Http {
                 Err(_) => return Err(Reason::NotTaken(DialError::Timeout)),
             };
             if let Some(reason) = last
-                && !outbound.may_retry()
+                && !outbound.may_retry(&budget, reason)
             {
                 return Err(Reason::NotTaken(reason));
             }
@@ -229,7 +233,7 @@ impl Http {
                     );
                     let carried = Carried {
                         http: Arc::clone(self),
-                        open: traffic.begin(),
+                        exchange: traffic.exchange(begun_at, response.status().as_u16()),
                         bytes: traffic.bytes,
                         key: (endpoint.member, endpoint.instance),
                         _call: call,
@@ -240,8 +244,7 @@ impl Http {
                 Err(Setback::Next { reason, avoid }) => {
                     outbound.avoid(&endpoint, avoid, reason);
                     last = Some(reason);
-                    let can_repeat = |source: &Arc<Source>| source.can_repeat();
-                    if !outbox.source.as_ref().is_none_or(can_repeat) {
+                    if !outbox.is_whole() {
                         return Err(Reason::NotTaken(reason));
                     }
                 }
@@ -273,33 +276,39 @@ impl Http {
                 if let Some(kept) = self.pool.take(&key).await {
                     match kept.send(outbox.request()).await {
                         Err(Unanswered::Unsent) => {} // the instance had closed it
-                        outcome => return outbox.judge(outcome.map(|(r, k)| (r, Some(k), None))),
+                        outcome => {
+                            return outbox
+                                .judge(endpoint, outcome.map(|(r, k)| (r, Some(k), None)));
+                        }
                     }
                 }
                 let kept = Kept::new(self.open(source, service, endpoint, link).await?).await;
                 let kept = kept.map_err(|_| lost())?;
                 let outcome = kept.send(outbox.request()).await;
-                return outbox.judge(outcome.map(|(response, kept)| (response, Some(kept), None)));
+                return outbox
+                    .judge(endpoint, outcome.map(|(response, kept)| (response, Some(kept), None)));
             }
             let now = self.outbound.clock.now();
             if let Some((shared, stream)) = self.pool.share(&key, now) {
                 match shared.send(outbox.request()).await {
                     Err(Unanswered::Unsent) => {} // it is over
-                    outcome => return outbox.judge(outcome.map(|r| (r, None, Some(stream)))),
+                    outcome => {
+                        return outbox.judge(endpoint, outcome.map(|r| (r, None, Some(stream))));
+                    }
                 }
             }
             let way = self.open(source, service, endpoint, link).await?;
             let shared = Shared::new(way, self.tasks.clone()).await.map_err(|_| lost())?;
             let stream = self.pool.add(key.clone(), &shared, now);
             let outcome = shared.send(outbox.request()).await;
-            outbox.judge(outcome.map(|response| (response, None, Some(stream))))
+            outbox.judge(endpoint, outcome.map(|response| (response, None, Some(stream))))
         };
         let silent = async {
             match link {
-                Some(link) if outbox.may_repeat() => link.silent().await,
+                Some(link) if outbox.may_repeat(endpoint) => link.silent().await,
                 _ => pending().await,
             }
-            if !(outbox.may_repeat() && has_other()) {
+            if !(outbox.is_whole() && has_other()) {
                 pending::<()>().await;
             }
         };
@@ -403,19 +412,15 @@ impl Http {
         head.extensions = http::Extensions::new();
         Ok(())
     }
-
-    fn is_idempotent(&self, _service: &ServiceName, _head: &Parts) -> bool {
-        false
-    }
 }
 
 impl Outbox {
-    fn judge<T>(&self, outcome: Result<T, Unanswered>) -> Result<T, Setback> {
+    fn judge<T>(&self, endpoint: &Endpoint, outcome: Result<T, Unanswered>) -> Result<T, Setback> {
         match outcome {
             Ok(answered) => Ok(answered),
             Err(Unanswered::Refused(refusal)) => Err(refusal.into()),
             Err(Unanswered::Unsent) => Err(lost()),
-            Err(Unanswered::Unknown) if self.may_repeat() => {
+            Err(Unanswered::Unknown) if self.may_repeat(endpoint) => {
                 Err(Setback::Next { reason: DialError::Lost, avoid: Avoid::Instance })
             }
             Err(Unanswered::Unknown) => Err(Setback::Cut(crate::proxy::tcp::Cut::Local(
