@@ -380,9 +380,10 @@ impl ClientIo {
                         )));
                     }
                     Err(malformed) => {
-                        let is_told = front.refused.replace(malformed).is_some();
-                        let marker = if is_told { &b""[..] } else { REFUSED };
-                        return Poll::Ready(Ok(Bytes::from_static(marker)));
+                        if front.refused.replace(malformed).is_some() {
+                            return Poll::Pending; // an end would overtake the answer, which closes
+                        }
+                        return Poll::Ready(Ok(Bytes::from_static(REFUSED)));
                     }
                 }
                 if !front.gate.wants_more() {

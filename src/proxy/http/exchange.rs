@@ -21,7 +21,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::Http;
 use super::answer::{NODE, Reason, is_grpc};
-use super::body::{Download, Outgoing, Source, Upload};
+use super::body::{BodyError, Download, Outgoing, Source, Upload};
 use super::head::{self, Malformed};
 use super::pool::{Key, Stream};
 use super::upstream::{Kept, Shared, Unanswered, UpstreamIo, Way};
@@ -147,9 +147,12 @@ impl Outbox {
         self.source.as_ref().is_none_or(|source| source.can_repeat())
     }
 
-    /// Whether the client's side is what failed.
-    fn has_failed(&self) -> bool {
-        self.source.as_ref().is_some_and(|source| source.failure().is_some())
+    /// What is wrong with the client's side, if that is what failed.
+    fn failure(&self) -> Option<Reason> {
+        Some(match self.source.as_ref()?.failure()? {
+            BodyError::Malformed(malformed) => Reason::Malformed(malformed),
+            _ => Reason::BodyCut,
+        })
     }
 }
 
@@ -209,10 +212,8 @@ impl Http {
         loop {
             let dialled = match timeout(options.limits.timeout.connect(), search.next()).await {
                 Ok(Ok(dialled)) => dialled,
-                Ok(Err(none)) => {
-                    let none = last.unwrap_or(none.into());
-                    return Err(Reason::NotTaken(none));
-                }
+                Ok(Err(_)) if reached > 0 => return Err(Reason::Lost),
+                Ok(Err(none)) => return Err(Reason::NotTaken(last.unwrap_or(none.into()))),
                 Err(_) => return Err(Reason::NotTaken(DialError::Timeout)),
             };
             if let Some(reason) = last
@@ -232,6 +233,11 @@ impl Http {
             if last.is_some() {
                 let result = if attempt.is_ok() { "success" } else { "failure" };
                 outbound.metrics.count_retry(result);
+            }
+            if attempt.is_err()
+                && let Some(reason) = outbox.failure()
+            {
+                return Err(reason);
             }
             match attempt {
                 Ok((response, kept, stream)) => {
@@ -256,7 +262,6 @@ impl Http {
                     };
                     return Ok((response, kept, carried));
                 }
-                Err(_) if outbox.has_failed() => return Err(Reason::BodyCut),
                 Err(Miss::NotTaken(Setback::Next { reason, avoid })) => {
                     outbound.avoid(&endpoint, avoid, reason);
                     last = Some(reason);
