@@ -8,7 +8,6 @@
 use std::future::pending;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::task::Context;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -21,7 +20,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::Http;
 use super::answer::{Reason, is_grpc};
-use super::body::{Download, Outgoing, Source, Upload};
+use super::body::{Outgoing, Source, Upload};
 use super::head::{self, Malformed};
 use super::pool::{Key, Stream};
 use super::upstream::{Kept, Shared, Unanswered, UpstreamIo, Way};
@@ -85,9 +84,9 @@ impl Carried {
     }
 
     /// The response is whole. Its connection is kept when it is free for another.
-    pub(super) fn end(self, upstream: Option<Kept>, cx: &mut Context<'_>) {
+    pub(super) fn end(self, upstream: Option<Kept>) {
         if let Some(mut kept) = upstream
-            && kept.poll_is_free(cx)
+            && kept.is_free()
         {
             self.http.pool.put(self.key, kept, self.http.outbound.clock.now());
         }
@@ -112,10 +111,15 @@ struct Outbox {
 }
 
 impl Outbox {
-    /// The request for one attempt.
-    fn request(&self) -> Request<Upload> {
-        let body = self.source.as_ref().map_or(Upload::EMPTY, |source| source.attempt());
-        Request::from_parts(self.head.clone(), body)
+    /// The request for one attempt. An error when too much of its body has gone to say it again.
+    fn request(&self) -> Result<Request<Upload>, Setback> {
+        let body = match &self.source {
+            Some(source) => source
+                .attempt()
+                .ok_or(Setback::Next { reason: DialError::Lost, avoid: Avoid::Nobody })?,
+            None => Upload::EMPTY,
+        };
+        Ok(Request::from_parts(self.head.clone(), body))
     }
 
     /// Whether it may be sent again although an instance may have had it.
@@ -263,20 +267,20 @@ impl Http {
         };
         let asking = async {
             if outbox.protocol == Protocol::Http {
-                if let Some(kept) = self.pool.take(&key).await {
-                    match kept.send(outbox.request()).await {
+                if let Some(kept) = self.pool.take(&key) {
+                    match kept.send(outbox.request()?).await {
                         Err(Unanswered::Unsent) => {} // the instance had closed it
                         outcome => return outbox.judge(outcome.map(|(r, k)| (r, Some(k), None))),
                     }
                 }
                 let kept = Kept::new(self.open(source, service, endpoint, link).await?).await;
                 let kept = kept.map_err(|_| lost())?;
-                let outcome = kept.send(outbox.request()).await;
+                let outcome = kept.send(outbox.request()?).await;
                 return outbox.judge(outcome.map(|(response, kept)| (response, Some(kept), None)));
             }
             let now = self.outbound.clock.now();
             if let Some((shared, stream)) = self.pool.share(&key, now) {
-                match shared.send(outbox.request()).await {
+                match shared.send(outbox.request()?).await {
                     Err(Unanswered::Unsent) => {} // it is over
                     outcome => return outbox.judge(outcome.map(|r| (r, None, Some(stream)))),
                 }
@@ -284,7 +288,7 @@ impl Http {
             let way = self.open(source, service, endpoint, link).await?;
             let shared = Shared::new(way, self.tasks.clone()).await.map_err(|_| lost())?;
             let stream = self.pool.add(key.clone(), &shared, now);
-            let outcome = shared.send(outbox.request()).await;
+            let outcome = shared.send(outbox.request()?).await;
             outbox.judge(outcome.map(|response| (response, None, Some(stream))))
         };
         let silent = async {
@@ -352,10 +356,7 @@ impl Http {
                 let (io, said) = kept.into_io();
                 (Outgoing::EMPTY, Some(Switched { io, said, carried }))
             }
-            kept => {
-                let download = Download::new(body, kept, carried, IDLE_TIME_MAX);
-                (Outgoing::Relay(Box::new(download)), None)
-            }
+            kept => (Outgoing::relay(body, kept, carried, IDLE_TIME_MAX), None),
         };
         let mut response = Response::from_parts(head, body);
         *response.version_mut() = Version::HTTP_11;
