@@ -45,9 +45,8 @@ const READ_LEN_MAX: usize = 64 * 1024;
 /// What hyper may hold of a request.
 const BUFFER_LEN_MAX: usize = 64 * 1024;
 /// After an answer that ends the connection the client may still be sending; were its bytes not
-/// read, the system would take the answer back.
-const LINGER_TIME_MAX: Duration = Duration::from_secs(1);
-const LINGER_LEN_MAX: usize = 256 * 1024;
+/// read, the system would take the answer back. Many clients read it only once they have said all.
+const LINGER_TIME_MAX: Duration = Duration::from_secs(5);
 /// What a client of HTTP/2 begins with (RFC 9113, section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Requests at a time on one connection of HTTP/2.
@@ -244,15 +243,7 @@ async fn linger(mut socket: LocalSocket, is_sending: bool) {
     if socket.split().1.end().await.is_err() || !is_sending {
         return;
     }
-    let listen = async {
-        let mut len = 0;
-        while let Ok(bytes) = read(&mut socket).await {
-            len += bytes.len();
-            if bytes.is_empty() || len > LINGER_LEN_MAX {
-                return;
-            }
-        }
-    };
+    let listen = async { while read(&mut socket).await.is_ok_and(|bytes| !bytes.is_empty()) {} };
     let _ = timeout(LINGER_TIME_MAX, listen).await; // it had its time
 }
 

@@ -8,7 +8,6 @@
 use std::future::pending;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::task::Context;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -21,7 +20,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::Http;
 use super::answer::{NODE, Reason, is_grpc};
-use super::body::{BodyError, Download, Outgoing, Source, Upload};
+use super::body::{BodyError, Outgoing, Source, Upload};
 use super::head::{self, Malformed};
 use super::pool::{Key, Stream};
 use super::upstream::{Kept, Shared, Unanswered, UpstreamIo, Way};
@@ -84,10 +83,10 @@ impl Carried {
     }
 
     /// The response is whole. Its connection is kept when it is free for another.
-    pub(super) fn end(self, upstream: Option<Kept>, cx: &mut Context<'_>) {
+    pub(super) fn end(self, upstream: Option<Kept>) {
         let now = self.http.outbound.clock.now();
         if let Some(mut kept) = upstream
-            && kept.poll_is_free(cx)
+            && kept.is_free()
         {
             self.http.pool.put(self.key, kept, now);
         }
@@ -131,10 +130,15 @@ struct Outbox {
 }
 
 impl Outbox {
-    /// The request for one attempt.
-    fn request(&self) -> Request<Upload> {
-        let body = self.source.as_ref().map_or(Upload::EMPTY, |source| source.attempt());
-        Request::from_parts(self.head.clone(), body)
+    /// The request for one attempt. An error when too much of its body has gone to say it again.
+    fn request(&self) -> Result<Request<Upload>, Setback> {
+        let body = match &self.source {
+            Some(source) => source
+                .attempt()
+                .ok_or(Setback::Next { reason: DialError::Lost, avoid: Avoid::Nobody })?,
+            None => Upload::EMPTY,
+        };
+        Ok(Request::from_parts(self.head.clone(), body))
     }
 
     /// Whether it may be sent again although `endpoint` may have had it.
@@ -303,8 +307,8 @@ impl Http {
         };
         let asking = async {
             if outbox.protocol == Protocol::Http {
-                if let Some(kept) = self.pool.take(&key).await {
-                    match kept.send(outbox.request()).await {
+                if let Some(kept) = self.pool.take(&key) {
+                    match kept.send(outbox.request()?).await {
                         Err(Unanswered::Unsent) => {} // the instance had closed it
                         outcome => {
                             return outbox
@@ -314,13 +318,13 @@ impl Http {
                 }
                 let kept = Kept::new(self.open(options, service, endpoint, link).await?).await;
                 let kept = kept.map_err(|_| lost())?;
-                let outcome = kept.send(outbox.request()).await;
+                let outcome = kept.send(outbox.request()?).await;
                 return outbox
                     .judge(endpoint, outcome.map(|(response, kept)| (response, Some(kept), None)));
             }
             let now = self.outbound.clock.now();
             if let Some((shared, stream)) = self.pool.share(&key, now) {
-                match shared.send(outbox.request()).await {
+                match shared.send(outbox.request()?).await {
                     Err(Unanswered::Unsent) => {} // it is over
                     outcome => {
                         return outbox.judge(endpoint, outcome.map(|r| (r, None, Some(stream))));
@@ -330,7 +334,7 @@ impl Http {
             let way = self.open(options, service, endpoint, link).await?;
             let shared = Shared::new(way, self.tasks.clone()).await.map_err(|_| lost())?;
             let stream = self.pool.add(key.clone(), &shared, now);
-            let outcome = shared.send(outbox.request()).await;
+            let outcome = shared.send(outbox.request()?).await;
             outbox.judge(endpoint, outcome.map(|response| (response, None, Some(stream))))
         };
         let silent = async {
@@ -400,10 +404,7 @@ impl Http {
                 let (io, said) = kept.into_io();
                 (Outgoing::EMPTY, Some(Switched { io, said, carried }))
             }
-            kept => {
-                let download = Download::new(body, kept, carried, idle_max);
-                (Outgoing::Relay(Box::new(download)), None)
-            }
+            kept => (Outgoing::relay(body, kept, carried, idle_max), None),
         };
         let mut response = Response::from_parts(head, body);
         if let Some(node) = node {
