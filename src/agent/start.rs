@@ -32,7 +32,7 @@ use crate::model::{Entry, EntryKind, InstanceId, ServiceName, Target};
 use crate::proxy::{self, Proxy};
 use crate::runtime::clock::Clock;
 use crate::runtime::{Shutdown, Stage, TaskGroup, Thread, ThreadError, entropy, limits};
-use crate::telemetry::{EventKind, EventLog, Metrics};
+use crate::telemetry::{AccessLog, AccessLogError, EventKind, EventLog, Metrics};
 use crate::tls::grace::IssuerWatch;
 use crate::tls::store::{DataDir, StoreError};
 use crate::tls::{Dismissed, NodeCredentials};
@@ -75,6 +75,9 @@ pub enum StartError {
     /// The port of the mesh is taken, or no address of this machine.
     #[error(transparent)]
     Proxy(#[from] proxy::StartError),
+    /// Its access log cannot be written.
+    #[error(transparent)]
+    AccessLog(#[from] AccessLogError),
     /// Fault: the system.
     #[error(transparent)]
     Thread(#[from] ThreadError),
@@ -182,6 +185,10 @@ impl Agent {
         let (api_address, api_listeners) = api::listen(&settings, &dir).await?;
 
         let (evidence, evidence_queue) = mpsc::channel(EVIDENCE_LEN);
+        let access_log = match settings.access_log.value.clone() {
+            Some(target) => Some(AccessLog::start(target, metrics.access_log_dropped.clone())?),
+            None => None,
+        };
         let data = Proxy::start(proxy::Settings {
             listen: settings.mesh.value,
             credentials: credentials.clone(),
@@ -189,6 +196,7 @@ impl Agent {
             snapshot: snapshot.clone(),
             evidence,
             events: events.clone(),
+            access_log: access_log.clone(),
             metrics: metrics.clone(),
             clock,
             shutdown: shutdown.clone(),
@@ -331,6 +339,7 @@ impl Agent {
         let effective = Arc::new(ArcSwap::from_pointee(reload::effective(&settings)));
         let mut controller = Controller {
             settings: settings.clone(),
+            access_log,
             effective: Arc::clone(&effective),
             asked: Vec::new(),
             seeds,

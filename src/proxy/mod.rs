@@ -52,7 +52,7 @@ use crate::model::{MemberId, ServiceName, Target};
 use crate::runtime::clock::Clock;
 use crate::runtime::entropy::{self, EntropyError};
 use crate::runtime::{Shutdown, TaskGroup, Thread, ThreadError};
-use crate::telemetry::{Door, EventKind, EventLog, Metrics};
+use crate::telemetry::{AccessLog, Door, EventKind, EventLog, Metrics};
 use crate::tls::NodeCredentials;
 use crate::transport::{BindError, Endpoint, Incoming, Limits, LinkView, Peers, Revoker};
 
@@ -80,6 +80,8 @@ pub struct Settings {
     pub metrics: Metrics,
     /// What happened.
     pub events: EventLog,
+    /// Where requests are written down, if anywhere.
+    pub access_log: Option<AccessLog>,
     /// The agent's clock.
     pub clock: Clock,
     /// Told when the data thread panics.
@@ -319,6 +321,7 @@ impl DataPlane {
         seed: u64,
     ) -> Result<(Self, mpsc::Receiver<Command>, mpsc::Receiver<Incoming>, Shared), StartError> {
         let Settings { metrics, events, clock, shutdown, snapshot, evidence, .. } = settings;
+        let access_log = settings.access_log;
         let [tasks, streams, refusals] = [(); 3].map(|()| TaskGroup::new(shutdown.clone()));
         let me = settings.credentials.member_id();
         let (listen, limits) = (settings.listen, &settings.limits);
@@ -370,7 +373,7 @@ impl DataPlane {
         let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
         let (own, weak) = (Arc::clone(&instances), Arc::downgrade(&outbound));
         let proxy = Proxy { commands, instances: own, in_flight, outbound: weak };
-        let http = Arc::new(Http::new(Arc::clone(&outbound), streams.clone()));
+        let http = Arc::new(Http::new(Arc::clone(&outbound), streams.clone(), access_log));
         tasks.spawn("http pool", Arc::clone(&http).sweep());
         let plane = Self {
             endpoint: endpoint.clone(),

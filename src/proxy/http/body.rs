@@ -315,7 +315,7 @@ impl Download {
         match Pin::new(&mut self.body).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
                 self.patience.renew();
-                if let (Some(carried), Some(data)) = (&self.carried, frame.data_ref()) {
+                if let (Some(carried), Some(data)) = (&mut self.carried, frame.data_ref()) {
                     carried.count(data.len());
                 }
                 // Nobody may ask for more: its length was said, or nothing follows trailers.

@@ -28,6 +28,7 @@ use super::body::Outgoing;
 use super::exchange::{Asked, Switched};
 use super::gate::Gate;
 use super::head::{self, Malformed};
+use super::noted::Noted;
 use super::{Http, Site};
 use crate::proxy::local::LocalSocket;
 use crate::proxy::socks::service_of;
@@ -294,17 +295,22 @@ impl Client {
     async fn answer(&self, request: Request<Incoming>) -> Response<Outgoing> {
         let (head, body) = request.into_parts();
         let is_grpc = is_grpc(&head.headers);
+        let (door, clock) = (self.site.door, self.http.outbound.clock);
+        let log = self.http.log.clone();
+        let noted = log.map(|log| Box::new(Noted::new(log, clock, door, &head)));
         if head.method == Method::CONNECT {
-            return self.refuse(Reason::NoTunnel, is_grpc);
+            return self.turn_away(Reason::NoTunnel, is_grpc, noted);
         }
         let version = head.version;
         let named = match head::authority(&head) {
             Ok(authority) => service_of(authority.host.as_bytes()),
             Err(_) if version == Version::HTTP_10 && self.site.service.is_some() => None,
-            Err(malformed) => return self.refuse(Reason::Malformed(malformed), is_grpc),
+            Err(malformed) => {
+                return self.turn_away(Reason::Malformed(malformed), is_grpc, noted);
+            }
         };
         let Some(service) = self.site.service.clone().or(named) else {
-            return self.refuse(Reason::ForeignName, is_grpc);
+            return self.turn_away(Reason::ForeignName, is_grpc, noted);
         };
         let asked = Asked {
             service: &service,
@@ -313,6 +319,7 @@ impl Client {
             client: None,
             head,
             body,
+            noted,
         };
         match self.http.exchange(asked).await {
             Ok(answered) => {
@@ -321,6 +328,20 @@ impl Client {
             }
             Err(malformed) => self.refuse(Reason::Malformed(malformed), is_grpc),
         }
+    }
+
+    /// Refuses a request that can be written down.
+    fn turn_away(
+        &self,
+        reason: Reason,
+        is_grpc: bool,
+        noted: Option<Box<Noted>>,
+    ) -> Response<Outgoing> {
+        if let Some(noted) = noted {
+            let status = reason.status().as_u16();
+            noted.refused(self.site.service.as_ref(), status, reason.word());
+        }
+        self.refuse(reason, is_grpc)
     }
 
     fn refuse(&self, reason: Reason, is_grpc: bool) -> Response<Outgoing> {

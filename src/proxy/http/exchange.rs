@@ -22,6 +22,7 @@ use super::Http;
 use super::answer::{NODE, Reason, is_grpc};
 use super::body::{BodyError, Outgoing, Source, Upload};
 use super::head::{self, Malformed};
+use super::noted::Noted;
 use super::pool::{Key, Stream};
 use super::upstream::{Kept, Shared, Unanswered, UpstreamIo, Way};
 use crate::mesh::Endpoint;
@@ -48,6 +49,7 @@ pub(super) struct Asked<'a> {
     pub(super) client: Option<IpAddr>,
     pub(super) head: Parts,
     pub(super) body: Incoming,
+    pub(super) noted: Option<Box<Noted>>,
 }
 
 /// A response whose head has come.
@@ -68,6 +70,8 @@ pub(super) struct Switched {
 /// The accounts of one exchange. Dropped before its end it has failed.
 pub(super) struct Carried {
     http: Arc<Http>,
+    /// What the access log is to say.
+    noted: Option<Box<Noted>>,
     key: Key,
     /// Whose instance it is.
     node: MemberName,
@@ -78,8 +82,11 @@ pub(super) struct Carried {
 }
 
 impl Carried {
-    pub(super) fn count(&self, len: usize) {
+    pub(super) fn count(&mut self, len: usize) {
         self.bytes.inc_by(len as u64);
+        if let Some(noted) = &mut self.noted {
+            noted.count(len);
+        }
     }
 
     /// The response is whole. Its connection is kept when it is free for another.
@@ -91,12 +98,15 @@ impl Carried {
             self.http.pool.put(self.key, kept, now);
         }
         self.exchange.end(now);
+        if let Some(noted) = self.noted {
+            noted.end();
+        }
     }
 
     /// An upgraded connection ended like this.
     pub(super) fn end_switched(self, outcome: &Result<(), crate::proxy::tcp::Cut>) {
         if outcome.is_ok() {
-            self.exchange.end(self.http.outbound.clock.now());
+            self.end(None);
         }
     }
 }
@@ -166,7 +176,7 @@ impl Http {
         self: &Arc<Self>,
         asked: Asked<'_>,
     ) -> Result<Answered, Malformed> {
-        let Asked { service, options, door, client, mut head, body } = asked;
+        let Asked { service, options, door, client, mut head, body, mut noted } = asked;
         let idle_max = options.limits.timeout.idle();
         let is_grpc = is_grpc(&head.headers);
         let upgrade = head::upgrade(&head);
@@ -187,7 +197,7 @@ impl Http {
         };
         let outcome = tokio::select! {
             biased;
-            outcome = self.ask_instances(service, options, outbox) => outcome,
+            outcome = self.ask_instances(service, options, outbox, &mut noted) => outcome,
             () = late, if by_deadline => Err(Reason::Deadline),
         };
         Ok(match outcome {
@@ -196,6 +206,9 @@ impl Http {
                 let word = reason.word();
                 self.outbound.metrics.count_refused(door, word);
                 self.outbound.events.record(EventKind::ConnectionRefused, service, word);
+                if let Some(noted) = noted {
+                    noted.refused(Some(service), reason.status().as_u16(), word);
+                }
                 Answered { response: reason.answer(Some(service), is_grpc), switched: None }
             }
         })
@@ -206,6 +219,7 @@ impl Http {
         service: &ServiceName,
         options: &EntryOptions,
         outbox: Outbox,
+        noted: &mut Option<Box<Noted>>,
     ) -> Result<(Response<Incoming>, Option<Kept>, Carried), Reason> {
         let outbound = &self.outbound;
         let mut search = Search::new(outbound, service);
@@ -255,9 +269,14 @@ impl Http {
                         endpoint.member,
                         &endpoint.member_name,
                     );
+                    let status = response.status().as_u16();
+                    if let Some(noted) = noted {
+                        noted.answered(service, &endpoint, status);
+                    }
                     let carried = Carried {
                         http: Arc::clone(self),
-                        exchange: traffic.exchange(begun_at, response.status().as_u16()),
+                        noted: noted.take(),
+                        exchange: traffic.exchange(begun_at, status),
                         bytes: traffic.bytes,
                         key: (endpoint.member, endpoint.instance),
                         node: endpoint.member_name,
