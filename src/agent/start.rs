@@ -23,13 +23,13 @@ use super::{Agent, CancelOnDrop, api, clocks, disk, drain, join_all, seeds, twin
 use crate::api::control::CONTROL_QUEUE_LEN_MAX;
 use crate::api::{
     ADDRESS_FILE, ApiState, ApiToken, CallView, Calls, Checks, ControlError, ExposeSpec, Identity,
-    Links, Local, LogSlot, Readiness, UpstreamSpec, serve,
+    Links, Local, LogSlot, Pinger, Readiness, UpstreamSpec, serve,
 };
 use crate::catalogue::{Catalogue, Signatures};
 use crate::config::{Origin, RuntimeFile, Setting, Settings};
 use crate::mesh::{self, Mesh, MeshConfig, Snapshot};
 use crate::model::{Entry, EntryKind, InstanceId, ServiceName, Target};
-use crate::proxy::{self, Proxy};
+use crate::proxy::{self, DialError, Proxy};
 use crate::runtime::clock::Clock;
 use crate::runtime::{Shutdown, Stage, TaskGroup, Thread, ThreadError, entropy, limits};
 use crate::telemetry::{AccessLog, AccessLogError, EventKind, EventLog, Metrics};
@@ -371,7 +371,7 @@ impl Agent {
         tasks.spawn("readiness", watch_readiness(ready, settled_reader, shutdown.clone()));
         let (calls, own_calls) = (data.proxy.clone(), data.proxy.in_flight().clone());
         let me = credentials.member_id();
-        let (links, log) = (data.proxy.clone(), LogSlot::default());
+        let (links, pings, log) = (data.proxy.clone(), data.proxy.clone(), LogSlot::default());
         let state = ApiState {
             me: credentials.member_id(),
             name: credentials.name().clone(),
@@ -387,6 +387,13 @@ impl Agent {
                 move || own_calls.of_member(&me),
             ),
             links: Links::new(move |member| links.link(member)),
+            pinger: Pinger::new(move |service, endpoint| {
+                let proxy = pings.clone();
+                Box::pin(async move {
+                    let called = proxy.ping(service, endpoint).await;
+                    called.map_err(DialError::reason)
+                })
+            }),
             checks: Checks::new({
                 let inspector = inspector.clone();
                 move |state| Box::pin(inspector.clone().run(state))

@@ -157,12 +157,14 @@ pub struct Proxy {
     outbound: Weak<Outbound>,
 }
 
+type Pinged = oneshot::Sender<Result<Duration, DialError>>;
 type Dialled = oneshot::Sender<Result<mesh::Endpoint, DialError>>;
 
 #[derive(Debug)]
 enum Command {
     Open { listen: Target, leads: Leads, reply: oneshot::Sender<Result<Target, EntryError>> },
     Dial { service: ServiceName, client: Pipe, reply: Dialled },
+    Ping { service: ServiceName, endpoint: mesh::Endpoint, reply: Pinged },
     Redirect { listen: Target, leads: Leads, reply: oneshot::Sender<Result<(), EntryError>> },
     CloseEntry { listen: Target, reply: oneshot::Sender<Result<(), EntryError>> },
     Drain { deadline: Duration, reply: oneshot::Sender<bool> },
@@ -232,6 +234,17 @@ impl Proxy {
         let dialled = self.ask(|reply| Command::Dial { service, client, reply }).await;
         let endpoint = dialled.ok_or(DialError::Stopping)??;
         Ok(MeshStream::new(near, endpoint))
+    }
+
+    /// Calls an instance, to see whether it takes one, and says how long that took. It sees a connection
+    /// that is closed again.
+    pub async fn ping(
+        &self,
+        service: ServiceName,
+        endpoint: mesh::Endpoint,
+    ) -> Result<Duration, DialError> {
+        let pinged = self.ask(|reply| Command::Ping { service, endpoint, reply }).await;
+        pinged.ok_or(DialError::Stopping)?
     }
 
     /// The instance that a call of `service` would go to first, now.
@@ -408,6 +421,13 @@ impl DataPlane {
                     }
                     Some(Command::Dial { service, client, reply }) => {
                         self.dial(service, LocalSocket::of_task(client), reply);
+                    }
+                    Some(Command::Ping { service, endpoint, reply }) => {
+                        let outbound = Arc::clone(&self.outbound);
+                        self.tasks.spawn_connection("ping", async move {
+                            let pinged = outbound.ping(&service, endpoint).await;
+                            let _ = reply.send(pinged); // nobody waits: fine
+                        });
                     }
                     Some(Command::Redirect { listen, leads, reply }) => {
                         let _ = reply.send(self.redirect(listen, leads)); // nobody waits: fine

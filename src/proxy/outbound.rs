@@ -307,6 +307,34 @@ impl Outbound {
         }
     }
 
+    /// Calls an instance and gives the connection up again, and says how long it took to be taken.
+    pub(super) async fn ping(
+        &self,
+        service: &ServiceName,
+        endpoint: Endpoint,
+    ) -> Result<Duration, DialError> {
+        let begun_at = self.clock.now();
+        let taken = async {
+            let Dialled { endpoint, way, call: _call } = self.dial(endpoint).await;
+            let Way::There(link) = way? else {
+                let here = self.instances.connect(service, &endpoint.instance).await;
+                return here.map(drop).map_err(|refusal| refusal.code.into());
+            };
+            let (service, instance) = (service.clone(), endpoint.instance);
+            let header = Header { service, instance, source: None, mode: Mode::SPLICE };
+            let header = header.encode().map_err(|_| DialError::Unsupported)?;
+            let (mut writer, mut reader) = link.open().await?;
+            writer.write(header).await.map_err(|_| DialError::Lost)?;
+            match reader.answer().await {
+                Ok(Answer::Accepted) => Ok(()),
+                Ok(Answer::Refused(refusal)) => Err(refusal.code.into()),
+                Err(_) => Err(DialError::Lost),
+            }
+        };
+        timeout(CONNECT_TIME_MAX, taken).await.unwrap_or(Err(DialError::Timeout))?;
+        Ok(self.clock.now().since(begun_at))
+    }
+
     /// Whether there is an instance without trouble that was not `tried`.
     pub(super) fn has_better(
         &self,
