@@ -20,6 +20,7 @@ use murmesh::runtime::clock::Clock;
 use murmesh::runtime::{Shutdown, TaskGroup};
 use murmesh::telemetry::{Door, EventKind, EventLog, Metrics};
 use murmesh::tls::testing::mesh_of;
+use murmesh::transport::enrolment::Parting;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -80,6 +81,7 @@ fn snapshot() -> Snapshot {
         issued_at: 0,
         invite: None,
         replaces: Vec::new(),
+        let_in_by: None,
     };
     snapshot.enrolments.insert(me, Enrolled { issuer: me, enrolment: Arc::new(enrolment) });
     snapshot.members.insert(me, Arc::new(member));
@@ -129,7 +131,7 @@ async fn stand_in(mut commands: mpsc::Receiver<Control>) {
             Control::Reload { reply } => drop(reply.send(Err(ControlError::Stopping))),
             Control::Invite { reply, .. } => drop(reply.send(Err(ControlError::NotIssuer))),
             Control::IssuingKey { reply, .. } => drop(reply.send(Err(ControlError::Stopping))),
-            Control::KeepMembers { reply, .. } => drop(reply.send(Ok(Vec::new()))),
+            Control::KeepMembers { reply, .. } => drop(reply.send(Ok(Parting::default()))),
             Control::Grant { reply, .. } => drop(reply.send(Ok(Vec::new()))),
             Control::Publish { reply, .. } => drop(reply.send(Ok(()))),
             Control::Invites { reply } => drop(reply.send(Ok(Vec::new()))),

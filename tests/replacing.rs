@@ -94,6 +94,7 @@ fn two_members_of_one_name_raise_an_alarm_and_are_told_apart_by_id() {
         issued_at: on_disk_now(mesh.agent("first")),
         invite: None,
         replaces: Vec::new(),
+        let_in_by: None,
     };
     let (entry, chain) = issuer.authority().unwrap().unwrap().enrol(&enrolment).unwrap();
     let entries = [issuer.entries().unwrap(), vec![entry]].concat();

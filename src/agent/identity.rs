@@ -222,7 +222,7 @@ impl Keeper {
             }
             self.appoint_if_named(credentials.member_id(), &mut appointed).await;
             let dismissed = credentials.trust().dismissed();
-            self.tell_removed(&mut removed, &dismissed.issuers().copied().collect());
+            self.tell_removed(&mut removed, &dismissed.by_root().issuers().copied().collect());
             let leaf = credentials.enrolment().version();
             if self.is_outdated(&credentials) && outdated != Some(leaf) {
                 outdated = Some(leaf); // once for each leaf: failures have pauses of their own
@@ -265,14 +265,14 @@ impl Keeper {
 
     /// Tells which issuers the root has taken back since the last look. What the disk knew at the
     /// start is no news.
-    fn tell_removed(&self, known: &mut Option<BTreeSet<PublicKey>>, now: &BTreeSet<PublicKey>) {
+    fn tell_removed(&self, known: &mut Option<BTreeSet<MemberId>>, now: &BTreeSet<MemberId>) {
         let snapshot = self.snapshot.load();
         if snapshot.members.is_empty() {
             return; // the disk was not read yet
         }
         let before = known.replace(now.clone()).unwrap_or_else(|| now.clone());
-        for key in now.difference(&before) {
-            let issuer = snapshot.issuers.get(&key.member_id());
+        for id in now.difference(&before) {
+            let issuer = snapshot.issuers.get(id);
             let name = issuer.map_or_else(String::new, |known| self.name_of(known.issuer.member));
             let reason = "by the root key: nobody believes its certificates any more";
             self.events.record(EventKind::IssuerRemoved, name, reason);

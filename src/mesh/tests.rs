@@ -33,6 +33,7 @@ fn grounds(member: u8) -> Vec<Entry> {
         certificate: Vec::new(),
         is_active: true,
         kept: Vec::new(),
+        dropped: Vec::new(),
     };
     let enrolment = Enrolment {
         key: TestKey::new(member).public_key(),
@@ -42,6 +43,7 @@ fn grounds(member: u8) -> Vec<Entry> {
         issued_at: 1,
         invite: None,
         replaces: Vec::new(),
+        let_in_by: None,
     };
     let sign = |signer: u8, kind, subject: MemberId, payload: Vec<u8>| {
         let subject = *subject.as_bytes();
