@@ -103,7 +103,7 @@ fn replaced_by(spec: &ExposeSpec) -> Option<ExposeSpec> {
 
 fn identity() -> Identity {
     let credentials = mesh_of(&["eins"]).unwrap().remove(0);
-    Identity { credentials, renews_at: 4_000_000_000, degraded: None }
+    Identity { credentials, renews_at: 4_000_000_000, degraded: None, disowned: None }
 }
 
 /// An agent that says yes, except to the instance `nobody`.

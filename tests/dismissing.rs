@@ -230,3 +230,30 @@ fn an_issuer_that_is_added_again_has_another_key_and_the_old_one_stays_void() {
     });
     mesh.agent("second").run(&["invite"]).ok();
 }
+
+#[test]
+fn a_member_that_was_dropped_while_it_was_off_learns_it_from_those_that_refuse_it() {
+    let _turn = beside_others();
+    let mesh = mesh();
+    let going = mesh.agent("going");
+    going.stop();
+    remove_first(&mesh);
+    going.spawn();
+    going.wait_disowned();
+    let checks = going.run(&["check", "--json"]).stdout;
+    let checks: serde_json::Value = serde_json::from_str(&checks).unwrap();
+    let row = |id: &str| checks.as_array().unwrap().iter().find(|row| row["id"] == id).unwrap();
+    assert_eq!(row("believed")["status"], "fail", "{checks}");
+    assert!(row("believed")["fix"].as_str().unwrap().contains("murmesh join TOKEN --replace"));
+    for id in ["udp", "isolated"] {
+        assert_eq!(row(id)["status"], "pass", "the network is well: {checks}");
+    }
+    let status = going.run(&["status"]).stdout;
+    assert!(status.contains("not ready: the other members refuse this one"), "{status}");
+
+    // A token does not bring the key back, and what its disk remembers does not count.
+    going.stop();
+    let token = mesh.agent("second").run(&["invite"]).ok();
+    let again = going.run(&["join", token.trim(), "--name", "going", "--replace"]).fails(2);
+    assert!(again.contains("was dropped from the mesh"), "{again}");
+}

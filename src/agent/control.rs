@@ -415,7 +415,7 @@ pub(super) fn check_loop<'a>(
     }
 }
 
-/// The one member that is called so, or that has this id or its first digits: a name that two members have means neither.
+/// The one member that is called so, or has this id: a name that two members have means neither.
 fn only_member<'a>(
     what: &'static str,
     node: &MemberName,

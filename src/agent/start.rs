@@ -288,6 +288,7 @@ impl Agent {
             credentials: credentials.clone(),
             renews_at: 0,
             degraded: None,
+            disowned: None,
         }));
         let (allow, allowed) = watch::channel(credentials.enrolled().services.clone());
         let keeper = Arc::new(Keeper {

@@ -243,13 +243,7 @@ async fn live() -> Json<Value> {
 }
 
 async fn ready(State(state): State<ApiState>) -> Answer {
-    let mut readiness = state.readiness.borrow().clone();
-    let snapshot = state.snapshot();
-    if snapshot.members.contains_key(&state.me) && !snapshot.enrolments.contains_key(&state.me) {
-        let reason = "nobody vouches for this member any more, and the others refuse it";
-        readiness = Readiness::NotReady(reason);
-    }
-    match readiness {
+    match state.readiness() {
         Readiness::Ready => Ok(Json(json!({ "ready": true })).into_response()),
         Readiness::NotReady(reason) => {
             let status = StatusCode::SERVICE_UNAVAILABLE;
