@@ -21,7 +21,7 @@ use crate::model::{
 use crate::runtime::{clock, entropy};
 use crate::telemetry::{Door, EventKind, EventLog, Metrics};
 use crate::tls::store::{DataDir, StoreError};
-use crate::tls::{Authority, NodeCredentials, Peer, SecretKey, TlsError, Token};
+use crate::tls::{Authority, Dismissed, NodeCredentials, Peer, SecretKey, TlsError, Token};
 use crate::wire::{self, WireError};
 
 /// How far a newcomer's clock may be from the issuer's.
@@ -484,55 +484,7 @@ impl IssuerDesk {
             said.entry(enrolment.key.member_id()).or_default().push((by, enrolment));
         }
         let known = self.credentials.trust().dismissed();
-        // A key that another one has replaced is nobody's, whoever let it in.
-        let is_held =
-            |member: &MemberId| !known.is_replaced(member) && !known.by_root().is_dropped(member);
-        let newest = |about: &[(MemberId, Enrolment)]| {
-            let active = about.iter().filter(|(by, _)| issuers.contains(by));
-            active.max_by_key(|(_, said)| (said.issued_at, said.serial)).cloned()
-        };
-        let held = said.iter().filter(|(member, _)| is_held(member));
-        let held: BTreeMap<_, _> = held
-            .filter_map(|(member, about)| Some((*member, (newest(about)?.1.name, about))))
-            .collect();
-        let mut out = BTreeSet::new();
-        for node in dropped {
-            let named =
-                held.iter().filter(|(id, (name, _))| id.is_called(name, node)).map(|(id, _)| *id);
-            match named.collect::<Vec<_>>()[..] {
-                [id] => out.insert(id),
-                [] => return Err(DeskError::NoMember(node.clone())),
-                ref several => {
-                    let (name, ids) = (node.clone(), several.to_vec());
-                    return Err(DeskError::SeveralMembers { name, ids });
-                }
-            };
-        }
-        let mut parting = Parting::default();
-        for (member, (name, about)) in &held {
-            let is_by_it = |(by, said): &&(MemberId, Enrolment)| {
-                *by == issuer || let_in_by(*by, said, about) == issuer
-            };
-            let active: Vec<_> = about.iter().filter(|(by, _)| issuers.contains(by)).collect();
-            let (by_it, by_others): (Vec<_>, Vec<_>) = active.into_iter().partition(is_by_it);
-            match out.contains(member) {
-                true if by_it.is_empty() || !by_others.is_empty() => {
-                    return Err(DeskError::OthersVouch(name.clone()));
-                }
-                true => parting.dropped.push((*member, name.clone())),
-                false if !by_it.is_empty() => parting.kept.push((*member, name.clone())),
-                false => {}
-            }
-        }
-        let mut gone: Vec<_> = parting.dropped.iter().map(|(id, _)| *id).collect();
-        while let Some(about) = gone.pop().and_then(|member| said.get(&member)) {
-            for former in about.iter().flat_map(|(_, enrolment)| &enrolment.replaces) {
-                if known.is_replaced(former) && !parting.replaced.contains(former) {
-                    parting.replaced.push(*former);
-                    gone.push(*former);
-                }
-            }
-        }
+        let parting = part(&said, &issuers, issuer, dropped, &known)?;
         for (member, _) in &parting.kept {
             let Some(about) = said.get(member) else { continue };
             let mut active = about.iter().filter(|(by, _)| issuers.contains(by));
@@ -763,6 +715,67 @@ pub struct Parting {
     pub dropped: Vec<(MemberId, MemberName)>,
     /// Keys that those had replaced: they go, too, else they would be believed again.
     pub replaced: Vec<MemberId>,
+}
+
+/// Who stays and who goes when the root takes `issuer` back, one of those in `issuers` that are active.
+fn part(
+    said: &BTreeMap<MemberId, Vec<(MemberId, Enrolment)>>,
+    issuers: &BTreeSet<MemberId>,
+    issuer: MemberId,
+    dropped: &[MemberName],
+    known: &Dismissed,
+) -> Result<Parting, DeskError> {
+    // A key that another one has replaced is nobody's, whoever let it in.
+    let is_held =
+        |member: &MemberId| !known.is_replaced(member) && !known.by_root().is_dropped(member);
+    let newest = |about: &[(MemberId, Enrolment)]| {
+        let active = about.iter().filter(|(by, _)| issuers.contains(by));
+        active.max_by_key(|(_, said)| (said.issued_at, said.serial)).cloned()
+    };
+    let held = said.iter().filter(|(member, _)| is_held(member));
+    let held: BTreeMap<_, _> = held
+        .filter_map(|(member, about)| Some((*member, (newest(about)?.1.name, about))))
+        .collect();
+    let mut out = BTreeSet::new();
+    for node in dropped {
+        let named =
+            held.iter().filter(|(id, (name, _))| id.is_called(name, node)).map(|(id, _)| *id);
+        match named.collect::<Vec<_>>()[..] {
+            [id] => out.insert(id),
+            [] => return Err(DeskError::NoMember(node.clone())),
+            ref several => {
+                let (name, ids) = (node.clone(), several.to_vec());
+                return Err(DeskError::SeveralMembers { name, ids });
+            }
+        };
+    }
+    let mut parting = Parting::default();
+    for (member, (name, about)) in &held {
+        let is_by_it = |(by, said): &&(MemberId, Enrolment)| {
+            *by == issuer || let_in_by(*by, said, about) == issuer
+        };
+        let active: Vec<_> = about.iter().filter(|(by, _)| issuers.contains(by)).collect();
+        let (by_it, by_others): (Vec<_>, Vec<_>) = active.into_iter().partition(is_by_it);
+        match out.contains(member) {
+            true if by_it.is_empty() || !by_others.is_empty() => {
+                return Err(DeskError::OthersVouch(name.clone()));
+            }
+            true => parting.dropped.push((*member, name.clone())),
+            false if !by_it.is_empty() => parting.kept.push((*member, name.clone())),
+            false => {}
+        }
+    }
+    let mut gone: Vec<_> = parting.dropped.iter().map(|(id, _)| *id).collect();
+    while let Some(member) = gone.pop() {
+        let about = said.get(&member).into_iter().flatten();
+        for former in about.flat_map(|(_, enrolment)| &enrolment.replaces) {
+            if known.is_replaced(former) && !parting.replaced.contains(former) {
+                parting.replaced.push(*former);
+                gone.push(*former);
+            }
+        }
+    }
+    Ok(parting)
 }
 
 /// What an entry says of the member that it is filed under.
