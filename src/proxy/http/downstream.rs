@@ -83,8 +83,8 @@ struct Front {
 
 /// How a connection of HTTP/1.1 ended that goes on.
 enum Next {
-    /// It rests.
-    Park(LocalSocket),
+    /// It rests, or goes on with what the client said already.
+    Park(LocalSocket, Bytes),
     /// Both sides speak something else from here on; the client said this already.
     Switch(LocalSocket, Switched, Bytes),
 }
@@ -111,7 +111,10 @@ impl Http {
                     let outcome = io.carry(&mut socket, heard, said, &bytes, stalls).await;
                     return carried.end_switched(&outcome);
                 }
-                Some(Next::Park(parked)) => socket = parked,
+                Some(Next::Park(parked, unread)) => (socket, begun) = (parked, unread),
+            }
+            if !begun.is_empty() {
+                continue;
             }
             let next = timeout(REST_TIME_MAX, read(&mut socket));
             begun = match self.draining.run_until_cancelled(next).await {
@@ -214,25 +217,20 @@ async fn serve_http1(client: Client, socket: LocalSocket, begun: Bytes) -> Optio
     });
     let ended = ended.await;
     let parts = connection.into_parts();
-    let ClientIo { socket, has_ended, .. } = parts.io;
-    let (switched, refused) = {
+    let ClientIo { socket, passed, has_ended, .. } = parts.io;
+    let (switched, refused, unread) = {
         let mut front = client.front.lock();
-        (front.switched.take(), front.refused)
+        let unread = [&parts.read_buf[..], &passed, &front.gate.take_unpassed()].concat();
+        (front.switched.take(), front.refused, Bytes::from(unread))
     };
     if let Some(switched) = switched {
-        let mut said = BytesMut::from(&parts.read_buf[..]);
-        let mut front = client.front.lock();
-        front.gate.upgraded();
-        while let Ok(Some(bytes)) = front.gate.poll_pass() {
-            said.extend_from_slice(&bytes);
-        }
-        return Some(Next::Switch(socket, switched, said.freeze()));
+        return Some(Next::Switch(socket, switched, unread));
     }
     if ended.is_err() || has_ended {
         return None; // cut, or closed by the client
     }
     if was_resting && is_parking && !draining.is_cancelled() {
-        return Some(Next::Park(socket));
+        return Some(Next::Park(socket, unread));
     }
     let lingers = refused.is_some() || !client.is_resting();
     linger(socket, lingers).await;
