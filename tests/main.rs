@@ -15,6 +15,7 @@ mod consul;
 mod dismissing;
 mod embedding;
 mod hostile;
+mod http;
 mod joining;
 mod operating;
 mod partitions;
