@@ -86,13 +86,13 @@ enum Next {
     /// It rests, or goes on with what the client said already.
     Park(LocalSocket, Bytes),
     /// Both sides speak something else from here on; the client said this already.
-    Switch(LocalSocket, Switched, Bytes),
+    Switch(LocalSocket, Box<Switched>, Bytes),
 }
 
 impl Http {
     /// Serves one client until its connection ends.
     pub(in crate::proxy) async fn serve(self: Arc<Self>, mut socket: LocalSocket, site: Site) {
-        let Ok(mut begun) = timeout(REST_TIME_MAX, first_bytes(&mut socket)).await else { return };
+        let mut begun = Box::pin(first_bytes(&mut socket)).await;
         if begun.starts_with(PREFACE) {
             return Box::pin(self.serve_http2(socket, site, begun)).await;
         }
@@ -105,10 +105,11 @@ impl Http {
             match Box::pin(serve_http1(client, socket, begun)).await {
                 None => return,
                 Some(Next::Switch(mut socket, switched, said)) => {
-                    let Switched { io, said: heard, carried } = switched;
+                    let Switched { io, said: heard, carried } = *switched;
                     let stalls = &self.outbound.stalls;
                     let bytes = carried.bytes.clone();
-                    let outcome = io.carry(&mut socket, heard, said, &bytes, stalls).await;
+                    let carrying = Box::pin(io.carry(&mut socket, heard, said, &bytes, stalls));
+                    let outcome = carrying.await;
                     return carried.end_switched(&outcome);
                 }
                 Some(Next::Park(parked, unread)) => (socket, begun) = (parked, unread),
@@ -156,11 +157,13 @@ impl Http {
 /// What a client says first: as much as tells HTTP/2 from HTTP/1.1. Empty when it is gone.
 async fn first_bytes(socket: &mut LocalSocket) -> Bytes {
     let mut begun = BytesMut::new();
+    let mut time_max = REST_TIME_MAX;
     loop {
-        match read(socket).await {
-            Ok(bytes) if !bytes.is_empty() => begun.extend_from_slice(&bytes),
+        match timeout(time_max, read(socket)).await {
+            Ok(Ok(bytes)) if !bytes.is_empty() => begun.extend_from_slice(&bytes),
             _ => return Bytes::new(),
         }
+        time_max = HEAD_TIME_MAX;
         let len = begun.len().min(PREFACE.len());
         if len == PREFACE.len() || begun[..len] != PREFACE[..len] {
             return begun.freeze();
@@ -224,7 +227,7 @@ async fn serve_http1(client: Client, socket: LocalSocket, begun: Bytes) -> Optio
         (front.switched.take(), front.refused, Bytes::from(unread))
     };
     if let Some(switched) = switched {
-        return Some(Next::Switch(socket, switched, unread));
+        return Some(Next::Switch(socket, Box::new(switched), unread));
     }
     if ended.is_err() || has_ended {
         return None; // cut, or closed by the client
