@@ -122,10 +122,10 @@ impl Controller {
                 None => {}
             }
         }
-        let opened = entries.open.iter().map(|setting| &setting.value.listen);
+        let opened = entries.open.iter().map(|setting| &setting.value);
         let kept = self.upstreams.iter().filter(|spec| !entries.close.contains(spec));
-        let listeners: Vec<_> =
-            kept.map(|spec| &spec.listen).chain(opened).chain(&self.socks).collect();
+        let listeners = kept.chain(opened).map(|spec| &spec.listen);
+        let listeners: Vec<_> = listeners.chain(self.doors.open()).collect();
         for Setting { value, origin } in &new.exposes {
             let what = || format!("expose {}", value.id);
             check_loop(&value.to, listeners.iter().copied()).map_err(at(origin, what()))?;

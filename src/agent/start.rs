@@ -22,8 +22,8 @@ use super::reload::{self, Asked};
 use super::{Agent, CancelOnDrop, api, clocks, disk, drain, join_all, seeds, twin};
 use crate::api::control::CONTROL_QUEUE_LEN_MAX;
 use crate::api::{
-    ADDRESS_FILE, ApiState, ApiToken, CallView, Calls, Checks, ControlError, ExposeSpec, Identity,
-    Links, Local, LogSlot, Readiness, UpstreamSpec, serve,
+    ADDRESS_FILE, ApiState, ApiToken, CallView, Calls, Checks, ControlError, Doors, ExposeSpec,
+    Identity, Links, Local, LogSlot, Readiness, UpstreamSpec, serve,
 };
 use crate::catalogue::{Catalogue, Signatures};
 use crate::config::{Origin, RuntimeFile, Setting, Settings};
@@ -337,7 +337,7 @@ impl Agent {
             dir: dir.clone(),
             services,
             upstreams: Vec::new(),
-            socks: settings.socks.value.map(Target::Tcp),
+            doors: Doors::default(),
             runtime,
             joined: BTreeSet::new(),
             view,
@@ -467,9 +467,10 @@ fn declared(
     allowed: Option<Vec<ServiceName>>,
 ) -> Result<LocalServices, StartError> {
     let mut services = LocalServices::new(allowed, runtime.out.clone());
-    let socks = settings.socks.value.map(Target::Tcp);
+    let listen = |door: &Setting<Option<SocketAddr>>| door.value.map(Target::Tcp);
+    let doors = Doors { gateway: listen(&settings.gateway), socks: listen(&settings.socks) };
     let mut declare = |spec: &ExposeSpec| {
-        check_loop(&spec.to, socks.iter())?;
+        check_loop(&spec.to, doors.open())?;
         services.declare(spec.clone()).map_err(local_error).map(drop)
     };
     for Setting { value, origin } in &settings.exposes {
@@ -506,11 +507,18 @@ async fn open_settings(
         let opened = controller.open(value.clone()).await.map_err(failed(what, origin))?;
         controller.asked.push(Asked { written: value.clone(), opened });
     }
-    if let Some(address) = settings.socks.value {
-        let opened = proxy.open_socks(Target::Tcp(address)).await;
-        let opened = opened.map_err(|error| ControlError::Invalid(error.to_string()));
-        opened.map_err(failed("listen.socks".into(), &settings.socks.origin))?;
+    let invalid = |error: proxy::EntryError| ControlError::Invalid(error.to_string());
+    if let Some(listen) = settings.gateway.value {
+        let opened = proxy.open_gateway(Target::Tcp(listen)).await.map_err(invalid);
+        let opened = opened.map_err(failed("listen.gateway".into(), &settings.gateway.origin))?;
+        controller.doors.gateway = Some(opened);
     }
+    if let Some(listen) = settings.socks.value {
+        let opened = proxy.open_socks(Target::Tcp(listen)).await.map_err(invalid);
+        let opened = opened.map_err(failed("listen.socks".into(), &settings.socks.origin))?;
+        controller.doors.socks = Some(opened);
+    }
+    controller.show();
     for spec in controller.runtime.upstream.clone() {
         if let Err(error) = controller.open(spec.clone()).await {
             let UpstreamSpec { service, listen } = spec;

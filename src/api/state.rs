@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, watch};
 use super::check::Checks;
 use super::control::{Control, ExposeSpec, OutOfRotation, UpstreamSpec};
 use crate::mesh::{Endpoint, Snapshot};
-use crate::model::{InstanceId, MemberId, MemberName, MeshId};
+use crate::model::{InstanceId, MemberId, MemberName, MeshId, Target};
 use crate::runtime::clock::Clock;
 use crate::telemetry::{EventLog, Log, Metrics};
 use crate::tls::NodeCredentials;
@@ -80,6 +80,22 @@ pub struct Identity {
     pub degraded: Option<String>,
 }
 
+/// Where this machine's clients reach all services by name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Doors {
+    /// The HTTP gateway.
+    pub gateway: Option<Target>,
+    /// SOCKS5.
+    pub socks: Option<Target>,
+}
+
+impl Doors {
+    /// All that are open.
+    pub fn open(&self) -> impl Iterator<Item = &Target> {
+        [&self.gateway, &self.socks].into_iter().flatten()
+    }
+}
+
 /// What this machine offers and opens.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Local {
@@ -89,6 +105,8 @@ pub struct Local {
     pub withheld: Vec<ExposeSpec>,
     /// Its entries, with the addresses they really listen on.
     pub upstreams: Vec<UpstreamSpec>,
+    /// Its entries by name, as they really listen.
+    pub doors: Doors,
     /// What of it is out of rotation by its operator's word.
     pub out: OutOfRotation,
     /// Members that listings here hide while they are down or left.

@@ -29,6 +29,8 @@ pub struct Overrides {
     pub mesh: Option<SocketAddr>,
     /// Instead of `listen.api`.
     pub api: Option<Setting<String>>,
+    /// Instead of `listen.gateway`.
+    pub gateway: Option<String>,
     /// Instead of `listen.socks`.
     pub socks: Option<String>,
     /// Instead of `join.seeds`, if any.
@@ -141,11 +143,15 @@ fn apply(overrides: &Overrides, settings: &mut Settings, faults: &mut Vec<Fault>
             },
         }
     }
-    if let Some(socks) = &overrides.socks {
-        let origin = Origin::Flag("--socks");
-        match loopback(socks) {
-            Ok(address) => settings.socks = Setting::new(Some(address), origin),
-            Err(message) => faults.push(flag_fault(&origin, socks, message)),
+    for (flag, told, door) in [
+        ("--gateway", &overrides.gateway, &mut settings.gateway),
+        ("--socks", &overrides.socks, &mut settings.socks),
+    ] {
+        let Some(told) = told else { continue };
+        let origin = Origin::Flag(flag);
+        match loopback(told) {
+            Ok(address) => *door = Setting::new(Some(address), origin),
+            Err(message) => faults.push(flag_fault(&origin, told, message)),
         }
     }
     if !overrides.seeds.is_empty() {
@@ -220,11 +226,13 @@ fn together(settings: &Settings, faults: &mut Vec<Fault>) {
     if settings.api.is_asked() && settings.api.value.port() != 0 {
         listens.insert(Target::Tcp(settings.api.value), &settings.api.origin);
     }
-    if let Some(socks) = settings.socks.value.filter(|socks| socks.port() != 0)
-        && let Some(first) = listens.insert(Target::Tcp(socks), &settings.socks.origin)
-    {
-        let message = format!("is taken by {first}");
-        faults.push(taken(&settings.socks.origin, "listen.socks", &socks.to_string(), message));
+    for (key, door) in [("listen.gateway", &settings.gateway), ("listen.socks", &settings.socks)] {
+        if let Some(listen) = door.value.filter(|listen| listen.port() != 0)
+            && let Some(first) = listens.insert(Target::Tcp(listen), &door.origin)
+        {
+            let message = format!("is taken by {first}");
+            faults.push(taken(&door.origin, key, &listen.to_string(), message));
+        }
     }
     for upstream in &settings.upstreams {
         let listen = &upstream.value.listen;

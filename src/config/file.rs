@@ -128,9 +128,9 @@ impl Reader<'_> {
     fn listen(&mut self, table: &DeTable<'_>, settings: &mut Settings) {
         self.set(table, "listen", "mesh", &mut settings.mesh, check::mesh_listen);
         self.set(table, "listen", "api", &mut settings.api, check::loopback);
-        self.set(table, "listen", "socks", &mut settings.socks, |text: &str| {
-            check::loopback(text).map(Some)
-        });
+        for (key, door) in [("gateway", &mut settings.gateway), ("socks", &mut settings.socks)] {
+            self.set(table, "listen", key, door, |text: &str| check::loopback(text).map(Some));
+        }
         self.set(table, "listen", "advertise", &mut settings.advertise, |text: &str| {
             check::advertise(text).map(Some)
         });

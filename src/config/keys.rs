@@ -20,8 +20,8 @@ pub(super) const SECTIONS: &[Section] = &[
     Section {
         name: "listen",
         is_list: false,
-        keys: &["mesh", "api", "socks", "advertise"],
-        later: &["dns", "gateway", "metrics"],
+        keys: &["mesh", "api", "gateway", "socks", "advertise"],
+        later: &["dns", "metrics"],
     },
     Section {
         name: "join",

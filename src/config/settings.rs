@@ -46,6 +46,8 @@ pub struct Settings {
     pub api: Setting<SocketAddr>,
     /// A unix socket where the API listens instead, beside the one in the data directory.
     pub api_socket: Option<Setting<PathBuf>>,
+    /// Where the HTTP gateway listens, if it shall.
+    pub gateway: Setting<Option<SocketAddr>>,
     /// Where SOCKS5 listens, if it shall.
     pub socks: Setting<Option<SocketAddr>>,
     /// Whom to ask first.
@@ -132,6 +134,7 @@ impl Settings {
             advertise: Setting::default(None),
             api: Setting::default((Ipv4Addr::LOCALHOST, API_PORT).into()),
             api_socket: None,
+            gateway: Setting::default(None),
             socks: Setting::default(None),
             seeds: Setting::default(Vec::new()),
             profile: Setting::default(Profile::Lan),
@@ -173,6 +176,7 @@ impl Settings {
                 }
                 None => view("listen.api", &self.api, text),
             },
+            view("listen.gateway", &self.gateway, optional),
             view("listen.socks", &self.socks, optional),
             view("join.seeds", &self.seeds, |seeds| seeds.iter().map(Seed::to_string).collect()),
             view("join.profile", &self.profile, |profile| profile_word(*profile).into()),

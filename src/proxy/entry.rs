@@ -1,4 +1,4 @@
-//! Listeners for local clients: one service each, or SOCKS.
+//! Listeners for local clients: one service each, or all by name, over SOCKS or HTTP.
 
 use std::io;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use super::http::{Http, Site};
+use super::http::{Destination, Http, Site};
 use super::local::{LocalListener, LocalSocket};
 use super::outbound::{Ask, Greeting};
 use super::socks::{self, SocksError};
@@ -33,6 +33,8 @@ pub(super) enum Leads {
     Service { service: ServiceName, source: Option<ServiceName> },
     /// To whatever the client names.
     Socks,
+    /// The same, for HTTP.
+    Gateway,
 }
 
 impl Leads {
@@ -40,6 +42,7 @@ impl Leads {
         match self {
             Self::Service { .. } => Door::upstream,
             Self::Socks => Door::socks,
+            Self::Gateway => Door::gateway,
         }
     }
 }
@@ -83,11 +86,17 @@ async fn serve(mut client: LocalSocket, leads: Leads, http: Arc<Http>) {
     let ask = match leads {
         Leads::Service { service, source } => match http.protocol(&service) {
             Some(Protocol::Http | Protocol::H2 | Protocol::Grpc) => {
-                let site = Site { service: Some(service), source, door: Door::upstream };
+                let destination = Destination::Service(service);
+                let site = Site { destination, source, door: Door::upstream };
                 return Box::pin(http.serve(client, site)).await;
             }
             _ => Ask { service, source, greeting: Greeting::None },
         },
+        Leads::Gateway => {
+            let destination = Destination::MeshName;
+            let site = Site { destination, source: None, door: Door::gateway };
+            return Box::pin(http.serve(client, site)).await;
+        }
         Leads::Socks => match Box::pin(negotiate(&mut client)).await {
             Ok(service) => Ask { service, source: None, greeting: Greeting::Socks },
             Err(reason) => {

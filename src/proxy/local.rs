@@ -8,6 +8,7 @@
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
+use std::net::IpAddr;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 
@@ -85,6 +86,14 @@ impl LocalSocket {
     /// The data plane's end of a connection to a task of this process.
     pub(super) fn of_task(pipe: Pipe) -> Self {
         Self::new(Stream::Pipe(pipe))
+    }
+
+    /// Where the other side is, if it came over a network.
+    pub(super) fn peer(&self) -> Option<IpAddr> {
+        match &self.0 {
+            Stream::Tcp(stream) => stream.peer_addr().ok().map(|address| address.ip()),
+            Stream::Unix(_) | Stream::Pipe(_) | Stream::Simulated(_) => None,
+        }
     }
 
     /// Both directions at once.

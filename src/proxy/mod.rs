@@ -200,6 +200,11 @@ impl Proxy {
         self.open(listen, Leads::Socks).await
     }
 
+    /// Opens an HTTP gateway to all services by name. Returns where it listens.
+    pub async fn open_gateway(&self, listen: Target) -> Result<Target, EntryError> {
+        self.open(listen, Leads::Gateway).await
+    }
+
     /// Leads the entry at `listen`, as opening returned it, to `service` from now on. Its connections
     /// go on where they are, and none is refused in between.
     pub async fn redirect(

@@ -6,6 +6,7 @@
 use std::convert::Infallible;
 use std::future::{Future, pending, poll_fn};
 use std::io::{self, IoSlice};
+use std::net::IpAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -14,6 +15,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::future::BoxFuture;
+use http::request::Parts;
 use http::{Method, Request, Response, Version};
 use hyper::body::Incoming;
 use hyper::rt::{Read, ReadBufCursor, Write};
@@ -28,9 +30,10 @@ use super::body::Outgoing;
 use super::exchange::{Asked, IDLE_TIME_MAX, Switched};
 use super::gate::Gate;
 use super::head::{self, Malformed};
-use super::{Http, Site};
+use super::{Destination, Http, Site};
+use crate::model::{Protocol, ServiceName, service_of};
 use crate::proxy::local::LocalSocket;
-use crate::proxy::socks::service_of;
+use crate::proxy::outbound::{Ask, Connected, Greeting};
 use crate::proxy::stalls::{STALL_AFTER, Stalls};
 
 /// How long a client may take from the first to the last byte of a head.
@@ -66,6 +69,8 @@ const REFUSED: &[u8] = b"GET / HTTP/1.1\r\nhost: refused\r\n\r\n";
 struct Client {
     http: Arc<Http>,
     site: Site,
+    /// Where it is, unless it came by a unix socket.
+    address: Option<IpAddr>,
     /// Exchanges under way.
     in_flight: AtomicU32,
     /// Of HTTP/1.1.
@@ -78,7 +83,15 @@ struct Front {
     refused: Option<Malformed>,
     /// Whoever waits for an upgrade to be answered before it reads on.
     reader: Option<Waker>,
-    switched: Option<Switched>,
+    onward: Option<Onward>,
+}
+
+/// What a connection goes on with after its last request.
+enum Onward {
+    /// What client and instance agreed to speak.
+    Upgraded(Switched),
+    /// What CONNECT asked for.
+    Tunnel(Ask, Connected),
 }
 
 /// How a connection of HTTP/1.1 ended that goes on.
@@ -86,7 +99,7 @@ enum Next {
     /// It rests.
     Park(LocalSocket),
     /// Both sides speak something else from here on; the client said this already.
-    Switch(LocalSocket, Switched, Bytes),
+    Switch(LocalSocket, Box<Onward>, Bytes),
 }
 
 impl Http {
@@ -101,15 +114,11 @@ impl Http {
                 drop(socket.end().await); // the client is gone
                 return;
             }
-            let client = Client::new(Arc::clone(&self), site.clone());
+            let client = Client::new(Arc::clone(&self), site.clone(), &socket);
             match Box::pin(serve_http1(client, socket, begun)).await {
                 None => return,
-                Some(Next::Switch(mut socket, switched, said)) => {
-                    let Switched { io, said: heard, carried } = switched;
-                    let stalls = &self.outbound.stalls;
-                    let bytes = carried.bytes.clone();
-                    let outcome = io.carry(&mut socket, heard, said, &bytes, stalls).await;
-                    return carried.end_switched(&outcome);
+                Some(Next::Switch(socket, onward, said)) => {
+                    return Box::pin(onward.carry(&self, socket, said)).await;
                 }
                 Some(Next::Park(parked)) => socket = parked,
             }
@@ -124,7 +133,7 @@ impl Http {
     async fn serve_http2(self: Arc<Self>, socket: LocalSocket, site: Site, begun: Bytes) {
         let tasks = self.tasks.clone();
         let draining = self.draining.clone();
-        let client = Arc::new(Client::new(self, site));
+        let client = Arc::new(Client::new(self, site, &socket));
         let io = ClientIo::new(socket, Arc::clone(&client), begun, false);
         let serve = service_fn(move |request| {
             let client = Arc::clone(&client);
@@ -147,6 +156,23 @@ impl Http {
         }
         connection.as_mut().graceful_shutdown();
         drop(connection.await);
+    }
+}
+
+impl Onward {
+    /// Carries bytes until both sides have ended; what the client `said` already goes first.
+    async fn carry(self, http: &Http, mut socket: LocalSocket, said: Bytes) {
+        match self {
+            Self::Upgraded(Switched { io, said: heard, carried }) => {
+                let (bytes, stalls) = (carried.bytes.clone(), &http.outbound.stalls);
+                let outcome = io.carry(&mut socket, heard, said, &bytes, stalls).await;
+                carried.end_switched(&outcome);
+            }
+            Self::Tunnel(ask, connected) => {
+                let len = said.len();
+                http.outbound.carry(socket, ask, connected.with_said(said), len).await;
+            }
+        }
     }
 }
 
@@ -215,18 +241,18 @@ async fn serve_http1(client: Client, socket: LocalSocket, begun: Bytes) -> Optio
     let ended = ended.await;
     let parts = connection.into_parts();
     let ClientIo { socket, has_ended, .. } = parts.io;
-    let (switched, refused) = {
+    let (onward, refused) = {
         let mut front = client.front.lock();
-        (front.switched.take(), front.refused)
+        (front.onward.take(), front.refused)
     };
-    if let Some(switched) = switched {
+    if let Some(onward) = onward {
         let mut said = BytesMut::from(&parts.read_buf[..]);
         let mut front = client.front.lock();
         front.gate.upgraded();
         while let Ok(Some(bytes)) = front.gate.poll_pass() {
             said.extend_from_slice(&bytes);
         }
-        return Some(Next::Switch(socket, switched, said.freeze()));
+        return Some(Next::Switch(socket, Box::new(onward), said.freeze()));
     }
     if ended.is_err() || has_ended {
         return None; // cut, or closed by the client
@@ -257,9 +283,10 @@ async fn linger(mut socket: LocalSocket, is_sending: bool) {
 }
 
 impl Client {
-    fn new(http: Arc<Http>, site: Site) -> Self {
-        let front = Front { gate: Gate::new(), refused: None, reader: None, switched: None };
-        Self { http, site, in_flight: AtomicU32::new(0), front: Mutex::new(front) }
+    fn new(http: Arc<Http>, site: Site, socket: &LocalSocket) -> Self {
+        let front = Front { gate: Gate::new(), refused: None, reader: None, onward: None };
+        let (address, in_flight) = (socket.peer(), AtomicU32::new(0));
+        Self { http, site, address, in_flight, front: Mutex::new(front) }
     }
 
     /// Whether nothing is under way, nor has begun.
@@ -270,12 +297,12 @@ impl Client {
     async fn answer_http1(&self, request: Request<Incoming>) -> Response<Outgoing> {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
         let response = match self.refusal(&request) {
-            Some(malformed) => self.refuse(Reason::Malformed(malformed), false),
+            Some(malformed) => self.refuse(Reason::Malformed(malformed), None, false),
             None => self.answer(request).await,
         };
         self.in_flight.fetch_sub(1, Ordering::Relaxed);
         let mut front = self.front.lock();
-        if front.switched.is_none() {
+        if front.onward.is_none() {
             front.gate.declined();
             if let Some(reader) = front.reader.take() {
                 reader.wake();
@@ -288,7 +315,9 @@ impl Client {
         let (parts, body) = request.into_parts();
         match head::check(&parts) {
             Ok(()) => self.answer(Request::from_parts(parts, body)).await,
-            Err(malformed) => self.refuse(Reason::Malformed(malformed), is_grpc(&parts.headers)),
+            Err(malformed) => {
+                self.refuse(Reason::Malformed(malformed), None, is_grpc(&parts.headers))
+            }
         }
     }
 
@@ -303,38 +332,81 @@ impl Client {
     async fn answer(&self, request: Request<Incoming>) -> Response<Outgoing> {
         let (head, body) = request.into_parts();
         let is_grpc = is_grpc(&head.headers);
+        let service = match self.destination(&head) {
+            Ok(service) => service,
+            Err((reason, service)) => return self.refuse(reason, service.as_ref(), is_grpc),
+        };
         if head.method == Method::CONNECT {
-            return self.refuse(Reason::NoTunnel, is_grpc);
+            return self.tunnel(service).await;
         }
-        let version = head.version;
-        let named = match head::authority(&head) {
-            Ok(authority) => service_of(authority.host.as_bytes()),
-            Err(_) if version == Version::HTTP_10 && self.site.service.is_some() => None,
-            Err(malformed) => return self.refuse(Reason::Malformed(malformed), is_grpc),
-        };
-        let Some(service) = self.site.service.clone().or(named) else {
-            return self.refuse(Reason::ForeignName, is_grpc);
-        };
         let asked = Asked {
             service: &service,
             source: self.site.source.as_ref(),
             door: self.site.door,
-            client: None,
+            client: self.address,
             head,
             body,
         };
         match self.http.exchange(asked).await {
             Ok(answered) => {
-                self.front.lock().switched = answered.switched;
+                self.front.lock().onward = answered.switched.map(Onward::Upgraded);
                 answered.response
             }
-            Err(malformed) => self.refuse(Reason::Malformed(malformed), is_grpc),
+            Err(malformed) => self.refuse(Reason::Malformed(malformed), Some(&service), is_grpc),
         }
     }
 
-    fn refuse(&self, reason: Reason, is_grpc: bool) -> Response<Outgoing> {
+    /// Which service a request is for, or why none takes it.
+    fn destination(&self, head: &Parts) -> Result<ServiceName, (Reason, Option<ServiceName>)> {
+        let is_connect = head.method == Method::CONNECT;
+        let refused = |reason| (reason, None);
+        match &self.site.destination {
+            Destination::Service(_) if is_connect => Err(refused(Reason::NoTunnel)),
+            Destination::Service(service) => match head::authority(head) {
+                Err(malformed) if head.version != Version::HTTP_10 => {
+                    Err(refused(Reason::Malformed(malformed)))
+                }
+                _ => Ok(service.clone()),
+            },
+            // Several tunnels in one connection of HTTP/2 would need a framing of their own.
+            Destination::MeshName if is_connect && head.version == Version::HTTP_2 => {
+                Err(refused(Reason::NoTunnel))
+            }
+            Destination::MeshName => {
+                let authority =
+                    head::authority(head).map_err(Reason::Malformed).map_err(refused)?;
+                let service = service_of(authority.host.as_bytes());
+                let service = service.ok_or(refused(Reason::ForeignName))?;
+                match self.http.protocol(&service) {
+                    Some(Protocol::Tcp | Protocol::Udp) if !is_connect => {
+                        Err((Reason::NotHttp, Some(service)))
+                    }
+                    _ => Ok(service),
+                }
+            }
+        }
+    }
+
+    /// Connects to an instance. Bytes are carried once the client was told.
+    async fn tunnel(&self, service: ServiceName) -> Response<Outgoing> {
+        let ask = Ask { service, source: self.site.source.clone(), greeting: Greeting::Tunnel };
+        match Box::pin(self.http.outbound.reach(&ask)).await {
+            Ok(connected) => {
+                self.front.lock().onward = Some(Onward::Tunnel(ask, connected));
+                Response::new(Outgoing::EMPTY)
+            }
+            Err(error) => Reason::NotTaken(error).answer(Some(&ask.service), false),
+        }
+    }
+
+    fn refuse(
+        &self,
+        reason: Reason,
+        service: Option<&ServiceName>,
+        is_grpc: bool,
+    ) -> Response<Outgoing> {
         self.http.outbound.metrics.count_refused(self.site.door, reason.word());
-        reason.answer(self.site.service.as_ref(), is_grpc)
+        reason.answer(service, is_grpc)
     }
 }
 

@@ -35,12 +35,20 @@ const SWEEP_PERIOD: Duration = Duration::from_secs(1);
 /// Where the requests of a listener go.
 #[derive(Clone, Debug)]
 pub(super) struct Site {
-    /// All to one service, or each to the one that its host names.
-    pub(super) service: Option<ServiceName>,
+    pub(super) destination: Destination,
     /// As which local service they are sent.
     pub(super) source: Option<ServiceName>,
     /// For counting.
     pub(super) door: Door,
+}
+
+/// What says which service a request is for.
+#[derive(Clone, Debug)]
+pub(super) enum Destination {
+    /// The listener: all are for this one.
+    Service(ServiceName),
+    /// The host, which is a name of the mesh. CONNECT is taken, too.
+    MeshName,
 }
 
 /// Serves HTTP clients.
