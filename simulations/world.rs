@@ -248,7 +248,7 @@ impl World {
             profile: Profile::Lan,
             seeds: machine.seeds.clone(),
             phase: MemberPhase::Running,
-            instances: Vec::new(),
+            offers: Vec::new(),
             remembered: machine.remembered.clone(),
         };
         machine.epoch = Epoch(machine.epoch.0 + EPOCH_RESERVE);
@@ -415,7 +415,7 @@ impl World {
             weight: Weight::default(),
             state: InstanceState::Ready,
         };
-        self.at(node, |mesh, now| mesh.set_instances(now, vec![instance]));
+        self.at(node, |mesh, now| mesh.set_offers(now, vec![instance.into()]));
     }
 
     /// Whether `at` knows that `member` offers `name`.

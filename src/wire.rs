@@ -11,7 +11,9 @@ use bytes::BufMut;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::model::{Enrolment, Genesis, Invite, Issuer, MemberId, MemberRecord, Operator};
+use crate::model::{
+    Enrolment, Genesis, Idempotent, Invite, Issuer, MemberId, MemberRecord, Operator,
+};
 
 /// Most bytes that one value may take, encoded or while it is decoded.
 pub const VALUE_LEN_MAX: usize = 1024 * 1024;
@@ -96,7 +98,16 @@ pub trait Payload: Serialize + DeserializeOwned {
 }
 
 impl Payload for Genesis {}
-impl Payload for MemberRecord {}
+impl Payload for MemberRecord {
+    const VERSION: u8 = 2;
+
+    fn appended_after(version: u8) -> Result<Vec<u8>, WireError> {
+        match version {
+            1 => encode(&Vec::<Idempotent>::new()),
+            _ => Ok(Vec::new()),
+        }
+    }
+}
 
 impl Payload for Enrolment {
     const VERSION: u8 = 2;
@@ -232,14 +243,15 @@ mod tests {
                 state: InstanceState::Ready,
             }],
             agent_version: "0.1.0".into(),
+            idempotent: Vec::new(),
         }
     }
 
     #[test]
     fn record_bytes_are_frozen() {
         let golden =
-            b"\x01\x06node-a\x00\x7f\x00\x00\x01\xfb\xca\x1c\x05eu1/a\x00\x01\x03web\x03web\
-                       \x00\xfb\x90\x1f\x01\x02v2\x64\x00\x050.1.0";
+            b"\x02\x06node-a\x00\x7f\x00\x00\x01\xfb\xca\x1c\x05eu1/a\x00\x01\x03web\x03web\
+                       \x00\xfb\x90\x1f\x01\x02v2\x64\x00\x050.1.0\x00";
         assert_eq!(encode_payload(&record()).unwrap(), golden);
     }
 
@@ -262,7 +274,13 @@ mod tests {
             nonce: [5; 16],
         };
         check("payload/genesis", &genesis);
-        check("payload/record", &record());
+        check_older("payload/record", &record());
+        let idempotent = Idempotent {
+            instance: "web".parse().unwrap(),
+            requests: vec!["GET *".parse().unwrap()],
+        };
+        let record_2 = MemberRecord { idempotent: vec![idempotent], ..record() };
+        check("payload/record/2", &record_2);
         for (phase, state) in [
             (MemberPhase::Draining, InstanceState::Draining),
             (MemberPhase::Restarting, InstanceState::Failing),
@@ -272,7 +290,7 @@ mod tests {
             record.phase = phase;
             record.address = "[2001:db8::1]:7370".parse().unwrap();
             record.instances[0].state = state;
-            check(&format!("payload/record/{state:?}"), &record);
+            check_older(&format!("payload/record/{state:?}"), &record);
         }
         let enrolment = Enrolment {
             key,
@@ -310,7 +328,7 @@ mod tests {
         bytes.push(42);
         let trailing = WireError::Trailing { len: 1 };
         assert_eq!(decode_payload::<MemberRecord>(&bytes).unwrap_err(), trailing);
-        bytes[0] = 2;
+        bytes[0] = MemberRecord::VERSION + 1;
         assert_eq!(decode_payload::<MemberRecord>(&bytes).unwrap(), record());
     }
 

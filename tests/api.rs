@@ -63,6 +63,7 @@ fn snapshot() -> Snapshot {
         tags: vec!["v2".to_owned()],
         weight: Weight(100),
         state,
+        idempotent: Default::default(),
         changed_at: Moment::START,
     };
     let service = ServiceView::new(

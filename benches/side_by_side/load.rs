@@ -17,6 +17,12 @@ use super::process;
 
 /// Bytes of a request, and of its answer.
 pub(crate) const MESSAGE_LEN: usize = 100;
+/// What a program of today sends, and an answer of [`MESSAGE_LEN`] bytes.
+const HTTP_REQUEST: &str = "GET /items/42?fields=name HTTP/1.1\r\nhost: web.mesh\r\n\
+    user-agent: bench/1.0\r\naccept: application/json\r\naccept-encoding: gzip\r\n\r\n";
+const HTTP_ANSWER: &str = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n\
+    server: bench\r\ncontent-length: 100\r\n\r\n\
+    {\"name\":\"01234567890123456789012345678901234567890123456789012345678901234567890123456789012345678\"}";
 const BULK_CHUNK_LEN: usize = 128 * 1024;
 /// Connections that a client opens at the same time: fewer than any backlog holds.
 const OPENING_MAX: usize = 64;
@@ -34,6 +40,8 @@ pub(crate) enum Kind {
     Connections { workers: usize },
     /// As many bytes as go, one way.
     Bulk { streams: usize },
+    /// Requests of HTTP/1.1 over connections that stay open.
+    Http { connections: usize },
     /// Connections that have carried one request each and stay open.
     Idle { connections: usize },
 }
@@ -65,6 +73,10 @@ pub(crate) async fn serve() -> io::Result<()> {
 
 async fn answer(mut stream: TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
+    let mut first = [0];
+    if stream.peek(&mut first).await? == 1 && first == [b'G'] {
+        return answer_http(stream).await;
+    }
     let mut message = [0; MESSAGE_LEN];
     loop {
         stream.read_exact(&mut message).await?;
@@ -74,6 +86,46 @@ async fn answer(mut stream: TcpStream) -> io::Result<()> {
             _ => stream.write_all(&message).await?,
         }
     }
+}
+
+/// Answers requests without a body, whatever they ask for.
+async fn answer_http(mut stream: TcpStream) -> io::Result<()> {
+    let mut head = Vec::new();
+    while read_head(&mut stream, &mut head).await?.is_some() {
+        head.clear();
+        stream.write_all(HTTP_ANSWER.as_bytes()).await?;
+    }
+    Ok(())
+}
+
+/// Reads up to and with the empty line, and what came behind it. `None` at the end.
+async fn read_head(stream: &mut TcpStream, head: &mut Vec<u8>) -> io::Result<Option<usize>> {
+    loop {
+        if let Some(at) = head.windows(4).position(|four| four == b"\r\n\r\n") {
+            return Ok(Some(at + 4));
+        }
+        if stream.read_buf(head).await? == 0 {
+            return Ok(None);
+        }
+    }
+}
+
+/// Asks once and reads the whole answer.
+async fn request_http(stream: &mut TcpStream, answer: &mut Vec<u8>) -> io::Result<()> {
+    stream.write_all(HTTP_REQUEST.as_bytes()).await?;
+    answer.clear();
+    let Some(head_len) = read_head(stream, answer).await? else {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    };
+    if !answer.starts_with(b"HTTP/1.1 200") {
+        return Err(io::Error::other(String::from_utf8_lossy(answer).into_owned()));
+    }
+    while answer.len() < head_len + MESSAGE_LEN {
+        if stream.read_buf(answer).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+    Ok(())
 }
 
 /// Takes everything and says how much that was.
@@ -102,6 +154,11 @@ pub(crate) async fn load(kind: Kind, target: SocketAddr, time: Duration) -> io::
         Kind::Requests { .. } => {
             for stream in opened {
                 tasks.spawn(requests(stream, end));
+            }
+        }
+        Kind::Http { .. } => {
+            for stream in opened {
+                tasks.spawn(requests_http(stream, end));
             }
         }
         Kind::Connections { workers } => {
@@ -135,8 +192,10 @@ pub(crate) async fn load(kind: Kind, target: SocketAddr, time: Duration) -> io::
 
 /// The connections that a kind begins with, each after its first request.
 async fn open(kind: Kind, target: SocketAddr) -> io::Result<Vec<TcpStream>> {
-    let (Kind::Requests { connections } | Kind::Idle { connections }) = kind else {
-        return Ok(Vec::new());
+    let connections = match kind {
+        Kind::Requests { connections } | Kind::Idle { connections } => connections,
+        Kind::Http { connections } => connections,
+        Kind::Connections { .. } | Kind::Bulk { .. } => return Ok(Vec::new()),
     };
     let mut opened = Vec::new();
     let mut tasks = JoinSet::new();
@@ -149,7 +208,11 @@ async fn open(kind: Kind, target: SocketAddr) -> io::Result<Vec<TcpStream>> {
         tasks.spawn(async move {
             let mut stream = TcpStream::connect(target).await?;
             stream.set_nodelay(true)?;
-            request(&mut stream).await.map(|()| stream)
+            match kind {
+                Kind::Http { .. } => request_http(&mut stream, &mut Vec::new()).await?,
+                _ => request(&mut stream).await?,
+            }
+            Ok::<_, io::Error>(stream)
         });
     }
     while let Some(joined) = tasks.join_next().await {
@@ -178,6 +241,16 @@ async fn requests(mut stream: TcpStream, end: Instant) -> io::Result<Part> {
     while Instant::now() < end {
         let begun = Instant::now();
         request(&mut stream).await?;
+        part.note(begun);
+    }
+    Ok(part)
+}
+
+async fn requests_http(mut stream: TcpStream, end: Instant) -> io::Result<Part> {
+    let (mut part, mut answer) = (Part::default(), Vec::with_capacity(1_024));
+    while Instant::now() < end {
+        let begun = Instant::now();
+        request_http(&mut stream, &mut answer).await?;
         part.note(begun);
     }
     Ok(part)

@@ -10,7 +10,7 @@ use super::limits::Limit;
 use super::load::Kind;
 use super::plot::{self, Panel, Row};
 use super::process::{Client, Usage, until};
-use super::proxies::{PROXIES, proxies};
+use super::proxies::{Carries, PROXIES, proxies};
 use super::ways::{Link, MURMESH, Stage, Way};
 
 /// Connections that stay open, to see what one costs.
@@ -44,7 +44,7 @@ struct Wave {
 pub(crate) fn compare(is_quick: bool) -> Result<Vec<Limit>, Box<dyn Error>> {
     let directory = tempfile::tempdir()?;
     let (proxies, missing) = proxies(&PROXIES, true);
-    let stage = Stage::new(Link::Loopback, &proxies, directory.path())?;
+    let stage = Stage::new(Link::Loopback, Carries::Bytes, &proxies, directory.path())?;
     let mut stories = Vec::new();
     for way in stage.ways.iter().filter(|way| !way.agents.is_empty()) {
         let waves = if is_quick && way.name != MURMESH { 0 } else { 2 };

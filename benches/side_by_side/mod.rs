@@ -19,7 +19,7 @@ use std::time::Duration;
 use limits::{Limit, Standing};
 use load::Kind;
 
-const PARTS: &str = "tunnel, speed, memory, serf, serf-16, serf-32 and serf-64";
+const PARTS: &str = "tunnel, speed, http, memory, serf, serf-16, serf-32 and serf-64";
 
 /// Runs the parts that the arguments name, or `usual` where they name none.
 ///
@@ -57,6 +57,7 @@ fn compare(usual: &[&str], arguments: &[&str]) -> Result<(), Box<dyn Error>> {
         limits.extend(match *part {
             "tunnel" => speed::compare(&speed::TUNNEL, is_quick)?,
             "speed" => speed::compare(&speed::PEERS, is_quick)?,
+            "http" => speed::compare(&speed::HTTP, is_quick)?,
             "memory" => memory::compare(is_quick)?,
             "serf" => gossip::compare(if is_quick { &[16] } else { &[16, 32, 64] }, is_quick)?,
             "serf-16" => gossip::compare(&[16], is_quick)?,

@@ -24,6 +24,14 @@ pub(crate) enum Side {
     Server,
 }
 
+/// What a pair does with what it carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Carries {
+    Bytes,
+    /// Requests of HTTP, over connections that are kept between the two and to the server.
+    Http,
+}
+
 /// A program that is installed.
 pub(crate) struct Proxy {
     pub(crate) name: &'static str,
@@ -31,7 +39,7 @@ pub(crate) struct Proxy {
     program: PathBuf,
     /// Arguments for a configuration file, and what is in it.
     arguments: &'static [&'static str],
-    configure: fn(&Files, Side, SocketAddr, SocketAddr) -> String,
+    configure: fn(&Files, Carries, Side, SocketAddr, SocketAddr) -> String,
 }
 
 /// What a configuration names.
@@ -49,6 +57,7 @@ impl Proxy {
         &self,
         place: &Place,
         directory: &Path,
+        carries: Carries,
         side: Side,
         listen: SocketAddr,
         connect: SocketAddr,
@@ -60,7 +69,7 @@ impl Proxy {
             directory: directory.display().to_string(),
         };
         let file = path(&format!("{side:?}.json")); // Envoy goes by the ending, nobody else cares
-        fs::write(&file, (self.configure)(&files, side, listen, connect))?;
+        fs::write(&file, (self.configure)(&files, carries, side, listen, connect))?;
         let mut command = place.command(&self.program);
         let log = log(&format!("{}-{side:?}", self.name))?;
         command.args(self.arguments).arg(file).stdout(log.try_clone()?).stderr(log);
@@ -119,7 +128,7 @@ fn haproxy() -> Option<Proxy> {
         version: version(&program, "-v"),
         program,
         arguments: &["-db", "-f"],
-        configure: |files, side, listen, connect| {
+        configure: |files, _, side, listen, connect| {
             let Files { authority, node, .. } = files;
             let tls =
                 format!("ssl crt {node} ca-file {authority} verify required ssl-min-ver TLSv1.3");
@@ -147,7 +156,7 @@ fn nginx() -> Option<Proxy> {
         version: version(&program, "-v"),
         program,
         arguments: &["-c"],
-        configure: |files, side, listen, connect| {
+        configure: |files, carries, side, listen, connect| {
             let Files { authority, node, directory } = files;
             let (of_listen, tls) = match side {
                 Side::Client => (
@@ -168,11 +177,29 @@ fn nginx() -> Option<Proxy> {
                 ),
             };
             // One process: a master that is killed leaves its worker behind.
-            format!(
-                "load_module {NGINX_STREAM};
-                daemon off; master_process off; worker_processes 1;
+            let begin = format!(
+                "daemon off; master_process off; worker_processes 1;
                 pid {directory}/{side:?}.pid; error_log stderr crit;
-                events {{ worker_connections 18000; }}
+                events {{ worker_connections 18000; }}"
+            );
+            if carries == Carries::Http {
+                let scheme = if side == Side::Client { "https" } else { "http" };
+                return format!(
+                    "{begin} http {{ access_log off; keepalive_requests 100000000;
+                    client_body_temp_path {directory}/{side:?}-body;
+                    proxy_temp_path {directory}/{side:?}-proxy;
+                    fastcgi_temp_path {directory}/{side:?}-fastcgi;
+                    uwsgi_temp_path {directory}/{side:?}-uwsgi;
+                    scgi_temp_path {directory}/{side:?}-scgi;
+                    upstream out {{ server {connect}; keepalive 1100;
+                    keepalive_requests 100000000; }}
+                    server {{ listen {listen} {of_listen}; {tls}
+                    location / {{ proxy_pass {scheme}://out; proxy_http_version 1.1;
+                    proxy_set_header Connection \"\"; proxy_set_header Host $host; }} }} }}"
+                );
+            }
+            format!(
+                "load_module {NGINX_STREAM}; {begin}
                 stream {{ server {{ listen {listen} {of_listen}; proxy_pass {connect};
                 proxy_half_close on; {tls} }} }}"
             )
@@ -190,7 +217,7 @@ fn stunnel() -> Option<Proxy> {
         version: version(&program, "-version"),
         program,
         arguments: &[],
-        configure: |files, side, listen, connect| {
+        configure: |files, _, side, listen, connect| {
             let Files { authority, node, .. } = files;
             let tls = match side {
                 Side::Client => format!("client = yes\nsni = {NODE}\ncheckHost = {NODE}"),
@@ -213,21 +240,34 @@ fn envoy() -> Option<Proxy> {
         version: version(&program, "--version"),
         program,
         arguments: &["--concurrency", "1", "--disable-hot-restart", "-l", "error", "-c"],
-        configure: |files, side, listen, connect| {
-            let mut listener = json!({ "filters": [{ "name": "tcp", "typed_config": {
-                "@type": type_of("filters.network.tcp_proxy.v3.TcpProxy"),
-                "stat_prefix": "tcp", "cluster": "out",
-            }}]});
+        configure: |files, carries, side, listen, connect| {
+            let filter = match carries {
+                Carries::Bytes => json!({
+                    "@type": type_of("filters.network.tcp_proxy.v3.TcpProxy"),
+                    "stat_prefix": "tcp", "cluster": "out",
+                }),
+                Carries::Http => envoy_http(side),
+            };
+            let mut listener = json!({ "filters": [{ "name": "in", "typed_config": filter }] });
             // By default it refuses more than 1,024 connections.
             let mut cluster = json!({
                 "name": "out", "type": "STATIC", "connect_timeout": "5s",
-                "circuit_breakers": { "thresholds": [
-                    { "max_connections": 100_000, "max_pending_requests": 100_000 },
-                ]},
+                "circuit_breakers": { "thresholds": [{
+                    "max_connections": 100_000, "max_pending_requests": 100_000,
+                    "max_requests": 100_000,
+                }]},
                 "load_assignment": { "cluster_name": "out", "endpoints": [
                     { "lb_endpoints": [{ "endpoint": address(connect) }] },
                 ]},
             });
+            if (carries, side) == (Carries::Http, Side::Client) {
+                cluster["typed_extension_protocol_options"] = json!({
+                    "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+                        "@type": type_of("upstreams.http.v3.HttpProtocolOptions"),
+                        "explicit_http_config": { "http2_protocol_options": {} },
+                    },
+                });
+            }
             match side {
                 Side::Client => cluster["transport_socket"] = envoy_tls(files, side),
                 Side::Server => listener["transport_socket"] = envoy_tls(files, side),
@@ -237,6 +277,21 @@ fn envoy() -> Option<Proxy> {
             json!({ "static_resources": { "listeners": [listener], "clusters": [cluster] } })
                 .to_string()
         },
+    })
+}
+
+/// Requests on to the other side, which is spoken to in HTTP/2.
+fn envoy_http(side: Side) -> Value {
+    json!({
+        "@type": type_of("filters.network.http_connection_manager.v3.HttpConnectionManager"),
+        "stat_prefix": "http",
+        "codec_type": if side == Side::Server { "HTTP2" } else { "HTTP1" },
+        "http_filters": [{ "name": "router", "typed_config": {
+            "@type": type_of("filters.http.router.v3.Router"),
+        }}],
+        "route_config": { "virtual_hosts": [{ "name": "all", "domains": ["*"], "routes": [
+            { "match": { "prefix": "/" }, "route": { "cluster": "out" } },
+        ]}]},
     })
 }
 

@@ -9,11 +9,12 @@ use super::limits::Limit;
 use super::load::{Kind, Outcome};
 use super::plot::{self, Panel, Row};
 use super::process::{Client, machine_cpu_us};
-use super::proxies::{PROXIES, proxies};
-use super::ways::{DIRECT, Link, MURMESH, Stage, Way};
+use super::proxies::{Carries, PROXIES, proxies};
+use super::ways::{DIRECT, Link, MURMESH, Stage, TUNNEL as BYTES, Way};
 
 /// What is measured of which ways, and what must hold of it.
 pub(crate) struct Course {
+    carries: Carries,
     proxies: &'static [&'static str],
     /// Whether proxies that are missing are fetched.
     is_installing: bool,
@@ -34,12 +35,17 @@ const NEW: &str = "new connections";
 const BULK: &str = "bulk, 1 stream";
 const BULK_NARROW: &str = "bulk, 1,452 bytes";
 
+const HTTP_ONE: &str = "HTTP, 1 connection";
+const HTTP_MANY: &str = "HTTP, 64";
+const HTTP_CROWD: &str = "HTTP, 1,000";
+
 const fn on_loopback(title: &'static str, kind: Kind) -> Measure {
     Measure { title, kind, link: Link::Loopback }
 }
 
 /// The short one: against HAProxy, for every change.
 pub(crate) const TUNNEL: Course = Course {
+    carries: Carries::Bytes,
     proxies: &["haproxy"],
     is_installing: false,
     measures: &[
@@ -63,6 +69,7 @@ pub(crate) const TUNNEL: Course = Course {
 
 /// The whole one: against everything that carries bytes over mutual TLS.
 pub(crate) const PEERS: Course = Course {
+    carries: Carries::Bytes,
     proxies: &PROXIES,
     is_installing: true,
     measures: &[
@@ -96,6 +103,30 @@ pub(crate) const PEERS: Course = Course {
             Limit::at_most("p50 above the best's in us, 1 connection", 3.0, added),
             Limit::at_most("CPU per GB of Envoy's", 1.0, samples.ratio(BULK, cpu, "envoy")),
             Limit::at_most("CPU per GB at 1,452 of Envoy's on loopback", 2.5, narrow),
+        ]
+    },
+};
+
+/// Requests of HTTP, against those that balance them one by one.
+pub(crate) const HTTP: Course = Course {
+    carries: Carries::Http,
+    proxies: &["nginx", "envoy"],
+    is_installing: true,
+    measures: &[
+        on_loopback(HTTP_ONE, Kind::Http { connections: 1 }),
+        on_loopback(HTTP_MANY, Kind::Http { connections: 64 }),
+        on_loopback(HTTP_CROWD, Kind::Http { connections: 1_000 }),
+    ],
+    limits: |samples| {
+        let many = |of, other| samples.ratio(HTTP_MANY, of, other);
+        vec![
+            Limit::at_least("requests/s of Envoy's, 64", 2.5, many(rate, "envoy")),
+            Limit::at_least("requests/s of nginx's, 64", 1.0, many(rate, "nginx")),
+            Limit::at_least("requests/s of direct, 64", 0.22, many(rate, DIRECT)),
+            Limit::at_most("CPU per request of Envoy's, 64", 1.0 / 3.0, many(cpu, "envoy")),
+            Limit::at_most("CPU per request of nginx's, 64", 0.6, many(cpu, "nginx")),
+            Limit::at_most("CPU per request of our byte tunnel's, 64", 1.6, many(cpu, BYTES)),
+            Limit::at_most("p50 of Envoy's, 1", 0.5, samples.ratio(HTTP_ONE, p50, "envoy")),
         ]
     },
 };
@@ -259,9 +290,9 @@ pub(crate) fn compare(course: &Course, is_quick: bool) -> Result<Vec<Limit>, Box
     let directory = tempfile::tempdir()?;
     let (proxies, missing) = proxies(course.proxies, course.is_installing);
     let mut samples = Samples { is_complete: missing.is_empty(), ..Samples::default() };
-    let mut stages = vec![Stage::new(Link::Loopback, &proxies, directory.path())?];
+    let mut stages = vec![Stage::new(Link::Loopback, course.carries, &proxies, directory.path())?];
     if course.measures.iter().any(|measure| measure.link == Link::Narrow) {
-        match Stage::new(Link::Narrow, &proxies, directory.path()) {
+        match Stage::new(Link::Narrow, course.carries, &proxies, directory.path()) {
             Ok(stage) => stages.push(stage),
             Err(error) => println!("{BULK_NARROW}: not compared ({error})"),
         }
@@ -269,11 +300,17 @@ pub(crate) fn compare(course: &Course, is_quick: bool) -> Result<Vec<Limit>, Box
     for proxy in &proxies {
         println!("{:<10} {}", proxy.name, proxy.version);
     }
-    println!("strangers were refused by both sides of every way with agents");
+    if course.carries == Carries::Bytes {
+        println!("strangers were refused by both sides of every way with agents");
+    }
     for stage in &stages {
         for way in &stage.ways {
             let warm = Duration::from_millis(300);
-            measure(stage, way, Kind::Requests { connections: 64 }, warm, &mut samples)?;
+            let kind = match course.carries {
+                Carries::Bytes => Kind::Requests { connections: 64 },
+                Carries::Http => Kind::Http { connections: 64 },
+            };
+            measure(stage, way, kind, warm, &mut samples)?;
         }
     }
     for round in 0..rounds {
@@ -339,7 +376,9 @@ fn print(measure: &Measure, samples: &Samples, stages: &[Stage]) {
     let Some(stage) = stages.iter().find(|stage| stage.link == link) else { return };
     let is_bulk = matches!(kind, Kind::Bulk { .. });
     let (rate_title, cpu_title) = match kind {
-        Kind::Requests { .. } | Kind::Idle { .. } => ("requests/s", "CPU us/request"),
+        Kind::Requests { .. } | Kind::Http { .. } | Kind::Idle { .. } => {
+            ("requests/s", "CPU us/request")
+        }
         Kind::Connections { .. } => ("connections/s", "CPU us/connection"),
         Kind::Bulk { .. } => ("Gbit/s", "CPU s/GB"),
     };

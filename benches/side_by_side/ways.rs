@@ -12,12 +12,14 @@ use super::load::Kind;
 use super::process::{
     Client, Place, Process, free_tcp, free_udp, log, server, succeed, target, until,
 };
-use super::proxies::{Proxy, Side};
+use super::proxies::{Carries, Proxy, Side};
 use super::strangers::{self, Identities};
 
 /// The two that are always there.
 pub(crate) const DIRECT: &str = "direct";
 pub(crate) const MURMESH: &str = "murmesh";
+/// murmesh that carries the same requests as bytes.
+pub(crate) const TUNNEL: &str = "murmesh, tcp";
 
 /// How long a way may take until it answers.
 const START_MAX: Duration = Duration::from_secs(20);
@@ -46,6 +48,7 @@ pub(crate) struct Stage {
 impl Stage {
     pub(crate) fn new(
         link: Link,
+        carries: Carries,
         proxies: &[Proxy],
         directory: &Path,
     ) -> Result<Self, Box<dyn Error>> {
@@ -55,10 +58,16 @@ impl Stage {
         };
         let (server, backend) = server(&place)?;
         let directory = directory.join(format!("{link:?}"));
-        let mut ways = vec![Way::direct(backend), Way::murmesh(&place, &directory, backend)?];
+        let mut ways =
+            vec![Way::direct(backend), Way::murmesh(&place, &directory, carries, backend)?];
+        if carries == Carries::Http {
+            let directory = directory.join("tcp");
+            let way = Way::murmesh(&place, &directory, Carries::Bytes, backend)?;
+            ways.push(Way { name: TUNNEL, ..way });
+        }
         for proxy in proxies.iter().filter(|proxy| link == Link::Loopback || proxy.name == "envoy")
         {
-            let way = Way::proxied(&place, proxy, &directory, backend);
+            let way = Way::proxied(&place, proxy, carries, &directory, backend);
             ways.push(way.map_err(|error| format!("{}: {error}", proxy.name))?);
         }
         Ok(Self { link, ways, server, place })
@@ -86,17 +95,18 @@ impl Way {
     pub(crate) fn murmesh(
         place: &Place,
         directory: &Path,
+        carries: Carries,
         server: SocketAddr,
     ) -> Result<Self, Box<dyn Error>> {
         let start = |directory: &Path| -> Result<_, Box<dyn Error>> {
             let pair = Pair::new(place, directory)?;
-            let agents = vec![pair.caller()?, pair.callee(server)?];
+            let agents = vec![pair.caller()?, pair.callee(server, carries)?];
             let apis = pair.api.to_vec();
             let way = Self { name: MURMESH, entry: pair.entry, agents, apis };
-            way.until_it_answers(place)?;
+            way.until_it_answers(place, carries)?;
             Ok((pair, way))
         };
-        if place.is_here() {
+        if place.is_here() && carries == Carries::Bytes {
             let (pair, mut way) = start(&directory.join("proof"))?;
             strangers::knock_at_murmesh(&pair)?;
             way.agents.pop();
@@ -109,6 +119,7 @@ impl Way {
     pub(crate) fn proxied(
         place: &Place,
         proxy: &Proxy,
+        carries: Carries,
         directory: &Path,
         server: SocketAddr,
     ) -> Result<Self, Box<dyn Error>> {
@@ -117,16 +128,18 @@ impl Way {
         let identities = Identities::new(&directory)?;
         let (entry, between) = (free_tcp()?, free_tcp()?);
         let start = |side, listen, connect| {
-            Process::spawn(&mut proxy.command(place, &directory, side, listen, connect)?)
+            Process::spawn(&mut proxy.command(place, &directory, carries, side, listen, connect)?)
         };
         let mut way = Self { name: proxy.name, entry, agents: Vec::new(), apis: Vec::new() };
         way.agents.push(start(Side::Client, entry, between)?);
-        if place.is_here() {
+        // The certificates and who checks them are the same whatever is carried.
+        let is_checked = place.is_here() && carries == Carries::Bytes;
+        if is_checked {
             strangers::pose_as_proxy(entry, between, &identities)?;
         }
         way.agents.push(start(Side::Server, between, server)?);
-        way.until_it_answers(place)?;
-        if place.is_here() {
+        way.until_it_answers(place, carries)?;
+        if is_checked {
             strangers::knock_at_proxy(between, &identities)?;
         }
         Ok(way)
@@ -137,8 +150,11 @@ impl Way {
         self.agents.iter().map(Process::cpu_us).sum()
     }
 
-    fn until_it_answers(&self, place: &Place) -> Result<(), Box<dyn Error>> {
-        let once = Kind::Idle { connections: 1 };
+    fn until_it_answers(&self, place: &Place, carries: Carries) -> Result<(), Box<dyn Error>> {
+        let once = match carries {
+            Carries::Bytes => Kind::Idle { connections: 1 },
+            Carries::Http => Kind::Http { connections: 1 },
+        };
         until(&format!("an answer through {}", self.name), START_MAX, || {
             Client::open(place, once, self.entry, Duration::ZERO)?.run().map(drop)
         })
@@ -181,12 +197,19 @@ impl<'a> Pair<'a> {
     }
 
     fn caller(&self) -> Result<Process, Box<dyn Error>> {
-        self.agent("a", 0, ["--upstream", &format!("web={}", self.entry)])
+        self.agent("a", 0, &["--upstream", &format!("web={}", self.entry)])
     }
 
-    fn callee(&self, server: SocketAddr) -> Result<Process, Box<dyn Error>> {
+    fn callee(&self, server: SocketAddr, carries: Carries) -> Result<Process, Box<dyn Error>> {
         self.join("b", self.mesh[1])?;
-        self.agent("b", 1, ["--expose", &format!("web={server}")])
+        let agent = self.agent("b", 1, &[])?;
+        let protocol = if carries == Carries::Http { "http" } else { "tcp" };
+        let (server, api) = (server.to_string(), self.api[1].to_string());
+        until("the agent of the instance", START_MAX, || {
+            let expose = ["expose", "web", &server, "--protocol", protocol, "--api", &api];
+            succeed(&mut self.run("b", &expose)).map(drop)
+        })?;
+        Ok(agent)
     }
 
     /// Enrols `name`, while the caller runs.
@@ -197,7 +220,7 @@ impl<'a> Pair<'a> {
         succeed(self.run(name, &["join", token.trim()]).args(listen(name, mesh))).map(drop)
     }
 
-    fn agent(&self, name: &str, at: usize, with: [&str; 2]) -> Result<Process, Box<dyn Error>> {
+    fn agent(&self, name: &str, at: usize, with: &[&str]) -> Result<Process, Box<dyn Error>> {
         let log = log(&format!("murmesh-{name}"))?;
         let mut command = self.run(name, &["agent", "--api", &self.api[at].to_string()]);
         Process::spawn(command.args(with).stdout(log.try_clone()?).stderr(log))

@@ -296,7 +296,7 @@ impl Controller {
     /// The data plane first, so that whoever hears of an instance finds it.
     pub(super) async fn publish(&self) {
         self.proxy.set_local(self.services.targets());
-        self.gossip.set_instances(self.services.records()).await;
+        self.gossip.set_offers(self.services.offers()).await;
         self.show();
     }
 

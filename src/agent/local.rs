@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::api::{ExposeSpec, OutOfRotation};
 use crate::model::{
-    InstanceId, InstanceRecord, InstanceState, PAYLOAD_LEN_MAX, Protocol, ServiceName,
+    InstanceId, InstanceRecord, InstanceState, Offer, PAYLOAD_LEN_MAX, Protocol, ServiceName,
 };
 use crate::proxy::LocalInstance;
 use crate::wire;
@@ -101,8 +101,8 @@ impl LocalServices {
         }
         let id = instance.id.clone();
         let previous = self.instances.insert(id.clone(), instance);
-        let all: Vec<_> = self.instances.values().map(|instance| self.record(instance)).collect();
-        let len = wire::encode(&all).map_or(usize::MAX, |bytes| bytes.len());
+        let all = self.instances.values().map(|one| (self.record(one), &one.idempotent));
+        let len = wire::encode(&all.collect::<Vec<_>>()).map_or(usize::MAX, |bytes| bytes.len());
         if len > RECORD_LEN_MAX {
             match previous {
                 Some(previous) => drop(self.instances.insert(id, previous)),
@@ -194,8 +194,12 @@ impl LocalServices {
     }
 
     /// What is offered, as told to the mesh.
-    pub fn records(&self) -> Vec<InstanceRecord> {
-        self.offered().map(|instance| self.record(instance)).collect()
+    pub fn offers(&self) -> Vec<Offer> {
+        self.offered().map(|instance| self.offer(instance)).collect()
+    }
+
+    fn offer(&self, instance: &ExposeSpec) -> Offer {
+        Offer { record: self.record(instance), idempotent: instance.idempotent.clone() }
     }
 
     fn record(&self, instance: &ExposeSpec) -> InstanceRecord {
@@ -256,8 +260,8 @@ mod tests {
         let mut local = LocalServices::default();
         local.expose(spec("web", "127.0.0.1:80")).unwrap();
         local.expose(spec("web", "127.0.0.1:81")).unwrap();
-        assert_eq!(local.records().len(), 1);
-        assert_eq!(local.records()[0].port, 81);
+        assert_eq!(local.offers().len(), 1);
+        assert_eq!(local.offers()[0].record.port, 81);
         for number in 1..INSTANCES_MAX {
             local.expose(spec(&format!("web-{number}"), "127.0.0.1:80")).unwrap();
         }
@@ -278,8 +282,9 @@ mod tests {
         let id: InstanceId = "web".parse().unwrap();
         let mut local = LocalServices::default();
         assert_eq!(local.maintain(&id, None), Err(LocalError::Unknown(id.clone())));
-        let state =
-            |local: &LocalServices| (local.records()[0].state, local.targets()[0].is_draining);
+        let state = |local: &LocalServices| {
+            (local.offers()[0].record.state, local.targets()[0].is_draining)
+        };
         local.expose(spec("web", "127.0.0.1:80")).unwrap();
         local.maintain(&id, Some("disk".to_owned())).unwrap();
         local.expose(spec("web", "127.0.0.1:81")).unwrap();
@@ -304,10 +309,10 @@ mod tests {
         };
         assert_eq!(ids(local.offered().collect()), ["db"]);
         assert_eq!(ids(local.withheld().collect()), ["web"]);
-        assert_eq!((local.records().len(), local.targets().len()), (1, 1));
+        assert_eq!((local.offers().len(), local.targets().len()), (1, 1));
         local.allow(None);
         assert_eq!(ids(local.offered().collect()), ["db", "web"]);
         local.unexpose(&"web".parse().unwrap()).unwrap();
-        assert_eq!(local.records().len(), 1);
+        assert_eq!(local.offers().len(), 1);
     }
 }

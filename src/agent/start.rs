@@ -248,7 +248,7 @@ impl Agent {
                 profile: settings.profile.value,
                 seeds: seeds::literal(&settings.seeds.value),
                 phase: drain::phase(services.out()),
-                instances: services.records(),
+                offers: services.offers(),
                 remembered: disk::remembered(&dir)?,
             },
             Box::new(credentials.signer()?),

@@ -8,9 +8,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::catalogue::REQUESTS_MAX;
 use crate::model::{
-    Entry, InstanceId, MemberId, MemberName, NameError, Protocol, PublicKey, ServiceName, Target,
-    Weight,
+    Entry, InstanceId, MemberId, MemberName, NameError, Protocol, PublicKey, RequestPattern,
+    ServiceName, Target, Weight,
 };
 use crate::transport::enrolment::{InviteOptions, InviteView};
 
@@ -248,6 +249,9 @@ pub struct ExposeSpec {
     /// Its share; 100 unless set, 0 takes no new work.
     #[serde(default)]
     pub weight: Weight,
+    /// Requests of HTTP that it may get twice and does the same: at most [`REQUESTS_MAX`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub idempotent: Vec<RequestPattern>,
 }
 
 impl ExposeSpec {
@@ -273,6 +277,7 @@ impl ExposeSpec {
             protocol: Protocol::Tcp,
             tags: Vec::new(),
             weight: Weight::default(),
+            idempotent: Vec::new(),
         })
     }
 
@@ -281,6 +286,7 @@ impl ExposeSpec {
         let words = |spec: &Self| {
             let tags = spec.tags.join(",");
             let tags = if tags.is_empty() { "none".to_owned() } else { tags };
+            let idempotent: Vec<_> = spec.idempotent.iter().map(RequestPattern::as_str).collect();
             [
                 ("service", spec.service.to_string()),
                 ("to", spec.to.to_string()),
@@ -288,6 +294,7 @@ impl ExposeSpec {
                 ("protocol", spec.protocol.to_string()),
                 ("tags", tags),
                 ("weight", spec.weight.0.to_string()),
+                ("idempotent", format!("{:?}", idempotent.join(", "))),
             ]
         };
         let pairs = words(before).into_iter().zip(words(self));
@@ -302,6 +309,9 @@ impl ExposeSpec {
         }
         if self.tags.len() > TAGS_MAX {
             return Err(SpecError::Tags(self.tags.len()));
+        }
+        if self.idempotent.len() > REQUESTS_MAX {
+            return Err(SpecError::Idempotent(self.idempotent.len()));
         }
         if self.weight.0 > WEIGHT_MAX {
             return Err(SpecError::Weight(self.weight.0));
@@ -355,6 +365,9 @@ pub enum SpecError {
     /// One of them is malformed.
     #[error("tag: {0}")]
     Tag(NameError),
+    /// There are this many.
+    #[error("{0} patterns of idempotent requests are too many, at most {REQUESTS_MAX} are allowed")]
+    Idempotent(usize),
     /// It would drown all others.
     #[error("weight {0} is over {WEIGHT_MAX}")]
     Weight(u16),

@@ -28,7 +28,7 @@ use super::openapi::{Parameter, Route, delete, document, get, post, put};
 use super::problem::Refusal;
 use super::{ApiState, Readiness, SettingView, consul, effective, views};
 use crate::model::{
-    Entry, InstanceId, MemberId, MemberName, Protocol, ServiceName, Target, Weight,
+    Entry, InstanceId, MemberId, MemberName, Protocol, RequestPattern, ServiceName, Target, Weight,
 };
 use crate::runtime::clock;
 use crate::telemetry::{EndpointLabels, Log, LoggingError};
@@ -409,6 +409,9 @@ pub struct ExposeRequest {
     /// Its share; 100 unless set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weight: Option<Weight>,
+    /// Requests that may be sent twice.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub idempotent: Vec<RequestPattern>,
 }
 
 /// The answer to `POST /v1/mesh/expose`: 201 for a new instance, 200 for one that was there.
@@ -431,6 +434,7 @@ async fn expose(State(state): State<ApiState>, request: Request) -> Answer {
     spec.protocol = asked.protocol.unwrap_or_default();
     spec.tags = asked.tags;
     spec.weight = asked.weight.unwrap_or_default();
+    spec.idempotent = asked.idempotent;
     let spec = spec.check().map_err(|error| malformed(&error))?;
     let accepted = spec.clone();
     let lifetime = Lifetime::Restarts;

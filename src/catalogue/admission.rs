@@ -20,6 +20,8 @@ use crate::model::{
 
 use super::{Catalogue, decode};
 
+/// Most patterns of requests that one instance may have declared idempotent.
+pub const REQUESTS_MAX: usize = 32;
 /// Most instances in one record.
 pub const INSTANCES_MAX: usize = 256;
 
@@ -131,6 +133,8 @@ fn is_sound(record: &MemberRecord) -> bool {
         && ids.len() == record.instances.len()
         && record.zone.len() <= TEXT_LEN_MAX
         && record.agent_version.len() <= TEXT_LEN_MAX
+        && record.idempotent.len() <= INSTANCES_MAX
+        && record.idempotent.iter().all(|declared| declared.requests.len() <= REQUESTS_MAX)
         && record.instances.iter().all(|instance| {
             instance.tags.len() <= TAGS_MAX
                 && instance.tags.iter().all(|tag| tag.len() <= TEXT_LEN_MAX)

@@ -27,7 +27,7 @@ use crate::wire;
 
 use quota::Quotas;
 
-pub use admission::{Content, INSTANCES_MAX};
+pub use admission::{Content, INSTANCES_MAX, REQUESTS_MAX};
 pub use verify::{Signatures, Verify};
 
 /// Entries that wait for their ground (an issuer, an enrolment). Beyond, the last by key is dropped,

@@ -57,6 +57,7 @@ fn body(name: &str, service: &str) -> MemberRecord {
         phase: MemberPhase::Running,
         instances: vec![instance("one", service)],
         agent_version: String::new(),
+        idempotent: Vec::new(),
     }
 }
 

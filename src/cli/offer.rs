@@ -17,7 +17,7 @@ use crate::agent::{has_left, way_back};
 use crate::api::control::WEIGHT_MAX;
 use crate::api::views::{IssuerRow, Service};
 use crate::api::{ExposeRequest, ExposeSpec, Exposed, SettingView, UNTIL_RESTART, UpstreamSpec};
-use crate::model::{InstanceId, Protocol, ServiceName, Target, Weight};
+use crate::model::{InstanceId, Protocol, RequestPattern, ServiceName, Target, Weight};
 
 /// How long `expose` waits for the instance to accept one connection: it is only to warn.
 const PROBE_TIME_MAX: Duration = Duration::from_millis(500);
@@ -37,8 +37,8 @@ pub(super) struct ExposeArgs {
     /// The service's natural port [default: that of ADDR]
     #[arg(long, value_parser = whole_number::<u16>)]
     port: Option<u16>,
-    /// What it speaks; only tcp in this version
-    #[arg(long, value_name = "tcp")]
+    /// What it speaks
+    #[arg(long, value_name = "tcp|http|h2|grpc")]
     protocol: Option<Protocol>,
     /// A free word, for instance v2; may be repeated
     #[arg(long = "tag", value_name = "TAG")]
@@ -46,6 +46,9 @@ pub(super) struct ExposeArgs {
     /// Its share of the traffic, 0 to 10000 [default: 100]
     #[arg(long, value_parser = weight)]
     weight: Option<u16>,
+    /// Requests that the instance may get twice, such as "GET *": sent again when it fails
+    #[arg(long, value_name = "METHOD PATH")]
+    idempotent: Vec<RequestPattern>,
     #[command(flatten)]
     listing: Listing,
 }
@@ -103,6 +106,7 @@ pub(super) async fn expose(global: &Global, args: ExposeArgs) -> Outcome {
         protocol: args.protocol,
         tags: args.tags,
         weight: args.weight.map(Weight),
+        idempotent: args.idempotent,
     };
     let exposed: Exposed = client.change(Method::POST, "/v1/mesh/expose", &request).await?;
     let Exposed { spec, changes } = exposed;

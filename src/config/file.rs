@@ -16,8 +16,9 @@ use super::keys::{self, Standing};
 use super::{Fault, Origin, Seed, Setting, Settings, check};
 use crate::api::control::{TAGS_MAX, WEIGHT_MAX, check_tag};
 use crate::api::{ExposeSpec, UpstreamSpec};
+use crate::catalogue::REQUESTS_MAX;
 use crate::membership::Profile;
-use crate::model::{InstanceId, MemberName, ServiceName, Target, Weight};
+use crate::model::{InstanceId, MemberName, RequestPattern, ServiceName, Target, Weight};
 use crate::telemetry::LogFormat;
 use crate::tls::store::DataDir;
 
@@ -186,6 +187,14 @@ impl Reader<'_> {
             }
             tags
         });
+        let idempotent = table.get("idempotent").map(|value| {
+            let at = format!("{at}.idempotent");
+            let requests = self.list(value, &at, parse::<RequestPattern>);
+            if requests.len() > REQUESTS_MAX {
+                self.refuse(value, &at, format!("expected at most {REQUESTS_MAX}"));
+            }
+            requests
+        });
         let (Some(service), Some(to)) = (service, to) else { return };
         let Ok(mut spec) = ExposeSpec::new(service, to) else { return };
         spec.id = id.unwrap_or(spec.id);
@@ -193,6 +202,7 @@ impl Reader<'_> {
         spec.protocol = protocol.unwrap_or_default();
         spec.weight = weight.map_or(spec.weight, Weight);
         spec.tags = tags.unwrap_or_default();
+        spec.idempotent = idempotent.unwrap_or_default();
         settings.exposes.push(Setting::new(spec, self.origin(span)));
     }
 

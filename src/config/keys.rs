@@ -32,8 +32,8 @@ pub(super) const SECTIONS: &[Section] = &[
     Section {
         name: "expose",
         is_list: true,
-        keys: &["name", "id", "to", "port", "protocol", "tags", "weight"],
-        later: &["meta", "allow", "proxy_protocol", "inflight", "idempotent", "drain", "health"],
+        keys: &["name", "id", "to", "port", "protocol", "tags", "weight", "idempotent"],
+        later: &["meta", "allow", "proxy_protocol", "inflight", "drain", "health"],
     },
     Section {
         name: "upstream",

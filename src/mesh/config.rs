@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use crate::membership::Profile;
-use crate::model::{Epoch, InstanceRecord, MemberId, MemberName, MemberPhase, MeshId, PublicKey};
+use crate::model::{Epoch, MemberId, MemberName, MemberPhase, MeshId, Offer, PublicKey};
 
 /// How many epochs above [`MeshConfig::epoch`] a run may use without asking the disk again.
 pub const EPOCH_RESERVE: u64 = 1024;
@@ -32,7 +32,7 @@ pub struct MeshConfig {
     /// What this member says of its life from its first record on: running or draining.
     pub phase: MemberPhase,
     /// What this member serves from its first record on.
-    pub instances: Vec<InstanceRecord>,
+    pub offers: Vec<Offer>,
     /// Members of an earlier run ([`Mesh::remembered`](super::Mesh::remembered)).
     pub remembered: Vec<(MemberId, SocketAddr)>,
 }

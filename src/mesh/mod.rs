@@ -33,7 +33,7 @@ use crate::catalogue::{Catalogue, Signatures, Verdict, Verify, record_key};
 use crate::membership::{Belief, Carrier, Contact, Identity, Membership};
 use crate::model::{
     Entry, EntryKey, EntryKind, Epoch, InstanceRecord, MemberId, MemberName, MemberPhase,
-    MemberState, Moment, Signer, StoreSize,
+    MemberState, Moment, Offer, Signer, StoreSize,
 };
 
 use exchange::Exchange;
@@ -265,9 +265,9 @@ impl Mesh {
 
     /// Says what this member serves. Published at most once a second after a burst of 5; calls in
     /// between are merged.
-    pub fn set_instances(&mut self, now: Moment, instances: Vec<InstanceRecord>) {
-        if self.publication.instances != instances {
-            self.publication.instances = instances;
+    pub fn set_offers(&mut self, now: Moment, offers: Vec<Offer>) {
+        if self.publication.offers != offers {
+            self.publication.offers = offers;
             self.publish_soon(now);
         }
     }
@@ -303,7 +303,7 @@ impl Mesh {
     /// Says goodbye for good, and that this member serves nothing any more. Go on for 400 ms before
     /// closing the socket.
     pub fn leave(&mut self, now: Moment) {
-        self.publication.instances.clear();
+        self.publication.offers.clear();
         self.set_phase(now, MemberPhase::Left);
         self.has_left = true;
         self.leave_at = Some(now + FAREWELL_TIME);

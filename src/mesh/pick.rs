@@ -117,6 +117,7 @@ mod tests {
             tags: Vec::new(),
             weight: Weight(weight),
             state,
+            idempotent: Arc::default(),
             changed_at: Moment::START,
         }
     }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{Error, MeshConfig};
 use crate::model::{
-    Entry, EntryKind, EntryVersion, Epoch, InstanceRecord, MemberPhase, MemberRecord, Moment,
+    Entry, EntryKind, EntryVersion, Epoch, Idempotent, MemberPhase, MemberRecord, Moment, Offer,
     Signer,
 };
 use crate::wire;
@@ -15,7 +15,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 
 /// What this member publishes about itself.
 pub(super) struct Publication {
-    pub(super) instances: Vec<InstanceRecord>,
+    pub(super) offers: Vec<Offer>,
     pub(super) phase: MemberPhase,
     pub(super) epoch: Epoch,
     version: u64,
@@ -27,7 +27,7 @@ pub(super) struct Publication {
 impl Publication {
     pub(super) fn new(now: Moment, config: &MeshConfig) -> Self {
         Self {
-            instances: config.instances.clone(),
+            offers: config.offers.clone(),
             phase: config.phase,
             epoch: config.epoch,
             version: 0,
@@ -75,8 +75,9 @@ impl Publication {
             address: config.address,
             zone: config.zone.clone(),
             phase: self.phase,
-            instances: self.instances.clone(),
+            instances: self.offers.iter().map(|offer| offer.record.clone()).collect(),
             agent_version: config.agent_version.clone(),
+            idempotent: self.offers.iter().filter_map(idempotent).collect(),
         };
         let payload = wire::encode_payload(&record).map_err(|e| Error::Record(e.to_string()))?;
         let (kind, subject) = (EntryKind::RECORD, [0; 16]);
@@ -93,4 +94,9 @@ impl Publication {
             self.refilled_at = now;
         }
     }
+}
+
+fn idempotent(offer: &Offer) -> Option<Idempotent> {
+    let requests = offer.idempotent.clone();
+    (!requests.is_empty()).then(|| Idempotent { instance: offer.record.id.clone(), requests })
 }

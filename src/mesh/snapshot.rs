@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::balancer::Shares;
 use crate::model::{
     Enrolment, Epoch, InstanceId, InstanceState, Issuer, MemberId, MemberName, MemberPhase,
-    MemberState, Moment, Protocol, ServiceName, Weight,
+    MemberState, Moment, Protocol, RequestPattern, ServiceName, Weight,
 };
 
 /// The mesh as this member sees it. One decision reads one snapshot.
@@ -146,8 +146,17 @@ pub struct Endpoint {
     pub weight: Weight,
     /// Whether it takes work, member and instance taken together.
     pub state: EndpointState,
+    /// Requests that may be sent twice.
+    pub idempotent: Arc<[RequestPattern]>,
     /// When this last changed, on this agent's clock.
     pub changed_at: Moment,
+}
+
+impl Endpoint {
+    /// Whether a request may be sent again although the instance may have had it.
+    pub fn is_idempotent(&self, method: &str, path: &str) -> bool {
+        self.idempotent.iter().any(|pattern| pattern.matches(method, path))
+    }
 }
 
 /// Whether an endpoint takes work.

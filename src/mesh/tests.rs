@@ -69,7 +69,7 @@ fn config(key: u8, seeds: &[u8]) -> MeshConfig {
         profile: Profile::Lan,
         seeds: seeds.iter().map(|seed| address(*seed)).collect(),
         phase: MemberPhase::Running,
-        instances: Vec::new(),
+        offers: Vec::new(),
         remembered: Vec::new(),
     }
 }
@@ -153,7 +153,7 @@ fn node_without_enrolment_does_not_begin() {
 #[test]
 fn two_nodes_meet_and_see_each_others_instances() {
     let [mut one, mut two] = pair();
-    one.set_instances(Moment::START, vec![instance("web")]);
+    one.set_offers(Moment::START, vec![instance("web").into()]);
     let mut nodes = [one, two];
     run(&mut nodes, 0, 2_000); // the hint goes with the next rumours
     [one, two] = nodes;
@@ -170,7 +170,7 @@ fn changes_are_published_five_at_once_and_then_one_a_second() {
     let version = |node: &Mesh| node.entry(&record_key(id(1))).unwrap().version().version;
     let before = version(&node);
     for number in 0..50 {
-        node.set_instances(Moment::START, vec![instance(&format!("web-{number}"))]);
+        node.set_offers(Moment::START, vec![instance(&format!("web-{number}")).into()]);
     }
     assert_eq!(version(&node) - before, 5);
     node.handle_timeout(Moment::from_secs(1));
@@ -346,7 +346,7 @@ fn announced_restart_hides_a_member_for_a_minute_and_then_it_is_down() {
 #[test]
 fn failure_makes_doubtful_at_once_and_an_answer_clears_it() {
     let [mut one, mut two] = pair();
-    two.set_instances(Moment::START, vec![instance("web")]);
+    two.set_offers(Moment::START, vec![instance("web").into()]);
     let mut nodes = [one, two];
     run(&mut nodes, 0, 2_000); // the hint goes with the next rumours
     [one, two] = nodes;
@@ -439,16 +439,16 @@ fn a_restart_that_is_never_finished_is_told_as_that() {
 #[test]
 fn a_node_that_begins_again_tells_nothing_of_its_former_run() {
     let mut nodes = pair();
-    nodes[0].set_instances(Moment::START, vec![instance("web")]);
-    nodes[1].set_instances(Moment::START, vec![instance("db")]);
+    nodes[0].set_offers(Moment::START, vec![instance("web").into()]);
+    nodes[1].set_offers(Moment::START, vec![instance("db").into()]);
     run(&mut nodes, 0, 3_000);
     for node in &mut nodes {
         node.set_phase(Moment::from_secs(3), MemberPhase::Restarting);
     }
     run(&mut nodes, 3_000, 3_200);
     let disk: Vec<_> = nodes[0].entries().cloned().collect();
-    let instances = vec![instance("web")];
-    let config = MeshConfig { epoch: Epoch(5_000), instances, ..config(1, &[]) };
+    let offers = vec![instance("web").into()];
+    let config = MeshConfig { epoch: Epoch(5_000), offers, ..config(1, &[]) };
     let signer = Box::new(TestKey::new(1));
     let mut again = Mesh::new(Moment::START, config, signer, 1, disk).unwrap();
     for secs in 0..5 {
@@ -475,13 +475,13 @@ fn a_node_that_begins_again_tells_nothing_of_its_former_run() {
 #[test]
 fn a_change_of_services_is_none_of_state_and_who_leaves_serves_nothing_any_more() {
     let mut nodes = pair();
-    nodes[1].set_instances(Moment::START, vec![instance("web")]);
+    nodes[1].set_offers(Moment::START, vec![instance("web").into()]);
     run(&mut nodes, 0, 3_000);
     let seen = |nodes: &[Mesh]| nodes[0].snapshot().members[&id(2)].clone();
     let before = seen(&nodes);
     assert_eq!((before.state, before.services.len()), (MemberState::Alive, 1));
     let now = Moment::from_secs(3);
-    nodes[1].set_instances(now, vec![instance("web"), instance("db")]);
+    nodes[1].set_offers(now, vec![instance("web").into(), instance("db").into()]);
     run(&mut nodes, 3_000, 6_000);
     assert_eq!((seen(&nodes).changed_at, seen(&nodes).services.len()), (before.changed_at, 2));
 
@@ -597,6 +597,7 @@ fn versions(from: u64, count: u64) -> Vec<Entry> {
             phase: MemberPhase::Running,
             instances: Vec::new(),
             agent_version: String::new(),
+            idempotent: Vec::new(),
         };
         let payload = wire::encode_payload(&body).unwrap();
         let (key, kind) = (TestKey::new(2), EntryKind::RECORD);
@@ -636,7 +637,7 @@ fn honest_member_that_restarts_again_and_again_is_never_over_the_rate() {
         let at = Moment::from_secs(round * 3);
         for number in 0..8 {
             let name = format!("web-{round}-{number}");
-            nodes[1].set_instances(at, vec![instance(&name)]);
+            nodes[1].set_offers(at, vec![instance(&name).into()]);
             carry(at, &mut nodes);
         }
         run(&mut nodes, round * 3_000, round * 3_000 + 3_000);

@@ -12,7 +12,7 @@ use super::{
 use crate::membership::Belief;
 use crate::model::{
     EntryVersion, Epoch, InstanceRecord, MemberId, MemberPhase, MemberRecord, MemberState, Moment,
-    Protocol, ServiceName,
+    Protocol, RequestPattern, ServiceName,
 };
 
 /// How long an announced restart hides a member before it counts as down.
@@ -257,6 +257,7 @@ impl Mesh {
             tags: instance.tags.clone(),
             weight: instance.weight,
             state: endpoint_state(known.state, record.phase, instance, experience),
+            idempotent: declared(record, instance),
             changed_at: known.record_at.map_or(known.changed_at, |at| known.changed_at.max(at)),
         }
     }
@@ -279,6 +280,12 @@ fn endpoint_state(
         (EndpointState::Ready, _, Some(Evidence::Failed)) => EndpointState::Doubtful,
         _ => state,
     }
+}
+
+/// The requests to `instance` that may be sent twice.
+fn declared(record: &MemberRecord, instance: &InstanceRecord) -> Arc<[RequestPattern]> {
+    let declared = record.idempotent.iter().find(|declared| declared.instance == instance.id);
+    declared.map_or_else(Default::default, |declared| declared.requests.as_slice().into())
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ mod key;
 mod member;
 mod moment;
 mod payload;
+mod request;
 mod service;
 mod store;
 
@@ -22,8 +23,9 @@ pub use key::{EntryHash, MeshId, PublicKey, Signature, Signer};
 pub use member::{Epoch, MemberId, MemberName, MemberState};
 pub use moment::Moment;
 pub use payload::{
-    Enrolment, Genesis, InstanceRecord, InstanceState, Invite, Issuer, MemberPhase, MemberRecord,
-    Operator, Unlisted,
+    Enrolment, Genesis, Idempotent, InstanceRecord, InstanceState, Invite, Issuer, MemberPhase,
+    MemberRecord, Offer, Operator, Unlisted,
 };
+pub use request::{PatternError, RequestPattern};
 pub use service::{InstanceId, NameError, Protocol, ServiceName, Weight};
 pub use store::StoreSize;

@@ -5,7 +5,9 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-use super::{InstanceId, MemberId, MemberName, Protocol, PublicKey, ServiceName, Weight};
+use super::{
+    InstanceId, MemberId, MemberName, Protocol, PublicKey, RequestPattern, ServiceName, Weight,
+};
 
 /// What an unlisted service allows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,6 +52,33 @@ pub struct MemberRecord {
     pub instances: Vec<InstanceRecord>,
     /// Of the agent, for instance `0.1.0`.
     pub agent_version: String,
+    /// Which requests to which instances may be sent twice; instances without any are left out.
+    /// Since version 2.
+    pub idempotent: Vec<Idempotent>,
+}
+
+/// Requests that an instance may get twice and does the same.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Idempotent {
+    /// One of its member.
+    pub instance: InstanceId,
+    /// At most 32.
+    pub requests: Vec<RequestPattern>,
+}
+
+/// One instance as its member offers it: its record, and what stands beside it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Offer {
+    /// What everybody is told.
+    pub record: InstanceRecord,
+    /// Requests that may be sent twice.
+    pub idempotent: Vec<RequestPattern>,
+}
+
+impl From<InstanceRecord> for Offer {
+    fn from(record: InstanceRecord) -> Self {
+        Self { record, idempotent: Vec::new() }
+    }
 }
 
 /// What a member announces about its own life.

@@ -1,4 +1,7 @@
-//! How many attempts on another instance this member's calls may make together.
+//! How many attempts on another instance this member's calls to a service may make together.
+//!
+//! Only those are charged that may make work for an application or for an agent that has too much: a
+//! call that was refused before anybody had it is free to go elsewhere.
 //!
 //! Retries help while few calls need them. When most do, they multiply the load on whatever is left,
 //! and what they began they keep going. So they get a share of the requests of the last seconds and a
@@ -7,19 +10,45 @@
 //! The balance flows in with every request and every second and loses a share of `1/e` in
 //! [`MEMORY`]. It is brought up to date only when it is asked: a request costs one addition.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use crate::model::Moment;
+use crate::model::{Moment, ServiceName};
 
 /// Retries for each request.
 const SHARE: f64 = 0.2;
 /// Retries in a second, so that a service that is seldom called has some, too.
 const PER_SECOND: f64 = 10.0;
+/// Services whose budgets are kept, unless more are in use.
+const SERVICES_MAX: usize = 10_000;
 /// For how long what was not used stays.
 const MEMORY: Duration = Duration::from_secs(10);
+
+/// The budgets of this member's calls, one for each service. Cheap to ask.
+#[derive(Debug, Default)]
+pub(super) struct Budgets {
+    by_service: Mutex<BTreeMap<ServiceName, Arc<RetryBudget>>>,
+}
+
+impl Budgets {
+    /// The budget of calls to `service`. Those that nobody uses are forgotten above [`SERVICES_MAX`].
+    pub(super) fn of(&self, service: &ServiceName, now: Moment) -> Arc<RetryBudget> {
+        let mut budgets = self.by_service.lock();
+        if let Some(budget) = budgets.get(service) {
+            return Arc::clone(budget);
+        }
+        if budgets.len() >= SERVICES_MAX {
+            budgets.retain(|_, budget| Arc::strong_count(budget) > 1);
+        }
+        let budget = Arc::new(RetryBudget::new(now));
+        budgets.insert(service.clone(), Arc::clone(&budget));
+        budget
+    }
+}
 
 /// At any time at most `100 + 10 a second + 0.2 a request` were taken since the start.
 #[derive(Debug)]

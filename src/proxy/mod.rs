@@ -35,7 +35,7 @@ use tracing::info;
 pub use dial::{DialError, MeshStream};
 pub use instances::{InFlight, LocalInstance};
 
-use self::budget::RetryBudget;
+use self::budget::Budgets;
 use self::entry::{CONNECTIONS_MAX, Leads, accept};
 use self::http::Http;
 use self::inbound::Inbound;
@@ -366,7 +366,7 @@ impl DataPlane {
             clock,
             rng: Mutex::new(SmallRng::seed_from_u64(seed)),
             avoided: Avoided::default(),
-            budget: RetryBudget::new(clock.now()),
+            budgets: Budgets::default(),
         });
         let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
         let (own, weak) = (Arc::clone(&instances), Arc::downgrade(&outbound));

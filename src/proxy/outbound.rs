@@ -25,7 +25,7 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tracing::debug;
 
-use super::budget::RetryBudget;
+use super::budget::{Budgets, RetryBudget};
 use super::dial::DialError;
 use super::instances::{Call, InFlight, Instances};
 use super::local::{LocalReader, LocalSocket};
@@ -127,7 +127,7 @@ pub(super) struct Outbound {
     pub(super) clock: Clock,
     pub(super) rng: Mutex<SmallRng>,
     pub(super) avoided: Avoided,
-    pub(super) budget: RetryBudget,
+    pub(super) budgets: Budgets,
 }
 
 /// Why a client was not served.
@@ -285,12 +285,13 @@ impl Outbound {
     ) -> Result<Connected, Failure> {
         let mut search = Search::new(self, &ask.service);
         let mut last: Option<DialError> = None;
-        self.budget.note_request();
+        let budget = self.budgets.of(&ask.service, self.clock.now());
+        budget.note_request();
         loop {
             let dialled = search.next().await;
             let dialled = dialled.map_err(|none| Failure::NotTaken(last.unwrap_or(none.into())))?;
             if let Some(reason) = last
-                && !self.may_retry()
+                && !self.may_retry(&budget, reason)
             {
                 return Err(Failure::NotTaken(reason));
             }
@@ -331,9 +332,10 @@ impl Outbound {
         self.pick(service, tried).is_ok_and(|endpoint| self.trouble(&endpoint).is_none())
     }
 
-    /// Takes one retry from the budget; one that is not left is counted.
-    pub(super) fn may_retry(&self) -> bool {
-        let may = self.budget.take(self.clock.now());
+    /// Takes one retry from the budget, if it is charged after this; one that is not left is counted.
+    pub(super) fn may_retry(&self, budget: &RetryBudget, after: DialError) -> bool {
+        let is_charged = matches!(after, DialError::Overflow | DialError::Lost | DialError::Silent);
+        let may = !is_charged || budget.take(self.clock.now());
         if !may {
             self.metrics.count_retry("over_budget");
         }

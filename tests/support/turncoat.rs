@@ -76,6 +76,7 @@ impl Turncoat {
             phase: MemberPhase::Running,
             instances: Vec::new(),
             agent_version: String::new(),
+            idempotent: Vec::new(),
         };
         self.sign(
             EntryKind::RECORD,

@@ -125,6 +125,7 @@ impl Node {
             tags: Vec::new(),
             weight: Weight::default(),
             state: EndpointState::Ready,
+            idempotent: Default::default(),
             changed_at: Moment::START,
         };
         (service.parse().unwrap(), endpoint)

@@ -108,7 +108,6 @@ struct Outbox {
     head: Parts,
     source: Option<Arc<Source>>,
     protocol: Protocol,
-    is_idempotent: bool,
 }
 
 impl Outbox {
@@ -118,9 +117,14 @@ impl Outbox {
         Request::from_parts(self.head.clone(), body)
     }
 
-    /// Whether it may be sent again although an instance may have had it.
-    fn may_repeat(&self) -> bool {
-        self.is_idempotent && self.source.as_ref().is_none_or(|source| source.can_repeat())
+    /// Whether it may be sent again although `endpoint` may have had it.
+    fn may_repeat(&self, endpoint: &Endpoint) -> bool {
+        endpoint.is_idempotent(self.head.method.as_str(), self.head.uri.path()) && self.is_whole()
+    }
+
+    /// Whether all of it can be said again.
+    fn is_whole(&self) -> bool {
+        self.source.as_ref().is_none_or(|source| source.can_repeat())
     }
 
     /// Whether the client's side is what failed.
@@ -142,12 +146,7 @@ impl Http {
         let deadline = self.deadline(&mut head);
         let protocol = self.protocol(service).unwrap_or_default();
         self.address(&mut head, protocol)?;
-        let outbox = Outbox {
-            source: Source::new(body, IDLE_TIME_MAX),
-            protocol,
-            is_idempotent: self.is_idempotent(service, &head),
-            head,
-        };
+        let outbox = Outbox { source: Source::new(body, IDLE_TIME_MAX), protocol, head };
         let by_deadline = deadline.is_some();
         let late = async {
             match deadline {
@@ -180,7 +179,8 @@ impl Http {
         let outbound = &self.outbound;
         let mut search = Search::new(outbound, service);
         let mut last: Option<DialError> = None;
-        outbound.budget.note_request();
+        let budget = outbound.budgets.of(service, outbound.clock.now());
+        budget.note_request();
         loop {
             let dialled = match timeout(CONNECT_TIME_MAX, search.next()).await {
                 Ok(Ok(dialled)) => dialled,
@@ -191,7 +191,7 @@ impl Http {
                 Err(_) => return Err(Reason::NotTaken(DialError::Timeout)),
             };
             if let Some(reason) = last
-                && !outbound.may_retry()
+                && !outbound.may_retry(&budget, reason)
             {
                 return Err(Reason::NotTaken(reason));
             }
@@ -233,8 +233,7 @@ impl Http {
                 Err(Setback::Next { reason, avoid }) => {
                     outbound.avoid(&endpoint, avoid, reason);
                     last = Some(reason);
-                    let can_repeat = |source: &Arc<Source>| source.can_repeat();
-                    if !outbox.source.as_ref().is_none_or(can_repeat) {
+                    if !outbox.is_whole() {
                         return Err(Reason::NotTaken(reason));
                     }
                 }
@@ -266,33 +265,39 @@ impl Http {
                 if let Some(kept) = self.pool.take(&key).await {
                     match kept.send(outbox.request()).await {
                         Err(Unanswered::Unsent) => {} // the instance had closed it
-                        outcome => return outbox.judge(outcome.map(|(r, k)| (r, Some(k), None))),
+                        outcome => {
+                            return outbox
+                                .judge(endpoint, outcome.map(|(r, k)| (r, Some(k), None)));
+                        }
                     }
                 }
                 let kept = Kept::new(self.open(source, service, endpoint, link).await?).await;
                 let kept = kept.map_err(|_| lost())?;
                 let outcome = kept.send(outbox.request()).await;
-                return outbox.judge(outcome.map(|(response, kept)| (response, Some(kept), None)));
+                return outbox
+                    .judge(endpoint, outcome.map(|(response, kept)| (response, Some(kept), None)));
             }
             let now = self.outbound.clock.now();
             if let Some((shared, stream)) = self.pool.share(&key, now) {
                 match shared.send(outbox.request()).await {
                     Err(Unanswered::Unsent) => {} // it is over
-                    outcome => return outbox.judge(outcome.map(|r| (r, None, Some(stream)))),
+                    outcome => {
+                        return outbox.judge(endpoint, outcome.map(|r| (r, None, Some(stream))));
+                    }
                 }
             }
             let way = self.open(source, service, endpoint, link).await?;
             let shared = Shared::new(way, self.tasks.clone()).await.map_err(|_| lost())?;
             let stream = self.pool.add(key.clone(), &shared, now);
             let outcome = shared.send(outbox.request()).await;
-            outbox.judge(outcome.map(|response| (response, None, Some(stream))))
+            outbox.judge(endpoint, outcome.map(|response| (response, None, Some(stream))))
         };
         let silent = async {
             match link {
-                Some(link) if outbox.may_repeat() => link.silent().await,
+                Some(link) if outbox.may_repeat(endpoint) => link.silent().await,
                 _ => pending().await,
             }
-            if !(outbox.may_repeat() && has_other()) {
+            if !(outbox.is_whole() && has_other()) {
                 pending::<()>().await;
             }
         };
@@ -396,19 +401,15 @@ impl Http {
         head.extensions = http::Extensions::new();
         Ok(())
     }
-
-    fn is_idempotent(&self, _service: &ServiceName, _head: &Parts) -> bool {
-        false
-    }
 }
 
 impl Outbox {
-    fn judge<T>(&self, outcome: Result<T, Unanswered>) -> Result<T, Setback> {
+    fn judge<T>(&self, endpoint: &Endpoint, outcome: Result<T, Unanswered>) -> Result<T, Setback> {
         match outcome {
             Ok(answered) => Ok(answered),
             Err(Unanswered::Refused(refusal)) => Err(refusal.into()),
             Err(Unanswered::Unsent) => Err(lost()),
-            Err(Unanswered::Unknown) if self.may_repeat() => {
+            Err(Unanswered::Unknown) if self.may_repeat(endpoint) => {
                 Err(Setback::Next { reason: DialError::Lost, avoid: Avoid::Instance })
             }
             Err(Unanswered::Unknown) => Err(Setback::Cut(crate::proxy::tcp::Cut::Local(

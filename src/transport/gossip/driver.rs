@@ -228,11 +228,11 @@ impl Driver {
     }
 
     fn handle_command(&mut self, now: Moment, command: Command) {
-        if matches!(command, Command::Instances(_) | Command::Phase(_) | Command::Publish(..)) {
+        if matches!(command, Command::Offers(_) | Command::Phase(_) | Command::Publish(..)) {
             self.snapshot_at = now; // whoever changes something here sees it at once
         }
         match command {
-            Command::Instances(instances) => self.mesh.set_instances(now, instances),
+            Command::Offers(offers) => self.mesh.set_offers(now, offers),
             Command::Phase(phase) => self.mesh.set_phase(now, phase),
             Command::Publish(entry, reply) => {
                 let published = self.mesh.publish(now, entry).map_err(|error| error.to_string());

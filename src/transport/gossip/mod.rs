@@ -16,9 +16,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{Endpoint, Incoming};
 use crate::mesh::{Evidence, Mesh, Snapshot};
-use crate::model::{
-    Entry, EntryKind, Epoch, InstanceRecord, MemberId, MemberName, MemberPhase, StoreSize,
-};
+use crate::model::{Entry, EntryKind, Epoch, MemberId, MemberName, MemberPhase, Offer, StoreSize};
 use crate::runtime::TaskGroup;
 use crate::runtime::clock::Clock;
 use crate::telemetry::{EventLog, Metrics};
@@ -41,7 +39,7 @@ pub struct Durable {
 
 #[derive(Debug)]
 enum Command {
-    Instances(Vec<InstanceRecord>),
+    Offers(Vec<Offer>),
     Phase(MemberPhase),
     Publish(Entry, oneshot::Sender<Result<(), String>>),
     Entries(EntryKind, oneshot::Sender<Vec<Entry>>),
@@ -64,8 +62,8 @@ pub struct GossipHandle {
 
 impl GossipHandle {
     /// Says what this member serves.
-    pub async fn set_instances(&self, instances: Vec<InstanceRecord>) {
-        let _ = self.commands.send(Command::Instances(instances)).await; // stopping: nobody cares
+    pub async fn set_offers(&self, offers: Vec<Offer>) {
+        let _ = self.commands.send(Command::Offers(offers)).await; // stopping: nobody cares
     }
 
     /// Announces a phase of this member's life.
