@@ -8,6 +8,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::{Mutex, mpsc, watch};
 use tracing::{info, warn};
 
+use super::ingress::Ingress;
 use super::local::{LocalError, LocalServices};
 use super::reload::Asked;
 use super::{left, seeds};
@@ -43,6 +44,8 @@ pub(super) struct Controller {
     pub(super) dir: DataDir,
     pub(super) services: LocalServices,
     pub(super) upstreams: Vec<UpstreamSpec>,
+    /// The public gateway, where it is open.
+    pub(super) ingress: Option<Ingress>,
     /// The entries by name, as they listen.
     pub(super) doors: Doors,
     /// What holds of flags and files, all but instances and entries that the CLI changed since.

@@ -15,6 +15,7 @@ use super::advertise::{self, advertised};
 use super::check::{Inspector, warn_while_unheard};
 use super::control::{Controller, check_loop, ids, local_error};
 use super::identity::{self, Keeper};
+use super::ingress::Ingress;
 use super::join::JoinError;
 use super::left::{self, has_left};
 use super::local::LocalServices;
@@ -34,6 +35,7 @@ use crate::runtime::clock::Clock;
 use crate::runtime::{Shutdown, Stage, TaskGroup, Thread, ThreadError, entropy, limits};
 use crate::telemetry::{EventKind, EventLog, Metrics};
 use crate::tls::grace::IssuerWatch;
+use crate::tls::public::PublicCertificates;
 use crate::tls::store::{DataDir, StoreError};
 use crate::tls::{Dismissed, NodeCredentials};
 use crate::transport::Limits;
@@ -338,6 +340,7 @@ impl Agent {
             services,
             upstreams: Vec::new(),
             doors: Doors::default(),
+            ingress: None,
             runtime,
             joined: BTreeSet::new(),
             view,
@@ -354,7 +357,12 @@ impl Agent {
             events: events.clone(),
             leaving: leave,
         };
+        let certificates = Arc::<PublicCertificates>::default();
         open_settings(&mut controller, &settings, &data.proxy).await?;
+        open_public(&mut controller, &settings, &data.proxy, &certificates).await?;
+        if let Some(ingress) = &controller.ingress {
+            tasks.spawn("watch public certificates", ingress.watch(events.clone()));
+        }
         let (control, control_queue) = mpsc::channel(CONTROL_QUEUE_LEN_MAX);
         tasks.spawn("control", controller.run(control_queue));
 
@@ -378,6 +386,7 @@ impl Agent {
                 move || own_calls.of_member(&me),
             ),
             links: Links::new(move |member| links.link(member)),
+            certificates,
             checks: Checks::new({
                 let inspector = inspector.clone();
                 move |state| Box::pin(inspector.clone().run(state))
@@ -468,7 +477,12 @@ fn declared(
 ) -> Result<LocalServices, StartError> {
     let mut services = LocalServices::new(allowed, runtime.out.clone());
     let listen = |door: &Setting<Option<SocketAddr>>| door.value.map(Target::Tcp);
-    let doors = Doors { gateway: listen(&settings.gateway), socks: listen(&settings.socks) };
+    let doors = Doors {
+        gateway: listen(&settings.gateway),
+        socks: listen(&settings.socks),
+        public: listen(&settings.public),
+        redirect: listen(&settings.redirect),
+    };
     let mut declare = |spec: &ExposeSpec| {
         check_loop(&spec.to, doors.open())?;
         services.declare(spec.clone()).map_err(local_error).map(drop)
@@ -525,6 +539,36 @@ async fn open_settings(
             warn!(%service, %listen, %error, "cannot open again what was open before");
         }
     }
+    Ok(())
+}
+
+/// Opens the public gateway, if the settings say so.
+async fn open_public(
+    controller: &mut Controller,
+    settings: &Settings,
+    proxy: &Proxy,
+    certificates: &Arc<PublicCertificates>,
+) -> Result<(), StartError> {
+    let Settings { public, redirect, .. } = settings;
+    let Some(listen) = public.value else { return Ok(()) };
+    let ingress = Ingress::new(Arc::clone(certificates));
+    let loaded = Ingress::read(settings).await;
+    let origin = &settings.certificates.origin;
+    ingress.set(settings, loaded.map_err(failed("gateway.certificates".into(), origin))?);
+    let invalid = |error: proxy::EntryError| ControlError::Invalid(error.to_string());
+    let tls = Arc::clone(certificates).server_config()?;
+    let opened = proxy.open_public(listen.into(), ingress.hosts.clone(), tls).await;
+    let opened = opened.map_err(invalid).map_err(failed("gateway.public".into(), &public.origin))?;
+    if let Some(from) = redirect.value {
+        let port = opened.port().unwrap_or_default();
+        let moved = proxy.open_redirect(from.into(), ingress.hosts.clone(), port).await;
+        let moved = moved.map_err(invalid);
+        let moved = moved.map_err(failed("gateway.redirect".into(), &redirect.origin))?;
+        controller.doors.redirect = Some(moved);
+    }
+    controller.doors.public = Some(opened);
+    controller.ingress = Some(ingress);
+    controller.show();
     Ok(())
 }
 

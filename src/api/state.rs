@@ -16,6 +16,7 @@ use crate::model::{InstanceId, MemberId, MemberName, MeshId, Target};
 use crate::runtime::clock::Clock;
 use crate::telemetry::{EventLog, Log, Metrics};
 use crate::tls::NodeCredentials;
+use crate::tls::public::PublicCertificates;
 use crate::transport::LinkView;
 
 /// What the API's handlers see of the agent. Cheap to clone; made once by the agent.
@@ -37,6 +38,8 @@ pub struct ApiState {
     pub calls: Calls,
     /// The data connections to other members.
     pub links: Links,
+    /// What the public gateway proves itself with; empty where there is none.
+    pub certificates: Arc<PublicCertificates>,
     /// Checks of this machine and its mesh.
     pub checks: Checks,
     /// The log of the process, where it has ours.
@@ -80,19 +83,23 @@ pub struct Identity {
     pub degraded: Option<String>,
 }
 
-/// Where this machine's clients reach all services by name.
+/// Where clients reach services by name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Doors {
     /// The HTTP gateway.
     pub gateway: Option<Target>,
     /// SOCKS5.
     pub socks: Option<Target>,
+    /// The public gateway.
+    pub public: Option<Target>,
+    /// Where plain text is sent to it.
+    pub redirect: Option<Target>,
 }
 
 impl Doors {
     /// All that are open.
     pub fn open(&self) -> impl Iterator<Item = &Target> {
-        [&self.gateway, &self.socks].into_iter().flatten()
+        [&self.gateway, &self.socks, &self.public, &self.redirect].into_iter().flatten()
     }
 }
 

@@ -303,6 +303,9 @@ fn status_screen(
     if !doors.is_empty() {
         rows.push(("by name", doors.join(", ")));
     }
+    if let Some(public) = me["public"].as_str() {
+        rows.push(("public", format!("https at {public}")));
+    }
     let lines = rows.iter().map(|(name, value)| {
         let name = painted(format_args!("{name:<13}"), DIM);
         format!("{name}{value}")

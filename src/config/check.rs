@@ -66,6 +66,7 @@ pub fn validate(path: &Path) -> Result<Settings, ConfigError> {
     let mut faults = Vec::new();
     file::read(path.to_owned(), &text, &mut settings, &mut faults);
     together(&settings, &mut faults);
+    public(&settings, &mut faults);
     ConfigError::check(faults, &[path.to_owned()])?;
     Ok(settings)
 }
@@ -91,6 +92,7 @@ pub fn load_texts(
         settings.advertise.value = default_advertise(settings.mesh.value).map(Seed::from);
     }
     together(&settings, &mut faults);
+    public(&settings, &mut faults);
     let paths: Vec<PathBuf> = files.into_iter().map(|(path, _)| path).collect();
     ConfigError::check(faults, &paths)?;
     Ok(settings)
@@ -226,7 +228,12 @@ fn together(settings: &Settings, faults: &mut Vec<Fault>) {
     if settings.api.is_asked() && settings.api.value.port() != 0 {
         listens.insert(Target::Tcp(settings.api.value), &settings.api.origin);
     }
-    for (key, door) in [("listen.gateway", &settings.gateway), ("listen.socks", &settings.socks)] {
+    for (key, door) in [
+        ("listen.gateway", &settings.gateway),
+        ("listen.socks", &settings.socks),
+        ("gateway.public", &settings.public),
+        ("gateway.redirect", &settings.redirect),
+    ] {
         if let Some(listen) = door.value.filter(|listen| listen.port() != 0)
             && let Some(first) = listens.insert(Target::Tcp(listen), &door.origin)
         {
@@ -246,9 +253,70 @@ fn together(settings: &Settings, faults: &mut Vec<Fault>) {
     }
 }
 
+/// The public gateway needs all of its parts.
+fn public(settings: &Settings, faults: &mut Vec<Fault>) {
+    let mut refuse = |origin: &Origin, key: &str, message: &str| {
+        let (origin, key) = (origin.clone(), key.to_owned());
+        faults.push(Fault { origin, key, value: None, message: message.to_owned() });
+    };
+    let needs = "means nothing without gateway.public, where the public gateway listens";
+    let Settings { public, redirect, certificates, publics, .. } = settings;
+    match public.value {
+        Some(_) if certificates.value.is_empty() => {
+            let message = "needs gateway.certificates: the public gateway is TLS only";
+            refuse(&public.origin, "gateway.public", message);
+        }
+        Some(_) => {}
+        None => {
+            if redirect.value.is_some() {
+                refuse(&redirect.origin, "gateway.redirect", needs);
+            }
+            if certificates.is_asked() {
+                refuse(&certificates.origin, "gateway.certificates", needs);
+            }
+            for public in publics {
+                refuse(&public.origin, "upstream.public", needs);
+            }
+        }
+    }
+    let mut hosts = BTreeMap::new();
+    for Setting { value, origin } in publics {
+        for host in &value.hosts {
+            if let Some(first) = hosts.insert(host, origin) {
+                let message = format!("is taken by {first}");
+                faults.push(taken(origin, "upstream.hosts", host, message));
+            }
+        }
+    }
+}
+
 fn taken(origin: &Origin, key: &str, value: &str, message: String) -> Fault {
     let value = Some(format!("\"{value}\""));
     Fault { origin: origin.clone(), key: key.to_owned(), value, message }
+}
+
+/// An address of this machine, whoever reaches it.
+pub(super) fn listen(text: &str) -> Result<SocketAddr, String> {
+    let address = text.parse().ok().filter(|address| !is_group(address));
+    address.ok_or_else(|| "expected ip:port of this machine, for instance 0.0.0.0:443".to_owned())
+}
+
+/// The agent and who writes the file may run in different directories.
+pub(super) fn absolute(text: &str) -> Result<PathBuf, String> {
+    let path = Some(PathBuf::from(text)).filter(|path| path.is_absolute());
+    path.ok_or_else(|| "expected an absolute path".to_owned())
+}
+
+/// A host that clients name: a DNS name in lower case.
+pub(super) fn host(text: &str) -> Result<String, String> {
+    let is_label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_'))
+    };
+    match text.len() <= 253 && text.split('.').all(is_label) {
+        true => Ok(text.to_owned()),
+        false => Err("expected a host name in lower case, for instance shop.example.com".to_owned()),
+    }
 }
 
 /// `eu1/a`: region and, after a slash, zone.

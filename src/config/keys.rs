@@ -24,6 +24,12 @@ pub(super) const SECTIONS: &[Section] = &[
         later: &["dns", "metrics"],
     },
     Section {
+        name: "gateway",
+        is_list: false,
+        keys: &["public", "redirect", "certificates"],
+        later: &[],
+    },
+    Section {
         name: "join",
         is_list: false,
         keys: &["seeds", "profile", "forget_after"],
@@ -38,8 +44,8 @@ pub(super) const SECTIONS: &[Section] = &[
     Section {
         name: "upstream",
         is_list: true,
-        keys: &["service", "listen"],
-        later: &["as", "prefer", "public", "timeout", "retry", "breaker", "balance"],
+        keys: &["service", "listen", "public", "hosts"],
+        later: &["as", "prefer", "timeout", "retry", "breaker", "balance"],
     },
     Section {
         name: "telemetry",
@@ -51,7 +57,7 @@ pub(super) const SECTIONS: &[Section] = &[
 
 /// Sections of later versions; the last five belong into a policy file.
 pub(super) const SECTIONS_LATER: &[&str] =
-    &["gateway", "allow", "route", "limit", "fault", "defaults"];
+    &["allow", "route", "limit", "fault", "defaults"];
 
 /// What becomes of a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -135,7 +141,7 @@ mod tests {
         assert_eq!(listen.standing("mes"), Standing::Unknown(Some("mesh")));
         assert_eq!(listen.standing("advertize"), Standing::Unknown(Some("advertise")));
         assert_eq!(listen.standing("colour"), Standing::Unknown(None));
-        assert!(matches!(section("gateway"), Err(Standing::Later)));
+        assert!(matches!(section("route"), Err(Standing::Later)));
         assert!(matches!(section("exposes"), Err(Standing::Unknown(Some("expose")))));
     }
 

@@ -1,4 +1,4 @@
-//! Listeners for local clients: one service each, or all by name, over SOCKS or HTTP.
+//! Listeners for clients: one service each, all by name over SOCKS or HTTP, or what is public.
 
 use std::io;
 use std::sync::Arc;
@@ -10,6 +10,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
+use super::ingress::{Ingress, PublicHosts};
 use super::http::{Destination, Http, Site};
 use super::local::{LocalListener, LocalSocket};
 use super::outbound::{Ask, Greeting};
@@ -35,6 +36,10 @@ pub(super) enum Leads {
     Socks,
     /// The same, for HTTP.
     Gateway,
+    /// To what is public, for clients outside the mesh.
+    Public(Ingress),
+    /// To that one, which listens at `port`.
+    Redirect { hosts: PublicHosts, port: u16 },
 }
 
 impl Leads {
@@ -43,6 +48,7 @@ impl Leads {
             Self::Service { .. } => Door::upstream,
             Self::Socks => Door::socks,
             Self::Gateway => Door::gateway,
+            Self::Public(_) | Self::Redirect { .. } => Door::public,
         }
     }
 }
@@ -95,6 +101,20 @@ async fn serve(mut client: LocalSocket, leads: Leads, http: Arc<Http>) {
         Leads::Gateway => {
             let destination = Destination::MeshName;
             let site = Site { destination, source: None, door: Door::gateway };
+            return Box::pin(http.serve(client, site)).await;
+        }
+        Leads::Public(ingress) => {
+            let client = match Box::pin(client.secured(&ingress)).await {
+                Ok(client) => client,
+                Err(reason) => return outbound.metrics.count_refused(Door::public, reason),
+            };
+            let destination = Destination::Public(ingress.hosts);
+            let site = Site { destination, source: None, door: Door::public };
+            return Box::pin(http.serve(client, site)).await;
+        }
+        Leads::Redirect { hosts, port } => {
+            let destination = Destination::Redirect { hosts, port };
+            let site = Site { destination, source: None, door: Door::public };
             return Box::pin(http.serve(client, site)).await;
         }
         Leads::Socks => match Box::pin(negotiate(&mut client)).await {

@@ -80,6 +80,7 @@ pub(super) fn agent_self(state: &ApiState) -> Value {
             "version": env!("CARGO_PKG_VERSION"),
             "gateway": doors.gateway,
             "socks": doors.socks,
+            "public": doors.public,
             "ready": is_ready,
             "reason": reason,
             "certificate_expires_at": identity.credentials.expires_at(),

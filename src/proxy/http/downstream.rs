@@ -30,11 +30,13 @@ use super::body::Outgoing;
 use super::exchange::{Asked, IDLE_TIME_MAX, Switched};
 use super::gate::Gate;
 use super::head::{self, Malformed};
-use super::{Destination, Http, Site};
+use super::{Destination, Http, Site, outside};
 use crate::model::{Protocol, ServiceName, service_of};
+use crate::proxy::ingress::PublicHosts;
 use crate::proxy::local::LocalSocket;
 use crate::proxy::outbound::{Ask, Connected, Greeting};
 use crate::proxy::stalls::{STALL_AFTER, Stalls};
+use crate::telemetry::Door;
 
 /// How long a client may take from the first to the last byte of a head.
 const HEAD_TIME_MAX: Duration = Duration::from_secs(10);
@@ -192,7 +194,7 @@ async fn first_bytes(socket: &mut LocalSocket) -> Bytes {
 }
 
 async fn read(socket: &mut LocalSocket) -> io::Result<Bytes> {
-    socket.split().0.read(READ_LEN_MAX).await
+    socket.reader().read(READ_LEN_MAX).await
 }
 
 /// Serves requests of HTTP/1.1 until the connection ends, rests or is switched.
@@ -267,7 +269,7 @@ async fn serve_http1(client: Client, socket: LocalSocket, begun: Bytes) -> Optio
 
 /// Ends our side. One that may still be sending is listened to for a while.
 async fn linger(mut socket: LocalSocket, is_sending: bool) {
-    if socket.split().1.end().await.is_err() || !is_sending {
+    if socket.writer().end().await.is_err() || !is_sending {
         return;
     }
     let listen = async {
@@ -300,6 +302,7 @@ impl Client {
             Some(malformed) => self.refuse(Reason::Malformed(malformed), None, false),
             None => self.answer(request).await,
         };
+        let response = self.released(response);
         self.in_flight.fetch_sub(1, Ordering::Relaxed);
         let mut front = self.front.lock();
         if front.onward.is_none() {
@@ -313,12 +316,13 @@ impl Client {
 
     async fn answer_http2(&self, request: Request<Incoming>) -> Response<Outgoing> {
         let (parts, body) = request.into_parts();
-        match head::check(&parts) {
+        let response = match head::check(&parts) {
             Ok(()) => self.answer(Request::from_parts(parts, body)).await,
             Err(malformed) => {
                 self.refuse(Reason::Malformed(malformed), None, is_grpc(&parts.headers))
             }
-        }
+        };
+        self.released(response)
     }
 
     /// Why the head was refused for which this request stands.
@@ -330,14 +334,20 @@ impl Client {
     }
 
     async fn answer(&self, request: Request<Incoming>) -> Response<Outgoing> {
-        let (head, body) = request.into_parts();
+        let (mut head, body) = request.into_parts();
         let is_grpc = is_grpc(&head.headers);
+        if let Destination::Redirect { hosts, port } = &self.site.destination {
+            return self.redirect(&head, hosts, *port);
+        }
         let service = match self.destination(&head) {
             Ok(service) => service,
             Err((reason, service)) => return self.refuse(reason, service.as_ref(), is_grpc),
         };
         if head.method == Method::CONNECT {
             return self.tunnel(service).await;
+        }
+        if let Destination::Public(_) = &self.site.destination {
+            outside::admit(&mut head.headers);
         }
         let asked = Asked {
             service: &service,
@@ -361,7 +371,11 @@ impl Client {
         let is_connect = head.method == Method::CONNECT;
         let refused = |reason| (reason, None);
         match &self.site.destination {
-            Destination::Service(_) if is_connect => Err(refused(Reason::NoTunnel)),
+            Destination::Service(_) | Destination::Public(_) | Destination::Redirect { .. }
+                if is_connect =>
+            {
+                Err(refused(Reason::NoTunnel))
+            }
             Destination::Service(service) => match head::authority(head) {
                 Err(malformed) if head.version != Version::HTTP_10 => {
                     Err(refused(Reason::Malformed(malformed)))
@@ -377,14 +391,40 @@ impl Client {
                     head::authority(head).map_err(Reason::Malformed).map_err(refused)?;
                 let service = service_of(authority.host.as_bytes());
                 let service = service.ok_or(refused(Reason::ForeignName))?;
-                match self.http.protocol(&service) {
-                    Some(Protocol::Tcp | Protocol::Udp) if !is_connect => {
-                        Err((Reason::NotHttp, Some(service)))
-                    }
-                    _ => Ok(service),
-                }
+                if is_connect { Ok(service) } else { self.if_http(service) }
+            }
+            Destination::Public(hosts) | Destination::Redirect { hosts, .. } => {
+                let authority = head::authority(head).map_err(Reason::Malformed).map_err(refused)?;
+                let (_, service) =
+                    hosts.find(authority.host).ok_or(refused(Reason::ForeignName))?;
+                self.if_http(service)
             }
         }
+    }
+
+    fn if_http(&self, service: ServiceName) -> Result<ServiceName, (Reason, Option<ServiceName>)> {
+        match self.http.protocol(&service) {
+            Some(Protocol::Tcp | Protocol::Udp) => Err((Reason::NotHttp, Some(service))),
+            _ => Ok(service),
+        }
+    }
+
+    /// Sends a client from plain text to TLS, if that is where its host is.
+    fn redirect(&self, head: &Parts, hosts: &PublicHosts, port: u16) -> Response<Outgoing> {
+        let host = match head::authority(head) {
+            Ok(authority) => hosts.find(authority.host),
+            Err(malformed) => return self.refuse(Reason::Malformed(malformed), None, false),
+        };
+        let moved = host.and_then(|(host, _)| outside::redirect(&host, port, head));
+        moved.unwrap_or_else(|| self.refuse(Reason::ForeignName, None, false))
+    }
+
+    /// What of an answer its client may see.
+    fn released(&self, mut response: Response<Outgoing>) -> Response<Outgoing> {
+        if self.site.door == Door::public {
+            outside::release(&mut response);
+        }
+        response
     }
 
     /// Connects to an instance. Bytes are carried once the client was told.
@@ -462,7 +502,7 @@ impl ClientIo {
                     return Poll::Pending;
                 }
             }
-            let Poll::Ready(bytes) = self.socket.split().0.poll_read(cx, READ_LEN_MAX)? else {
+            let Poll::Ready(bytes) = self.socket.reader().poll_read(cx, READ_LEN_MAX)? else {
                 ready!(self.poll_head_time(cx));
                 return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
             };
@@ -488,9 +528,19 @@ impl ClientIo {
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        if let Poll::Ready(written) = self.socket.split().1.poll_write_slices(cx, slices) {
+        let written = self.socket.writer().poll_write_slices(cx, slices);
+        self.poll_patiently(cx, written)
+    }
+
+    /// A client that takes nothing for too long is given up.
+    fn poll_patiently<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        written: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if written.is_ready() {
             self.stall = None;
-            return Poll::Ready(written);
+            return written;
         }
         let client = &self.client;
         let stall = self
@@ -543,11 +593,12 @@ impl Write for ClientIo {
         self.poll_write_slices(cx, slices)
     }
 
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(())) // nothing waits here
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let flushed = self.socket.writer().poll_flush(cx);
+        self.poll_patiently(cx, flushed)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        pin!(self.socket.split().1.end()).poll(cx)
+        pin!(self.socket.writer().end()).poll(cx)
     }
 }

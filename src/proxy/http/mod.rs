@@ -11,6 +11,7 @@ mod downstream;
 mod exchange;
 mod gate;
 mod head;
+mod outside;
 mod pool;
 mod tasks;
 mod upstream;
@@ -23,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::pool::Pool;
 use self::tasks::Tasks;
+use super::ingress::PublicHosts;
 use super::outbound::Outbound;
 use crate::mesh::EndpointState;
 use crate::model::{Protocol, ServiceName};
@@ -49,6 +51,10 @@ pub(super) enum Destination {
     Service(ServiceName),
     /// The host, which is a name of the mesh. CONNECT is taken, too.
     MeshName,
+    /// The host, which is one of those that are public.
+    Public(PublicHosts),
+    /// Nothing: they are sent to the public gateway at `port`.
+    Redirect { hosts: PublicHosts, port: u16 },
 }
 
 /// Serves HTTP clients.
