@@ -6,6 +6,7 @@
 
 mod api;
 mod architecture;
+mod attacking;
 mod checking;
 mod cli;
 mod compromised;

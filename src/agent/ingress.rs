@@ -8,8 +8,8 @@ use tokio::time::sleep;
 use tracing::{info, warn};
 
 use crate::api::ControlError;
-use crate::config::Settings;
-use crate::proxy::PublicHosts;
+use crate::config::{PublicService, Settings};
+use crate::proxy::{EntryOptions, PublicHosts, Route};
 use crate::runtime::blocking;
 use crate::telemetry::{EventKind, EventLog};
 use crate::tls::public::{CertificateFiles, Loaded, Look, PublicCertificates, load};
@@ -42,8 +42,10 @@ impl Ingress {
     /// From now on these hold.
     pub(super) fn set(&self, settings: &Settings, loaded: Loaded) {
         let publics = settings.publics.iter().map(|public| &public.value);
-        let hosts = publics.flat_map(|public| {
-            public.hosts.iter().map(|host| (host.clone(), public.service.clone()))
+        let hosts = publics.flat_map(|PublicService { service, hosts, limits }| {
+            let options = EntryOptions { source: None, limits: limits.clone() };
+            let route = Route { service: service.clone(), options: Arc::new(options) };
+            hosts.iter().map(move |host| (host.clone(), route.clone()))
         });
         self.hosts.set(hosts.collect());
         self.certificates.replace(loaded);
@@ -75,7 +77,8 @@ fn note(look: Look, certificates: &PublicCertificates, events: &EventLog) {
         Look::Same | Look::Changing => {}
         Look::Renewed => {
             for certificate in &certificates.used().certificates {
-                let (path, names) = (certificate.files.cert.display(), certificate.names.join(", "));
+                let (path, names) =
+                    (certificate.files.cert.display(), certificate.names.join(", "));
                 info!(%path, names, "public certificate in use");
                 events.record(EventKind::PublicCertificateRenewed, path, format!("for {names}"));
             }

@@ -13,7 +13,6 @@ use super::seeds;
 use crate::api::{ControlError, Effective, ExposeSpec, Reloaded, SettingView, UpstreamSpec};
 use crate::config::{self, Origin, Overrides, PublicService, Setting, Settings};
 use crate::model::InstanceId;
-use crate::proxy::EntryOptions;
 use crate::runtime::blocking;
 use crate::telemetry::EventKind;
 
@@ -256,8 +255,8 @@ impl Controller {
         before: &UpstreamSpec,
         after: &UpstreamSpec,
     ) -> Result<(), ControlError> {
-        let UpstreamSpec { service, listen } = after.clone();
-        let redirected = self.proxy.redirect(listen, service, EntryOptions::default()).await;
+        let UpstreamSpec { service, listen, .. } = after.clone();
+        let redirected = self.proxy.redirect(listen, service, after.options()).await;
         redirected.map_err(|error| ControlError::Invalid(error.to_string()))?;
         self.upstreams.retain(|spec| spec != before);
         self.upstreams.push(after.clone());
@@ -330,7 +329,8 @@ fn fixed_differences(before: &Settings, after: &Settings) -> Vec<String> {
 
 /// What is public now and was not, or other than it was.
 fn public_differences(before: &Settings, after: &Settings) -> Vec<String> {
-    let word = |public: &PublicService| format!("{} at {}", public.service, public.hosts.join(", "));
+    let word =
+        |public: &PublicService| format!("{} at {}", public.service, public.hosts.join(", "));
     let words = |settings: &Settings| -> Vec<String> {
         settings.publics.iter().map(|public| word(&public.value)).collect()
     };

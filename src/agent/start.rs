@@ -535,7 +535,7 @@ async fn open_settings(
     controller.show();
     for spec in controller.runtime.upstream.clone() {
         if let Err(error) = controller.open(spec.clone()).await {
-            let UpstreamSpec { service, listen } = spec;
+            let UpstreamSpec { service, listen, .. } = spec;
             warn!(%service, %listen, %error, "cannot open again what was open before");
         }
     }
@@ -558,7 +558,8 @@ async fn open_public(
     let invalid = |error: proxy::EntryError| ControlError::Invalid(error.to_string());
     let tls = Arc::clone(certificates).server_config()?;
     let opened = proxy.open_public(listen.into(), ingress.hosts.clone(), tls).await;
-    let opened = opened.map_err(invalid).map_err(failed("gateway.public".into(), &public.origin))?;
+    let opened =
+        opened.map_err(invalid).map_err(failed("gateway.public".into(), &public.origin))?;
     if let Some(from) = redirect.value {
         let port = opened.port().unwrap_or_default();
         let moved = proxy.open_redirect(from.into(), ingress.hosts.clone(), port).await;

@@ -315,7 +315,9 @@ pub(super) fn host(text: &str) -> Result<String, String> {
     };
     match text.len() <= 253 && text.split('.').all(is_label) {
         true => Ok(text.to_owned()),
-        false => Err("expected a host name in lower case, for instance shop.example.com".to_owned()),
+        false => {
+            Err("expected a host name in lower case, for instance shop.example.com".to_owned())
+        }
     }
 }
 

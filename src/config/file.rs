@@ -19,6 +19,7 @@ use crate::api::{ExposeSpec, UpstreamSpec};
 use crate::catalogue::REQUESTS_MAX;
 use crate::membership::Profile;
 use crate::model::{InstanceId, MemberName, RequestPattern, ServiceName, Target, Weight};
+use crate::proxy::{CallLimits, Retry, Share, Span, Timeouts};
 use crate::telemetry::LogFormat;
 use crate::tls::public::CertificateFiles;
 use crate::tls::store::DataDir;
@@ -140,7 +141,8 @@ impl Reader<'_> {
     }
 
     fn gateway(&mut self, table: &DeTable<'_>, settings: &mut Settings) {
-        for (key, door) in [("public", &mut settings.public), ("redirect", &mut settings.redirect)] {
+        for (key, door) in [("public", &mut settings.public), ("redirect", &mut settings.redirect)]
+        {
             self.set(table, "gateway", key, door, |text: &str| check::listen(text).map(Some));
         }
         let Some(value) = table.get("certificates") else { return };
@@ -161,7 +163,9 @@ impl Reader<'_> {
             self.refuse(item, at, message.to_owned());
             return None;
         };
-        for (name, _) in table.iter().filter(|(name, _)| !matches!(name.get_ref().as_ref(), "cert" | "key")) {
+        for (name, _) in
+            table.iter().filter(|(name, _)| !matches!(name.get_ref().as_ref(), "cert" | "key"))
+        {
             let name: &str = name.get_ref();
             let message = format!("unknown key '{name}', expected cert and key");
             self.refuse(item, at, message);
@@ -268,13 +272,16 @@ impl Reader<'_> {
         if is_public == Some(true) && hosts.as_ref().is_none_or(Vec::is_empty) {
             self.missing(at, "hosts", &span); // no host is public that nobody named
         }
+        let (timeout, retry) = (self.timeouts(table, at), self.retry(table, at));
         let Some(service) = service else { return };
         if let Some(hosts) = hosts.filter(|_| is_public == Some(true)) {
-            let public = PublicService { service: service.clone(), hosts };
+            let limits = CallLimits { timeout: timeout.clone(), retry: retry.clone() };
+            let public = PublicService { service: service.clone(), hosts, limits };
             settings.publics.push(Setting::new(public, self.origin(span.clone())));
         }
         let Some(listen) = listen else { return };
-        let spec = UpstreamSpec { service, listen };
+        let mut spec = UpstreamSpec::new(service, listen);
+        (spec.timeout, spec.retry) = (timeout, retry);
         settings.upstreams.push(Setting::new(spec, self.origin(span)));
     }
 
@@ -285,6 +292,55 @@ impl Reader<'_> {
             self.refuse(value, &format!("{at}.{key}"), "expected true or false".to_owned());
         }
         read
+    }
+
+    fn timeouts(&mut self, table: &DeTable<'_>, at: &str) -> Timeouts {
+        let mut timeouts = Timeouts::default();
+        let span = |text: &str| Span::try_from(text.to_owned());
+        self.inner(table, at, "timeout", &["connect", "request", "idle"], |reader, inner, at| {
+            timeouts.connect = reader.text(inner, at, "connect", span);
+            timeouts.request = reader.text(inner, at, "request", span);
+            timeouts.idle = reader.text(inner, at, "idle", span);
+        });
+        timeouts
+    }
+
+    fn retry(&mut self, table: &DeTable<'_>, at: &str) -> Retry {
+        let mut retry = Retry::default();
+        self.inner(table, at, "retry", &["budget", "tries"], |reader, inner, at| {
+            let tries = reader.number(inner, at, "tries", 1, 10);
+            retry.tries = tries.and_then(|tries| u8::try_from(tries).ok());
+            retry.budget =
+                reader.text(inner, at, "budget", |text| Share::try_from(text.to_owned()));
+        });
+        retry
+    }
+
+    /// Reads `key = { .. }`, whose keys are `known`.
+    fn inner(
+        &mut self,
+        table: &DeTable<'_>,
+        at: &str,
+        key: &str,
+        known: &'static [&'static str],
+        read: impl FnOnce(&mut Self, &DeTable<'_>, &str),
+    ) {
+        let Some(value) = table.get(key) else { return };
+        let at = format!("{at}.{key}");
+        let DeValue::Table(inner) = value.get_ref() else {
+            let expected = format!("expected {{ {} = .. }}", known.join(" = .., "));
+            return self.refuse(value, &at, expected);
+        };
+        for (name, _) in inner {
+            let key: &str = name.get_ref();
+            if known.contains(&key) {
+                continue;
+            }
+            let name_at = format!("{at}.{}", name.get_ref());
+            let standing = Standing::Unknown(keys::nearest(name.get_ref(), known.iter().copied()));
+            self.refuse_key(name.span(), &name_at, name.get_ref(), &standing, "key");
+        }
+        read(self, inner, &at);
     }
 
     /// Reads a text into a setting, where it is there.

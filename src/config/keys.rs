@@ -44,8 +44,8 @@ pub(super) const SECTIONS: &[Section] = &[
     Section {
         name: "upstream",
         is_list: true,
-        keys: &["service", "listen", "public", "hosts"],
-        later: &["as", "prefer", "timeout", "retry", "breaker", "balance"],
+        keys: &["service", "listen", "public", "hosts", "timeout", "retry"],
+        later: &["as", "prefer", "breaker", "balance"],
     },
     Section {
         name: "telemetry",
@@ -56,8 +56,7 @@ pub(super) const SECTIONS: &[Section] = &[
 ];
 
 /// Sections of later versions; the last five belong into a policy file.
-pub(super) const SECTIONS_LATER: &[&str] =
-    &["allow", "route", "limit", "fault", "defaults"];
+pub(super) const SECTIONS_LATER: &[&str] = &["allow", "route", "limit", "fault", "defaults"];
 
 /// What becomes of a key.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -10,8 +10,9 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use super::ingress::{Ingress, PublicHosts};
+use super::EntryOptions;
 use super::http::{Destination, Http, Site};
+use super::ingress::{Ingress, PublicHosts};
 use super::local::{LocalListener, LocalSocket};
 use super::outbound::{Ask, Greeting};
 use super::socks::{self, SocksError};
@@ -30,8 +31,8 @@ const BACK_OFF: Duration = Duration::from_millis(50);
 /// What a listener leads to.
 #[derive(Clone, Debug)]
 pub(super) enum Leads {
-    /// To one service, called as `source`.
-    Service { service: ServiceName, source: Option<ServiceName> },
+    /// To one service.
+    Service { service: ServiceName, options: Arc<EntryOptions> },
     /// To whatever the client names.
     Socks,
     /// The same, for HTTP.
@@ -90,17 +91,17 @@ pub(super) async fn accept(
 async fn serve(mut client: LocalSocket, leads: Leads, http: Arc<Http>) {
     let outbound = &http.outbound;
     let ask = match leads {
-        Leads::Service { service, source } => match http.protocol(&service) {
+        Leads::Service { service, options } => match http.protocol(&service) {
             Some(Protocol::Http | Protocol::H2 | Protocol::Grpc) => {
                 let destination = Destination::Service(service);
-                let site = Site { destination, source, door: Door::upstream };
+                let site = Site { destination, options, door: Door::upstream };
                 return Box::pin(http.serve(client, site)).await;
             }
-            _ => Ask { service, source, greeting: Greeting::None },
+            _ => Ask { service, options, greeting: Greeting::None },
         },
         Leads::Gateway => {
             let destination = Destination::MeshName;
-            let site = Site { destination, source: None, door: Door::gateway };
+            let site = Site { destination, options: Arc::default(), door: Door::gateway };
             return Box::pin(http.serve(client, site)).await;
         }
         Leads::Public(ingress) => {
@@ -109,16 +110,16 @@ async fn serve(mut client: LocalSocket, leads: Leads, http: Arc<Http>) {
                 Err(reason) => return outbound.metrics.count_refused(Door::public, reason),
             };
             let destination = Destination::Public(ingress.hosts);
-            let site = Site { destination, source: None, door: Door::public };
+            let site = Site { destination, options: Arc::default(), door: Door::public };
             return Box::pin(http.serve(client, site)).await;
         }
         Leads::Redirect { hosts, port } => {
             let destination = Destination::Redirect { hosts, port };
-            let site = Site { destination, source: None, door: Door::public };
+            let site = Site { destination, options: Arc::default(), door: Door::public };
             return Box::pin(http.serve(client, site)).await;
         }
         Leads::Socks => match Box::pin(negotiate(&mut client)).await {
-            Ok(service) => Ask { service, source: None, greeting: Greeting::Socks },
+            Ok(service) => Ask { service, options: Arc::default(), greeting: Greeting::Socks },
             Err(reason) => {
                 outbound.metrics.count_refused(Door::socks, reason);
                 let _ = client.end().await; // the client is gone: nobody to tell

@@ -17,27 +17,37 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
+use super::EntryOptions;
 use crate::model::ServiceName;
 
 /// How long a client may take for the TLS handshake: some round trips on a bad line.
 const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(10);
 
+/// Where requests go, and what they are allowed.
+#[derive(Clone, Debug)]
+pub struct Route {
+    /// To which service.
+    pub service: ServiceName,
+    /// Under which limits.
+    pub options: Arc<EntryOptions>,
+}
+
 /// Which service answers under which host, as its operator said: nothing else is public. Cheap to
 /// clone; all clones are one.
 #[derive(Clone, Debug, Default)]
-pub struct PublicHosts(Arc<ArcSwap<BTreeMap<String, ServiceName>>>);
+pub struct PublicHosts(Arc<ArcSwap<BTreeMap<String, Route>>>);
 
 impl PublicHosts {
     /// From now on these are public, under names in lower case.
-    pub fn set(&self, hosts: BTreeMap<String, ServiceName>) {
+    pub fn set(&self, hosts: BTreeMap<String, Route>) {
         self.0.store(Arc::new(hosts));
     }
 
-    /// The service and its name as the operator wrote it, whatever case and closing dot `host` has.
-    pub(super) fn find(&self, host: &str) -> Option<(String, ServiceName)> {
+    /// The host as the operator wrote it, and where it leads, whatever case and closing dot `host` has.
+    pub(super) fn find(&self, host: &str) -> Option<(String, Route)> {
         let host = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
-        let service = self.0.load().get(&host).cloned()?;
-        Some((host, service))
+        let route = self.0.load().get(&host).cloned()?;
+        Some((host, route))
     }
 }
 
@@ -127,14 +137,14 @@ mod tests {
     #[test]
     fn hosts_are_found_in_any_case_and_others_are_not_public() {
         let hosts = PublicHosts::default();
-        assert_eq!(hosts.find("shop.example.com"), None);
-        hosts.set([("shop.example.com".to_owned(), "web".parse().unwrap())].into());
+        assert!(hosts.find("shop.example.com").is_none());
+        let route = Route { service: "web".parse().unwrap(), options: Arc::default() };
+        hosts.set([("shop.example.com".to_owned(), route)].into());
         for host in ["shop.example.com", "SHOP.example.com", "shop.example.com."] {
-            let (name, service) = hosts.find(host).unwrap();
-            assert_eq!((name.as_str(), service.as_str()), ("shop.example.com", "web"), "{host}");
+            assert_eq!(hosts.find(host).unwrap().0, "shop.example.com", "{host}");
         }
         for host in ["example.com", "a.shop.example.com", "web.mesh", "", "."] {
-            assert_eq!(hosts.find(host), None, "{host}");
+            assert!(hosts.find(host).is_none(), "{host}");
         }
     }
 }

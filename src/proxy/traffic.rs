@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
 use super::tcp::Cut;
-use crate::model::{MemberId, MemberName, ServiceName};
+use crate::model::{MemberId, MemberName, Moment, ServiceName};
 use crate::telemetry::{
     Counter, Direction, EventKind, EventLog, Metrics, TrafficLabels, TrafficMetrics,
 };
@@ -92,6 +93,40 @@ impl Open {
     /// Counts how the connection ended.
     pub(super) fn end(mut self, outcome: &Result<(), Cut>) {
         self.is_success = outcome.is_ok();
+    }
+}
+
+/// A request under way, counted until it is dropped; without [`Exchange::end`] its response was cut.
+pub(super) struct Exchange {
+    metrics: Arc<TrafficMetrics>,
+    status: u16,
+    begun_at: Moment,
+    /// How long it took, where it is over.
+    duration: Option<Duration>,
+}
+
+impl Counters {
+    /// Counts an exchange that began at `begun_at` and was answered with `status`.
+    pub(super) fn exchange(&self, begun_at: Moment, status: u16) -> Exchange {
+        self.metrics.open.inc();
+        Exchange { metrics: Arc::clone(&self.metrics), status, begun_at, duration: None }
+    }
+}
+
+impl Exchange {
+    /// The response came to its end.
+    pub(super) fn end(mut self, now: Moment) {
+        self.duration = Some(now.since(self.begun_at));
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        self.metrics.open.dec();
+        self.metrics.count_answer(self.status, self.duration.is_some());
+        if let Some(duration) = self.duration {
+            self.metrics.duration.observe(duration.as_secs_f64());
+        }
     }
 }
 

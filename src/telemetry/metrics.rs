@@ -1,8 +1,8 @@
 //! Every metric of the agent, in one table.
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64};
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, text};
@@ -74,6 +74,8 @@ struct OutcomeLabels {
     direction: Direction,
     service: String,
     peer: String,
+    /// Of HTTP: `2xx`; empty where nothing has a code.
+    code_class: &'static str,
     outcome: &'static str,
 }
 
@@ -110,6 +112,36 @@ pub struct TrafficMetrics {
     pub open: Gauge<i64, AtomicI64>,
     /// Bytes carried, both ways.
     pub bytes: Counter,
+    /// From a request to the end of its response, in seconds.
+    pub duration: Histogram,
+    answered: Arc<Answered>,
+}
+
+/// Counters of requests that ended, each made when it is first needed.
+#[derive(Debug)]
+struct Answered {
+    labels: TrafficLabels,
+    requests: Family<OutcomeLabels, Counter>,
+    /// By class of status, and whether it failed.
+    counters: [[OnceLock<Counter>; 2]; CODE_CLASSES.len()],
+}
+
+const CODE_CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
+
+impl TrafficMetrics {
+    /// A request was answered with `status`; `is_whole` says whether the response came to its end.
+    pub fn count_answer(&self, status: u16, is_whole: bool) {
+        let class = usize::from(status / 100).clamp(1, CODE_CLASSES.len()) - 1;
+        let has_failed = !is_whole || status >= 500;
+        let counter = self.answered.counters[class][usize::from(has_failed)].get_or_init(|| {
+            let TrafficLabels { direction, service, peer } = self.answered.labels.clone();
+            let outcome = if has_failed { "failure" } else { "success" };
+            let code_class = CODE_CLASSES[class];
+            let labels = OutcomeLabels { direction, service, peer, code_class, outcome };
+            self.answered.requests.get_or_create_owned(&labels)
+        });
+        counter.inc();
+    }
 }
 
 /// All metrics. Cheap to clone.
@@ -117,6 +149,7 @@ pub struct TrafficMetrics {
 pub struct Metrics {
     registry: Arc<Mutex<Registry>>,
     requests: Family<OutcomeLabels, Counter>,
+    durations: Family<TrafficLabels, Histogram, fn() -> Histogram>,
     connections_open: Family<TrafficLabels, Gauge>,
     bytes: Family<TrafficLabels, Counter>,
     refused: Family<RefusedLabels, Counter>,
@@ -195,6 +228,9 @@ impl Metrics {
             "members" "Members by state, this one included" Family::default();
             "gossip_entries_refused" "Entries refused or quarantined" Family::default();
         };
+        let durations = Family::new_with_constructor(durations as fn() -> Histogram);
+        let help = "From a request of HTTP to the end of its response";
+        r.register("request_duration_seconds", help, durations.clone());
         let (gossip_dropped, retries, renewals, series_dropped, member_flaps) = table! {
             "gossip_dropped" "Gossip messages dropped, by reason" Family::default();
             "retries" "Attempts on another instance, by result" Family::default();
@@ -219,6 +255,7 @@ impl Metrics {
         Self {
             registry: Arc::new(Mutex::new(registry)),
             requests,
+            durations,
             connections_open,
             bytes,
             refused,
@@ -313,6 +350,8 @@ impl Metrics {
                 failure: Counter::default(),
                 open: Gauge::default(),
                 bytes: Counter::default(),
+                duration: self::durations(),
+                answered: Arc::new(Answered::new(labels, Family::default())),
             };
         }
         if !is_known {
@@ -323,6 +362,7 @@ impl Metrics {
             direction,
             service: service.clone(),
             peer: peer.clone(),
+            code_class: "",
             outcome,
         };
         TrafficMetrics {
@@ -330,6 +370,8 @@ impl Metrics {
             failure: self.requests.get_or_create_owned(&outcome("failure")),
             open: self.connections_open.get_or_create_owned(&labels),
             bytes: self.bytes.get_or_create_owned(&labels),
+            duration: self.durations.get_or_create_owned(&labels),
+            answered: Arc::new(Answered::new(labels, self.requests.clone())),
         }
     }
 
@@ -351,6 +393,17 @@ impl Metrics {
         text::encode(&mut out, &self.registry.lock())?;
         Ok(out)
     }
+}
+
+impl Answered {
+    fn new(labels: TrafficLabels, requests: Family<OutcomeLabels, Counter>) -> Self {
+        Self { labels, requests, counters: Default::default() }
+    }
+}
+
+/// 0.5 ms to 16 s.
+fn durations() -> Histogram {
+    Histogram::new(exponential_buckets(0.000_5, 2.0, 16))
 }
 
 impl Default for Metrics {

@@ -161,7 +161,8 @@ impl ResolvesServerCert for PublicCertificates {
             None => usable().next(),
             Some(name) => {
                 let with = |wanted: &str| usable().find(|certificate| certificate.has(wanted));
-                let wildcard = || name.split_once('.').and_then(|(_, rest)| with(&format!("*.{rest}")));
+                let wildcard =
+                    || name.split_once('.').and_then(|(_, rest)| with(&format!("*.{rest}")));
                 with(name).or_else(wildcard)
             }
         };

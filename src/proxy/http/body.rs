@@ -1,6 +1,8 @@
 //! Bodies on their way: a request's, which may have to be said again, and a response's.
 
+use std::error::Error;
 use std::future::Future;
+use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -13,6 +15,7 @@ use parking_lot::Mutex;
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::exchange::Carried;
+use super::head::{self, Malformed};
 use super::upstream::Kept;
 
 /// Bytes of a request's body that are kept until its response begins, so that another instance can be
@@ -22,9 +25,12 @@ const REPEAT_LEN_MAX: usize = 64 * 1024;
 /// A body ended before its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum BodyError {
-    /// Whoever sends it went away, or sent what is no HTTP.
+    /// Whoever sends it went away.
     #[error("cut by its sender")]
     Cut,
+    /// Whoever sends it sent what can be read in two ways.
+    #[error(transparent)]
+    Malformed(#[from] Malformed),
     /// Nothing came for too long.
     #[error("nothing came for too long")]
     Idle,
@@ -128,7 +134,9 @@ impl Sourced {
         }
         let frame = match Pin::new(&mut self.body).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => frame,
-            Poll::Ready(Some(Err(_))) => return self.fail(BodyError::Cut),
+            Poll::Ready(Some(Err(error))) => {
+                return self.fail(malformed(&error).map_or(BodyError::Cut, BodyError::Malformed));
+            }
             Poll::Ready(None) => {
                 self.has_ended = true;
                 return Poll::Ready(None);
@@ -139,6 +147,11 @@ impl Sourced {
             }
         };
         self.patience.renew();
+        if let Some(trailers) = frame.trailers_ref()
+            && !trailers.keys().all(|name| head::is_trailer(name.as_str()))
+        {
+            return self.fail(Malformed::TrailerName.into()); // of HTTP/2, which no gate has read
+        }
         let piece = Piece::of(&frame);
         self.kept_len += frame.data_ref().map_or(0, Bytes::len);
         if self.kept_len > REPEAT_LEN_MAX {
@@ -154,6 +167,12 @@ impl Sourced {
         self.failure = Some(failure);
         Poll::Ready(Some(Err(failure)))
     }
+}
+
+/// What the gate refused, where that is why a body ends.
+fn malformed(error: &hyper::Error) -> Option<Malformed> {
+    let io = error.source()?.downcast_ref::<io::Error>()?;
+    io.get_ref()?.downcast_ref().copied()
 }
 
 /// A request's body as one instance gets it; `None` when there is none.

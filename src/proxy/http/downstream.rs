@@ -27,12 +27,12 @@ use tokio::time::{Sleep, sleep, timeout};
 
 use super::answer::{Reason, is_grpc};
 use super::body::Outgoing;
-use super::exchange::{Asked, IDLE_TIME_MAX, Switched};
+use super::exchange::{Asked, Switched};
 use super::gate::Gate;
 use super::head::{self, Malformed};
 use super::{Destination, Http, Site, outside};
 use crate::model::{Protocol, ServiceName, service_of};
-use crate::proxy::ingress::PublicHosts;
+use crate::proxy::ingress::{PublicHosts, Route};
 use crate::proxy::local::LocalSocket;
 use crate::proxy::outbound::{Ask, Connected, Greeting};
 use crate::proxy::stalls::{STALL_AFTER, Stalls};
@@ -95,6 +95,9 @@ enum Onward {
     /// What CONNECT asked for.
     Tunnel(Ask, Connected),
 }
+
+/// Why a request goes nowhere, and to which service it would have gone.
+type Unrouted = (Reason, Option<ServiceName>);
 
 /// How a connection of HTTP/1.1 ended that goes on.
 enum Next {
@@ -339,19 +342,19 @@ impl Client {
         if let Destination::Redirect { hosts, port } = &self.site.destination {
             return self.redirect(&head, hosts, *port);
         }
-        let service = match self.destination(&head) {
-            Ok(service) => service,
+        let Route { service, options } = match self.route(&head) {
+            Ok(route) => route,
             Err((reason, service)) => return self.refuse(reason, service.as_ref(), is_grpc),
         };
         if head.method == Method::CONNECT {
-            return self.tunnel(service).await;
+            return self.tunnel(Route { service, options }).await;
         }
         if let Destination::Public(_) = &self.site.destination {
             outside::admit(&mut head.headers);
         }
         let asked = Asked {
             service: &service,
-            source: self.site.source.as_ref(),
+            options: &options,
             door: self.site.door,
             client: self.address,
             head,
@@ -366,46 +369,40 @@ impl Client {
         }
     }
 
-    /// Which service a request is for, or why none takes it.
-    fn destination(&self, head: &Parts) -> Result<ServiceName, (Reason, Option<ServiceName>)> {
+    /// Where a request goes, or why it goes nowhere.
+    fn route(&self, head: &Parts) -> Result<Route, Unrouted> {
         let is_connect = head.method == Method::CONNECT;
-        let refused = |reason| (reason, None);
-        match &self.site.destination {
-            Destination::Service(_) | Destination::Public(_) | Destination::Redirect { .. }
-                if is_connect =>
-            {
-                Err(refused(Reason::NoTunnel))
-            }
-            Destination::Service(service) => match head::authority(head) {
-                Err(malformed) if head.version != Version::HTTP_10 => {
-                    Err(refused(Reason::Malformed(malformed)))
-                }
-                _ => Ok(service.clone()),
-            },
-            // Several tunnels in one connection of HTTP/2 would need a framing of their own.
-            Destination::MeshName if is_connect && head.version == Version::HTTP_2 => {
-                Err(refused(Reason::NoTunnel))
+        let unrouted = |reason| (reason, None);
+        // Several tunnels in one connection of HTTP/2 would need a framing of their own.
+        let takes_connect = matches!(self.site.destination, Destination::MeshName)
+            && head.version != Version::HTTP_2;
+        if is_connect && !takes_connect {
+            return Err(unrouted(Reason::NoTunnel));
+        }
+        let authority = match head::authority(head) {
+            Ok(authority) => authority.host,
+            Err(_) if self.site.destination.is_fixed() && head.version == Version::HTTP_10 => "",
+            Err(malformed) => return Err(unrouted(Reason::Malformed(malformed))),
+        };
+        let options = || Arc::clone(&self.site.options);
+        let route = match &self.site.destination {
+            Destination::Service(service) => {
+                return Ok(Route { service: service.clone(), options: options() });
             }
             Destination::MeshName => {
-                let authority =
-                    head::authority(head).map_err(Reason::Malformed).map_err(refused)?;
-                let service = service_of(authority.host.as_bytes());
-                let service = service.ok_or(refused(Reason::ForeignName))?;
-                if is_connect { Ok(service) } else { self.if_http(service) }
+                let service = service_of(authority.as_bytes());
+                service.map(|service| Route { service, options: options() })
             }
             Destination::Public(hosts) | Destination::Redirect { hosts, .. } => {
-                let authority = head::authority(head).map_err(Reason::Malformed).map_err(refused)?;
-                let (_, service) =
-                    hosts.find(authority.host).ok_or(refused(Reason::ForeignName))?;
-                self.if_http(service)
+                hosts.find(authority).map(|(_, route)| route)
             }
-        }
-    }
-
-    fn if_http(&self, service: ServiceName) -> Result<ServiceName, (Reason, Option<ServiceName>)> {
-        match self.http.protocol(&service) {
-            Some(Protocol::Tcp | Protocol::Udp) => Err((Reason::NotHttp, Some(service))),
-            _ => Ok(service),
+        };
+        let route = route.ok_or(unrouted(Reason::ForeignName))?;
+        match self.http.protocol(&route.service) {
+            Some(Protocol::Tcp | Protocol::Udp) if !is_connect => {
+                Err((Reason::NotHttp, Some(route.service)))
+            }
+            _ => Ok(route),
         }
     }
 
@@ -428,8 +425,8 @@ impl Client {
     }
 
     /// Connects to an instance. Bytes are carried once the client was told.
-    async fn tunnel(&self, service: ServiceName) -> Response<Outgoing> {
-        let ask = Ask { service, source: self.site.source.clone(), greeting: Greeting::Tunnel };
+    async fn tunnel(&self, Route { service, options }: Route) -> Response<Outgoing> {
+        let ask = Ask { service, options, greeting: Greeting::Tunnel };
         match Box::pin(self.http.outbound.reach(&ask)).await {
             Ok(connected) => {
                 self.front.lock().onward = Some(Onward::Tunnel(ask, connected));
@@ -492,9 +489,10 @@ impl ClientIo {
                         )));
                     }
                     Err(malformed) => {
-                        let is_told = front.refused.replace(malformed).is_some();
-                        let marker = if is_told { &b""[..] } else { REFUSED };
-                        return Poll::Ready(Ok(Bytes::from_static(marker)));
+                        if front.refused.replace(malformed).is_some() {
+                            return Poll::Pending; // an end would overtake the answer, which closes
+                        }
+                        return Poll::Ready(Ok(Bytes::from_static(REFUSED)));
                     }
                 }
                 if !front.gate.wants_more() {
@@ -542,19 +540,19 @@ impl ClientIo {
             self.stall = None;
             return written;
         }
-        let client = &self.client;
-        let stall = self
-            .stall
-            .get_or_insert_with(|| Box::pin(stalled(client.http.outbound.stalls.clone())));
+        let stall = self.stall.get_or_insert_with(|| {
+            let idle_max = self.client.site.options.limits.timeout.idle();
+            Box::pin(stalled(self.client.http.outbound.stalls.clone(), idle_max))
+        });
         ready!(stall.as_mut().poll(cx));
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 }
 
 /// Returns when a client has taken nothing for too long, or its memory is needed.
-async fn stalled(stalls: Stalls) {
+async fn stalled(stalls: Stalls, time_max: Duration) {
     sleep(STALL_AFTER).await;
-    let _ = timeout(IDLE_TIME_MAX, stalls.watch(pending::<()>())).await; // either way it is over
+    let _ = timeout(time_max, stalls.watch(pending::<()>())).await; // either way it is over
 }
 
 impl Read for ClientIo {

@@ -434,3 +434,290 @@ fn join(headers: &mut HeaderMap, name: HeaderName, separator: &[u8], last: Optio
         lines.insert(joined); // valid values, joined by valid bytes, always are one
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use http::Request;
+
+    use super::*;
+
+    fn parts(method: &str, uri: &str, headers: &[(&str, &str)]) -> Parts {
+        let mut request = Request::builder().method(method).uri(uri).version(Version::HTTP_2);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        request.body(()).unwrap().into_parts().0
+    }
+
+    fn headers(lines: &[(&str, &str)]) -> HeaderMap {
+        parts("GET", "/", lines).headers
+    }
+
+    fn lines(headers: &HeaderMap) -> Vec<(&str, &str)> {
+        headers.iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap())).collect()
+    }
+
+    #[test]
+    fn a_host_is_a_name_or_an_address_and_perhaps_a_port() {
+        for (good, host, port) in [
+            ("a", "a", None),
+            ("web.mesh.:80", "web.mesh.", Some(80)),
+            ("my_db-1.mesh", "my_db-1.mesh", None),
+            ("127.0.0.1:1", "127.0.0.1", Some(1)),
+            ("[::1]", "[::1]", None),
+            ("[fd00::1]:65535", "[fd00::1]", Some(65535)),
+        ] {
+            assert_eq!(Authority::parse(good.as_bytes()), Ok(Authority { host, port }), "{good}");
+        }
+        for bad in [
+            "",
+            ":80",
+            "a:",
+            "a:65536",
+            "a:-1",
+            "a:+1",
+            "a:8x",
+            "a:1:2",
+            "a b",
+            " a",
+            "a,b",
+            "a/b",
+            "a?b",
+            "a#b",
+            "a\\b",
+            "a%2eb",
+            "a\tb",
+            "\u{e9}",
+            "*",
+            "::1",
+            "[",
+            "[]",
+            "[a]",
+            "[::1",
+            "[::1]x",
+            "[::1]:",
+            "[fe80::1%25eth0]",
+            "a[::1]",
+        ] {
+            assert_eq!(Authority::parse(bad.as_bytes()), Err(Malformed::Host), "{bad}");
+        }
+        assert_eq!(Authority::parse(&[b'a'; 256]), Err(Malformed::Host));
+        assert_eq!(Authority::parse(b"web.mesh@evil"), Err(Malformed::Userinfo));
+    }
+
+    #[test]
+    fn a_request_is_for_the_host_that_target_and_host_agree_on() {
+        let host = |uri: &str, hosts: &[&str]| {
+            let lines: Vec<_> = hosts.iter().map(|host| ("host", *host)).collect();
+            authority(&parts("GET", uri, &lines)).map(|found| found.host.to_owned())
+        };
+        assert_eq!(host("/", &["a"]), Ok("a".into()));
+        assert_eq!(host("http://a/", &[]), Ok("a".into()));
+        assert_eq!(host("http://a/", &["A:80"]), Ok("a".into()));
+        assert_eq!(host("https://a:443/", &["a"]), Ok("a".into()));
+        assert_eq!(host("/", &[]), Err(Malformed::HostMissing));
+        assert_eq!(host("/", &["a", "a"]), Err(Malformed::SeveralHosts));
+        assert_eq!(host("http://a/", &["a", "a"]), Err(Malformed::SeveralHosts));
+        assert_eq!(host("/", &[""]), Err(Malformed::Host));
+        assert_eq!(host("http://a/", &[""]), Err(Malformed::Host));
+        assert_eq!(host("http://a/", &["b"]), Err(Malformed::HostMismatch));
+        assert_eq!(host("http://a:81/", &["a"]), Err(Malformed::HostMismatch));
+        assert_eq!(host("https://a/", &["a:80"]), Err(Malformed::HostMismatch));
+        assert_eq!(host("http://b@a/", &["a"]), Err(Malformed::Userinfo));
+        assert_eq!(host("a:80", &["a"]), Ok("a".into()), "CONNECT");
+    }
+
+    /// What passes as frames must not become something else as HTTP/1.1.
+    #[test]
+    fn frames_that_would_make_two_messages_are_refused() {
+        let at = "http://a/";
+        for (attack, refused, request) in [
+            (
+                "h2.CL list",
+                Malformed::ContentLength,
+                parts("POST", at, &[("content-length", "1,1")]),
+            ),
+            (
+                "h2.CL plus",
+                Malformed::ContentLength,
+                parts("POST", at, &[("content-length", "+1")]),
+            ),
+            (
+                "h2.CL.CL",
+                Malformed::SeveralLengths,
+                parts("POST", at, &[("content-length", "1"), ("content-length", "2")]),
+            ),
+            (
+                "h2.TE",
+                Malformed::TransferEncoding,
+                parts("POST", at, &[("transfer-encoding", "chunked")]),
+            ),
+            (
+                "CL look-alike",
+                Malformed::LookalikeName,
+                parts("POST", at, &[("content_length", "1")]),
+            ),
+            (
+                "TE look-alike",
+                Malformed::LookalikeName,
+                parts("POST", at, &[("transfer_encoding", "chunked")]),
+            ),
+            ("expectation", Malformed::Expect, parts("POST", at, &[("expect", "x")])),
+            ("method", Malformed::Method, parts("connect", at, &[])),
+            ("asterisk", Malformed::Target, parts("GET", "*", &[("host", "a")])),
+            ("CONNECT without a port", Malformed::Target, parts("CONNECT", "a", &[])),
+            ("authority alone", Malformed::Target, parts("GET", "a:80", &[])),
+            ("high byte", Malformed::Target, parts("GET", "/\u{e9}", &[("host", "a")])),
+            ("no host", Malformed::HostMissing, parts("GET", "/", &[])),
+            ("host against authority", Malformed::HostMismatch, parts("GET", at, &[("host", "b")])),
+        ] {
+            assert_eq!(check(&request), Err(refused), "{attack}");
+        }
+        for usual in [
+            parts("POST", at, &[("content-length", "1"), ("expect", "100-continue")]),
+            parts("OPTIONS", "*", &[("host", "a")]),
+            parts("CONNECT", "a:80", &[]),
+            parts("CONNECT", at, &[]), // of a WebSocket (RFC 8441)
+        ] {
+            assert_eq!(check(&usual), Ok(()), "{usual:?}");
+        }
+    }
+
+    #[test]
+    fn what_belongs_to_the_clients_connection_stays_there() {
+        let mut request = headers(&[
+            ("host", "a"),
+            ("connection", "close, X-Mine ,, keep-alive"),
+            ("connection", "TE"),
+            ("x-mine", "1"),
+            ("keep-alive", "timeout=5"),
+            ("proxy-connection", "keep-alive"),
+            ("proxy-authorization", "Basic x"),
+            ("proxy-authenticate", "Basic"),
+            ("te", "gzip, Trailers"),
+            ("transfer-encoding", "chunked"),
+            ("upgrade", "websocket"),
+            ("http2-settings", "x"),
+            ("x-other", "2"),
+        ]);
+        forward_request(&mut request, None, None).unwrap();
+        assert_eq!(lines(&request), [("host", "a"), ("x-other", "2"), ("te", "trailers")]);
+    }
+
+    #[test]
+    fn a_client_cannot_have_what_others_rely_on_removed() {
+        for name in [
+            "Host",
+            "content-length",
+            "Authorization",
+            "cookie",
+            "x-forwarded-for",
+            "X-Forwarded-Proto",
+            "x-murmesh-deadline-ms",
+            "x-murmesh-peer",
+            "traceparent",
+            "a b",
+            "\"host\"",
+        ] {
+            for value in [name.to_owned(), format!("close, {name}")] {
+                let mut request = headers(&[("connection", &value)]);
+                let refused = forward_request(&mut request, None, None);
+                assert_eq!(refused, Err(Malformed::Connection), "{value}");
+            }
+        }
+        let mut response = headers(&[("connection", "content-length"), ("content-length", "1")]);
+        forward_response(&mut response, None);
+        assert_eq!(lines(&response), [("content-length", "1")], "an answer arrives whole");
+    }
+
+    #[test]
+    fn nobody_but_us_says_what_we_say() {
+        let mut request = headers(&[
+            ("x-murmesh-deadline-ms", "5"),
+            ("x-murmesh-peer", "root"),
+            ("x_murmesh-peer", "root"),
+            ("x_murmesh_deadline_ms", "9"),
+            ("x_forwarded_for", "::1"),
+            ("x-murmeshed", "1"),
+        ]);
+        forward_request(&mut request, None, None).unwrap();
+        assert_eq!(lines(&request), [("x-murmesh-deadline-ms", "5"), ("x-murmeshed", "1")]);
+        let mut response = headers(&[("x-murmesh-reason", "denied"), ("x-murmesh-node", "own")]);
+        forward_response(&mut response, None);
+        assert_eq!(lines(&response), [("x-murmesh-node", "own")]);
+    }
+
+    #[test]
+    fn the_clients_address_ends_the_one_line_of_addresses() {
+        for (before, client, after) in [
+            (&[][..], "10.0.0.1", "10.0.0.1"),
+            (&["1.1.1.1"], "::ffff:10.0.0.1", "1.1.1.1, 10.0.0.1"),
+            (&["1.1.1.1", "2.2.2.2, 3.3.3.3"], "::1", "1.1.1.1, 2.2.2.2, 3.3.3.3, ::1"),
+        ] {
+            let before: Vec<_> =
+                before.iter().map(|address| ("x-forwarded-for", *address)).collect();
+            let mut request = headers(&before);
+            forward_request(&mut request, Some(client.parse().unwrap()), None).unwrap();
+            assert_eq!(lines(&request), [("x-forwarded-for", after)]);
+        }
+        let mut request = headers(&[("x-forwarded-for", "a"), ("x-forwarded-for", "b")]);
+        forward_request(&mut request, None, None).unwrap();
+        assert_eq!(lines(&request), [("x-forwarded-for", "a"), ("x-forwarded-for", "b")]);
+    }
+
+    #[test]
+    fn cookies_that_http2_split_are_one_line_again() {
+        let mut request = headers(&[("cookie", "a=1"), ("cookie", "b=2"), ("cookie", "c=3")]);
+        forward_request(&mut request, None, None).unwrap();
+        assert_eq!(lines(&request), [("cookie", "a=1; b=2; c=3")]);
+    }
+
+    #[test]
+    fn only_an_upgrade_that_is_one_goes_on() {
+        let asked = |lines: &[(&str, &str)]| {
+            let mut parts = parts("GET", "/", lines);
+            parts.version = Version::HTTP_11;
+            upgrade(&parts)
+        };
+        let web_socket = asked(&[("connection", "keep-alive, Upgrade"), ("upgrade", "websocket")]);
+        assert_eq!(web_socket.as_ref().unwrap(), "websocket");
+        let mut request = headers(&[("connection", "Upgrade, X-Mine"), ("x-mine", "1")]);
+        forward_request(&mut request, None, web_socket.clone()).unwrap();
+        assert_eq!(lines(&request), [("connection", "upgrade"), ("upgrade", "websocket")]);
+        let mut response = headers(&[("connection", "Upgrade"), ("upgrade", "WebSocket")]);
+        forward_response(&mut response, web_socket);
+        assert_eq!(lines(&response), [("connection", "upgrade"), ("upgrade", "websocket")]);
+        for protocol in ["h2c", "H2C", "HTTP/2.0", "TLS/1.0", "websocket, h2c", "", "a b"] {
+            let upgrade = asked(&[("connection", "upgrade"), ("upgrade", protocol)]);
+            assert_eq!(upgrade, None, "{protocol}");
+        }
+        assert_eq!(asked(&[("upgrade", "websocket")]), None, "not asked for");
+        assert_eq!(
+            asked(&[("connection", "upgrade"), ("upgrade", "websocket"), ("upgrade", "x")]),
+            None
+        );
+    }
+
+    #[test]
+    fn trailers_decide_nothing() {
+        for good in ["grpc-status", "Content-Digest", "x-amz-checksum-crc32", "Server-Timing"] {
+            assert!(is_trailer(good), "{good}");
+        }
+        for bad in [
+            "Host",
+            "Content-Length",
+            "content_length",
+            "Transfer-Encoding",
+            "Connection",
+            "TE",
+            "Trailer",
+            "Authorization",
+            "Cookie",
+            "Expect",
+            "X-Forwarded-For",
+            "x-murmesh-peer",
+        ] {
+            assert!(!is_trailer(bad), "{bad}");
+        }
+    }
+}

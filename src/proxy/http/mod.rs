@@ -19,11 +19,13 @@ mod upstream;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::HeaderValue;
 use tokio::time::interval;
 use tokio_util::sync::CancellationToken;
 
 use self::pool::Pool;
 use self::tasks::Tasks;
+use super::EntryOptions;
 use super::ingress::PublicHosts;
 use super::outbound::Outbound;
 use crate::mesh::EndpointState;
@@ -38,8 +40,8 @@ const SWEEP_PERIOD: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug)]
 pub(super) struct Site {
     pub(super) destination: Destination,
-    /// As which local service they are sent.
-    pub(super) source: Option<ServiceName>,
+    /// As which local service they are sent, and what they are allowed.
+    pub(super) options: Arc<EntryOptions>,
     /// For counting.
     pub(super) door: Door,
 }
@@ -55,6 +57,13 @@ pub(super) enum Destination {
     Public(PublicHosts),
     /// Nothing: they are sent to the public gateway at `port`.
     Redirect { hosts: PublicHosts, port: u16 },
+}
+
+impl Destination {
+    /// Whether requests need not name it.
+    fn is_fixed(&self) -> bool {
+        matches!(self, Self::Service(_))
+    }
 }
 
 /// Serves HTTP clients.
@@ -96,6 +105,13 @@ impl Http {
                 same.any(|endpoint| endpoint.state == EndpointState::Ready)
             });
         }
+    }
+
+    /// This member's name as a header says it; none before the mesh knows it.
+    fn name(&self) -> Option<HeaderValue> {
+        let snapshot = self.outbound.snapshot.load();
+        let own = snapshot.members.get(&self.outbound.me)?;
+        HeaderValue::from_str(own.name.as_str()).ok()
     }
 
     /// What `service` speaks, as far as it is known.

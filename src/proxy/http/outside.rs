@@ -16,7 +16,8 @@ const OURS: &str = "x-murmesh-";
 /// its own way here is not to be believed, and headers of ours are not for it to set.
 pub(super) fn admit(headers: &mut HeaderMap) {
     let is_claim = |name: &str| {
-        name.starts_with("x-forwarded-") || name.starts_with(OURS)
+        name.starts_with("x-forwarded-")
+            || name.starts_with(OURS)
             || matches!(name, "forwarded" | "x-real-ip")
     };
     let claims: Vec<_> = headers.keys().filter(|name| is_claim(name.as_str())).cloned().collect();

@@ -1,0 +1,245 @@
+//! Request smuggling and its kin, over raw sockets, against real agents and an application behind
+//! another agent that writes down every byte.
+//!
+//! A message in which two readers can see different things is refused, and nothing behind it on its
+//! connection counts. What does reach the application is read by two readers that disagree wherever
+//! they can ([`reading`]): they must see the same requests, and none that was hidden in another one.
+
+mod frames;
+mod reading;
+mod recorder;
+mod table;
+
+use std::collections::BTreeMap;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+use crate::support::{TestMesh, beside_others, check};
+use frames::Outcome;
+use reading::{Message, carelessly, strictly};
+use recorder::Recorder;
+use table::{Attack, Expected, attacks, frame_attacks};
+
+/// A hang is a failure with a name.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How many messages may be mended instead of refused.
+const LENIENT_MAX: usize = 2;
+/// What belongs to a client's connection, or what only agents say.
+const NEVER_FORWARDED: [&str; 6] = [
+    "http2-settings",
+    "keep-alive",
+    "proxy-authorization",
+    "proxy-connection",
+    "transfer_encoding",
+    "content_length",
+];
+
+/// An application behind one agent, and the entry to it at another one.
+struct Stage {
+    mesh: TestMesh,
+    recorder: Recorder,
+    entry: SocketAddr,
+}
+
+impl Stage {
+    fn new() -> Self {
+        let mesh = TestMesh::of(&["caller", "server"]);
+        let recorder = Recorder::start();
+        let to = recorder.address.to_string();
+        mesh.agent("server").run(&["expose", "web", &to, "--protocol", "http"]).ok();
+        let caller = mesh.agent("caller");
+        let entry = caller.upstream("web");
+        caller.wait_endpoints("web", 1);
+        Self { mesh, recorder, entry }
+    }
+
+    /// An honest client gets the answer to its own request, or what went wrong.
+    fn serve_the_honest(&self, index: usize) -> Result<(), String> {
+        let target = format!("/honest/{index:03}");
+        let request =
+            format!("GET {target} HTTP/1.1\r\nHost: web.mesh\r\nConnection: close\r\n\r\n");
+        let answers = talk(self.entry, request.as_bytes())?;
+        check(answers == [(200, format!("GET {target}"))], ("an honest client", answers))
+    }
+
+    /// What the application got, by target, once both agents have ended. Both readers agree on it.
+    fn received(self) -> BTreeMap<String, Message> {
+        for agent in &self.mesh.agents {
+            agent.stop();
+        }
+        let mut received = BTreeMap::new();
+        for bytes in self.recorder.recorded() {
+            let messages = strictly(&bytes).unwrap_or_else(|fault| panic!("{fault}"));
+            let seen = carelessly(&bytes);
+            let whole = |messages: &[Message]| -> Vec<_> {
+                messages.iter().filter(|message| message.is_whole).map(outline).collect()
+            };
+            assert_eq!(whole(&messages), whole(&seen), "{}", bytes.escape_ascii());
+            for message in messages {
+                let earlier = received.insert(message.target.clone(), message);
+                assert_eq!(earlier, None, "delivered twice");
+            }
+        }
+        received
+    }
+}
+
+fn outline(message: &Message) -> (String, String, Vec<u8>) {
+    (message.method.clone(), message.target.clone(), message.body.clone())
+}
+
+#[test]
+fn no_application_sees_a_request_that_was_hidden_in_another_one() {
+    let _turn = beside_others();
+    let stage = Stage::new();
+    let attacks = attacks();
+    assert!(attacks.len() >= 80, "{}", attacks.len());
+    let mut verdicts = Verdicts::default();
+    for (index, Attack { name, expected, bytes }) in attacks.iter().enumerate() {
+        let after = "GET /after/000 HTTP/1.1\r\nHost: web.mesh\r\nConnection: close\r\n\r\n";
+        let sent = numbered(&[bytes, after.as_bytes()].concat(), index);
+        let answers = talk(stage.entry, &sent);
+        let statuses = answers.as_ref().map(|all| all.iter().map(|(status, _)| *status));
+        match (expected, statuses.map(Vec::from_iter).as_deref()) {
+            (Expected::Refused | Expected::Cut, Ok([400])) => {}
+            (Expected::OneMessage, Ok([200, 200])) => {}
+            (Expected::Refused | Expected::Cut, Ok([200, ..])) => verdicts.lenient.push(index),
+            _ => verdicts.faults.push(format!("{name}: {answers:?}")),
+        }
+        verdicts.note(name, stage.serve_the_honest(index));
+    }
+    let received = stage.received();
+    for (index, Attack { name, expected, .. }) in attacks.iter().enumerate() {
+        if *expected == Expected::OneMessage || verdicts.lenient.contains(&index) {
+            continue; // both readers agreed on what came
+        }
+        let got = |what: &str| received.get(&format!("/{what}/{index:03}"));
+        verdicts.note(name, check(got("after").is_none(), "it went on behind what was refused"));
+        let is_cut = |message: &Message| *expected == Expected::Cut && !message.is_whole;
+        verdicts.note(name, check(got("attack").is_none_or(is_cut), got("attack")));
+    }
+    verdicts.conclude(&received, attacks.len());
+}
+
+#[test]
+fn no_application_sees_in_frames_what_is_not_one_request() {
+    let _turn = beside_others();
+    let stage = Stage::new();
+    let attacks = frame_attacks();
+    let mut verdicts = Verdicts::default();
+    for (index, (name, expected, request)) in attacks.iter().enumerate() {
+        let mut request = request.clone();
+        for (_, value) in &mut request.fields {
+            *value = value.replace("000", &format!("{index:03}"));
+        }
+        match (expected, frames::send(stage.entry, &request)) {
+            (Expected::Refused | Expected::Cut, Outcome::Reset | Outcome::Answered(0x8c)) => {}
+            (Expected::OneMessage, Outcome::Answered(0x88)) => {}
+            (Expected::Refused | Expected::Cut, Outcome::Answered(0x88)) => {
+                verdicts.lenient.push(index);
+            }
+            (_, outcome) => verdicts.faults.push(format!("{name}: {outcome:?}")),
+        }
+        verdicts.note(name, stage.serve_the_honest(index));
+    }
+    let received = stage.received();
+    for (index, (name, expected, _)) in attacks.iter().enumerate() {
+        if *expected == Expected::OneMessage || verdicts.lenient.contains(&index) {
+            continue; // both readers agreed on what came
+        }
+        let got = received.get(&format!("/attack/{index:03}"));
+        let is_cut = |message: &Message| *expected == Expected::Cut && !message.is_whole;
+        verdicts.note(name, check(got.is_none_or(is_cut), got));
+    }
+    verdicts.conclude(&received, attacks.len());
+}
+
+/// What was found, all of it: a table is no place to stop at the first line.
+#[derive(Default)]
+struct Verdicts {
+    faults: Vec<String>,
+    /// What was mended where it should have been refused, and arrived as one message.
+    lenient: Vec<usize>,
+}
+
+impl Verdicts {
+    fn note(&mut self, name: &str, found: Result<(), String>) {
+        self.faults.extend(found.err().map(|fault| format!("{name}: {fault}")));
+    }
+
+    #[track_caller]
+    fn conclude(mut self, received: &BTreeMap<String, Message>, count: usize) {
+        for (target, message) in received {
+            let is_forged = |(name, value): &(String, String)| {
+                NEVER_FORWARDED.contains(&name.as_str()) || value.contains("forged")
+            };
+            let is_sound = !target.starts_with("/smuggled")
+                && !message.headers.iter().any(is_forged)
+                && message.header("upgrade") != Some("h2c");
+            self.note(target, check(is_sound, message));
+        }
+        println!("{count} attacks, lenient with {:?}", self.lenient);
+        assert!(
+            self.faults.is_empty(),
+            "{} faults:\n{}",
+            self.faults.len(),
+            self.faults.join("\n")
+        );
+        assert!(self.lenient.len() <= LENIENT_MAX, "{:?}", self.lenient);
+    }
+}
+
+/// The number of an attack for its place-holder, in as many bytes.
+fn numbered(bytes: &[u8], index: usize) -> Vec<u8> {
+    let mut numbered = bytes.to_vec();
+    for at in 0..numbered.len().saturating_sub(2) {
+        if numbered[at..].starts_with(b"/000") {
+            numbered[at + 1..at + 4].copy_from_slice(format!("{index:03}").as_bytes());
+        }
+    }
+    numbered
+}
+
+/// Sends bytes, and reads status and body of every answer until the agent closes.
+fn talk(entry: SocketAddr, bytes: &[u8]) -> Result<Vec<(u16, String)>, String> {
+    let mut stream = TcpStream::connect(entry).map_err(|error| error.to_string())?;
+    stream.set_read_timeout(Some(PATIENCE)).map_err(|error| error.to_string())?;
+    let _ = stream.write_all(bytes); // refused half-way: the answer tells
+    let mut answered = Vec::new();
+    let mut chunk = [0; 4096];
+    loop {
+        match stream.read(&mut chunk) {
+            Ok(0) => break,
+            Ok(len) => answered.extend_from_slice(&chunk[..len]),
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => break,
+            Err(error) => return Err(format!("{error} after {}", answered.escape_ascii())),
+        }
+    }
+    answers(&answered).ok_or_else(|| format!("answered {}", answered.escape_ascii()))
+}
+
+/// `None` when it is not a row of whole answers, or a refusal without its reason.
+fn answers(mut bytes: &[u8]) -> Option<Vec<(u16, String)>> {
+    let mut answers = Vec::new();
+    while !bytes.is_empty() {
+        let mut slots = [httparse::EMPTY_HEADER; 64];
+        let mut response = httparse::Response::new(&mut slots);
+        let Ok(httparse::Status::Complete(head)) = response.parse(bytes) else { return None };
+        let header = |wanted: &str| {
+            let mut found = response.headers.iter().filter(|h| h.name.eq_ignore_ascii_case(wanted));
+            found.next().map(|header| String::from_utf8_lossy(header.value).into_owned())
+        };
+        let code = response.code?;
+        if code == 400 && header("x-murmesh-reason").as_deref() != Some("malformed") {
+            return None;
+        }
+        let len = header("content-length").map_or(Some(0), |len| len.parse().ok())?;
+        let body = String::from_utf8_lossy(bytes.get(head..head + len)?).into_owned();
+        bytes = &bytes[head + len..];
+        if code != 100 {
+            answers.push((code, body));
+        }
+    }
+    Some(answers)
+}
