@@ -18,8 +18,8 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpListener;
 
 use crate::support::{
-    Agent, Kind, Ran, SOON, Server, TestMesh, beside_others, check, eventually, find, free_address,
-    run_program, runtime, skip,
+    Agent, Kind, Program, Ran, SOON, Server, TestMesh, beside_others, check, eventually, find,
+    free_address, run_program, runtime, skip,
 };
 
 const LONG: Duration = Duration::from_secs(120);
@@ -282,7 +282,7 @@ impl Authority {
         params.distinguished_name = distinguished;
         params.not_before = time::OffsetDateTime::now_utc() - time::Duration::hours(1);
         params.not_after = time::OffsetDateTime::now_utc() + time::Duration::days(60);
-        let serial = format!("4{:x}", key.public_key_raw()[1]);
+        let serial = format!("4{:03x}", u16::from(key.public_key_raw()[1]) << 2);
         params.serial_number = Some(u64::from_str_radix(&serial, 16).unwrap().into());
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         fs::write(&at.key, key.serialize_pem()).unwrap();
@@ -521,4 +521,54 @@ fn a_browser_shows_a_page_through_the_public_gateway() {
     let page = run_program(&mut command, b"", LONG);
     assert!(page.stdout.contains("GET /page?of=shop HTTP/1.1"), "{page:#?}");
     assert!(page.stdout.contains("x-forwarded-proto: https"), "{page:#?}");
+}
+
+#[test]
+fn an_application_hears_by_proxy_protocol_which_member_calls() {
+    let _turn = beside_others();
+    let Some(haproxy) = program("haproxy") else { return };
+    let mut mesh = TestMesh::new();
+    let (home, at, gateway) = (mesh.home.path().to_owned(), free_address(), free_address());
+    let told = "%[src]:%[src_port] to %[dst_port] for %[fc_pp_authority]";
+    let text = format!(
+        "defaults\n mode http\n timeout connect 5s\n timeout client 30s\n timeout server 30s\n\
+         frontend told\n bind {at} accept-proxy\n \
+         http-request return status 200 content-type text/plain lf-string \"{told}\"\n"
+    );
+    fs::write(home.join("haproxy.cfg"), text).unwrap();
+    let mut command = Command::new(haproxy);
+    let _haproxy = Program::start(command.arg("-db").arg("-f").arg(home.join("haproxy.cfg")));
+    eventually("haproxy listens", SOON, || check(TcpStream::connect(at).is_ok(), "it does not"));
+
+    let mut near = Agent::new(&mesh.home, "near");
+    near.arguments = vec!["--gateway".to_owned(), gateway.to_string()];
+    mesh.found_with(near);
+    let mut far = Agent::new(&mesh.home, "far");
+    let expose = |name: &str, protocol: &str| {
+        format!(
+            "[[expose]]\nname = \"{name}\"\nto = \"{at}\"\nprotocol = \"{protocol}\"\n\
+             proxy_protocol = \"v2\"\n"
+        )
+    };
+    let config = home.join("far.toml");
+    fs::write(&config, expose("web", "http") + &expose("raw", "tcp")).unwrap();
+    let own = free_address();
+    far.arguments = vec!["-c".to_owned(), config.display().to_string()];
+    far.arguments.extend(["--gateway".to_owned(), own.to_string()]);
+    let token = mesh.invite(1);
+    mesh.join_with(far, &token);
+    let (near, far) = (mesh.agent("near"), mesh.agent("far"));
+    let cases = [(near, gateway), (far, own)];
+    for (caller, gateway) in cases {
+        caller.wait_endpoints("web", 1);
+        caller.wait_endpoints("raw", 1);
+        let proxy = format!("http://{gateway}");
+        for (service, way) in [("web", &[][..]), ("raw", &["-p"])] {
+            let url = format!("http://{service}.mesh/");
+            let arguments = [&["-f", "-x", &proxy, &url, &url], way].concat();
+            let told = curl(&arguments).ok();
+            let one = format!("{} to {} for {service}", caller.mesh, at.port());
+            assert_eq!(told, one.repeat(2), "{} asks", caller.name);
+        }
+    }
 }

@@ -19,7 +19,7 @@ use crate::api::{ExposeSpec, UpstreamSpec};
 use crate::catalogue::REQUESTS_MAX;
 use crate::membership::Profile;
 use crate::model::{InstanceId, MemberName, RequestPattern, ServiceName, Target, Weight};
-use crate::proxy::{CallLimits, Retry, Share, Span, Timeouts};
+use crate::proxy::{CallLimits, ProxyProtocol, Retry, Share, Span, Timeouts};
 use crate::telemetry::LogFormat;
 use crate::tls::public::CertificateFiles;
 use crate::tls::store::DataDir;
@@ -246,6 +246,10 @@ impl Reader<'_> {
         spec.weight = weight.map_or(spec.weight, Weight);
         spec.tags = tags.unwrap_or_default();
         spec.idempotent = idempotent.unwrap_or_default();
+        spec.proxy_protocol = self.text(table, at, "proxy_protocol", |text| match text {
+            "v2" => Ok(ProxyProtocol::V2),
+            _ => Err("expected v2".to_owned()),
+        });
         settings.exposes.push(Setting::new(spec, self.origin(span)));
     }
 

@@ -38,8 +38,18 @@ pub(super) const SECTIONS: &[Section] = &[
     Section {
         name: "expose",
         is_list: true,
-        keys: &["name", "id", "to", "port", "protocol", "tags", "weight", "idempotent"],
-        later: &["meta", "allow", "proxy_protocol", "inflight", "drain", "health"],
+        keys: &[
+            "name",
+            "id",
+            "to",
+            "port",
+            "protocol",
+            "tags",
+            "weight",
+            "idempotent",
+            "proxy_protocol",
+        ],
+        later: &["meta", "allow", "inflight", "drain", "health"],
     },
     Section {
         name: "upstream",

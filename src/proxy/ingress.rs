@@ -1,6 +1,7 @@
 //! The public gateway: clients from outside the mesh, over TLS only.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io;
 use std::net::IpAddr;
 use std::pin::Pin;
@@ -16,6 +17,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
+use tracing::debug;
 
 use super::EntryOptions;
 use crate::model::ServiceName;
@@ -34,7 +36,7 @@ pub struct Route {
 
 /// Which service answers under which host, as its operator said: nothing else is public. Cheap to
 /// clone; all clones are one.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct PublicHosts(Arc<ArcSwap<BTreeMap<String, Route>>>);
 
 impl PublicHosts {
@@ -51,6 +53,12 @@ impl PublicHosts {
     }
 }
 
+impl fmt::Debug for PublicHosts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.load().keys()).finish()
+    }
+}
+
 /// How the public gateway greets its clients.
 #[derive(Clone)]
 pub(super) struct Ingress {
@@ -58,9 +66,9 @@ pub(super) struct Ingress {
     pub(super) tls: Arc<ServerConfig>,
 }
 
-impl std::fmt::Debug for Ingress {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("Ingress").field(&self.hosts).finish()
+impl fmt::Debug for Ingress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.hosts.fmt(f)
     }
 }
 
@@ -71,7 +79,7 @@ impl Ingress {
         match timeout(HANDSHAKE_TIME_MAX, accepting).await {
             Ok(Ok(stream)) => Ok(Secured(stream)),
             Ok(Err(error)) => {
-                tracing::debug!(%error, "no handshake with a client of the public gateway");
+                debug!(%error, "no handshake with a client of the public gateway");
                 Err("handshake")
             }
             Err(_) => Err("timeout"),

@@ -15,6 +15,7 @@ mod limits;
 mod local;
 mod outbound;
 mod pipe;
+mod preamble;
 mod socks;
 mod stalls;
 mod tcp;
@@ -39,6 +40,7 @@ pub use dial::{DialError, MeshStream};
 pub use ingress::{PublicHosts, Route};
 pub use instances::{InFlight, LocalInstance};
 pub use limits::{CallLimits, Retry, Share, Span, Timeouts};
+pub use preamble::ProxyProtocol;
 
 use self::budget::Budgets;
 use self::entry::{CONNECTIONS_MAX, Leads, accept};

@@ -30,6 +30,7 @@ use super::budget::{Budgets, RetryBudget};
 use super::dial::DialError;
 use super::instances::{Call, InFlight, Instances};
 use super::local::{LocalReader, LocalSocket};
+use super::preamble::CalledBy;
 use super::socks;
 use super::stalls::Stalls;
 use super::tcp::{Cut, Leftover, carry, carry_locally};
@@ -371,9 +372,22 @@ impl Outbound {
         endpoint: &Endpoint,
         prefix: &Prefix,
     ) -> Result<Route, Setback> {
-        let instance = self.instances.connect(&ask.service, &endpoint.instance).await;
-        let instance = instance.map_err(Setback::from)?;
+        let instance = self.connect_own(&ask.service, &endpoint.instance).await?;
         Ok(Route::Local { instance, left: prefix.whole() })
+    }
+
+    /// Connects to an instance of this member for a caller of this member.
+    pub(super) async fn connect_own(
+        &self,
+        service: &ServiceName,
+        instance: &InstanceId,
+    ) -> Result<LocalSocket, Refusal> {
+        let me = self.snapshot.load().members.get(&self.me).map(|me| CalledBy {
+            id: self.me,
+            name: me.name.clone(),
+            address: me.address,
+        });
+        self.instances.connect(service, instance, me.as_ref()).await
     }
 
     /// An instance of another member: through its agent. `has_other` says whether there is a better
