@@ -8,8 +8,8 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use murmesh::api::{
     ApiState, ApiToken, CallView, Calls, Check, Checks, Control, ControlError, Effective,
-    ExposeSpec, Identity, Links, Listener, Local, LogSlot, Problem, Readiness, UpstreamSpec,
-    routes, serve,
+    ExposeSpec, Identity, Links, Listener, Local, LogSlot, Pinger, Problem, Readiness,
+    UpstreamSpec, routes, serve,
 };
 use murmesh::mesh::{Endpoint, EndpointState, Enrolled, MemberView, ServiceView, Snapshot};
 use murmesh::model::{
@@ -163,6 +163,7 @@ async fn api_that_forgets_after(forget_after: Duration) -> Api {
             BTreeMap::new,
         ),
         links: Links::new(|_| None),
+        pinger: Pinger::new(|_, _| Box::pin(async { Err("unreachable") })),
         checks: Checks::new(|_| Box::pin(async { vec![Check::pass("agent", "ready")] })),
         log: LogSlot::default(),
         readiness: watched,

@@ -22,7 +22,7 @@ use crate::model::{
     Entry, InstanceId, MemberId, MemberName, MemberState, PublicKey, ServiceName, Target,
 };
 use crate::proxy::Proxy;
-use crate::telemetry::{EventKind, EventLog};
+use crate::telemetry::{AccessLog, EventKind, EventLog};
 use crate::tls::store::DataDir;
 use crate::transport::Endpoint;
 use crate::transport::enrolment::renewal::{Door, ask_issuing_key};
@@ -50,6 +50,8 @@ pub(super) struct Controller {
     pub(super) doors: Doors,
     /// What holds of flags and files, all but instances and entries that the CLI changed since.
     pub(super) settings: Settings,
+    /// Where requests are written down, if anywhere.
+    pub(super) access_log: Option<AccessLog>,
     /// The same for the local API.
     pub(super) effective: Arc<ArcSwap<Effective>>,
     /// Entries of flags and files.

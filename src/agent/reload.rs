@@ -100,6 +100,9 @@ impl Controller {
             report.applied.push(format!("join.forget_after {after}"));
         }
         report.needs_restart.extend(elsewhere);
+        if let Some(log) = &self.access_log {
+            log.reopen();
+        }
         report.needs_restart.extend(fixed_differences(&self.settings, &new));
         self.settings = Settings {
             exposes: new.exposes,

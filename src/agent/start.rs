@@ -24,16 +24,16 @@ use super::{Agent, CancelOnDrop, api, clocks, disk, drain, join_all, seeds, twin
 use crate::api::control::CONTROL_QUEUE_LEN_MAX;
 use crate::api::{
     ADDRESS_FILE, ApiState, ApiToken, CallView, Calls, Checks, ControlError, Doors, ExposeSpec,
-    Identity, Links, Local, LogSlot, Readiness, UpstreamSpec, serve,
+    Identity, Links, Local, LogSlot, Pinger, Readiness, UpstreamSpec, serve,
 };
 use crate::catalogue::{Catalogue, Signatures};
 use crate::config::{Origin, RuntimeFile, Setting, Settings};
 use crate::mesh::{self, Mesh, MeshConfig, Snapshot};
 use crate::model::{Entry, EntryKind, InstanceId, ServiceName, Target};
-use crate::proxy::{self, Proxy};
+use crate::proxy::{self, DialError, Proxy};
 use crate::runtime::clock::Clock;
 use crate::runtime::{Shutdown, Stage, TaskGroup, Thread, ThreadError, entropy, limits};
-use crate::telemetry::{EventKind, EventLog, Metrics};
+use crate::telemetry::{AccessLog, AccessLogError, EventKind, EventLog, Metrics};
 use crate::tls::grace::IssuerWatch;
 use crate::tls::public::PublicCertificates;
 use crate::tls::store::{DataDir, StoreError};
@@ -77,6 +77,9 @@ pub enum StartError {
     /// The port of the mesh is taken, or no address of this machine.
     #[error(transparent)]
     Proxy(#[from] proxy::StartError),
+    /// Its access log cannot be written.
+    #[error(transparent)]
+    AccessLog(#[from] AccessLogError),
     /// Fault: the system.
     #[error(transparent)]
     Thread(#[from] ThreadError),
@@ -184,6 +187,10 @@ impl Agent {
         let (api_address, api_listeners) = api::listen(&settings, &dir).await?;
 
         let (evidence, evidence_queue) = mpsc::channel(EVIDENCE_LEN);
+        let access_log = match settings.access_log.value.clone() {
+            Some(target) => Some(AccessLog::start(target, metrics.access_log_dropped.clone())?),
+            None => None,
+        };
         let data = Proxy::start(proxy::Settings {
             listen: settings.mesh.value,
             credentials: credentials.clone(),
@@ -191,6 +198,7 @@ impl Agent {
             snapshot: snapshot.clone(),
             evidence,
             events: events.clone(),
+            access_log: access_log.clone(),
             metrics: metrics.clone(),
             clock,
             shutdown: shutdown.clone(),
@@ -333,6 +341,7 @@ impl Agent {
         let effective = Arc::new(ArcSwap::from_pointee(reload::effective(&settings)));
         let mut controller = Controller {
             settings: settings.clone(),
+            access_log,
             effective: Arc::clone(&effective),
             asked: Vec::new(),
             seeds,
@@ -370,7 +379,7 @@ impl Agent {
         tasks.spawn("readiness", watch_readiness(ready, settled_reader, shutdown.clone()));
         let (calls, own_calls) = (data.proxy.clone(), data.proxy.in_flight().clone());
         let me = credentials.member_id();
-        let (links, log) = (data.proxy.clone(), LogSlot::default());
+        let (links, pings, log) = (data.proxy.clone(), data.proxy.clone(), LogSlot::default());
         let state = ApiState {
             me: credentials.member_id(),
             name: credentials.name().clone(),
@@ -387,6 +396,13 @@ impl Agent {
             ),
             links: Links::new(move |member| links.link(member)),
             certificates,
+            pinger: Pinger::new(move |service, endpoint| {
+                let proxy = pings.clone();
+                Box::pin(async move {
+                    let called = proxy.ping(service, endpoint).await;
+                    called.map_err(DialError::reason)
+                })
+            }),
             checks: Checks::new({
                 let inspector = inspector.clone();
                 move |state| Box::pin(inspector.clone().run(state))

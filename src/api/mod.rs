@@ -4,6 +4,7 @@
 //! request passes one door first (`door.rs`), every refusal is a problem (RFC 9457) and is counted.
 
 mod blocking;
+pub mod calls;
 mod check;
 mod consul;
 pub mod control;
@@ -30,6 +31,6 @@ pub use routes::{
 };
 pub use server::{ADDRESS_FILE, Listener, SOCKET_FILE, serve};
 pub use state::{
-    ApiState, ApiToken, CallView, Calls, Doors, Effective, Identity, Links, Local, LogSlot,
-    Readiness, SettingView,
+    ApiState, ApiToken, CallView, Calls, Doors, Effective, Identity, Links, Local, LogSlot, Pinger,
+    Pinging, Readiness, SettingView,
 };

@@ -26,7 +26,7 @@ use super::control::{Control, Drain, ExposeSpec, Lifetime, UpstreamSelector, Ups
 use super::events::{EventsQuery, events};
 use super::openapi::{Parameter, Route, delete, document, get, post, put};
 use super::problem::Refusal;
-use super::{ApiState, Readiness, SettingView, consul, effective, views};
+use super::{ApiState, Readiness, SettingView, calls, consul, effective, views};
 use crate::model::{
     Entry, InstanceId, MemberId, MemberName, Protocol, RequestPattern, ServiceName, Target, Weight,
 };
@@ -118,6 +118,12 @@ fn table() -> Vec<Route> {
         get("/v1/mesh/members", "All members, this one included", members),
         get("/v1/mesh/services", "All services", services),
         get("/v1/mesh/endpoints/{svc}", "The instances of a service", endpoints),
+        get("/v1/mesh/routes", "What would happen to a call", list_routes).query(&[
+            Parameter { name: "service", text: "Only calls of this service" },
+            Parameter { name: "method", text: "Of the request, with path" },
+            Parameter { name: "path", text: "Of the request, with method" },
+        ]),
+        get("/v1/mesh/ping/{svc}", "Calls every instance of a service once", ping),
         get(
             "/v1/mesh/events",
             "What happened: an array, or a stream with Accept application/x-ndjson or \
@@ -307,6 +313,32 @@ async fn services(State(state): State<ApiState>) -> Json<Vec<views::Service>> {
 async fn endpoints(State(state): State<ApiState>, Path(service): Path<String>) -> Answer {
     let service = named::<ServiceName>(&service)?;
     Ok(Json(views::endpoints(&state, &service)).into_response())
+}
+
+/// The call that `GET /v1/mesh/routes` is about; all services when none is named.
+#[derive(Clone, Debug, Deserialize)]
+struct RoutesQuery {
+    service: Option<String>,
+    method: Option<String>,
+    path: Option<String>,
+}
+
+async fn list_routes(
+    State(state): State<ApiState>,
+    query: Result<Query<RoutesQuery>, QueryRejection>,
+) -> Answer {
+    let Query(query) = query.map_err(|error| Refusal::malformed(error.body_text()))?;
+    let service = query.service.as_deref().map(named::<ServiceName>).transpose()?;
+    let request = query.method.as_deref().zip(query.path.as_deref());
+    if request.is_none() && (query.method.is_some() || query.path.is_some()) {
+        return Err(Refusal::malformed("expected a method and a path, or neither"));
+    }
+    Ok(Json(calls::routes(&state, service.as_ref(), request)).into_response())
+}
+
+async fn ping(State(state): State<ApiState>, Path(service): Path<String>) -> Answer {
+    let service = named::<ServiceName>(&service)?;
+    Ok(Json(calls::ping(&state, &service).await).into_response())
 }
 
 async fn list_events(

@@ -6,13 +6,14 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 
 use super::check::Checks;
 use super::control::{Control, ExposeSpec, OutOfRotation, UpstreamSpec};
 use crate::mesh::{Endpoint, Snapshot};
-use crate::model::{InstanceId, MemberId, MemberName, MeshId, Target};
+use crate::model::{InstanceId, MemberId, MemberName, MeshId, ServiceName, Target};
 use crate::runtime::clock::Clock;
 use crate::telemetry::{EventLog, Log, Metrics};
 use crate::tls::NodeCredentials;
@@ -40,6 +41,8 @@ pub struct ApiState {
     pub links: Links,
     /// What the public gateway proves itself with; empty where there is none.
     pub certificates: Arc<PublicCertificates>,
+    /// Calls instances, to see whether they take one.
+    pub pinger: Pinger,
     /// Checks of this machine and its mesh.
     pub checks: Checks,
     /// The log of the process, where it has ours.
@@ -202,6 +205,37 @@ impl Links {
     /// That to `member`, if it is open.
     pub fn to(&self, member: &MemberId) -> Option<LinkView> {
         (self.0)(member)
+    }
+}
+
+/// Calls of instances, to see whether they take one.
+#[derive(Clone)]
+pub struct Pinger(Arc<Ping>);
+
+type Ping = dyn Fn(ServiceName, Endpoint) -> Pinging + Send + Sync;
+
+/// How long it took, or why it was not taken.
+pub type Pinging = BoxFuture<'static, Result<Duration, &'static str>>;
+
+impl Pinger {
+    /// Calls with `ping`.
+    pub fn new(ping: impl Fn(ServiceName, Endpoint) -> Pinging + Send + Sync + 'static) -> Self {
+        Self(Arc::new(ping))
+    }
+
+    /// Calls an instance once.
+    pub async fn ping(
+        &self,
+        service: ServiceName,
+        endpoint: Endpoint,
+    ) -> Result<Duration, &'static str> {
+        (self.0)(service, endpoint).await
+    }
+}
+
+impl fmt::Debug for Pinger {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Pinger")
     }
 }
 

@@ -1,5 +1,6 @@
 //! The command line: one file per verb family. Talks to a running agent through its API only.
 
+mod calls;
 mod certs;
 mod check;
 mod client;
@@ -118,6 +119,10 @@ enum Verb {
     Services(Listing),
     /// List the instances of a service
     Endpoints(look::EndpointsArgs),
+    /// Call every instance of a service once, and see how long it takes
+    Ping(calls::PingArgs),
+    /// What would happen to a call: who may take it, in which time, how often it is tried
+    Routes(calls::RoutesArgs),
     /// List certificates, and when they end
     Certs(certs::CertsArgs),
     /// Tell what happened
@@ -290,6 +295,8 @@ async fn answer(cli: Cli) -> Outcome {
         Verb::Members(listing) => look::members(global, listing).await,
         Verb::Services(listing) => look::services(global, listing).await,
         Verb::Endpoints(args) => look::endpoints(global, args).await,
+        Verb::Ping(args) => calls::ping(global, args).await,
+        Verb::Routes(args) => calls::routes(global, args).await,
         Verb::Certs(args) => certs::certs(global, args).await,
         Verb::Events(args) => look::events(global, args).await,
         Verb::Check(args) => check::check(global, args).await,

@@ -16,6 +16,7 @@ use super::{
 };
 use crate::api::{ExposeSpec, UpstreamSpec};
 use crate::model::{MemberName, Protocol, Target, TargetError};
+use crate::telemetry::AccessTarget;
 use crate::tls::store::{DataDir, StoreError};
 
 /// What flags and environment say, over every file. Values are checked by [`load`].
@@ -402,6 +403,15 @@ pub(super) fn protocol(text: &str) -> Result<Protocol, String> {
         Ok(Protocol::Udp) => Err("'udp' is not available yet in this version".to_owned()),
         Ok(protocol) => Ok(protocol),
         Err(_) => Err("expected \"tcp\", \"http\", \"h2\" or \"grpc\"".to_owned()),
+    }
+}
+
+/// Where requests are written down.
+pub(super) fn access_log(text: &str) -> Result<AccessTarget, String> {
+    match text {
+        "stdout" => Ok(AccessTarget::Stdout),
+        path if path.starts_with('/') => Ok(AccessTarget::File(path.into())),
+        _ => Err("expected \"stdout\" or an absolute path".to_owned()),
     }
 }
 

@@ -195,6 +195,9 @@ impl Reader<'_> {
 
     fn telemetry(&mut self, table: &DeTable<'_>, settings: &mut Settings) {
         self.set(table, "telemetry", "log", &mut settings.log, check::log_filter);
+        self.set(table, "telemetry", "access_log", &mut settings.access_log, |text: &str| {
+            check::access_log(text).map(Some)
+        });
         self.set(
             table,
             "telemetry",

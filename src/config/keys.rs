@@ -60,8 +60,8 @@ pub(super) const SECTIONS: &[Section] = &[
     Section {
         name: "telemetry",
         is_list: false,
-        keys: &["log", "log_format"],
-        later: &["otlp", "access_log"],
+        keys: &["log", "log_format", "access_log"],
+        later: &["otlp"],
     },
 ];
 

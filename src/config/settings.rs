@@ -12,7 +12,7 @@ use crate::api::{ExposeSpec, SettingView, UpstreamSpec};
 use crate::membership::Profile;
 use crate::model::{MemberName, ServiceName};
 use crate::proxy::CallLimits;
-use crate::telemetry::LogFormat;
+use crate::telemetry::{AccessTarget, LogFormat};
 use crate::tls::public::CertificateFiles;
 use crate::tls::store::DataDir;
 
@@ -85,6 +85,8 @@ pub struct Settings {
     pub log: Setting<String>,
     /// How log lines look.
     pub log_format: Setting<LogFormat>,
+    /// Where requests of HTTP are written down; nowhere unless set.
+    pub access_log: Setting<Option<AccessTarget>>,
     /// How these were read, to read them again; absent when no files were looked for.
     pub read_by: Option<Arc<Overrides>>,
 }
@@ -168,6 +170,7 @@ impl Settings {
             upstreams: Vec::new(),
             log: Setting::default("info".to_owned()),
             log_format: Setting::default(LogFormat::Text),
+            access_log: Setting::default(None),
             read_by: None,
         }
     }
@@ -230,6 +233,11 @@ impl Settings {
         views.push(view("telemetry.log_format", &self.log_format, |format| match format {
             LogFormat::Text => "text".into(),
             LogFormat::Json => "json".into(),
+        }));
+        views.push(view("telemetry.access_log", &self.access_log, |target| match target {
+            None => serde_json::Value::Null,
+            Some(AccessTarget::Stdout) => "stdout".into(),
+            Some(AccessTarget::File(path)) => path.display().to_string().into(),
         }));
         views
     }

@@ -39,13 +39,13 @@ impl Timeouts {
     }
 
     /// Until an instance has taken the call.
-    pub(super) fn connect(&self) -> Duration {
+    pub fn connect(&self) -> Duration {
         self.connect.map_or(CONNECT_TIME_MAX, |span| span.0)
     }
 
     /// For which nothing comes. What most clients and servers wait is a minute; streams that rest for
     /// longer send something.
-    pub(super) fn idle(&self) -> Duration {
+    pub fn idle(&self) -> Duration {
         self.idle.map_or(Duration::from_secs(300), |span| span.0)
     }
 }
@@ -70,7 +70,7 @@ impl Retry {
     }
 
     /// Instances that one request may reach.
-    pub(super) fn tries(&self) -> u32 {
+    pub fn tries(&self) -> u32 {
         self.tries.map_or(2, u32::from)
     }
 }

@@ -58,7 +58,7 @@ use crate::model::{MemberId, ServiceName, Target};
 use crate::runtime::clock::Clock;
 use crate::runtime::entropy::{self, EntropyError};
 use crate::runtime::{Shutdown, TaskGroup, Thread, ThreadError};
-use crate::telemetry::{Door, EventKind, EventLog, Metrics};
+use crate::telemetry::{AccessLog, Door, EventKind, EventLog, Metrics};
 use crate::tls::NodeCredentials;
 use crate::transport::{BindError, Endpoint, Incoming, Limits, LinkView, Peers, Revoker};
 
@@ -86,6 +86,8 @@ pub struct Settings {
     pub metrics: Metrics,
     /// What happened.
     pub events: EventLog,
+    /// Where requests are written down, if anywhere.
+    pub access_log: Option<AccessLog>,
     /// The agent's clock.
     pub clock: Clock,
     /// Told when the data thread panics.
@@ -161,12 +163,14 @@ pub struct Proxy {
     outbound: Weak<Outbound>,
 }
 
+type Pinged = oneshot::Sender<Result<Duration, DialError>>;
 type Dialled = oneshot::Sender<Result<mesh::Endpoint, DialError>>;
 
 #[derive(Debug)]
 enum Command {
     Open { listen: Target, leads: Leads, reply: oneshot::Sender<Result<Target, EntryError>> },
     Dial { service: ServiceName, client: Pipe, reply: Dialled },
+    Ping { service: ServiceName, endpoint: mesh::Endpoint, reply: Pinged },
     Redirect { listen: Target, leads: Leads, reply: oneshot::Sender<Result<(), EntryError>> },
     CloseEntry { listen: Target, reply: oneshot::Sender<Result<(), EntryError>> },
     Drain { deadline: Duration, reply: oneshot::Sender<bool> },
@@ -264,6 +268,17 @@ impl Proxy {
         Ok(MeshStream::new(near, endpoint))
     }
 
+    /// Calls an instance, to see whether it takes one, and says how long that took. It sees a connection
+    /// that is closed again.
+    pub async fn ping(
+        &self,
+        service: ServiceName,
+        endpoint: mesh::Endpoint,
+    ) -> Result<Duration, DialError> {
+        let pinged = self.ask(|reply| Command::Ping { service, endpoint, reply }).await;
+        pinged.ok_or(DialError::Stopping)?
+    }
+
     /// The instance that a call of `service` would go to first, now.
     pub fn pick(&self, service: &ServiceName) -> Result<mesh::Endpoint, NoEndpoint> {
         let outbound = self.outbound.upgrade().ok_or(NoEndpoint::NoEndpoints)?;
@@ -351,6 +366,7 @@ impl DataPlane {
         seed: u64,
     ) -> Result<(Self, mpsc::Receiver<Command>, mpsc::Receiver<Incoming>, Shared), StartError> {
         let Settings { metrics, events, clock, shutdown, snapshot, evidence, .. } = settings;
+        let access_log = settings.access_log;
         let [tasks, streams, refusals] = [(); 3].map(|()| TaskGroup::new(shutdown.clone()));
         let me = settings.credentials.member_id();
         let (listen, limits) = (settings.listen, &settings.limits);
@@ -402,7 +418,7 @@ impl DataPlane {
         let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
         let (own, weak) = (Arc::clone(&instances), Arc::downgrade(&outbound));
         let proxy = Proxy { commands, instances: own, in_flight, outbound: weak };
-        let http = Arc::new(Http::new(Arc::clone(&outbound), streams.clone()));
+        let http = Arc::new(Http::new(Arc::clone(&outbound), streams.clone(), access_log));
         tasks.spawn("http pool", Arc::clone(&http).sweep());
         let plane = Self {
             endpoint: endpoint.clone(),
@@ -437,6 +453,13 @@ impl DataPlane {
                     }
                     Some(Command::Dial { service, client, reply }) => {
                         self.dial(service, LocalSocket::of_task(client), reply);
+                    }
+                    Some(Command::Ping { service, endpoint, reply }) => {
+                        let outbound = Arc::clone(&self.outbound);
+                        self.tasks.spawn_connection("ping", async move {
+                            let pinged = outbound.ping(&service, endpoint).await;
+                            let _ = reply.send(pinged); // nobody waits: fine
+                        });
                     }
                     Some(Command::Redirect { listen, leads, reply }) => {
                         let _ = reply.send(self.redirect(listen, leads)); // nobody waits: fine

@@ -232,7 +232,7 @@ impl Outbound {
             Ok(connected) => {
                 let len = prefix.len;
                 drop(prefix); // it would pin its block for as long as the connection lives
-                self.carry(client, ask, connected, len).await;
+                let _ = self.carry(client, ask, connected, len).await; // it was told and counted
             }
             Err(failure) => Box::pin(self.turn_away(client, ask, failure)).await,
         }
@@ -326,6 +326,34 @@ impl Outbound {
                 Err(Setback::Cut(cut)) => return Err(Failure::Cut(cut)),
             }
         }
+    }
+
+    /// Calls an instance and gives the connection up again, and says how long it took to be taken.
+    pub(super) async fn ping(
+        &self,
+        service: &ServiceName,
+        endpoint: Endpoint,
+    ) -> Result<Duration, DialError> {
+        let begun_at = self.clock.now();
+        let taken = async {
+            let Dialled { endpoint, way, call: _call } = self.dial(endpoint).await;
+            let Way::There(link) = way? else {
+                let here = self.connect_own(service, &endpoint.instance).await;
+                return here.map(drop).map_err(|refusal| refusal.code.into());
+            };
+            let (service, instance) = (service.clone(), endpoint.instance);
+            let header = Header { service, instance, source: None, mode: Mode::SPLICE };
+            let header = header.encode().map_err(|_| DialError::Unsupported)?;
+            let (mut writer, mut reader) = link.open().await?;
+            writer.write(header).await.map_err(|_| DialError::Lost)?;
+            match reader.answer().await {
+                Ok(Answer::Accepted) => Ok(()),
+                Ok(Answer::Refused(refusal)) => Err(refusal.code.into()),
+                Err(_) => Err(DialError::Lost),
+            }
+        };
+        timeout(CONNECT_TIME_MAX, taken).await.unwrap_or(Err(DialError::Timeout))?;
+        Ok(self.clock.now().since(begun_at))
     }
 
     /// Whether there is an instance without trouble that was not `tried`.
@@ -424,15 +452,13 @@ impl Outbound {
         ask: Ask,
         mut connected: Connected,
         prefix_len: usize,
-    ) {
+    ) -> Result<(), Cut> {
         let (service, endpoint) = (&ask.service, &connected.endpoint);
         let (peer, name) = (endpoint.member, &endpoint.member_name);
         let traffic = self.traffic.of(Direction::outbound, service, peer, name);
         let open = traffic.begin();
         traffic.bytes.inc_by(prefix_len as u64);
-        if ask.greeting.welcome(&mut client, endpoint).await.is_err() {
-            return;
-        }
+        ask.greeting.welcome(&mut client, endpoint).await?;
         let (bytes, stalls) = (&traffic.bytes, &self.stalls);
         let outcome = match &mut connected.route {
             Route::Local { instance, left } => {
@@ -451,6 +477,7 @@ impl Outbound {
         };
         self.traffic.report_cut(&self.events, service, &outcome);
         open.end(&outcome);
+        outcome
     }
 
     async fn turn_away(&self, client: LocalSocket, ask: Ask, failure: Failure) {
@@ -472,6 +499,11 @@ impl Outbound {
 }
 
 impl Connected {
+    /// Which instance.
+    pub(super) fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
     /// With what the client has said meanwhile.
     pub(super) fn with_said(mut self, said: Bytes) -> Self {
         let (Route::Tunnel { left, .. } | Route::Local { left, .. }) = &mut self.route;

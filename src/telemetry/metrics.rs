@@ -49,6 +49,23 @@ pub enum Door {
     dial,
 }
 
+impl Door {
+    /// The fixed word of logs.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::mesh => "mesh",
+            Self::enrol => "enrol",
+            Self::api => "api",
+            Self::public => "public",
+            Self::gateway => "gateway",
+            Self::socks => "socks",
+            Self::dns => "dns",
+            Self::upstream => "upstream",
+            Self::dial => "dial",
+        }
+    }
+}
+
 /// Labels of what was refused; `reason` is a fixed word, never from the network.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct RefusedLabels {
@@ -188,6 +205,8 @@ pub struct Metrics {
     pub connections_revoked: Counter,
     /// Queries of the local API that wait for a change now.
     pub api_blocked_queries: Gauge<i64, AtomicI64>,
+    /// Requests that are missing from the access log, because it was written too slowly.
+    pub access_log_dropped: Counter,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -251,6 +270,9 @@ impl Metrics {
             "connections_revoked" "Open connections closed because nobody vouches for their peer any more" Counter::default();
             "api_blocked_queries" "Queries of the local API that wait for a change now" Gauge::default();
         };
+        let access_log_dropped = Counter::default();
+        let help = "Requests missing from the access log, which was written too slowly";
+        r.register("access_log_dropped", help, access_log_dropped.clone());
         Gauge::<f64, AtomicU64>::set(&clock_skew, f64::NAN);
         Self {
             registry: Arc::new(Mutex::new(registry)),
@@ -280,6 +302,7 @@ impl Metrics {
             tunnel_rtt,
             connections_revoked,
             api_blocked_queries,
+            access_log_dropped,
         }
     }
 

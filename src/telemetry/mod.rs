@@ -1,11 +1,13 @@
 //! What an agent tells about itself: logs, metrics, events.
 
+mod access;
 mod events;
 mod lines;
 mod logging;
 mod metrics;
 mod throttle;
 
+pub use access::{Access, AccessLog, AccessLogError, AccessTarget};
 pub use events::{Event, EventKind, EventLog};
 pub use lines::LineQueue;
 pub use logging::{Log, LogFormat, LoggingError, init as init_logging};

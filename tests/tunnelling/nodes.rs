@@ -63,6 +63,7 @@ impl Node {
             evidence: evidence_in,
             metrics: metrics.clone(),
             events: events.clone(),
+            access_log: None,
             clock: Clock::new(),
             shutdown: Shutdown::default(),
         })

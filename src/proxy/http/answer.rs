@@ -64,7 +64,7 @@ impl Reason {
         }
     }
 
-    fn status(self) -> StatusCode {
+    pub(super) fn status(self) -> StatusCode {
         match self.word() {
             "malformed" | "body_cut" => StatusCode::BAD_REQUEST,
             "denied" => StatusCode::FORBIDDEN,

@@ -16,7 +16,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use futures_util::future::BoxFuture;
 use http::request::Parts;
-use http::{Method, Request, Response, Version};
+use http::{Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper::server::conn::{http1, http2};
@@ -30,6 +30,7 @@ use super::body::Outgoing;
 use super::exchange::{Asked, Switched};
 use super::gate::Gate;
 use super::head::{self, Malformed};
+use super::noted::Noted;
 use super::{Destination, Http, Site, outside};
 use crate::model::{Protocol, ServiceName, service_of};
 use crate::proxy::ingress::{PublicHosts, Route};
@@ -50,9 +51,8 @@ const READ_LEN_MAX: usize = 64 * 1024;
 /// What hyper may hold of a request.
 const BUFFER_LEN_MAX: usize = 64 * 1024;
 /// After an answer that ends the connection the client may still be sending; were its bytes not
-/// read, the system would take the answer back.
-const LINGER_TIME_MAX: Duration = Duration::from_secs(1);
-const LINGER_LEN_MAX: usize = 256 * 1024;
+/// read, the system would take the answer back. Many clients read it only once they have said all.
+const LINGER_TIME_MAX: Duration = Duration::from_secs(5);
 /// What a client of HTTP/2 begins with (RFC 9113, section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Requests at a time on one connection of HTTP/2.
@@ -93,7 +93,7 @@ enum Onward {
     /// What client and instance agreed to speak.
     Upgraded(Switched),
     /// What CONNECT asked for.
-    Tunnel(Ask, Connected),
+    Tunnel(Ask, Connected, Option<Box<Noted>>),
 }
 
 /// Why a request goes nowhere, and to which service it would have gone.
@@ -173,9 +173,12 @@ impl Onward {
                 let outcome = io.carry(&mut socket, heard, said, &bytes, stalls).await;
                 carried.end_switched(&outcome);
             }
-            Self::Tunnel(ask, connected) => {
-                let len = said.len();
-                http.outbound.carry(socket, ask, connected.with_said(said), len).await;
+            Self::Tunnel(ask, connected, noted) => {
+                let (len, connected) = (said.len(), connected.with_said(said));
+                let outcome = http.outbound.carry(socket, ask, connected, len).await;
+                if let (Some(noted), Ok(())) = (noted, outcome) {
+                    noted.end();
+                }
             }
         }
     }
@@ -275,15 +278,7 @@ async fn linger(mut socket: LocalSocket, is_sending: bool) {
     if socket.writer().end().await.is_err() || !is_sending {
         return;
     }
-    let listen = async {
-        let mut len = 0;
-        while let Ok(bytes) = read(&mut socket).await {
-            len += bytes.len();
-            if bytes.is_empty() || len > LINGER_LEN_MAX {
-                return;
-            }
-        }
-    };
+    let listen = async { while read(&mut socket).await.is_ok_and(|bytes| !bytes.is_empty()) {} };
     let _ = timeout(LINGER_TIME_MAX, listen).await; // it had its time
 }
 
@@ -339,15 +334,18 @@ impl Client {
     async fn answer(&self, request: Request<Incoming>) -> Response<Outgoing> {
         let (mut head, body) = request.into_parts();
         let is_grpc = is_grpc(&head.headers);
+        let (door, clock) = (self.site.door, self.http.outbound.clock);
+        let log = self.http.log.clone();
+        let noted = log.map(|log| Box::new(Noted::new(log, clock, door, &head)));
         if let Destination::Redirect { hosts, port } = &self.site.destination {
-            return self.redirect(&head, hosts, *port);
+            return self.redirect(&head, hosts, *port, noted);
         }
         let Route { service, options } = match self.route(&head) {
             Ok(route) => route,
-            Err((reason, service)) => return self.refuse(reason, service.as_ref(), is_grpc),
+            Err(unrouted) => return self.turn_away(unrouted, is_grpc, noted),
         };
         if head.method == Method::CONNECT {
-            return self.tunnel(Route { service, options }).await;
+            return self.tunnel(Route { service, options }, noted).await;
         }
         if let Destination::Public(_) = &self.site.destination {
             outside::admit(&mut head.headers);
@@ -359,6 +357,7 @@ impl Client {
             client: self.address,
             head,
             body,
+            noted,
         };
         match self.http.exchange(asked).await {
             Ok(answered) => {
@@ -407,13 +406,28 @@ impl Client {
     }
 
     /// Sends a client from plain text to TLS, if that is where its host is.
-    fn redirect(&self, head: &Parts, hosts: &PublicHosts, port: u16) -> Response<Outgoing> {
+    fn redirect(
+        &self,
+        head: &Parts,
+        hosts: &PublicHosts,
+        port: u16,
+        noted: Option<Box<Noted>>,
+    ) -> Response<Outgoing> {
         let host = match head::authority(head) {
             Ok(authority) => hosts.find(authority.host),
-            Err(malformed) => return self.refuse(Reason::Malformed(malformed), None, false),
+            Err(malformed) => {
+                return self.turn_away((Reason::Malformed(malformed), None), false, noted);
+            }
         };
-        let moved = host.and_then(|(host, _)| outside::redirect(&host, port, head));
-        moved.unwrap_or_else(|| self.refuse(Reason::ForeignName, None, false))
+        let moved = host
+            .and_then(|(host, route)| Some((route.service, outside::redirect(&host, port, head)?)));
+        let Some((service, moved)) = moved else {
+            return self.turn_away((Reason::ForeignName, None), false, noted);
+        };
+        if let Some(noted) = noted {
+            noted.refused(Some(&service), moved.status().as_u16(), "redirect");
+        }
+        moved
     }
 
     /// What of an answer its client may see.
@@ -425,15 +439,42 @@ impl Client {
     }
 
     /// Connects to an instance. Bytes are carried once the client was told.
-    async fn tunnel(&self, Route { service, options }: Route) -> Response<Outgoing> {
+    async fn tunnel(
+        &self,
+        Route { service, options }: Route,
+        mut noted: Option<Box<Noted>>,
+    ) -> Response<Outgoing> {
         let ask = Ask { service, options, greeting: Greeting::Tunnel };
         match Box::pin(self.http.outbound.reach(&ask)).await {
             Ok(connected) => {
-                self.front.lock().onward = Some(Onward::Tunnel(ask, connected));
+                if let Some(noted) = &mut noted {
+                    noted.answered(&ask.service, connected.endpoint(), StatusCode::OK.as_u16());
+                }
+                self.front.lock().onward = Some(Onward::Tunnel(ask, connected, noted));
                 Response::new(Outgoing::EMPTY)
             }
-            Err(error) => Reason::NotTaken(error).answer(Some(&ask.service), false),
+            Err(error) => {
+                let reason = Reason::NotTaken(error);
+                if let Some(noted) = noted {
+                    noted.refused(Some(&ask.service), reason.status().as_u16(), reason.word());
+                }
+                reason.answer(Some(&ask.service), false)
+            }
         }
+    }
+
+    /// Refuses a request that can be written down.
+    fn turn_away(
+        &self,
+        (reason, service): Unrouted,
+        is_grpc: bool,
+        noted: Option<Box<Noted>>,
+    ) -> Response<Outgoing> {
+        if let Some(noted) = noted {
+            let status = reason.status().as_u16();
+            noted.refused(service.as_ref(), status, reason.word());
+        }
+        self.refuse(reason, service.as_ref(), is_grpc)
     }
 
     fn refuse(

@@ -8,7 +8,6 @@
 use std::future::pending;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::task::Context;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -21,8 +20,9 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::Http;
 use super::answer::{NODE, Reason, is_grpc};
-use super::body::{BodyError, Download, Outgoing, Source, Upload};
+use super::body::{BodyError, Outgoing, Source, Upload};
 use super::head::{self, Malformed};
+use super::noted::Noted;
 use super::pool::{Key, Stream};
 use super::upstream::{Kept, Shared, Unanswered, UpstreamIo, Way};
 use crate::mesh::Endpoint;
@@ -49,6 +49,7 @@ pub(super) struct Asked<'a> {
     pub(super) client: Option<IpAddr>,
     pub(super) head: Parts,
     pub(super) body: Incoming,
+    pub(super) noted: Option<Box<Noted>>,
 }
 
 /// A response whose head has come.
@@ -69,6 +70,8 @@ pub(super) struct Switched {
 /// The accounts of one exchange. Dropped before its end it has failed.
 pub(super) struct Carried {
     http: Arc<Http>,
+    /// What the access log is to say.
+    noted: Option<Box<Noted>>,
     key: Key,
     /// Whose instance it is.
     node: MemberName,
@@ -79,25 +82,31 @@ pub(super) struct Carried {
 }
 
 impl Carried {
-    pub(super) fn count(&self, len: usize) {
+    pub(super) fn count(&mut self, len: usize) {
         self.bytes.inc_by(len as u64);
+        if let Some(noted) = &mut self.noted {
+            noted.count(len);
+        }
     }
 
     /// The response is whole. Its connection is kept when it is free for another.
-    pub(super) fn end(self, upstream: Option<Kept>, cx: &mut Context<'_>) {
+    pub(super) fn end(self, upstream: Option<Kept>) {
         let now = self.http.outbound.clock.now();
         if let Some(mut kept) = upstream
-            && kept.poll_is_free(cx)
+            && kept.is_free()
         {
             self.http.pool.put(self.key, kept, now);
         }
         self.exchange.end(now);
+        if let Some(noted) = self.noted {
+            noted.end();
+        }
     }
 
     /// An upgraded connection ended like this.
     pub(super) fn end_switched(self, outcome: &Result<(), crate::proxy::tcp::Cut>) {
         if outcome.is_ok() {
-            self.exchange.end(self.http.outbound.clock.now());
+            self.end(None);
         }
     }
 }
@@ -131,10 +140,15 @@ struct Outbox {
 }
 
 impl Outbox {
-    /// The request for one attempt.
-    fn request(&self) -> Request<Upload> {
-        let body = self.source.as_ref().map_or(Upload::EMPTY, |source| source.attempt());
-        Request::from_parts(self.head.clone(), body)
+    /// The request for one attempt. An error when too much of its body has gone to say it again.
+    fn request(&self) -> Result<Request<Upload>, Setback> {
+        let body = match &self.source {
+            Some(source) => source
+                .attempt()
+                .ok_or(Setback::Next { reason: DialError::Lost, avoid: Avoid::Nobody })?,
+            None => Upload::EMPTY,
+        };
+        Ok(Request::from_parts(self.head.clone(), body))
     }
 
     /// Whether it may be sent again although `endpoint` may have had it.
@@ -162,7 +176,7 @@ impl Http {
         self: &Arc<Self>,
         asked: Asked<'_>,
     ) -> Result<Answered, Malformed> {
-        let Asked { service, options, door, client, mut head, body } = asked;
+        let Asked { service, options, door, client, mut head, body, mut noted } = asked;
         let idle_max = options.limits.timeout.idle();
         let is_grpc = is_grpc(&head.headers);
         let upgrade = head::upgrade(&head);
@@ -183,7 +197,7 @@ impl Http {
         };
         let outcome = tokio::select! {
             biased;
-            outcome = self.ask_instances(service, options, outbox) => outcome,
+            outcome = self.ask_instances(service, options, outbox, &mut noted) => outcome,
             () = late, if by_deadline => Err(Reason::Deadline),
         };
         Ok(match outcome {
@@ -192,6 +206,9 @@ impl Http {
                 let word = reason.word();
                 self.outbound.metrics.count_refused(door, word);
                 self.outbound.events.record(EventKind::ConnectionRefused, service, word);
+                if let Some(noted) = noted {
+                    noted.refused(Some(service), reason.status().as_u16(), word);
+                }
                 Answered { response: reason.answer(Some(service), is_grpc), switched: None }
             }
         })
@@ -202,6 +219,7 @@ impl Http {
         service: &ServiceName,
         options: &EntryOptions,
         outbox: Outbox,
+        noted: &mut Option<Box<Noted>>,
     ) -> Result<(Response<Incoming>, Option<Kept>, Carried), Reason> {
         let outbound = &self.outbound;
         let mut search = Search::new(outbound, service);
@@ -251,9 +269,14 @@ impl Http {
                         endpoint.member,
                         &endpoint.member_name,
                     );
+                    let status = response.status().as_u16();
+                    if let Some(noted) = noted {
+                        noted.answered(service, &endpoint, status);
+                    }
                     let carried = Carried {
                         http: Arc::clone(self),
-                        exchange: traffic.exchange(begun_at, response.status().as_u16()),
+                        noted: noted.take(),
+                        exchange: traffic.exchange(begun_at, status),
                         bytes: traffic.bytes,
                         key: (endpoint.member, endpoint.instance),
                         node: endpoint.member_name,
@@ -303,8 +326,8 @@ impl Http {
         };
         let asking = async {
             if outbox.protocol == Protocol::Http {
-                if let Some(kept) = self.pool.take(&key).await {
-                    match kept.send(outbox.request()).await {
+                if let Some(kept) = self.pool.take(&key) {
+                    match kept.send(outbox.request()?).await {
                         Err(Unanswered::Unsent) => {} // the instance had closed it
                         outcome => {
                             return outbox
@@ -314,13 +337,13 @@ impl Http {
                 }
                 let kept = Kept::new(self.open(options, service, endpoint, link).await?).await;
                 let kept = kept.map_err(|_| lost())?;
-                let outcome = kept.send(outbox.request()).await;
+                let outcome = kept.send(outbox.request()?).await;
                 return outbox
                     .judge(endpoint, outcome.map(|(response, kept)| (response, Some(kept), None)));
             }
             let now = self.outbound.clock.now();
             if let Some((shared, stream)) = self.pool.share(&key, now) {
-                match shared.send(outbox.request()).await {
+                match shared.send(outbox.request()?).await {
                     Err(Unanswered::Unsent) => {} // it is over
                     outcome => {
                         return outbox.judge(endpoint, outcome.map(|r| (r, None, Some(stream))));
@@ -330,7 +353,7 @@ impl Http {
             let way = self.open(options, service, endpoint, link).await?;
             let shared = Shared::new(way, self.tasks.clone()).await.map_err(|_| lost())?;
             let stream = self.pool.add(key.clone(), &shared, now);
-            let outcome = shared.send(outbox.request()).await;
+            let outcome = shared.send(outbox.request()?).await;
             outbox.judge(endpoint, outcome.map(|response| (response, None, Some(stream))))
         };
         let silent = async {
@@ -400,10 +423,7 @@ impl Http {
                 let (io, said) = kept.into_io();
                 (Outgoing::EMPTY, Some(Switched { io, said, carried }))
             }
-            kept => {
-                let download = Download::new(body, kept, carried, idle_max);
-                (Outgoing::Relay(Box::new(download)), None)
-            }
+            kept => (Outgoing::relay(body, kept, carried, idle_max), None),
         };
         let mut response = Response::from_parts(head, body);
         if let Some(node) = node {

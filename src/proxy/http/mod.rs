@@ -11,6 +11,7 @@ mod downstream;
 mod exchange;
 mod gate;
 mod head;
+mod noted;
 mod outside;
 mod pool;
 mod tasks;
@@ -31,7 +32,7 @@ use super::outbound::Outbound;
 use crate::mesh::EndpointState;
 use crate::model::{Protocol, ServiceName};
 use crate::runtime::TaskGroup;
-use crate::telemetry::Door;
+use crate::telemetry::{AccessLog, Door};
 
 /// How often connections that rest are looked at.
 const SWEEP_PERIOD: Duration = Duration::from_secs(1);
@@ -71,17 +72,20 @@ pub(super) struct Http {
     pub(super) outbound: Arc<Outbound>,
     pool: Pool,
     tasks: Tasks,
+    /// Where requests are written down, if anywhere.
+    log: Option<AccessLog>,
     /// Whether connections are to end once nothing is under way on them.
     draining: CancellationToken,
 }
 
 impl Http {
     /// Runs what exchanges need beside their clients' own tasks in `streams`.
-    pub(super) fn new(outbound: Arc<Outbound>, streams: TaskGroup) -> Self {
+    pub(super) fn new(outbound: Arc<Outbound>, streams: TaskGroup, log: Option<AccessLog>) -> Self {
         Self {
             outbound,
             pool: Pool::default(),
             tasks: Tasks(streams),
+            log,
             draining: CancellationToken::new(),
         }
     }
