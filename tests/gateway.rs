@@ -6,6 +6,7 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,6 +16,7 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, split};
 use tokio::net::TcpListener;
 
 use crate::support::{
@@ -571,4 +573,69 @@ fn an_application_hears_by_proxy_protocol_which_member_calls() {
             assert_eq!(told, one.repeat(2), "{} asks", caller.name);
         }
     }
+}
+
+#[test]
+fn an_upgraded_connection_over_tls_carries_all_bytes_both_ways() {
+    let _turn = beside_others();
+    let ingress = Ingress::new();
+    ingress.mesh.offer("web", "http", switching());
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(ingress.authority.certificate.der().clone()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let long = "0123456789".repeat(200_000).into_bytes();
+    let sent = long.clone();
+    let heard = runtime().block_on(async move {
+        let stream = tokio::net::TcpStream::connect(ingress.public).await.unwrap();
+        let name = "shop.example.com".try_into().unwrap();
+        let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+        let (mut reader, mut writer) = split(connector.connect(name, stream).await.unwrap());
+        let request = b"GET / HTTP/1.1\r\nhost: shop.example.com\r\nconnection: upgrade\r\n\
+                        upgrade: echo\r\n\r\n";
+        writer.write_all(request).await.unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(reader.read_u8().await.unwrap());
+        }
+        assert!(head.starts_with(b"HTTP/1.1 101 "), "{}", String::from_utf8_lossy(&head));
+        let write = async {
+            writer.write_all(&sent).await.unwrap();
+            writer.shutdown().await.unwrap();
+        };
+        let read = async {
+            let mut heard = Vec::new();
+            reader.read_to_end(&mut heard).await.unwrap(); // a cut TLS connection is an error here
+            heard
+        };
+        tokio::join!(write, read).1
+    });
+    assert!(heard == long, "{} of {} bytes", heard.len(), long.len());
+}
+
+/// An application that agrees to speak something else: it sends back what it gets.
+fn switching() -> SocketAddr {
+    let listener = runtime().block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
+    let address = listener.local_addr().unwrap();
+    runtime().spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            runtime().spawn(async move {
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    head.push(stream.read_u8().await?);
+                }
+                let answer = b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\n\
+                               upgrade: echo\r\n\r\n";
+                stream.write_all(answer).await?;
+                let (mut reader, mut writer) = stream.split();
+                tokio::io::copy(&mut reader, &mut writer).await?;
+                writer.shutdown().await
+            });
+        }
+    });
+    address
 }
