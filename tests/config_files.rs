@@ -85,7 +85,6 @@ fn keys_of_later_versions_are_refused_as_not_available_yet() {
         ("[[expose]]\nname = \"a\"\nto = \"80\"\ndrain = \"5s\"", "expose[0].drain"),
         ("[node]\nvip = \"127.64.0.0/10\"", "node.vip"),
         ("[listen]\ndns = \"127.0.0.1:7353\"", "listen.dns"),
-        ("[listen]\ngateway = \"127.0.0.1:7380\"", "listen.gateway"),
         ("[listen]\nmetrics = \"10.0.0.1:7374\"", "listen.metrics"),
         ("[[expose]]\nname = \"a\"\nto = \"80\"\nallow = [\"b\"]", "expose[0].allow"),
         ("[[expose]]\nname = \"a\"\nto = \"80\"\nhealth = { tcp = true }", "expose[0].health"),
@@ -93,7 +92,6 @@ fn keys_of_later_versions_are_refused_as_not_available_yet() {
             "[[upstream]]\nservice = \"a\"\nlisten = \"80\"\nbalance = \"maglev\"",
             "upstream[0].balance",
         ),
-        ("[gateway]\npublic = \"0.0.0.0:443\"", "gateway"),
         ("[telemetry]\notlp = \"http://x\"", "telemetry.otlp"),
         ("[[allow]]\nfrom = \"a\"", "allow"),
     ] {
