@@ -197,6 +197,34 @@ listen = "127.0.0.1:5432"
 }
 
 #[test]
+fn a_public_gateway_without_one_of_its_parts_is_refused() {
+    let _turn = beside_others();
+    let gateway = "[gateway]\npublic = \"0.0.0.0:443\"\n";
+    let pair = "certificates = [{ cert = \"/a.pem\", key = \"/a.key\" }]\n";
+    let public = "[[upstream]]\nservice = \"web\"\npublic = true\n";
+    let hosts = "hosts = [\"a.example.com\"]\n";
+    for (text, message) in [
+        (gateway.to_owned(), "needs gateway.certificates"),
+        (format!("[gateway]\n{pair}"), "without gateway.public"),
+        ("[gateway]\nredirect = \"0.0.0.0:80\"\n".to_owned(), "without gateway.public"),
+        (format!("{public}{hosts}"), "without gateway.public"),
+        (format!("{gateway}{pair}{public}"), "hosts: is missing"),
+        (format!("{gateway}{pair}{public}hosts = []\n"), "hosts: is missing"),
+        (format!("{gateway}{pair}{public}hosts = [\"A.example.com\"]\n"), "in lower case"),
+        (format!("{gateway}{pair}{public}{hosts}{public}{hosts}"), "is taken by"),
+        (format!("[[upstream]]\nservice = \"web\"\n{hosts}"), "listen: is missing"),
+        (format!("{gateway}certificates = [{{ cert = \"/a.pem\" }}]\n"), "key: is missing"),
+        (format!("{gateway}certificates = [{{ cert = \"a\", key = \"/k\" }}]\n"), "absolute"),
+        (format!("{gateway}certificates = [{{ crt = \"/a\", key = \"/k\" }}]\n"), "unknown key"),
+        (format!("{gateway}certificates = \"/a.pem\"\n"), "expected a list"),
+        (format!("{gateway}{pair}redirect = \"0.0.0.0:443\"\n"), "is taken by"),
+    ] {
+        let told = faults(&text).join("\n");
+        assert!(told.contains(message), "{text}{told}");
+    }
+}
+
+#[test]
 fn entries_for_other_machines_are_refused() {
     let _turn = beside_others();
     let told = faults("[[upstream]]\nservice = \"db\"\nlisten = \"0.0.0.0:5432\"");

@@ -386,8 +386,8 @@ impl Http {
         link: Option<&Arc<Link>>,
     ) -> Result<Way, Setback> {
         let Some(link) = link else {
-            let instances = &self.outbound.instances;
-            return Ok(Way::Local(instances.connect(service, &endpoint.instance).await?));
+            let own = self.outbound.connect_own(service, &endpoint.instance).await?;
+            return Ok(Way::Local(own));
         };
         let header = Header {
             service: service.clone(),
