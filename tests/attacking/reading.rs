@@ -66,6 +66,9 @@ impl Strict<'_> {
         let target = request.path.unwrap_or_default().to_owned();
         self.at += len;
         let mut message = Message { method, target, headers, body: vec![], is_whole: true };
+        if message.header("host").is_none() {
+            return Err(self.fault("no host"));
+        }
         for once in ["host", "content-length", "transfer-encoding"] {
             if message.headers.iter().filter(|(name, _)| name == once).count() > 1 {
                 return Err(self.fault(&format!("several {once}")));

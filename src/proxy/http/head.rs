@@ -277,8 +277,12 @@ pub(super) fn check(parts: &Parts) -> Result<(), Malformed> {
 }
 
 /// What a request asks to upgrade to, such as `websocket`. `None` also for what is never passed on:
-/// a list to choose from, and HTTP/2, which would carry requests past us unread.
+/// a list to choose from, a request with a body, and HTTP/2, which would carry requests past us unread.
 pub(super) fn upgrade(parts: &Parts) -> Option<HeaderValue> {
+    let has_length = parts.headers.get(CONTENT_LENGTH).is_some_and(|len| len != "0");
+    if has_length || parts.headers.contains_key(TRANSFER_ENCODING) {
+        return None;
+    }
     let mut protocols = parts.headers.get_all(UPGRADE).iter();
     let protocol = protocols.next()?;
     let (name, _) =
@@ -357,6 +361,12 @@ pub(super) fn content_length(value: &[u8]) -> Result<u64, Malformed> {
     let text = std::str::from_utf8(value).ok().filter(|_| is_plain);
     let len = text.and_then(|text| text.parse::<i64>().ok()); // some read lengths as signed
     len.map(i64::unsigned_abs).ok_or(Malformed::ContentLength)
+}
+
+/// Whether some applications take no body with this method, and read one as their next request. What
+/// has one nevertheless goes on a connection that nobody uses after it.
+pub(super) fn may_overlook_body(method: &Method) -> bool {
+    [Method::GET, Method::HEAD, Method::DELETE, Method::OPTIONS, Method::TRACE].contains(method)
 }
 
 /// Whether this is the one expectation that HTTP knows.
@@ -692,6 +702,10 @@ mod tests {
             assert_eq!(upgrade, None, "{protocol}");
         }
         assert_eq!(asked(&[("upgrade", "websocket")]), None, "not asked for");
+        for body in [("content-length", "1"), ("transfer-encoding", "chunked")] {
+            let lines = [("connection", "upgrade"), ("upgrade", "websocket"), body];
+            assert_eq!(asked(&lines), None, "{body:?}");
+        }
         assert_eq!(
             asked(&[("connection", "upgrade"), ("upgrade", "websocket"), ("upgrade", "x")]),
             None
