@@ -644,10 +644,10 @@ async fn a_blocked_query_is_answered_by_a_change_of_the_mesh_or_of_this_machine(
         match change {
             0 => api.change_web(500),
             _ => drop(api.local.send_replace(Arc::new(Local {
-                upstreams: vec![UpstreamSpec {
-                    service: "web".parse().unwrap(),
-                    listen: "127.0.0.1:4000".parse().unwrap(),
-                }],
+                upstreams: vec![UpstreamSpec::new(
+                    "web".parse().unwrap(),
+                    "127.0.0.1:4000".parse().unwrap(),
+                )],
                 ..Local::default()
             }))),
         }

@@ -20,7 +20,7 @@ use crate::mesh::Snapshot;
 use crate::model::{
     Entry, InstanceId, MemberId, MemberName, MemberState, PublicKey, ServiceName, Target,
 };
-use crate::proxy::{EntryOptions, Proxy};
+use crate::proxy::Proxy;
 use crate::telemetry::{EventKind, EventLog};
 use crate::tls::store::DataDir;
 use crate::transport::Endpoint;
@@ -242,13 +242,12 @@ impl Controller {
                 spec.listen, own.id
             )));
         }
-        let UpstreamSpec { service, listen } = spec;
-        let opened =
-            self.proxy.open_upstream(service.clone(), listen, EntryOptions::default()).await;
+        let (service, options) = (spec.service.clone(), spec.options());
+        let opened = self.proxy.open_upstream(service.clone(), spec.listen.clone(), options).await;
         let listen = opened.map_err(|error| ControlError::Invalid(error.to_string()))?;
         info!(%service, %listen, "upstream open");
         self.events.record(EventKind::EntryOpened, &service, format!("listens on {listen}"));
-        let spec = UpstreamSpec { service, listen };
+        let spec = UpstreamSpec { listen, ..spec };
         self.upstreams.push(spec.clone());
         self.show();
         Ok(spec)

@@ -77,7 +77,7 @@ impl Agent {
         service: &ServiceName,
         listen: Target,
     ) -> Result<Target, ControlError> {
-        let spec = UpstreamSpec { service: service.clone(), listen };
+        let spec = UpstreamSpec::new(service.clone(), listen);
         let spec = spec.check().map_err(|error| ControlError::Invalid(error.to_string()))?;
         let lifetime = control::Lifetime::Run;
         let opened = self.ask(|reply| Control::Upstream { spec, lifetime, reply }).await?;

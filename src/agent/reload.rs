@@ -12,7 +12,6 @@ use super::seeds;
 use crate::api::{ControlError, Effective, ExposeSpec, Reloaded, SettingView, UpstreamSpec};
 use crate::config::{self, Origin, Overrides, Setting, Settings};
 use crate::model::InstanceId;
-use crate::proxy::EntryOptions;
 use crate::runtime::blocking;
 use crate::telemetry::EventKind;
 
@@ -242,8 +241,8 @@ impl Controller {
         before: &UpstreamSpec,
         after: &UpstreamSpec,
     ) -> Result<(), ControlError> {
-        let UpstreamSpec { service, listen } = after.clone();
-        let redirected = self.proxy.redirect(listen, service, EntryOptions::default()).await;
+        let UpstreamSpec { service, listen, .. } = after.clone();
+        let redirected = self.proxy.redirect(listen, service, after.options()).await;
         redirected.map_err(|error| ControlError::Invalid(error.to_string()))?;
         self.upstreams.retain(|spec| spec != before);
         self.upstreams.push(after.clone());

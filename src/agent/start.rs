@@ -513,7 +513,7 @@ async fn open_settings(
     }
     for spec in controller.runtime.upstream.clone() {
         if let Err(error) = controller.open(spec.clone()).await {
-            let UpstreamSpec { service, listen } = spec;
+            let UpstreamSpec { service, listen, .. } = spec;
             warn!(%service, %listen, %error, "cannot open again what was open before");
         }
     }

@@ -13,6 +13,7 @@ use crate::model::{
     Entry, InstanceId, MemberId, MemberName, NameError, Protocol, PublicKey, RequestPattern,
     ServiceName, Target, Weight,
 };
+use crate::proxy::{CallLimits, EntryOptions, Retry, Timeouts};
 use crate::transport::enrolment::{InviteOptions, InviteView};
 
 /// How many commands may wait. People and deploy scripts write them one at a time; a queue that is
@@ -337,9 +338,26 @@ pub struct UpstreamSpec {
     pub service: ServiceName,
     /// Where this machine's applications connect.
     pub listen: Target,
+    /// How long its calls may take.
+    #[serde(default, skip_serializing_if = "Timeouts::is_default")]
+    pub timeout: Timeouts,
+    /// How often one may be tried.
+    #[serde(default, skip_serializing_if = "Retry::is_default")]
+    pub retry: Retry,
 }
 
 impl UpstreamSpec {
+    /// An entry to `service` at `listen`, everything else by default.
+    pub fn new(service: ServiceName, listen: Target) -> Self {
+        Self { service, listen, timeout: Timeouts::default(), retry: Retry::default() }
+    }
+
+    /// How its calls are made.
+    pub fn options(&self) -> EntryOptions {
+        let limits = CallLimits { timeout: self.timeout.clone(), retry: self.retry.clone() };
+        EntryOptions { source: None, limits }
+    }
+
     /// Refuses an entry that other machines could reach.
     pub fn check(self) -> Result<Self, SpecError> {
         match &self.listen {

@@ -76,9 +76,9 @@ mod tests {
             let to = format!("127.0.0.1:{port}").parse().unwrap();
             ExposeSpec::new(name.parse().unwrap(), to).unwrap()
         };
-        let upstream = |port: u16| UpstreamSpec {
-            service: "db".parse().unwrap(),
-            listen: format!("127.0.0.1:{port}").parse().unwrap(),
+        let upstream = |port: u16| {
+            let listen = format!("127.0.0.1:{port}").parse().unwrap();
+            UpstreamSpec::new("db".parse().unwrap(), listen)
         };
         let asked = |key: &str, value| SettingView {
             key: key.to_owned(),

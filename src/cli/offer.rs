@@ -198,7 +198,7 @@ pub(super) async fn upstream(global: &Global, args: UpstreamArgs) -> Outcome {
             Failure::usage(message).hint(format!("murmesh upstream {service} 127.0.0.1:5432"))
         );
     };
-    let spec = UpstreamSpec { service, listen };
+    let spec = UpstreamSpec::new(service, listen);
     let spec: UpstreamSpec = client.change(Method::POST, "/v1/mesh/upstream", &spec).await?;
     line(format_args!("{} is at {}", spec.service, spec.listen))?;
     let services: Vec<Service> = client.get("/v1/mesh/services").await?;

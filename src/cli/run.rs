@@ -69,7 +69,7 @@ fn upstream(text: &str) -> Result<UpstreamSpec, String> {
         text.split_once('=').ok_or("expected NAME=LISTEN, for instance db=127.0.0.1:5432")?;
     let service = service.parse().map_err(|error: crate::model::NameError| error.to_string())?;
     let listen = listen.parse().map_err(|error: crate::model::TargetError| error.to_string())?;
-    UpstreamSpec { service, listen }.check().map_err(|error| error.to_string())
+    UpstreamSpec::new(service, listen).check().map_err(|error| error.to_string())
 }
 
 /// What flags and environment say.

@@ -19,6 +19,7 @@ use crate::api::{ExposeSpec, UpstreamSpec};
 use crate::catalogue::REQUESTS_MAX;
 use crate::membership::Profile;
 use crate::model::{InstanceId, MemberName, RequestPattern, ServiceName, Target, Weight};
+use crate::proxy::{Retry, Share, Span, Timeouts};
 use crate::telemetry::LogFormat;
 use crate::tls::store::DataDir;
 
@@ -218,9 +219,61 @@ impl Reader<'_> {
             return self.missing(at, "listen", &span);
         };
         let listen = self.parsed(value, &format!("{at}.listen"), check::entry);
+        let timeout = self.timeouts(table, at);
+        let retry = self.retry(table, at);
         let (Some(service), Some(listen)) = (service, listen) else { return };
-        let spec = UpstreamSpec { service, listen };
+        let mut spec = UpstreamSpec::new(service, listen);
+        (spec.timeout, spec.retry) = (timeout, retry);
         settings.upstreams.push(Setting::new(spec, self.origin(span)));
+    }
+
+    fn timeouts(&mut self, table: &DeTable<'_>, at: &str) -> Timeouts {
+        let mut timeouts = Timeouts::default();
+        let span = |text: &str| Span::try_from(text.to_owned());
+        self.inner(table, at, "timeout", &["connect", "request", "idle"], |reader, inner, at| {
+            timeouts.connect = reader.text(inner, at, "connect", span);
+            timeouts.request = reader.text(inner, at, "request", span);
+            timeouts.idle = reader.text(inner, at, "idle", span);
+        });
+        timeouts
+    }
+
+    fn retry(&mut self, table: &DeTable<'_>, at: &str) -> Retry {
+        let mut retry = Retry::default();
+        self.inner(table, at, "retry", &["budget", "tries"], |reader, inner, at| {
+            let tries = reader.number(inner, at, "tries", 1, 10);
+            retry.tries = tries.and_then(|tries| u8::try_from(tries).ok());
+            retry.budget =
+                reader.text(inner, at, "budget", |text| Share::try_from(text.to_owned()));
+        });
+        retry
+    }
+
+    /// Reads `key = { .. }`, whose keys are `known`.
+    fn inner(
+        &mut self,
+        table: &DeTable<'_>,
+        at: &str,
+        key: &str,
+        known: &'static [&'static str],
+        read: impl FnOnce(&mut Self, &DeTable<'_>, &str),
+    ) {
+        let Some(value) = table.get(key) else { return };
+        let at = format!("{at}.{key}");
+        let DeValue::Table(inner) = value.get_ref() else {
+            let expected = format!("expected {{ {} = .. }}", known.join(" = .., "));
+            return self.refuse(value, &at, expected);
+        };
+        for (name, _) in inner {
+            let key: &str = name.get_ref();
+            if known.contains(&key) {
+                continue;
+            }
+            let name_at = format!("{at}.{}", name.get_ref());
+            let standing = Standing::Unknown(keys::nearest(name.get_ref(), known.iter().copied()));
+            self.refuse_key(name.span(), &name_at, name.get_ref(), &standing, "key");
+        }
+        read(self, inner, &at);
     }
 
     /// Reads a text into a setting, where it is there.

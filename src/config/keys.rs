@@ -38,8 +38,8 @@ pub(super) const SECTIONS: &[Section] = &[
     Section {
         name: "upstream",
         is_list: true,
-        keys: &["service", "listen"],
-        later: &["as", "prefer", "public", "timeout", "retry", "breaker", "balance"],
+        keys: &["service", "listen", "timeout", "retry"],
+        later: &["as", "prefer", "public", "breaker", "balance"],
     },
     Section {
         name: "telemetry",

@@ -111,7 +111,7 @@ mod tests {
         let to = "unix:/run/web.sock".parse().unwrap();
         let expose = ExposeSpec::new("web".parse().unwrap(), to).unwrap();
         let listen = "127.0.0.1:5432".parse().unwrap();
-        let upstream = UpstreamSpec { service: "db".parse().unwrap(), listen };
+        let upstream = UpstreamSpec::new("db".parse().unwrap(), listen);
         let maintenance = [(expose.id.clone(), "a new \"disk\"".to_owned())].into();
         let draining = [expose.id.clone()].into();
         let out = OutOfRotation { node_draining: true, draining, maintenance };

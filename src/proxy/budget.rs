@@ -17,9 +17,10 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use super::limits::Share;
 use crate::model::{Moment, ServiceName};
 
-/// Retries for each request.
+/// Retries for each request, unless an entry says otherwise.
 const SHARE: f64 = 0.2;
 /// Retries in a second, so that a service that is seldom called has some, too.
 const PER_SECOND: f64 = 10.0;
@@ -28,24 +29,30 @@ const SERVICES_MAX: usize = 10_000;
 /// For how long what was not used stays.
 const MEMORY: Duration = Duration::from_secs(10);
 
-/// The budgets of this member's calls, one for each service. Cheap to ask.
+/// The budgets of this member's calls, one for each service and share. Cheap to ask.
 #[derive(Debug, Default)]
 pub(super) struct Budgets {
-    by_service: Mutex<BTreeMap<ServiceName, Arc<RetryBudget>>>,
+    by_service: Mutex<BTreeMap<(ServiceName, Option<Share>), Arc<RetryBudget>>>,
 }
 
 impl Budgets {
     /// The budget of calls to `service`. Those that nobody uses are forgotten above [`SERVICES_MAX`].
-    pub(super) fn of(&self, service: &ServiceName, now: Moment) -> Arc<RetryBudget> {
+    pub(super) fn of(
+        &self,
+        service: &ServiceName,
+        share: Option<Share>,
+        now: Moment,
+    ) -> Arc<RetryBudget> {
+        let key = (service.clone(), share);
         let mut budgets = self.by_service.lock();
-        if let Some(budget) = budgets.get(service) {
+        if let Some(budget) = budgets.get(&key) {
             return Arc::clone(budget);
         }
         if budgets.len() >= SERVICES_MAX {
             budgets.retain(|_, budget| Arc::strong_count(budget) > 1);
         }
-        let budget = Arc::new(RetryBudget::new(now));
-        budgets.insert(service.clone(), Arc::clone(&budget));
+        let budget = Arc::new(RetryBudget::new(now, share.map_or(SHARE, Share::as_fraction)));
+        budgets.insert(key, Arc::clone(&budget));
         budget
     }
 }
@@ -53,6 +60,8 @@ impl Budgets {
 /// At any time at most `100 + 10 a second + 0.2 a request` were taken since the start.
 #[derive(Debug)]
 pub(super) struct RetryBudget {
+    /// Retries for each request.
+    share: f64,
     requests: AtomicU64,
     balance: Mutex<Balance>,
 }
@@ -67,10 +76,10 @@ struct Balance {
 
 impl RetryBudget {
     /// What a member at rest has.
-    pub(super) fn new(now: Moment) -> Self {
+    pub(super) fn new(now: Moment, share: f64) -> Self {
         let retries = PER_SECOND * MEMORY.as_secs_f64();
         let balance = Balance { retries, as_of: now, requests: 0 };
-        Self { requests: AtomicU64::new(0), balance: Mutex::new(balance) }
+        Self { share, requests: AtomicU64::new(0), balance: Mutex::new(balance) }
     }
 
     /// A client has asked for something.
@@ -82,7 +91,7 @@ impl RetryBudget {
     pub(super) fn take(&self, now: Moment) -> bool {
         let requests = self.requests.load(Ordering::Relaxed);
         let mut balance = self.balance.lock();
-        balance.update(now, requests);
+        balance.update(now, requests, self.share);
         let is_left = balance.retries >= 1.0;
         if is_left {
             balance.retries -= 1.0;
@@ -92,9 +101,9 @@ impl RetryBudget {
 }
 
 impl Balance {
-    fn update(&mut self, now: Moment, requests: u64) {
+    fn update(&mut self, now: Moment, requests: u64, share: f64) {
         let (passed, memory) = (now.since(self.as_of).as_secs_f64(), MEMORY.as_secs_f64());
-        let inflow = passed * PER_SECOND + requests.saturating_sub(self.requests) as f64 * SHARE;
+        let inflow = passed * PER_SECOND + requests.saturating_sub(self.requests) as f64 * share;
         // An even flow into a store that loses 1/memory of itself in each second. All of it, when no
         // time has passed.
         let kept = (-passed / memory).exp();
@@ -115,7 +124,7 @@ mod tests {
 
     #[test]
     fn member_at_rest_may_retry_a_hundred_times_and_then_ten_times_a_second() {
-        let budget = RetryBudget::new(Moment::START);
+        let budget = RetryBudget::new(Moment::START, SHARE);
         assert_eq!(take(&budget, 0, 1_000), 100);
         let taken: usize = (1..=60).map(|second| take(&budget, second, 1_000)).sum();
         assert!((540..=600).contains(&taken), "{taken}");
@@ -123,7 +132,7 @@ mod tests {
 
     #[test]
     fn what_was_not_used_is_lost_in_time() {
-        let budget = RetryBudget::new(Moment::START);
+        let budget = RetryBudget::new(Moment::START, SHARE);
         (0..100_000).for_each(|_| budget.note_request());
         assert!(budget.take(Moment::START), "brings the balance up to date");
         let taken = take(&budget, 3_600, 1_000_000);
@@ -132,7 +141,7 @@ mod tests {
 
     #[test]
     fn retries_follow_the_requests_and_never_exceed_a_fifth() {
-        let budget = RetryBudget::new(Moment::START);
+        let budget = RetryBudget::new(Moment::START, SHARE);
         let mut all = 0;
         for second in 1..=100 {
             (0..1_000).for_each(|_| budget.note_request());

@@ -10,6 +10,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
+use super::EntryOptions;
 use super::http::{Http, Site};
 use super::local::{LocalListener, LocalSocket};
 use super::outbound::{Ask, Greeting};
@@ -29,8 +30,8 @@ const BACK_OFF: Duration = Duration::from_millis(50);
 /// What a listener leads to.
 #[derive(Clone, Debug)]
 pub(super) enum Leads {
-    /// To one service, called as `source`.
-    Service { service: ServiceName, source: Option<ServiceName> },
+    /// To one service.
+    Service { service: ServiceName, options: Arc<EntryOptions> },
     /// To whatever the client names.
     Socks,
 }
@@ -81,15 +82,15 @@ pub(super) async fn accept(
 async fn serve(mut client: LocalSocket, leads: Leads, http: Arc<Http>) {
     let outbound = &http.outbound;
     let ask = match leads {
-        Leads::Service { service, source } => match http.protocol(&service) {
+        Leads::Service { service, options } => match http.protocol(&service) {
             Some(Protocol::Http | Protocol::H2 | Protocol::Grpc) => {
-                let site = Site { service: Some(service), source, door: Door::upstream };
+                let site = Site { service: Some(service), options, door: Door::upstream };
                 return Box::pin(http.serve(client, site)).await;
             }
-            _ => Ask { service, source, greeting: Greeting::None },
+            _ => Ask { service, options, greeting: Greeting::None },
         },
         Leads::Socks => match Box::pin(negotiate(&mut client)).await {
-            Ok(service) => Ask { service, source: None, greeting: Greeting::Socks },
+            Ok(service) => Ask { service, options: Arc::default(), greeting: Greeting::Socks },
             Err(reason) => {
                 outbound.metrics.count_refused(Door::socks, reason);
                 let _ = client.end().await; // the client is gone: nobody to tell

@@ -10,6 +10,7 @@ mod entry;
 mod http;
 mod inbound;
 mod instances;
+mod limits;
 mod local;
 mod outbound;
 mod pipe;
@@ -34,6 +35,7 @@ use tracing::info;
 
 pub use dial::{DialError, MeshStream};
 pub use instances::{InFlight, LocalInstance};
+pub use limits::{CallLimits, Retry, Share, Span, Timeouts};
 
 use self::budget::Budgets;
 use self::entry::{CONNECTIONS_MAX, Leads, accept};
@@ -139,6 +141,8 @@ pub enum EntryError {
 pub struct EntryOptions {
     /// As which local service the callers call; as the member itself when absent.
     pub source: Option<ServiceName>,
+    /// What its calls are allowed.
+    pub limits: CallLimits,
 }
 
 /// The handle of the data plane, for any thread. Cheap to clone.
@@ -192,7 +196,7 @@ impl Proxy {
         listen: Target,
         options: EntryOptions,
     ) -> Result<Target, EntryError> {
-        self.open(listen, Leads::Service { service, source: options.source }).await
+        self.open(listen, Leads::Service { service, options: Arc::new(options) }).await
     }
 
     /// Opens a SOCKS5 entry to all services by name. Returns where it listens.
@@ -208,7 +212,7 @@ impl Proxy {
         service: ServiceName,
         options: EntryOptions,
     ) -> Result<(), EntryError> {
-        let leads = Leads::Service { service, source: options.source };
+        let leads = Leads::Service { service, options: Arc::new(options) };
         let redirected = self.ask(|reply| Command::Redirect { listen, leads, reply }).await;
         redirected.ok_or(EntryError::Closed)?
     }
@@ -460,7 +464,7 @@ impl DataPlane {
         let Ok(slot) = Arc::clone(&self.dials).try_acquire_owned() else {
             return drop(reply.send(refuse(DialError::Overflow)));
         };
-        let ask = Ask { service, source: None, greeting: Greeting::Dial(reply) };
+        let ask = Ask { service, options: Arc::default(), greeting: Greeting::Dial(reply) };
         let outbound = Arc::clone(&self.outbound);
         self.streams.spawn_connection("dial", async move {
             outbound.serve(client, ask).await;

@@ -25,6 +25,7 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tracing::debug;
 
+use super::EntryOptions;
 use super::budget::{Budgets, RetryBudget};
 use super::dial::DialError;
 use super::instances::{Call, InFlight, Instances};
@@ -106,7 +107,7 @@ impl Greeting {
 #[derive(Debug)]
 pub(super) struct Ask {
     pub(super) service: ServiceName,
-    pub(super) source: Option<ServiceName>,
+    pub(super) options: Arc<EntryOptions>,
     pub(super) greeting: Greeting,
 }
 
@@ -221,7 +222,8 @@ impl Outbound {
         // Boxed, and gone before bytes are carried: connecting takes much room and little time, and
         // thousands of tasks like this one may rest for days.
         let connecting = Box::pin(self.connect(&mut client, &ask, &mut prefix));
-        let connected = timeout(CONNECT_TIME_MAX, connecting).await;
+        let limit = ask.options.limits.timeout.connect();
+        let connected = timeout(limit, connecting).await;
         match connected.unwrap_or(Err(Failure::NotTaken(DialError::Timeout))) {
             Ok(connected) => {
                 let len = prefix.len;
@@ -267,7 +269,8 @@ impl Outbound {
     ) -> Result<Connected, Failure> {
         let mut search = Search::new(self, &ask.service);
         let mut last: Option<DialError> = None;
-        let budget = self.budgets.of(&ask.service, self.clock.now());
+        let share = ask.options.limits.retry.budget;
+        let budget = self.budgets.of(&ask.service, share, self.clock.now());
         budget.note_request();
         loop {
             let dialled = search.next().await;
@@ -367,7 +370,7 @@ impl Outbound {
         let header = Header {
             service: ask.service.clone(),
             instance: endpoint.instance.clone(),
-            source: ask.source.clone(),
+            source: ask.options.source.clone(),
             mode: Mode::SPLICE,
         };
         let header = header.encode().map_err(|_| Setback::Final(DialError::Unsupported))?;

@@ -97,17 +97,20 @@ impl Source {
         Some(Arc::new(Self { state: Mutex::new(state), hint }))
     }
 
-    /// The body from its beginning. Those that were given out before end.
-    pub(super) fn attempt(self: &Arc<Self>) -> Upload {
+    /// The body from its beginning, as long as it can still be said from there. Those that were given
+    /// out before end.
+    pub(super) fn attempt(self: &Arc<Self>) -> Option<Upload> {
         let mut state = self.state.lock();
+        if !state.can_repeat() {
+            return None;
+        }
         state.attempt += 1;
-        Upload(Some(Attempt { source: Arc::clone(self), number: state.attempt, next: 0 }))
+        Some(Upload(Some(Attempt { source: Arc::clone(self), number: state.attempt, next: 0 })))
     }
 
     /// Whether all of it can be said again.
     pub(super) fn can_repeat(&self) -> bool {
-        let state = self.state.lock();
-        state.kept.is_some() && state.failure.is_none()
+        self.state.lock().can_repeat()
     }
 
     /// It will not be said again.
@@ -122,6 +125,10 @@ impl Source {
 }
 
 impl Sourced {
+    fn can_repeat(&self) -> bool {
+        self.kept.is_some() && self.failure.is_none()
+    }
+
     fn poll_frame(
         &mut self,
         cx: &mut Context<'_>,
@@ -233,6 +240,21 @@ pub(super) enum Outgoing {
 impl Outgoing {
     /// No body.
     pub(super) const EMPTY: Self = Self::Own(None);
+
+    /// The body of a response that comes on `upstream`, if that is for this exchange alone.
+    pub(super) fn relay(
+        body: Incoming,
+        upstream: Option<Kept>,
+        carried: Carried,
+        idle_max: Duration,
+    ) -> Self {
+        if body.is_end_stream() {
+            carried.end(upstream);
+            return Self::EMPTY;
+        }
+        let patience = Patience::new(idle_max);
+        Self::Relay(Box::new(Download { body, upstream, carried: Some(carried), patience }))
+    }
 }
 
 impl Body for Outgoing {
@@ -250,7 +272,10 @@ impl Body for Outgoing {
     }
 
     fn is_end_stream(&self) -> bool {
-        matches!(self, Self::Own(None))
+        match self {
+            Self::Own(bytes) => bytes.is_none(),
+            Self::Relay(download) => download.body.is_end_stream(),
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -273,13 +298,11 @@ pub(super) struct Download {
 }
 
 impl Download {
-    pub(super) fn new(
-        body: Incoming,
-        upstream: Option<Kept>,
-        carried: Carried,
-        idle_max: Duration,
-    ) -> Self {
-        Self { body, upstream, carried: Some(carried), patience: Patience::new(idle_max) }
+    /// All of it was handed on.
+    fn end(&mut self) {
+        if let Some(carried) = self.carried.take() {
+            carried.end(self.upstream.take());
+        }
     }
 
     fn poll_frame(
@@ -295,13 +318,15 @@ impl Download {
                 if let (Some(carried), Some(data)) = (&self.carried, frame.data_ref()) {
                     carried.count(data.len());
                 }
+                // Nobody may ask for more: its length was said, or nothing follows trailers.
+                if frame.is_trailers() || self.body.is_end_stream() {
+                    self.end();
+                }
                 Poll::Ready(Some(Ok(frame)))
             }
             Poll::Ready(Some(Err(_))) => Poll::Ready(Some(Err(BodyError::Cut))),
             Poll::Ready(None) => {
-                if let Some(carried) = self.carried.take() {
-                    carried.end(self.upstream.take(), cx);
-                }
+                self.end();
                 Poll::Ready(None)
             }
             Poll::Pending => {

@@ -25,7 +25,7 @@ use tokio::time::{Sleep, sleep, timeout};
 
 use super::answer::{Reason, is_grpc};
 use super::body::Outgoing;
-use super::exchange::{Asked, IDLE_TIME_MAX, Switched};
+use super::exchange::{Asked, Switched};
 use super::gate::Gate;
 use super::head::{self, Malformed};
 use super::{Http, Site};
@@ -45,9 +45,8 @@ const READ_LEN_MAX: usize = 64 * 1024;
 /// What hyper may hold of a request.
 const BUFFER_LEN_MAX: usize = 64 * 1024;
 /// After an answer that ends the connection the client may still be sending; were its bytes not
-/// read, the system would take the answer back.
-const LINGER_TIME_MAX: Duration = Duration::from_secs(1);
-const LINGER_LEN_MAX: usize = 256 * 1024;
+/// read, the system would take the answer back. Many clients read it only once they have said all.
+const LINGER_TIME_MAX: Duration = Duration::from_secs(5);
 /// What a client of HTTP/2 begins with (RFC 9113, section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Requests at a time on one connection of HTTP/2.
@@ -244,15 +243,7 @@ async fn linger(mut socket: LocalSocket, is_sending: bool) {
     if socket.split().1.end().await.is_err() || !is_sending {
         return;
     }
-    let listen = async {
-        let mut len = 0;
-        while let Ok(bytes) = read(&mut socket).await {
-            len += bytes.len();
-            if bytes.is_empty() || len > LINGER_LEN_MAX {
-                return;
-            }
-        }
-    };
+    let listen = async { while read(&mut socket).await.is_ok_and(|bytes| !bytes.is_empty()) {} };
     let _ = timeout(LINGER_TIME_MAX, listen).await; // it had its time
 }
 
@@ -317,7 +308,7 @@ impl Client {
         };
         let asked = Asked {
             service: &service,
-            source: self.site.source.as_ref(),
+            options: &self.site.options,
             door: self.site.door,
             client: None,
             head,
@@ -421,19 +412,19 @@ impl ClientIo {
             self.stall = None;
             return Poll::Ready(written);
         }
-        let client = &self.client;
-        let stall = self
-            .stall
-            .get_or_insert_with(|| Box::pin(stalled(client.http.outbound.stalls.clone())));
+        let stall = self.stall.get_or_insert_with(|| {
+            let idle_max = self.client.site.options.limits.timeout.idle();
+            Box::pin(stalled(self.client.http.outbound.stalls.clone(), idle_max))
+        });
         ready!(stall.as_mut().poll(cx));
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 }
 
 /// Returns when a client has taken nothing for too long, or its memory is needed.
-async fn stalled(stalls: Stalls) {
+async fn stalled(stalls: Stalls, time_max: Duration) {
     sleep(STALL_AFTER).await;
-    let _ = timeout(IDLE_TIME_MAX, stalls.watch(pending::<()>())).await; // either way it is over
+    let _ = timeout(time_max, stalls.watch(pending::<()>())).await; // either way it is over
 }
 
 impl Read for ClientIo {

@@ -8,7 +8,6 @@
 use std::future::pending;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::task::Context;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -20,34 +19,31 @@ use hyper::body::Incoming;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::Http;
-use super::answer::{Reason, is_grpc};
-use super::body::{BodyError, Download, Outgoing, Source, Upload};
+use super::answer::{NODE, Reason, is_grpc};
+use super::body::{BodyError, Outgoing, Source, Upload};
 use super::head::{self, Malformed};
 use super::pool::{Key, Stream};
 use super::upstream::{Kept, Shared, Unanswered, UpstreamIo, Way};
 use crate::mesh::Endpoint;
-use crate::model::{Protocol, ServiceName};
+use crate::model::{MemberName, Protocol, ServiceName};
 use crate::proxy::dial::DialError;
 use crate::proxy::instances::Call;
-use crate::proxy::outbound::{self, Avoid, CONNECT_TIME_MAX, Dialled, Search, Setback};
+use crate::proxy::outbound::{self, Avoid, Dialled, Search, Setback};
 use crate::proxy::traffic::Exchange;
+use crate::proxy::{EntryOptions, Span};
 use crate::telemetry::{Counter, Direction, Door, EventKind};
 use crate::transport::Link;
 use crate::transport::tunnel::{Header, Mode};
 
-/// How long neither side of an exchange may say anything, and how long a response may take to begin,
-/// unless its caller's deadline is nearer.
-pub(super) const IDLE_TIME_MAX: Duration = Duration::from_secs(300);
-/// By how much the time that is left shrinks at each agent, so that whoever asked hears the reason
-/// from the agent that knows it best.
+/// How much time the caller leaves, in milliseconds.
 const DEADLINE: HeaderName = HeaderName::from_static("x-murmesh-deadline-ms");
-/// The caller's member. What its agent says; the tunnel proves the agent, not the application.
+/// The caller's member, as its agent says. What the certificate proves is in PROXY protocol's header.
 const PEER: HeaderName = HeaderName::from_static("x-murmesh-peer");
 
 /// A request and where it is to go.
 pub(super) struct Asked<'a> {
     pub(super) service: &'a ServiceName,
-    pub(super) source: Option<&'a ServiceName>,
+    pub(super) options: &'a EntryOptions,
     pub(super) door: Door,
     pub(super) client: Option<IpAddr>,
     pub(super) head: Parts,
@@ -73,6 +69,8 @@ pub(super) struct Switched {
 pub(super) struct Carried {
     http: Arc<Http>,
     key: Key,
+    /// Whose instance it is.
+    node: MemberName,
     exchange: Exchange,
     pub(super) bytes: Counter,
     _call: Call,
@@ -85,10 +83,10 @@ impl Carried {
     }
 
     /// The response is whole. Its connection is kept when it is free for another.
-    pub(super) fn end(self, upstream: Option<Kept>, cx: &mut Context<'_>) {
+    pub(super) fn end(self, upstream: Option<Kept>) {
         let now = self.http.outbound.clock.now();
         if let Some(mut kept) = upstream
-            && kept.poll_is_free(cx)
+            && kept.is_free()
         {
             self.http.pool.put(self.key, kept, now);
         }
@@ -104,7 +102,25 @@ impl Carried {
 }
 
 /// What one instance made of a request.
-type Attempt = Result<(Response<Incoming>, Option<Kept>, Option<Stream>), Setback>;
+type Attempt = Result<(Response<Incoming>, Option<Kept>, Option<Stream>), Miss>;
+
+/// Why one instance brought no response.
+enum Miss {
+    /// Nothing of the request reached it.
+    NotTaken(Setback),
+    /// It may have had the request, which may be repeated.
+    Repeatable(DialError, Avoid),
+    /// It may have had the request, which may not be repeated.
+    Lost,
+    /// It said nothing for too long.
+    TimedOut,
+}
+
+impl<T: Into<Setback>> From<T> for Miss {
+    fn from(setback: T) -> Self {
+        Self::NotTaken(setback.into())
+    }
+}
 
 /// A request as it can be said to several instances.
 struct Outbox {
@@ -114,10 +130,15 @@ struct Outbox {
 }
 
 impl Outbox {
-    /// The request for one attempt.
-    fn request(&self) -> Request<Upload> {
-        let body = self.source.as_ref().map_or(Upload::EMPTY, |source| source.attempt());
-        Request::from_parts(self.head.clone(), body)
+    /// The request for one attempt. An error when too much of its body has gone to say it again.
+    fn request(&self) -> Result<Request<Upload>, Setback> {
+        let body = match &self.source {
+            Some(source) => source
+                .attempt()
+                .ok_or(Setback::Next { reason: DialError::Lost, avoid: Avoid::Nobody })?,
+            None => Upload::EMPTY,
+        };
+        Ok(Request::from_parts(self.head.clone(), body))
     }
 
     /// Whether it may be sent again although `endpoint` may have had it.
@@ -145,14 +166,18 @@ impl Http {
         self: &Arc<Self>,
         asked: Asked<'_>,
     ) -> Result<Answered, Malformed> {
-        let Asked { service, source, door, client, mut head, body } = asked;
+        let Asked { service, options, door, client, mut head, body } = asked;
+        let idle_max = options.limits.timeout.idle();
         let is_grpc = is_grpc(&head.headers);
         let upgrade = head::upgrade(&head);
         head::forward_request(&mut head.headers, client, upgrade.clone())?;
-        let deadline = self.deadline(&mut head);
+        let deadline = self.deadline(&mut head, options.limits.timeout.request);
+        if let Some(peer) = self.name() {
+            head.headers.insert(PEER, peer);
+        }
         let protocol = self.protocol(service).unwrap_or_default();
         self.address(&mut head, protocol, service)?;
-        let body = Source::new(body, IDLE_TIME_MAX);
+        let body = Source::new(body, idle_max);
         if protocol == Protocol::Http && body.is_some() && head::may_overlook_body(&head.method) {
             head.headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
@@ -166,11 +191,11 @@ impl Http {
         };
         let outcome = tokio::select! {
             biased;
-            outcome = self.ask_instances(service, source, outbox) => outcome,
+            outcome = self.ask_instances(service, options, outbox) => outcome,
             () = late, if by_deadline => Err(Reason::Deadline),
         };
         Ok(match outcome {
-            Ok((response, kept, carried)) => self.relay(response, kept, carried, upgrade),
+            Ok((response, kept, carried)) => self.relay(response, kept, carried, upgrade, idle_max),
             Err(reason) => {
                 let word = reason.word();
                 self.outbound.metrics.count_refused(door, word);
@@ -183,36 +208,35 @@ impl Http {
     async fn ask_instances(
         self: &Arc<Self>,
         service: &ServiceName,
-        source: Option<&ServiceName>,
+        options: &EntryOptions,
         outbox: Outbox,
     ) -> Result<(Response<Incoming>, Option<Kept>, Carried), Reason> {
         let outbound = &self.outbound;
         let mut search = Search::new(outbound, service);
-        let mut last: Option<DialError> = None;
+        let (mut last, mut reached) = (None, 0);
         let begun_at = outbound.clock.now();
-        let budget = outbound.budgets.of(service, begun_at);
+        let budget = outbound.budgets.of(service, options.limits.retry.budget, begun_at);
         budget.note_request();
         loop {
-            let dialled = match timeout(CONNECT_TIME_MAX, search.next()).await {
+            let dialled = match timeout(options.limits.timeout.connect(), search.next()).await {
                 Ok(Ok(dialled)) => dialled,
-                Ok(Err(none)) => {
-                    let none = last.unwrap_or(none.into());
-                    return Err(Reason::NotTaken(none));
-                }
+                Ok(Err(_)) if reached > 0 => return Err(Reason::Lost),
+                Ok(Err(none)) => return Err(Reason::NotTaken(last.unwrap_or(none.into()))),
                 Err(_) => return Err(Reason::NotTaken(DialError::Timeout)),
             };
             if let Some(reason) = last
                 && !outbound.may_retry(&budget, reason)
             {
-                return Err(Reason::NotTaken(reason));
+                let is_lost = reached > 0;
+                return Err(if is_lost { Reason::Lost } else { Reason::NotTaken(reason) });
             }
             let Dialled { endpoint, way, call } = dialled;
             let attempt = match way {
                 Ok(way) => {
                     let has_other = || outbound.has_better(service, &search.picked);
-                    self.ask(source, service, &endpoint, &way, &outbox, has_other).await
+                    self.ask(options, service, &endpoint, &way, &outbox, has_other).await
                 }
-                Err(error) => Err(error.into()),
+                Err(error) => Err(Miss::from(error)),
             };
             if last.is_some() {
                 let result = if attempt.is_ok() { "success" } else { "failure" };
@@ -240,22 +264,32 @@ impl Http {
                         exchange: traffic.exchange(begun_at, response.status().as_u16()),
                         bytes: traffic.bytes,
                         key: (endpoint.member, endpoint.instance),
+                        node: endpoint.member_name,
                         _call: call,
                         _stream: stream,
                     };
                     return Ok((response, kept, carried));
                 }
-                Err(Setback::Next { reason, avoid }) => {
+                Err(Miss::NotTaken(Setback::Next { reason, avoid })) => {
                     outbound.avoid(&endpoint, avoid, reason);
                     last = Some(reason);
                     if !outbox.is_whole() {
                         return Err(Reason::NotTaken(reason));
                     }
                 }
-                Err(Setback::Final(reason)) => {
+                Err(Miss::Repeatable(reason, avoid)) => {
+                    outbound.avoid(&endpoint, avoid, reason);
+                    last = Some(reason);
+                    reached += 1;
+                    if reached >= options.limits.retry.tries() {
+                        return Err(Reason::Lost);
+                    }
+                }
+                Err(Miss::NotTaken(Setback::Final(reason))) => {
                     return Err(Reason::NotTaken(reason));
                 }
-                Err(Setback::Cut(_)) => return Err(Reason::Lost),
+                Err(Miss::NotTaken(Setback::Cut(_)) | Miss::Lost) => return Err(Reason::Lost),
+                Err(Miss::TimedOut) => return Err(Reason::Timeout),
             }
         }
     }
@@ -263,7 +297,7 @@ impl Http {
     /// Asks one instance, first on a connection that is there.
     async fn ask(
         &self,
-        source: Option<&ServiceName>,
+        options: &EntryOptions,
         service: &ServiceName,
         endpoint: &Endpoint,
         way: &outbound::Way,
@@ -277,8 +311,8 @@ impl Http {
         };
         let asking = async {
             if outbox.protocol == Protocol::Http {
-                if let Some(kept) = self.pool.take(&key).await {
-                    match kept.send(outbox.request()).await {
+                if let Some(kept) = self.pool.take(&key) {
+                    match kept.send(outbox.request()?).await {
                         Err(Unanswered::Unsent) => {} // the instance had closed it
                         outcome => {
                             return outbox
@@ -286,25 +320,25 @@ impl Http {
                         }
                     }
                 }
-                let kept = Kept::new(self.open(source, service, endpoint, link).await?).await;
+                let kept = Kept::new(self.open(options, service, endpoint, link).await?).await;
                 let kept = kept.map_err(|_| lost())?;
-                let outcome = kept.send(outbox.request()).await;
+                let outcome = kept.send(outbox.request()?).await;
                 return outbox
                     .judge(endpoint, outcome.map(|(response, kept)| (response, Some(kept), None)));
             }
             let now = self.outbound.clock.now();
             if let Some((shared, stream)) = self.pool.share(&key, now) {
-                match shared.send(outbox.request()).await {
+                match shared.send(outbox.request()?).await {
                     Err(Unanswered::Unsent) => {} // it is over
                     outcome => {
                         return outbox.judge(endpoint, outcome.map(|r| (r, None, Some(stream))));
                     }
                 }
             }
-            let way = self.open(source, service, endpoint, link).await?;
+            let way = self.open(options, service, endpoint, link).await?;
             let shared = Shared::new(way, self.tasks.clone()).await.map_err(|_| lost())?;
             let stream = self.pool.add(key.clone(), &shared, now);
-            let outcome = shared.send(outbox.request()).await;
+            let outcome = shared.send(outbox.request()?).await;
             outbox.judge(endpoint, outcome.map(|response| (response, None, Some(stream))))
         };
         let silent = async {
@@ -318,20 +352,20 @@ impl Http {
         };
         tokio::select! {
             biased;
-            outcome = timeout(IDLE_TIME_MAX, asking) => {
+            outcome = timeout(options.limits.timeout.idle(), asking) => {
                 if outcome.as_ref().is_ok_and(Result::is_ok) && let Some(link) = link {
                     link.note_answer();
                 }
-                outcome.unwrap_or(Err(Setback::Final(DialError::Timeout)))
+                outcome.unwrap_or(Err(Miss::TimedOut))
             }
-            () = silent => Err(Setback::Next { reason: DialError::Silent, avoid: Avoid::Member }),
+            () = silent => Err(Miss::Repeatable(DialError::Silent, Avoid::Member)),
         }
     }
 
     /// Begins a new connection to an instance.
     async fn open(
         &self,
-        source: Option<&ServiceName>,
+        options: &EntryOptions,
         service: &ServiceName,
         endpoint: &Endpoint,
         link: Option<&Arc<Link>>,
@@ -343,7 +377,7 @@ impl Http {
         let header = Header {
             service: service.clone(),
             instance: endpoint.instance.clone(),
-            source: source.cloned(),
+            source: options.source.clone(),
             mode: match self.protocol(service) {
                 Some(Protocol::H2 | Protocol::Grpc) => Mode::HTTP2,
                 _ => Mode::HTTP1,
@@ -361,7 +395,9 @@ impl Http {
         kept: Option<Kept>,
         carried: Carried,
         upgrade: Option<HeaderValue>,
+        idle_max: Duration,
     ) -> Answered {
+        let node = HeaderValue::from_str(carried.node.as_str()).ok();
         let is_switch = response.status() == StatusCode::SWITCHING_PROTOCOLS;
         let switched_to = upgrade.filter(|_| is_switch);
         let is_upgrade = switched_to.is_some();
@@ -372,21 +408,31 @@ impl Http {
                 let (io, said) = kept.into_io();
                 (Outgoing::EMPTY, Some(Switched { io, said, carried }))
             }
-            kept => {
-                let download = Download::new(body, kept, carried, IDLE_TIME_MAX);
-                (Outgoing::Relay(Box::new(download)), None)
-            }
+            kept => (Outgoing::relay(body, kept, carried, idle_max), None),
         };
         let mut response = Response::from_parts(head, body);
+        if let Some(node) = node {
+            response.headers_mut().insert(NODE, node);
+        }
         *response.version_mut() = Version::HTTP_11;
         Answered { response, switched }
     }
 
-    /// When the caller's time is over. What is left of it is what the instance is told.
-    fn deadline(&self, head: &mut Parts) -> Option<Instant> {
-        let text = head.headers.get(DEADLINE)?.to_str().ok()?;
-        let left = Duration::from_millis(text.parse().ok()?);
-        Some(Instant::now() + left)
+    /// When the caller's time is over: its own word, or the entry's limit, whichever is nearer. The
+    /// instance is told what is left.
+    fn deadline(&self, head: &mut Parts, limit: Option<Span>) -> Option<Instant> {
+        let text = head.headers.get(DEADLINE).and_then(|value| value.to_str().ok());
+        let left = text.and_then(|text| text.parse().ok()).map(Duration::from_millis);
+        let limit = limit.map(|span| span.0);
+        let left = left.into_iter().chain(limit).min();
+        match left {
+            Some(left) => {
+                let millis = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
+                head.headers.insert(DEADLINE, HeaderValue::from(millis));
+            }
+            None => drop(head.headers.remove(DEADLINE)),
+        }
+        left.and_then(|left| Instant::now().checked_add(left))
     }
 
     /// Writes where the request goes as the instance's protocol says it.
@@ -424,18 +470,15 @@ impl Http {
 }
 
 impl Outbox {
-    fn judge<T>(&self, endpoint: &Endpoint, outcome: Result<T, Unanswered>) -> Result<T, Setback> {
-        match outcome {
-            Ok(answered) => Ok(answered),
-            Err(Unanswered::Refused(refusal)) => Err(refusal.into()),
-            Err(Unanswered::Unsent) => Err(lost()),
-            Err(Unanswered::Unknown) if self.may_repeat(endpoint) => {
-                Err(Setback::Next { reason: DialError::Lost, avoid: Avoid::Instance })
+    fn judge<T>(&self, endpoint: &Endpoint, outcome: Result<T, Unanswered>) -> Result<T, Miss> {
+        outcome.map_err(|unanswered| match unanswered {
+            Unanswered::Refused(refusal) => refusal.into(),
+            Unanswered::Unsent => lost().into(),
+            Unanswered::Unknown if self.may_repeat(endpoint) => {
+                Miss::Repeatable(DialError::Lost, Avoid::Instance)
             }
-            Err(Unanswered::Unknown) => Err(Setback::Cut(crate::proxy::tcp::Cut::Local(
-                std::io::ErrorKind::ConnectionReset,
-            ))),
-        }
+            Unanswered::Unknown => Miss::Lost,
+        })
     }
 }
 

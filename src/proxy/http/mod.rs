@@ -18,11 +18,13 @@ mod upstream;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::HeaderValue;
 use tokio::time::interval;
 use tokio_util::sync::CancellationToken;
 
 use self::pool::Pool;
 use self::tasks::Tasks;
+use super::EntryOptions;
 use super::outbound::Outbound;
 use crate::mesh::EndpointState;
 use crate::model::{Protocol, ServiceName};
@@ -37,8 +39,8 @@ const SWEEP_PERIOD: Duration = Duration::from_secs(1);
 pub(super) struct Site {
     /// All to one service, or each to the one that its host names.
     pub(super) service: Option<ServiceName>,
-    /// As which local service they are sent.
-    pub(super) source: Option<ServiceName>,
+    /// As which local service they are sent, and what they are allowed.
+    pub(super) options: Arc<EntryOptions>,
     /// For counting.
     pub(super) door: Door,
 }
@@ -82,6 +84,13 @@ impl Http {
                 same.any(|endpoint| endpoint.state == EndpointState::Ready)
             });
         }
+    }
+
+    /// This member's name as a header says it; none before the mesh knows it.
+    fn name(&self) -> Option<HeaderValue> {
+        let snapshot = self.outbound.snapshot.load();
+        let own = snapshot.members.get(&self.outbound.me)?;
+        HeaderValue::from_str(own.name.as_str()).ok()
     }
 
     /// What `service` speaks, as far as it is known.

@@ -1,9 +1,7 @@
 //! Connections to instances that rest between requests.
 
 use std::collections::BTreeMap;
-use std::future::poll_fn;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -51,11 +49,10 @@ pub(super) struct Stream {
 impl Pool {
     /// A connection on which nothing is under way and that the instance has not closed, as far as is
     /// known.
-    pub(super) async fn take(&self, key: &Key) -> Option<Kept> {
+    pub(super) fn take(&self, key: &Key) -> Option<Kept> {
         loop {
             let mut resting = self.resting.lock().get_mut(key)?.pop()?;
-            let is_free = poll_fn(|cx| Poll::Ready(resting.kept.poll_is_free(cx))).await;
-            if is_free {
+            if resting.kept.is_free() {
                 return Some(resting.kept);
             }
         }

@@ -9,7 +9,7 @@ use std::io::{self, IoSlice};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
@@ -50,6 +50,36 @@ pub(super) enum Way {
     Local(LocalSocket),
 }
 
+impl Way {
+    fn poll_write_slices(
+        &mut self,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self {
+            Self::Local(socket) => socket.split().1.poll_write_slices(cx, slices),
+            Self::Tunnel { writer, header, .. } => {
+                while !header.is_empty() {
+                    let len = ready!(writer.poll_write(cx, header)).map_err(io_error)?;
+                    header.advance(len);
+                }
+                let mut written = 0;
+                for slice in slices.iter().filter(|slice| !slice.is_empty()) {
+                    match writer.poll_write(cx, slice) {
+                        Poll::Ready(Ok(len)) => written += len,
+                        Poll::Ready(Err(error)) if written == 0 => {
+                            return Poll::Ready(Err(io_error(error)));
+                        }
+                        Poll::Pending if written == 0 => return Poll::Pending,
+                        Poll::Ready(Err(_)) | Poll::Pending => break, // the next write meets it again
+                    }
+                }
+                Poll::Ready(Ok(written))
+            }
+        }
+    }
+}
+
 /// What is known of a connection besides what it says.
 #[derive(Debug, Default)]
 pub(super) struct Fate {
@@ -72,11 +102,14 @@ pub(super) struct UpstreamIo {
     fate: Arc<Fate>,
     /// Read and not yet taken.
     unread: Bytes,
+    /// Nothing more can be written. What the instance said before, or how it went, is still to be
+    /// read: an upload that is refused early has an answer.
+    is_deaf: bool,
 }
 
 impl UpstreamIo {
     pub(super) fn new(way: Way) -> Self {
-        Self { way, fate: Arc::default(), unread: Bytes::new() }
+        Self { way, fate: Arc::default(), unread: Bytes::new(), is_deaf: false }
     }
 
     fn poll_chunk(&mut self, cx: &mut Context<'_>, len_max: usize) -> Poll<io::Result<Bytes>> {
@@ -103,26 +136,16 @@ impl UpstreamIo {
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let written = match &mut self.way {
-            Way::Local(socket) => ready!(socket.split().1.poll_write_slices(cx, slices))?,
-            Way::Tunnel { writer, header, .. } => {
-                while !header.is_empty() {
-                    let len = ready!(writer.poll_write(cx, header)).map_err(io_error)?;
-                    header.advance(len);
+        if !self.is_deaf {
+            match ready!(self.way.poll_write_slices(cx, slices)) {
+                Ok(written) => {
+                    self.fate.written.fetch_add(written as u64, Ordering::Relaxed);
+                    return Poll::Ready(Ok(written));
                 }
-                let mut written = 0;
-                for slice in slices.iter().filter(|slice| !slice.is_empty()) {
-                    match writer.poll_write(cx, slice).map_err(io_error)? {
-                        Poll::Ready(len) => written += len,
-                        Poll::Pending if written == 0 => return Poll::Pending,
-                        Poll::Pending => break,
-                    }
-                }
-                written
+                Err(_) => self.is_deaf = true,
             }
-        };
-        self.fate.written.fetch_add(written as u64, Ordering::Relaxed);
-        Poll::Ready(Ok(written))
+        }
+        Poll::Ready(Ok(slices.iter().map(|slice| slice.len()).sum()))
     }
 
     /// How many bytes the instance was given at most; `None` when nobody knows.
@@ -304,8 +327,10 @@ impl Kept {
 
     /// Whether it can take another request: nothing is left of the last one, and the instance has not
     /// closed it.
-    pub(super) fn poll_is_free(&mut self, cx: &mut Context<'_>) -> bool {
-        self.poll(cx).is_pending() && self.sender.is_ready()
+    pub(super) fn is_free(&mut self) -> bool {
+        // Whoever takes it drives it: nobody is to be woken until then.
+        let mut cx = Context::from_waker(Waker::noop());
+        self.poll(&mut cx).is_pending() && self.sender.is_ready()
     }
 
     /// Ends the connection while nothing is under way on it.
@@ -375,7 +400,12 @@ fn was_not_processed(error: &hyper::Error) -> bool {
     let mut source = std::error::Error::source(error);
     while let Some(error) = source {
         if let Some(error) = error.downcast_ref::<h2::Error>() {
-            return error.reason() == Some(h2::Reason::REFUSED_STREAM);
+            // A server that stops says up to which request it has gone. Those behind learn it as the
+            // end of the connection without an error; those before as what ends the connection then.
+            let has_stopped = error.is_go_away()
+                && error.is_remote()
+                && error.reason() == Some(h2::Reason::NO_ERROR);
+            return has_stopped || error.reason() == Some(h2::Reason::REFUSED_STREAM);
         }
         source = error.source();
     }
