@@ -335,11 +335,6 @@ pub(super) fn attacks() -> Vec<Attack> {
         ),
         // Who is asked.
         ("no Host", Refused, get("X: y")),
-        (
-            "no Host in HTTP/1.0",
-            OneMessage,
-            "GET /attack/000 HTTP/1.0\r\nConnection: keep-alive\r\n\r\n".to_owned(),
-        ),
         ("double Host", Refused, get("Host: web.mesh\r\nHost: admin.mesh")),
         ("double Host, equal", Refused, get("Host: web.mesh\r\nHost: web.mesh")),
         ("empty Host", Refused, get("Host: ")),
