@@ -30,6 +30,6 @@ pub use routes::{
 };
 pub use server::{ADDRESS_FILE, Listener, SOCKET_FILE, serve};
 pub use state::{
-    ApiState, ApiToken, CallView, Calls, Effective, Identity, Links, Local, LogSlot, Readiness,
-    SettingView,
+    ApiState, ApiToken, CallView, Calls, Doors, Effective, Identity, Links, Local, LogSlot,
+    Readiness, SettingView,
 };

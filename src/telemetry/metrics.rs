@@ -37,6 +37,8 @@ pub enum Door {
     api,
     /// The HTTP gateway.
     gateway,
+    /// The public gateway.
+    public,
     /// SOCKS5.
     socks,
     /// DNS.
