@@ -15,7 +15,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-use crate::support::{TestMesh, beside_others, check};
+use crate::support::{Agent, TestMesh, beside_others, check, free_address};
 use frames::Outcome;
 use reading::{Message, carelessly, strictly};
 use recorder::Recorder;
@@ -47,12 +47,17 @@ struct Stage {
 
 impl Stage {
     fn new() -> Self {
-        let mesh = TestMesh::of(&["caller", "server"]);
+        let (mut mesh, gateway) = (TestMesh::new(), free_address());
+        let mut caller = Agent::new(&mesh.home, "caller");
+        caller.arguments = vec!["--gateway".to_owned(), gateway.to_string()];
+        mesh.found_with(caller);
+        let token = mesh.invite(1);
+        mesh.join("server", &token);
         let recorder = Recorder::start();
         let to = recorder.address.to_string();
         mesh.agent("server").run(&["expose", "web", &to, "--protocol", "http"]).ok();
         let caller = mesh.agent("caller");
-        let entries = vec![caller.upstream("web")];
+        let entries = vec![caller.upstream("web"), gateway];
         caller.wait_endpoints("web", 1);
         Self { mesh, recorder, entries }
     }
