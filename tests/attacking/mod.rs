@@ -2,8 +2,8 @@
 //! one of them that writes down every byte.
 //!
 //! A message in which two readers can see different things is refused, and nothing behind it on its
-//! connection counts. What does reach the application is read by two readers that disagree wherever
-//! they can ([`reading`]): they must see the same requests, and none that was hidden in another one.
+//! connection counts. What does reach the application is read by two readers that disagree where
+//! they can ([`reading`]): they must see the same requests, and none hidden in another one.
 
 mod frames;
 mod reading;

@@ -143,7 +143,7 @@ impl Strict<'_> {
 }
 
 /// Reads as old and careless applications do: lines end in LF, the last header of a name counts,
-/// `_` is `-`, lengths and sizes are as many digits as there are, and a length goes before an encoding.
+/// `_` is `-`, a number is as many digits as there are, and a length goes before an encoding.
 pub(super) fn carelessly(bytes: &[u8]) -> Vec<Message> {
     let (mut at, mut messages) = (0, Vec::new());
     while at < bytes.len() {
