@@ -147,6 +147,7 @@ impl World {
             certificate: Vec::new(),
             is_active: true,
             kept: Vec::new(),
+            dropped: Vec::new(),
         };
         let payload = wire::encode_payload(&body).expect("encodes");
         let kind = EntryKind::ISSUER;
@@ -201,6 +202,7 @@ impl World {
             issued_at: 1,
             invite: None,
             replaces: Vec::new(),
+            let_in_by: None,
         };
         let payload = wire::encode_payload(&enrolment).expect("encodes");
         let (kind, subject) = (EntryKind::ENROLMENT, *id.as_bytes());

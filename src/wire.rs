@@ -110,11 +110,13 @@ impl Payload for MemberRecord {
 }
 
 impl Payload for Enrolment {
-    const VERSION: u8 = 2;
+    const VERSION: u8 = 3;
 
     fn appended_after(version: u8) -> Result<Vec<u8>, WireError> {
+        let (replaces, let_in_by) = (Vec::<MemberId>::new(), None::<MemberId>);
         match version {
-            1 => encode(&Vec::<MemberId>::new()), // replaces
+            1 => encode(&(replaces, let_in_by)),
+            2 => encode(&let_in_by),
             _ => Ok(Vec::new()),
         }
     }
@@ -123,11 +125,13 @@ impl Payload for Enrolment {
 impl Payload for Invite {}
 
 impl Payload for Issuer {
-    const VERSION: u8 = 2;
+    const VERSION: u8 = 3;
 
     fn appended_after(version: u8) -> Result<Vec<u8>, WireError> {
+        let (kept, dropped) = (Vec::<MemberId>::new(), Vec::<MemberId>::new());
         match version {
-            1 => encode(&Vec::<MemberId>::new()), // kept
+            1 => encode(&(kept, dropped)),
+            2 => encode(&dropped),
             _ => Ok(Vec::new()),
         }
     }
@@ -166,8 +170,11 @@ pub(crate) mod golden {
     use serde::de::DeserializeOwned;
 
     /// Of each version what it added: a name and its bytes as hex in each line. Lines are never edited.
-    const WIRE: [&str; 2] =
-        [include_str!("../tests/golden/wire-1.txt"), include_str!("../tests/golden/wire-2.txt")];
+    const WIRE: [&str; 3] = [
+        include_str!("../tests/golden/wire-1.txt"),
+        include_str!("../tests/golden/wire-2.txt"),
+        include_str!("../tests/golden/wire-3.txt"),
+    ];
 
     /// Fails unless this version reads the golden bytes of `name` as `value`, and writes them back.
     #[track_caller]
@@ -300,12 +307,15 @@ mod tests {
             issued_at: 1_790_000_000,
             invite: Some(id),
             replaces: Vec::new(),
+            let_in_by: None,
         };
         let open = Enrolment { services: None, invite: None, ..enrolment.clone() };
         check_older("payload/enrolment", &enrolment);
         check_older("payload/enrolment/open", &open);
-        check("payload/enrolment/2", &open);
-        check("payload/enrolment/2/replacing", &Enrolment { replaces: vec![id], ..enrolment });
+        check_older("payload/enrolment/2", &open);
+        let replacing = Enrolment { replaces: vec![id], ..enrolment };
+        check_older("payload/enrolment/2/replacing", &replacing);
+        check("payload/enrolment/3", &Enrolment { let_in_by: Some(id), ..replacing });
         let invite = Invite {
             key,
             expires_at: 1_790_003_600,
@@ -315,9 +325,13 @@ mod tests {
         };
         check("payload/invite", &invite);
         let certificate = vec![0x30, 0x01, 0xff];
-        let issuer = Issuer { key, member: id, certificate, is_active: true, kept: Vec::new() };
+        let (kept, dropped) = (Vec::new(), Vec::new());
+        let issuer = Issuer { key, member: id, certificate, is_active: true, kept, dropped };
         check_older("payload/issuer", &issuer);
-        check("payload/issuer/2", &Issuer { is_active: false, kept: vec![id], ..issuer });
+        let dismissed = Issuer { is_active: false, kept: vec![id], ..issuer };
+        check_older("payload/issuer/2", &dismissed);
+        let other = MemberId::from_bytes([8; 16]);
+        check("payload/issuer/3", &Issuer { dropped: vec![other], ..dismissed });
         let operator = Operator { key, name: "ada".to_owned(), is_active: false };
         check("payload/operator", &operator);
     }

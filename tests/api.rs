@@ -20,6 +20,7 @@ use murmesh::runtime::clock::Clock;
 use murmesh::runtime::{Shutdown, TaskGroup};
 use murmesh::telemetry::{Door, EventKind, EventLog, Metrics};
 use murmesh::tls::testing::mesh_of;
+use murmesh::transport::enrolment::Parting;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -81,6 +82,7 @@ fn snapshot() -> Snapshot {
         issued_at: 0,
         invite: None,
         replaces: Vec::new(),
+        let_in_by: None,
     };
     snapshot.enrolments.insert(me, Enrolled { issuer: me, enrolment: Arc::new(enrolment) });
     snapshot.members.insert(me, Arc::new(member));
@@ -102,7 +104,7 @@ fn replaced_by(spec: &ExposeSpec) -> Option<ExposeSpec> {
 
 fn identity() -> Identity {
     let credentials = mesh_of(&["eins"]).unwrap().remove(0);
-    Identity { credentials, renews_at: 4_000_000_000, degraded: None }
+    Identity { credentials, renews_at: 4_000_000_000, degraded: None, disowned: None }
 }
 
 /// An agent that says yes, except to the instance `nobody`.
@@ -130,7 +132,7 @@ async fn stand_in(mut commands: mpsc::Receiver<Control>) {
             Control::Reload { reply } => drop(reply.send(Err(ControlError::Stopping))),
             Control::Invite { reply, .. } => drop(reply.send(Err(ControlError::NotIssuer))),
             Control::IssuingKey { reply, .. } => drop(reply.send(Err(ControlError::Stopping))),
-            Control::KeepMembers { reply, .. } => drop(reply.send(Ok(Vec::new()))),
+            Control::KeepMembers { reply, .. } => drop(reply.send(Ok(Parting::default()))),
             Control::Grant { reply, .. } => drop(reply.send(Ok(Vec::new()))),
             Control::Publish { reply, .. } => drop(reply.send(Ok(()))),
             Control::Invites { reply } => drop(reply.send(Ok(Vec::new()))),

@@ -40,8 +40,12 @@ fn remove_first(mesh: &TestMesh) {
     let arguments = ["issuer", "remove", "first", "--root-key", key.to_str().unwrap()];
     let unknown = second.run(&[&arguments[..], &["--drop", "nobody"]].concat()).fails(2);
     assert!(unknown.contains("nobody"), "{unknown}");
-    let told = second.run(&[&arguments[..], &["--drop", "going"]].concat()).ok();
-    assert!(told.contains("nobody believes any more: going"), "{told}");
+    // A word of another issuer does not save it.
+    second.run(&["grant", "going", "--services", "inner"]).ok();
+    let going = DataDir::new(&mesh.agent("going").data_dir).credentials().unwrap().member_id();
+    let short = &going.to_string()[..12];
+    let told = second.run(&[&arguments[..], &["--drop", short]].concat()).ok();
+    assert!(told.contains(&format!("nobody believes any more: going ({going})")), "{told}");
 }
 
 /// A connection through the mesh that has carried something.
@@ -190,7 +194,7 @@ fn a_member_that_hears_that_nobody_vouches_for_it_is_not_ready_and_says_why() {
     let entry = issuers.iter().find(|entry| entry.key().kind == EntryKind::ISSUER).unwrap();
     let issuer: Issuer = wire::decode_payload(&entry.payload()).unwrap();
     let root = Root::new(id, &genesis, key).unwrap();
-    let gone = root.dismiss(&issuer, entry.version().epoch, Vec::new()).unwrap();
+    let gone = root.dismiss(&issuer, entry.version().epoch, Vec::new(), Vec::new()).unwrap();
     let body = serde_json::json!({ "entry": BASE64_STANDARD.encode(gone.bytes()) }).to_string();
     let token = format!("Bearer {}", only.api_token());
     let headers = [("authorization", token.as_str()), ("content-type", "application/json")];
@@ -203,4 +207,53 @@ fn a_member_that_hears_that_nobody_vouches_for_it_is_not_ready_and_says_why() {
     only.stop();
     let failed = only.run(&["agent"]).fails(2);
     assert!(failed.contains("nobody vouches") && failed.contains("murmesh join TOKEN"), "{failed}");
+}
+
+#[test]
+fn an_issuer_that_is_added_again_has_another_key_and_the_old_one_stays_void() {
+    let _turn = beside_others();
+    let mesh = mesh();
+    let first = mesh.agent("first");
+    first.run(&["issuer", "remove", "second"]).ok();
+    eventually("the second has heard of it", SOON, || {
+        check(!mesh.agent("second").events("issuer_removed").is_empty(), "not yet")
+    });
+    first.run(&["issuer", "add", "second"]).ok();
+    let listed: serde_json::Value =
+        serde_json::from_str(&first.run(&["issuer", "list", "--json"]).ok()).unwrap();
+    let rows = listed.as_array().unwrap().iter().filter(|row| row["node"] == "second");
+    let rows: Vec<_> = rows.map(|row| (&row["key"], &row["active"])).collect();
+    assert_eq!(rows.len(), 2, "{listed}");
+    assert!(rows[0].0 != rows[1].0 && rows[0].1 != rows[1].1, "one key each way: {listed}");
+    eventually("the second issues again", SOON, || {
+        check(mesh.agent("second").events("issuer_appointed").len() == 2, "not yet")
+    });
+    mesh.agent("second").run(&["invite"]).ok();
+}
+
+#[test]
+fn a_member_that_was_dropped_while_it_was_off_learns_it_from_those_that_refuse_it() {
+    let _turn = beside_others();
+    let mesh = mesh();
+    let going = mesh.agent("going");
+    going.stop();
+    remove_first(&mesh);
+    going.spawn();
+    going.wait_disowned();
+    let checks = going.run(&["check", "--json"]).stdout;
+    let checks: serde_json::Value = serde_json::from_str(&checks).unwrap();
+    let row = |id: &str| checks.as_array().unwrap().iter().find(|row| row["id"] == id).unwrap();
+    assert_eq!(row("believed")["status"], "fail", "{checks}");
+    assert!(row("believed")["fix"].as_str().unwrap().contains("murmesh join TOKEN --replace"));
+    for id in ["udp", "isolated"] {
+        assert_eq!(row(id)["status"], "pass", "the network is well: {checks}");
+    }
+    let status = going.run(&["status"]).stdout;
+    assert!(status.contains("not ready: the other members refuse this one"), "{status}");
+
+    // A token does not bring the key back, and what its disk remembers does not count.
+    going.stop();
+    let token = mesh.agent("second").run(&["invite"]).ok();
+    let again = going.run(&["join", token.trim(), "--name", "going", "--replace"]).fails(2);
+    assert!(again.contains("was dropped from the mesh"), "{again}");
 }

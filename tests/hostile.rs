@@ -230,6 +230,7 @@ fn a_forged_identity_reaches_nothing_and_is_counted() {
             issued_at: 0,
             invite: None,
             replaces: Vec::new(),
+            let_in_by: None,
         };
         let (subject, payload) = (key.member_id(), wire::encode_payload(&enrolment).unwrap());
         let kind = EntryKind::ENROLMENT;

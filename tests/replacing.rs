@@ -75,6 +75,43 @@ fn a_reimaged_machine_takes_its_name_over_and_its_old_key_is_believed_no_more() 
     }
     assert_ne!(old.state_of("caller"), "alive");
     ask(entry, "and still").unwrap();
+    old.wait_disowned();
+    old.stop();
+    let (token, at) = (mesh.invite(1), old.mesh.to_string());
+    let there = old.run(&["join", &token, "--name", "web1", "--mesh", &at, "--replace"]).fails(2);
+    assert!(there.contains("'web1' answers; stop it first"), "{there}");
+}
+
+#[test]
+fn the_issuing_key_of_a_replaced_machine_is_told_until_it_is_removed() {
+    let _turn = beside_others();
+    let mut mesh = TestMesh::of(&["first", "second"]);
+    let token = mesh.invite(1);
+    mesh.agent("first").run(&["issuer", "add", "second"]).ok();
+    let old = mesh.agents.pop().unwrap();
+    let id = id_of(&old);
+    old.kill();
+    let first = mesh.agent("first");
+    first.wait_state("second", "down", SOON);
+    let new = machine(&mesh, "second", "second-reimaged");
+    let at = new.mesh.to_string();
+    new.run(&["join", &token, "--name", "second", "--mesh", &at, "--advertise", &at, "--replace"])
+        .ok();
+    new.start();
+    let told = |command: &[&str]| {
+        let said = first.run(command);
+        let fix = format!("murmesh issuer remove {id} --root-key FILE");
+        (said.stdout.contains(&fix), said.stdout)
+    };
+    for command in [&["issuer", "list"][..], &["check"]] {
+        let (is_told, said) = told(command);
+        assert!(is_told, "{said}");
+    }
+    first.run(&["issuer", "remove", &id]).ok();
+    for command in [&["issuer", "list"][..], &["check"]] {
+        let (is_told, said) = told(command);
+        assert!(!is_told, "{said}");
+    }
 }
 
 #[test]
@@ -94,6 +131,7 @@ fn two_members_of_one_name_raise_an_alarm_and_are_told_apart_by_id() {
         issued_at: on_disk_now(mesh.agent("first")),
         invite: None,
         replaces: Vec::new(),
+        let_in_by: None,
     };
     let (entry, chain) = issuer.authority().unwrap().unwrap().enrol(&enrolment).unwrap();
     let entries = [issuer.entries().unwrap(), vec![entry]].concat();

@@ -35,7 +35,7 @@ pub(super) async fn advertised(
         let port = if address.port() == 0 { bound.port() } else { address.port() };
         return Ok(SocketAddr::new(address.ip(), port));
     }
-    match resolve(told, bound).await {
+    match resolve(told, bound, None).await {
         Ok(address) => Ok(address),
         Err(reason) => {
             let address = by_default()?;
@@ -58,14 +58,15 @@ pub(super) async fn follow(
     };
     loop {
         sleep(RESOLVE_INTERVAL).await;
-        let address = match resolve(&told, bound).await {
+        let current = *advertise.borrow();
+        let address = match resolve(&told, bound, Some(current)).await {
             Ok(address) => address,
             Err(reason) => {
                 warn!(name = %told, reason, "what is advertised has no address now; the last one is kept");
                 continue;
             }
         };
-        if *advertise.borrow() != address {
+        if current != address {
             info!(name = %told, %address, "others reach this member elsewhere now");
             advertise.send_replace(address);
         }
@@ -74,13 +75,51 @@ pub(super) async fn follow(
     }
 }
 
-/// The first address of a name that the socket can be reached at.
-async fn resolve(name: &Seed, bound: SocketAddr) -> Result<SocketAddr, String> {
+/// An address of a name that the socket can be reached at: `current` while it is one.
+async fn resolve(
+    name: &Seed,
+    bound: SocketAddr,
+    current: Option<SocketAddr>,
+) -> Result<SocketAddr, String> {
     let found = timeout(RESOLVE_TIME_MAX, tokio::net::lookup_host((name.host(), name.port())));
     let found = found.await.map_err(|_| format!("no answer within {RESOLVE_TIME_MAX:?}"))?;
-    let mut found = found.map_err(|error| error.to_string())?;
-    // A socket bound to an IPv6 address takes IPv4 as well, or is asked for by an IPv6 name.
-    found
-        .find(|address| bound.is_ipv6() || address.is_ipv4())
+    let found = found.map_err(|error| error.to_string())?;
+    choose(found, bound, current)
         .ok_or_else(|| "it has no IPv4 address, and the mesh port is bound to one".to_owned())
+}
+
+/// `current` if it was `found`, else the first that the socket `bound` can be reached at. Resolvers turn
+/// the order of several addresses round with each answer, and another address is another run of this
+/// member for all others.
+fn choose(
+    found: impl Iterator<Item = SocketAddr>,
+    bound: SocketAddr,
+    current: Option<SocketAddr>,
+) -> Option<SocketAddr> {
+    // A socket bound to an IPv6 address takes IPv4 as well, or is asked for by an IPv6 name.
+    let usable: Vec<_> = found.filter(|address| bound.is_ipv6() || address.is_ipv4()).collect();
+    current.filter(|current| usable.contains(current)).or_else(|| usable.first().copied())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_kept_as_long_as_the_name_has_it() {
+        let at = |text: &str| text.parse::<SocketAddr>().unwrap();
+        let [a, b, six] = [at("10.0.0.1:7370"), at("10.0.0.2:7370"), at("[fd00::1]:7370")];
+        let (four, both) = (at("0.0.0.0:7370"), at("[::]:7370"));
+        for (what, found, bound, current, expected) in [
+            ("at first the first", vec![a, b], four, None, Some(a)),
+            ("the order turns", vec![b, a], four, Some(a), Some(a)),
+            ("it is gone", vec![b], four, Some(a), Some(b)),
+            ("not one that the socket has no way to", vec![six, b], four, None, Some(b)),
+            ("nor when it was", vec![six, b], four, Some(six), Some(b)),
+            ("either kind", vec![six, b], both, None, Some(six)),
+            ("none", vec![six], four, Some(a), None),
+        ] {
+            assert_eq!(choose(found.into_iter(), bound, current), expected, "{what}");
+        }
+    }
 }

@@ -347,7 +347,7 @@ impl Controller {
         let id = only_member("living member", &node, named)?;
         let view = snapshot.members.get(&id).ok_or(ControlError::Stopping)?;
         if view.id == self.me {
-            let key = self.desk.lock().await.issuing_key().map_err(desk_error)?;
+            let key = self.desk.lock().await.issuing_key().await.map_err(desk_error)?;
             return Ok((view.id, key));
         }
         let door = Door { member: Some(view.id), address: view.address };
@@ -420,15 +420,14 @@ pub(super) fn check_loop<'a>(
     }
 }
 
-/// The one member that is called so, or that has this id: a name that two members have means neither.
+/// The one member that is called so, or has this id: a name that two members have means neither.
 fn only_member<'a>(
     what: &'static str,
     node: &MemberName,
     members: impl Iterator<Item = (MemberId, &'a MemberName)>,
 ) -> Result<MemberId, ControlError> {
-    let is_meant =
-        |(id, name): &(MemberId, &MemberName)| *name == node || id.to_string() == node.as_str();
-    let meant: Vec<_> = members.filter(is_meant).map(|(id, _)| id).collect();
+    let meant = members.filter(|(id, name)| id.is_called(name, node));
+    let meant: Vec<_> = meant.map(|(id, _)| id).collect();
     match meant[..] {
         [id] => Ok(id),
         [] => Err(ControlError::NotFound { what, name: node.to_string() }),
@@ -486,9 +485,10 @@ fn desk_error(error: DeskError) -> ControlError {
             ControlError::NotFound { what: "member", name: name.to_string() }
         }
         DeskError::NotIssuer => ControlError::NotIssuer,
-        DeskError::TooManyInvites | DeskError::OwnWord | DeskError::OthersVouch(_) => {
-            ControlError::Conflict(error.to_string())
-        }
+        DeskError::TooManyInvites
+        | DeskError::OwnWord
+        | DeskError::OthersVouch(_)
+        | DeskError::SeveralMembers { .. } => ControlError::Conflict(error.to_string()),
         other => ControlError::Failed(other.to_string()),
     }
 }

@@ -14,6 +14,7 @@ use tokio::sync::{Mutex, Notify, watch};
 use tokio::time::sleep;
 use tracing::warn;
 
+use super::disowned;
 use crate::api::Identity;
 use crate::mesh::Snapshot;
 use crate::model::{EntryVersion, MemberId, MemberState, Moment, PublicKey, ServiceName};
@@ -33,6 +34,9 @@ use crate::transport::{BindError, Endpoint};
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// A mesh that lives on grace is told this often.
 const WARNING_INTERVAL: Duration = Duration::from_secs(60);
+/// Looks in a row that find this member refused, and nobody who speaks with it, until it says so: one
+/// that refuses it alone is no news.
+const REFUSED_LOOKS: u32 = 3;
 /// How long a peer counts as accepted by grace, unless it is heard to have a valid leaf again:
 /// handshakes are rare.
 const ACCEPTED_FOR: Duration = Duration::from_secs(60);
@@ -213,7 +217,7 @@ impl Keeper {
     pub(super) async fn watch(self: Arc<Self>) {
         let (mut issuers, mut accepted) = (IssuerWatch::default(), BTreeMap::new());
         let (mut warned_at, mut outdated): (Option<Moment>, Option<EntryVersion>) = (None, None);
-        let (mut appointed, mut removed) = (BTreeSet::new(), None);
+        let (mut appointed, mut removed, mut refused) = (BTreeSet::new(), None, 0);
         loop {
             let (now, credentials) = (self.clock.now(), self.credentials());
             let is_reachable = self.is_issuer_there(credentials.member_id());
@@ -222,7 +226,7 @@ impl Keeper {
             }
             self.appoint_if_named(credentials.member_id(), &mut appointed).await;
             let dismissed = credentials.trust().dismissed();
-            self.tell_removed(&mut removed, &dismissed.issuers().copied().collect());
+            self.tell_removed(&mut removed, &dismissed.by_root().issuers().copied().collect());
             let leaf = credentials.enrolment().version();
             if self.is_outdated(&credentials) && outdated != Some(leaf) {
                 outdated = Some(leaf); // once for each leaf: failures have pauses of their own
@@ -242,6 +246,9 @@ impl Keeper {
                 warn!(reason = degraded.as_deref(), "degraded");
             }
             self.show_degraded(degraded);
+            let refused_at = self.endpoint.standing().refused_at();
+            refused = if refused_at.is_empty() { 0 } else { refused + 1 };
+            self.show_disowned((refused >= REFUSED_LOOKS).then_some(refused_at));
             sleep(LOOK_INTERVAL).await;
         }
     }
@@ -265,14 +272,14 @@ impl Keeper {
 
     /// Tells which issuers the root has taken back since the last look. What the disk knew at the
     /// start is no news.
-    fn tell_removed(&self, known: &mut Option<BTreeSet<PublicKey>>, now: &BTreeSet<PublicKey>) {
+    fn tell_removed(&self, known: &mut Option<BTreeSet<MemberId>>, now: &BTreeSet<MemberId>) {
         let snapshot = self.snapshot.load();
         if snapshot.members.is_empty() {
             return; // the disk was not read yet
         }
         let before = known.replace(now.clone()).unwrap_or_else(|| now.clone());
-        for key in now.difference(&before) {
-            let issuer = snapshot.issuers.get(&key.member_id());
+        for id in now.difference(&before) {
+            let issuer = snapshot.issuers.get(id);
             let name = issuer.map_or_else(String::new, |known| self.name_of(known.issuer.member));
             let reason = "by the root key: nobody believes its certificates any more";
             self.events.record(EventKind::IssuerRemoved, name, reason);
@@ -353,6 +360,26 @@ impl Keeper {
         if was != degraded {
             self.show(|identity| identity.degraded = degraded.clone());
         }
+    }
+
+    /// Says that the members at `refused_at` refuse this one, or that somebody speaks with it again.
+    fn show_disowned(&self, refused_at: Option<Vec<SocketAddr>>) {
+        const REASON: &str = "the other members refuse this one: it was replaced or dropped";
+        let was = self.identity.load().disowned;
+        let kept = match (was, &refused_at) {
+            (None, Some(at)) => {
+                let at: Vec<_> = at.iter().map(SocketAddr::to_string).collect();
+                let reason = format!("{REASON}; told by {}", at.join(", "));
+                self.events.record(EventKind::Disowned, self.credentials().name(), reason);
+                disowned::mark(&self.dir)
+            }
+            (Some(_), None) => disowned::clear(&self.dir),
+            _ => return,
+        };
+        if let Err(error) = kept {
+            warn!(%error, "whether others believe this member cannot be kept");
+        }
+        self.show(|identity| identity.disowned = refused_at.as_ref().map(|_| REASON));
     }
 
     fn show(&self, change: impl Fn(&mut Identity)) {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use futures_util::future::join_all;
 
+use super::disowned;
 use super::left::{self, has_left};
 use super::start::grounds;
 use crate::model::{MemberId, MemberName, MeshId, ServiceName, Signer};
@@ -64,7 +65,7 @@ pub enum JoinError {
 }
 
 /// Joins the mesh of a token. Repeated for the same mesh: unchanged, unless this machine has left, nobody
-/// vouches for it any more, or its memory of the mesh is damaged: then it is let in again, under its old key. For another mesh:
+/// vouches for it any more, the others refused it, or its memory of the mesh is damaged: then it is let in again, under its old key. For another mesh:
 /// refused.
 pub async fn join(options: JoinOptions) -> Result<JoinReport, JoinError> {
     let token: Token = options.token.parse()?;
@@ -78,7 +79,8 @@ pub async fn join(options: JoinOptions) -> Result<JoinReport, JoinError> {
                 wanted: token.mesh.short(),
             }));
         }
-        if !has_left(&dir) && is_vouched(&dir, &credentials) {
+        let is_believed = is_vouched(&dir, &credentials) && !disowned::is_marked(&dir);
+        if !has_left(&dir) && is_believed {
             return Ok(report(&credentials, token.issuers.clone(), true));
         }
     }
@@ -104,6 +106,7 @@ pub async fn join(options: JoinOptions) -> Result<JoinReport, JoinError> {
     seeds.dedup();
     dir.store_identity(&welcome.genesis, &welcome.entries, &welcome.chain)?;
     left::clear(&dir)?;
+    disowned::clear(&dir)?;
     let credentials = dir.credentials()?;
     debug_assert_eq!(credentials.public_key(), node.public_key());
     Ok(report(&credentials, seeds, false))

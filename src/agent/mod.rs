@@ -13,6 +13,7 @@ mod check;
 mod clocks;
 mod control;
 mod disk;
+mod disowned;
 mod drain;
 mod embed;
 mod follow;

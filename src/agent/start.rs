@@ -298,6 +298,7 @@ impl Agent {
             credentials: credentials.clone(),
             renews_at: 0,
             degraded: None,
+            disowned: None,
         }));
         let (allow, allowed) = watch::channel(credentials.enrolled().services.clone());
         let keeper = Arc::new(Keeper {
@@ -450,8 +451,11 @@ impl Agent {
 /// The enrolment is believed by the word of its issuer, which the root signed: that one is missing, or
 /// says that it is none any more.
 fn without_issuer(error: mesh::Error, credentials: &NodeCredentials, dir: &DataDir) -> StartError {
-    let issuer = credentials.enrolment().signer();
-    let was_removed = credentials.trust().dismissed().issuers().any(|gone| *gone == issuer);
+    let issuer = credentials.enrolment().signer().member_id();
+    let me = credentials.member_id();
+    let dismissed = credentials.trust().dismissed();
+    let let_in_by = credentials.enrolled().let_in_by.unwrap_or(issuer);
+    let was_removed = !dismissed.admits(&issuer, &let_in_by, &me);
     match error {
         mesh::Error::NotEnrolled(_) if was_removed => {
             StartError::Unvouched { path: dir.path().to_owned() }

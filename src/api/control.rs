@@ -14,7 +14,7 @@ use crate::model::{
     ServiceName, Target, Weight,
 };
 use crate::proxy::{CallLimits, EntryOptions, ProxyProtocol, Retry, Timeouts};
-use crate::transport::enrolment::{InviteOptions, InviteView};
+use crate::transport::enrolment::{InviteOptions, InviteView, Parting};
 
 /// How many commands may wait. People and deploy scripts write them one at a time; a queue that is
 /// full means that the agent is stuck, and waiting longer would not help.
@@ -133,10 +133,10 @@ pub enum Control {
     KeepMembers {
         /// The hash of its issuing key.
         issuer: MemberId,
-        /// Those that it let in and that are to go with it.
+        /// Those that it let in and that are to go with it, by their names or ids.
         dropped: Vec<MemberName>,
-        /// All that it let in and that stay; [`ControlError::NotIssuer`] on a member that may not.
-        reply: Reply<Vec<(MemberId, MemberName)>>,
+        /// What becomes of all that it let in; [`ControlError::NotIssuer`] on a member that may not.
+        reply: Reply<Parting>,
     },
     /// Say what a member may offer.
     Grant {

@@ -33,7 +33,7 @@ use crate::model::{
 use crate::proxy::ProxyProtocol;
 use crate::runtime::clock;
 use crate::telemetry::{EndpointLabels, Log, LoggingError};
-use crate::transport::enrolment::InviteOptions;
+use crate::transport::enrolment::{InviteOptions, Parting};
 
 /// Longest body, in bytes: the largest command is a few hundred.
 const BODY_LEN_MAX: usize = 64 * 1024;
@@ -250,13 +250,7 @@ async fn live() -> Json<Value> {
 }
 
 async fn ready(State(state): State<ApiState>) -> Answer {
-    let mut readiness = state.readiness.borrow().clone();
-    let snapshot = state.snapshot();
-    if snapshot.members.contains_key(&state.me) && !snapshot.enrolments.contains_key(&state.me) {
-        let reason = "nobody vouches for this member any more, and the others refuse it";
-        readiness = Readiness::NotReady(reason);
-    }
-    match readiness {
+    match state.readiness() {
         Readiness::Ready => Ok(Json(json!({ "ready": true })).into_response()),
         Readiness::NotReady(reason) => {
             let status = StatusCode::SERVICE_UNAVAILABLE;
@@ -665,7 +659,8 @@ async fn issuing_key(State(state): State<ApiState>, Path(node): Path<String>) ->
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct KeepRequest {
-    /// Names of those that are to go with the issuer that let them in.
+    /// Those that are to go with the issuer that let them in, by their names, their ids or the first
+    /// 12 digits of these.
     #[serde(default)]
     pub drop: Vec<MemberName>,
 }
@@ -678,9 +673,18 @@ async fn keep_members(
     let issuer = named::<MemberId>(&issuer)?;
     let KeepRequest { drop: dropped } = body(request).await?;
     let keep = |reply| Control::KeepMembers { issuer, dropped, reply };
-    let kept = Control::ask(&state.control, keep).await?.into_iter();
-    let kept = kept.map(|(member, name)| views::KeptMember { member, name });
-    Ok(Json(kept.collect::<Vec<_>>()).into_response())
+    let Parting { kept, dropped, replaced } = Control::ask(&state.control, keep).await?;
+    let of = |stays| {
+        move |(member, name): (MemberId, MemberName)| {
+            let name = Some(name);
+            views::KeptMember { member, name, stays }
+        }
+    };
+    let mut rows: Vec<_> = kept.into_iter().map(of(true)).collect();
+    rows.extend(dropped.into_iter().map(of(false)));
+    let replaced = replaced.into_iter();
+    rows.extend(replaced.map(|member| views::KeptMember { member, name: None, stays: false }));
+    Ok(Json(rows).into_response())
 }
 
 /// The body of `POST /v1/mesh/grants`.

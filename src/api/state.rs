@@ -69,6 +69,30 @@ impl ApiState {
         Arc::clone(&self.snapshot.borrow())
     }
 
+    /// Whether the data plane can serve now, and others believe this member.
+    pub fn readiness(&self) -> Readiness {
+        match self.disowned() {
+            Some(reason) => Readiness::NotReady(reason),
+            None => self.readiness.borrow().clone(),
+        }
+    }
+
+    /// Why the other members believe this one no more, if they do not: as it heard itself, or as they
+    /// let it feel.
+    pub fn disowned(&self) -> Option<&'static str> {
+        let snapshot = self.snapshot();
+        let is_known = snapshot.members.contains_key(&self.me);
+        match () {
+            () if snapshot.replaced.contains(&self.me) => {
+                Some("another machine has taken the place of this one, and the others refuse it")
+            }
+            () if is_known && !snapshot.enrolments.contains_key(&self.me) => {
+                Some("nobody vouches for this member any more, and the others refuse it")
+            }
+            () => self.identity.load().disowned,
+        }
+    }
+
     /// What this machine offers and opens now.
     pub fn local(&self) -> Arc<Local> {
         Arc::clone(&self.local.borrow())
@@ -84,6 +108,8 @@ pub struct Identity {
     pub renews_at: u64,
     /// What is wrong with the certificates in use here; absent when nothing is.
     pub degraded: Option<String>,
+    /// Why the other members believe this one no more; absent when they do, or nobody has said.
+    pub disowned: Option<&'static str>,
 }
 
 /// Where clients reach services by name.

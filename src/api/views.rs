@@ -155,13 +155,15 @@ pub struct CertRow {
     pub key_hash: String,
 }
 
-/// A member that stays when the issuer that let it in goes.
+/// A member that stays when the issuer that let it in goes, or that goes with it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct KeptMember {
     /// Its id.
     pub member: MemberId,
-    /// Its name.
-    pub name: MemberName,
+    /// Its name; absent for a key that one of those that go had replaced.
+    pub name: Option<MemberName>,
+    /// Whether it stays.
+    pub stays: bool,
 }
 
 /// One issuer, as `/v1/mesh/issuers` lists it.
@@ -181,7 +183,8 @@ pub struct IssuerRow {
     pub active: bool,
     /// Epoch of the root's newest word about it, which the next must go above.
     pub epoch: Epoch,
-    /// The state of its member.
+    /// The state of its member, or `replaced`: another machine has taken its place, and this key is
+    /// believed until it is removed.
     pub state: String,
     /// Members whose newest enrolment it signed.
     pub members: usize,
@@ -513,7 +516,10 @@ pub(super) fn issuers(state: &ApiState) -> Vec<IssuerRow> {
             key: issuer.key,
             active: issuer.is_active,
             epoch: *epoch,
-            state: view.map_or(MemberState::Down, |view| view.state).to_string(),
+            state: match snapshot.replaced.contains(&issuer.member) {
+                true => "replaced".to_owned(),
+                false => view.map_or(MemberState::Down, |view| view.state).to_string(),
+            },
             members: snapshot.enrolments.values().filter(|enrolled| enrolled.issuer == *id).count(),
             certificate: BASE64_STANDARD.encode(&issuer.certificate),
         }

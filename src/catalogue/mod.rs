@@ -12,7 +12,9 @@
 //! - every store is under its bound, whatever arrives.
 
 mod admission;
+mod dismissals;
 mod quota;
+mod succession;
 mod verify;
 
 use std::cmp::Ordering;
@@ -26,8 +28,10 @@ use crate::model::{
 use crate::wire;
 
 use quota::Quotas;
+use succession::Claim;
 
 pub use admission::{Content, INSTANCES_MAX, REQUESTS_MAX};
+pub use dismissals::{Dismissals, let_in_by};
 pub use verify::{Signatures, Verify};
 
 /// Entries that wait for their ground (an issuer, an enrolment). Beyond, the last by key is dropped,
@@ -51,6 +55,8 @@ pub struct Catalogue {
     successors: BTreeMap<MemberId, BTreeSet<MemberId>>,
     /// Who is enrolled under a name. Bounded by the enrolments.
     names: BTreeMap<MemberName, BTreeSet<MemberId>>,
+    /// What the root took back. Bounded by the issuers.
+    dismissals: Dismissals,
     events: VecDeque<CatalogueEvent>,
 }
 
@@ -123,6 +129,7 @@ impl Catalogue {
             issuers_of: BTreeMap::new(),
             successors: BTreeMap::new(),
             names: BTreeMap::new(),
+            dismissals: Dismissals::default(),
             events: VecDeque::new(),
         }
     }
@@ -203,7 +210,7 @@ impl Catalogue {
     /// it away at the same time.
     pub fn holders(&self, name: &MemberName) -> impl Iterator<Item = MemberId> {
         let all = self.names.get(name).into_iter().flatten().copied();
-        all.filter(|member| !self.is_replaced(*member))
+        all.filter(|member| !self.is_replaced(*member) && !self.dismissals.is_dropped(member))
     }
 
     /// The version of a key's newest entry.
@@ -229,7 +236,8 @@ impl Catalogue {
         })
     }
 
-    /// The newest enrolment of a member by an issuer that is still active.
+    /// The newest enrolment of a member by an issuer that is still active, if whoever let it in is,
+    /// too, or the root kept it.
     pub fn enrolment(&self, member: MemberId) -> Option<&Arc<Enrolment>> {
         self.newest_enrolment(member).map(|(_, enrolment)| enrolment)
     }
@@ -240,17 +248,26 @@ impl Catalogue {
         all.max_by_key(|(_, enrolment)| (enrolment.issued_at, enrolment.serial))
     }
 
-    /// Whether a later enrolment under the same name says that it replaces this member: the machine
-    /// lost its key and has another one. Nobody is to believe the old one.
+    /// Whether another member under the same name says that it replaces this one: the machine lost its
+    /// key and has another one. Nobody is to believe the old one.
     pub fn is_replaced(&self, member: MemberId) -> bool {
         let Some(successors) = self.successors.get(&member) else { return false };
-        let Some(own) = self.enrolment(member) else { return false };
-        let number = |enrolment: &Enrolment| (enrolment.issued_at, enrolment.serial, enrolment.key);
-        successors.iter().filter_map(|successor| self.enrolment(*successor)).any(|later| {
-            later.name == own.name
-                && later.replaces.contains(&member)
-                && number(later) > number(own)
-        })
+        let Some((name, own)) = self.claim(member) else { return false };
+        let claims = successors.iter().filter_map(|successor| self.claim(*successor));
+        claims.filter(|(of, _)| *of == name).any(|(_, later)| later.supersedes(&own))
+    }
+
+    /// Under which name a member is enrolled, and whom it says to replace there.
+    fn claim(&self, member: MemberId) -> Option<(&MemberName, Claim)> {
+        let newest = self.enrolment(member)?;
+        let replaces = self.enrolments(member).flat_map(|(_, enrolment)| &enrolment.replaces);
+        let (issued_at, replaces) = (newest.issued_at, replaces.copied().collect());
+        Some((&newest.name, Claim { member, issued_at, replaces }))
+    }
+
+    /// What the root took back.
+    pub fn dismissals(&self) -> &Dismissals {
+        &self.dismissals
     }
 
     /// Everybody whom an issuer ever enrolled, ordered.
@@ -376,6 +393,9 @@ impl Catalogue {
         if let Some(Content::Enrolment(before)) = &previous {
             self.forget_name(before);
         }
+        if key.kind == EntryKind::ISSUER {
+            self.dismissals = Dismissals::of(self.issuers().map(|(_, issuer)| issuer.as_ref()));
+        }
         self.events.push_back(CatalogueEvent::Accepted { entry, content, previous });
         Verdict::Accepted
     }
@@ -467,15 +487,21 @@ impl Catalogue {
         }
     }
 
+    /// What counts of what issuers said of a member.
     fn enrolments(&self, member: MemberId) -> impl Iterator<Item = (MemberId, &Arc<Enrolment>)> {
         let issuers = self.issuers_of.get(&member).into_iter().flatten();
-        issuers.filter(|issuer| self.issuer(**issuer).is_some()).filter_map(move |issuer| {
-            let subject = *member.as_bytes();
-            let key = EntryKey { kind: EntryKind::ENROLMENT, owner: *issuer, subject };
-            match &self.entries.get(&key)?.content {
-                Content::Enrolment(enrolment) => Some((*issuer, enrolment)),
-                _ => None,
-            }
+        let all =
+            issuers.filter(|issuer| self.issuer(**issuer).is_some()).filter_map(move |issuer| {
+                let subject = *member.as_bytes();
+                let key = EntryKey { kind: EntryKind::ENROLMENT, owner: *issuer, subject };
+                match &self.entries.get(&key)?.content {
+                    Content::Enrolment(enrolment) => Some((*issuer, enrolment)),
+                    _ => None,
+                }
+            });
+        all.filter(move |(issuer, enrolment)| {
+            let let_in_by = enrolment.let_in_by.unwrap_or(*issuer);
+            self.dismissals.stays(&let_in_by, &member) && !self.dismissals.is_dropped(&member)
         })
     }
 

@@ -25,8 +25,14 @@ fn sign(key: u8, kind: EntryKind, subject: [u8; 16], version: u64, payload: &[u8
 
 fn issuer_by(signer: u8, is_active: bool, version: u64) -> Entry {
     let key = TestKey::new(ISSUER).public_key();
-    let body =
-        Issuer { key, member: id(ISSUER), certificate: Vec::new(), is_active, kept: Vec::new() };
+    let body = Issuer {
+        key,
+        member: id(ISSUER),
+        certificate: Vec::new(),
+        is_active,
+        kept: Vec::new(),
+        dropped: Vec::new(),
+    };
     let payload = wire::encode_payload(&body).unwrap();
     sign(signer, EntryKind::ISSUER, *key.member_id().as_bytes(), version, &payload)
 }
@@ -44,6 +50,7 @@ fn enrolment(member: u8, name: &str, services: Option<&[&str]>) -> Entry {
         issued_at: 1,
         invite: None,
         replaces: Vec::new(),
+        let_in_by: None,
     };
     let payload = wire::encode_payload(&body).unwrap();
     sign(ISSUER, EntryKind::ENROLMENT, *id(member).as_bytes(), 1, &payload)
@@ -162,6 +169,7 @@ fn older_entry_that_waited_does_not_replace_a_newer_one() {
         issued_at: 2,
         invite: None,
         replaces: Vec::new(),
+        let_in_by: None,
     };
     let payload = wire::encode_payload(&wider).unwrap();
     let wider = sign(ISSUER, EntryKind::ENROLMENT, *id(1).as_bytes(), 2, &payload);
@@ -255,6 +263,85 @@ fn two_members_of_one_name_are_reported() {
     assert!(events(&mut catalogue).contains(&conflict));
 }
 
+/// What the root says of an issuer.
+fn word(issuer: u8, version: u64, change: impl Fn(&mut Issuer)) -> Entry {
+    let key = TestKey::new(issuer).public_key();
+    let mut body = Issuer {
+        key,
+        member: id(issuer),
+        certificate: Vec::new(),
+        is_active: true,
+        kept: Vec::new(),
+        dropped: Vec::new(),
+    };
+    change(&mut body);
+    let payload = wire::encode_payload(&body).unwrap();
+    sign(ROOT, EntryKind::ISSUER, *key.member_id().as_bytes(), version, &payload)
+}
+
+/// What an issuer says of a member called `a`.
+fn said_by(issuer: u8, member: u8, change: impl Fn(&mut Enrolment)) -> Entry {
+    let mut body = Enrolment {
+        key: TestKey::new(member).public_key(),
+        name: "a".parse().unwrap(),
+        serial: 1,
+        services: None,
+        issued_at: 1,
+        invite: None,
+        replaces: Vec::new(),
+        let_in_by: None,
+    };
+    change(&mut body);
+    let payload = wire::encode_payload(&body).unwrap();
+    sign(issuer, EntryKind::ENROLMENT, *id(member).as_bytes(), 1, &payload)
+}
+
+#[test]
+fn whom_a_dismissed_issuer_let_in_goes_with_it_whoever_has_renewed_it() {
+    type Change = fn(&mut Issuer);
+    let kept: Change = |issuer| issuer.kept = vec![id(1)];
+    let dropped: Change = |issuer| issuer.dropped = vec![id(1)];
+    for (what, let_in_by, dismissal, is_vouched) in [
+        ("let in and renewed", Some(id(ISSUER)), (|_| {}) as Change, false),
+        ("and kept", Some(id(ISSUER)), kept, true),
+        ("let in by the other, too", None, |_| {}, true),
+        ("and dropped", None, dropped, false),
+    ] {
+        let mut catalogue = catalogue();
+        for entry in [
+            word(ISSUER, 1, |_| {}),
+            word(OTHER_ISSUER, 1, |_| {}),
+            said_by(ISSUER, 1, |_| {}),
+            said_by(OTHER_ISSUER, 1, |said| said.let_in_by = let_in_by),
+        ] {
+            assert_eq!(catalogue.handle_entry(entry), Verdict::Accepted);
+        }
+        assert!(catalogue.enrolment(id(1)).is_some(), "{what}");
+        catalogue.handle_entry(word(ISSUER, 2, |issuer| {
+            issuer.is_active = false;
+            dismissal(issuer);
+        }));
+        assert_eq!(catalogue.enrolment(id(1)).is_some(), is_vouched, "{what}");
+    }
+}
+
+#[test]
+fn a_replaced_key_is_not_believed_again_because_another_issuer_has_renewed_it_since() {
+    let mut catalogue = catalogue();
+    for entry in [
+        word(ISSUER, 1, |_| {}),
+        word(OTHER_ISSUER, 1, |_| {}),
+        said_by(ISSUER, 1, |said| said.issued_at = 10),
+        said_by(ISSUER, 2, |said| (said.issued_at, said.replaces) = (20, vec![id(1)])),
+    ] {
+        catalogue.handle_entry(entry);
+    }
+    assert!(catalogue.is_replaced(id(1)));
+    // Its clock is ahead, or it has not heard of the replacement.
+    catalogue.handle_entry(said_by(OTHER_ISSUER, 1, |said| said.issued_at = 30));
+    assert!(catalogue.is_replaced(id(1)) && !catalogue.is_replaced(id(2)));
+}
+
 #[test]
 fn revoked_issuer_vouches_for_nobody() {
     let mut catalogue = catalogue();
@@ -287,6 +374,7 @@ fn what_a_revoked_issuer_said_is_kept_alike_by_those_who_hear_of_it_before_and_a
         certificate: Vec::new(),
         is_active: true,
         kept: Vec::new(),
+        dropped: Vec::new(),
     };
     let payload = wire::encode_payload(&body).unwrap();
     after.handle_entry(sign(ROOT, EntryKind::ISSUER, *other.member_id().as_bytes(), 1, &payload));
@@ -378,6 +466,7 @@ fn what_an_issuer_said_is_found_by_its_subject_and_a_name_is_free_once_nobody_ho
         issued_at: 2,
         invite: None,
         replaces: Vec::new(),
+        let_in_by: None,
     };
     let payload = wire::encode_payload(&body).unwrap();
     catalogue.handle_entry(sign(ISSUER, EntryKind::ENROLMENT, *id(1).as_bytes(), 2, &payload));

@@ -52,7 +52,7 @@ pub(super) struct IssuerArgs {
 pub(super) struct RemoveArgs {
     #[command(flatten)]
     issuer: IssuerArgs,
-    /// A member that it let in and that goes with it; may be repeated
+    /// A member that it let in and that goes with it, by its name or id; may be repeated
     #[arg(long = "drop", value_name = "NODE")]
     dropped: Vec<MemberName>,
 }
@@ -119,7 +119,15 @@ fn table(rows: &[IssuerRow]) -> String {
             cell(row.id.get(..12).unwrap_or(&row.id)),
         ]);
     }
-    grid.finish(&[2])
+    let mut told = grid.finish(&[2]);
+    for row in rows.iter().filter(|row| row.active && row.state == "replaced") {
+        told += &format!(
+            "\n{} was replaced, and its issuing key is still believed: murmesh issuer remove {} \
+             --root-key FILE\n",
+            row.node, row.node
+        );
+    }
+    told
 }
 
 async fn issuers(client: &Client) -> Result<Vec<IssuerRow>, Failure> {
@@ -144,14 +152,19 @@ enum Appointed {
 /// Lets a member, given by its name or id, issue from now on.
 async fn appoint(client: &Client, root: &Root, node: &str) -> Result<Appointed, Failure> {
     let rows = issuers(client).await?;
-    let is_meant = |row: &IssuerRow| row.node == node || row.member.to_string() == node;
-    if rows.iter().any(|row| row.active && is_meant(row)) {
+    if rows.iter().any(|row| row.active && is_of(row, node)) {
         return Ok(Appointed::Before);
     }
     let path = format!("/v1/mesh/issuers/{}/key", encoded(node));
     let made: IssuingKey = client.change(Method::POST, &path, &json!({})).await?;
-    let above = rows.iter().find(|row| row.key == made.key).map(|row| row.epoch);
-    let entry = root.appoint(&made.key, made.member, above).map_err(Failure::failed)?;
+    if rows.iter().any(|row| row.key == made.key) {
+        // Believed again, it would bring back all that was ever signed with it.
+        let text = format!("{node} has not heard yet that its issuing key was taken back");
+        return Err(
+            Failure::failed(text).hint("try again in some seconds: it then makes a new one")
+        );
+    }
+    let entry = root.appoint(&made.key, made.member).map_err(Failure::failed)?;
     publish(client, &entry).await?;
     Ok(Appointed::Now)
 }
@@ -195,10 +208,8 @@ async fn remove(global: &Global, args: RemoveArgs) -> Outcome {
     let (root, client) = (root(global, args.root_key)?, Client::new(global)?);
     let node = args.node.as_str();
     let rows = issuers(&client).await?;
-    let (theirs, others): (Vec<_>, Vec<_>) = rows
-        .into_iter()
-        .filter(|row| row.active)
-        .partition(|row| row.node == node || row.member.to_string() == node);
+    let (theirs, others): (Vec<_>, Vec<_>) =
+        rows.into_iter().filter(|row| row.active).partition(|row| is_of(row, node));
     if theirs.is_empty() {
         line(format_args!("unchanged: {node} is no issuer"))?;
         return Ok(Exit::Ok);
@@ -207,6 +218,7 @@ async fn remove(global: &Global, args: RemoveArgs) -> Outcome {
         let text = format!("{node} is the last issuer: without one no certificate can be renewed");
         return Err(Failure::failed(text).hint("murmesh issuer add OTHER"));
     }
+    let mut out = Vec::new();
     for row in theirs {
         let path = format!("/v1/mesh/issuers/{}/keep", encoded(&row.id));
         let request = KeepRequest { drop: dropped.clone() };
@@ -214,26 +226,38 @@ async fn remove(global: &Global, args: RemoveArgs) -> Outcome {
             .change(Method::POST, &path, &request)
             .await
             .map_err(|failure| failure.hint(format_args!("run this on {}", others[0].node)))?;
-        let (ids, names): (Vec<_>, Vec<_>) =
-            kept.into_iter().map(|kept| (kept.member, kept.name.to_string())).unzip();
-        let dismissed = root.dismiss(&issuer_of(&row)?, row.epoch, ids).map_err(Failure::failed)?;
-        publish(&client, &dismissed).await?;
+        let (kept, gone): (Vec<_>, Vec<_>) = kept.into_iter().partition(|member| member.stays);
+        let ids = |members: &[KeptMember]| members.iter().map(|member| member.member).collect();
+        let dismissed = root.dismiss(&issuer_of(&row)?, row.epoch, ids(&kept), ids(&gone));
+        publish(&client, &dismissed.map_err(Failure::failed)?).await?;
+        let names: Vec<_> =
+            kept.into_iter().filter_map(|kept| Some(kept.name?.to_string())).collect();
         if !names.is_empty() {
             let what = count(names.len(), "member");
             note(format_args!("{what} let in by {node} stay: {}", names.join(", ")));
         }
+        out.extend(gone.into_iter().map(|KeptMember { member, name, .. }| match name {
+            Some(name) => format!("{name} ({member})"),
+            None => format!("{member}, whose place one of them had taken"),
+        }));
     }
     line(format_args!("{node} issues nothing any more"))?;
-    if !dropped.is_empty() {
-        let names: Vec<_> = dropped.iter().map(MemberName::as_str).collect();
-        line(format_args!("nobody believes any more: {}", names.join(", ")))?;
+    if !out.is_empty() {
+        line(format_args!("nobody believes any more: {}", out.join(", ")))?;
     }
     Ok(Exit::Ok)
 }
 
+/// Whether `node` may mean the member of an issuer: by its name, its id, or as listings show that.
+fn is_of(row: &IssuerRow, node: &str) -> bool {
+    let (member, key) = (row.member.to_string(), &row.id);
+    row.node == node || [&member, key].iter().any(|id| *id == node || id.get(..12) == Some(node))
+}
+
 fn issuer_of(row: &IssuerRow) -> Result<Issuer, Failure> {
     let certificate = BASE64_STANDARD.decode(&row.certificate).map_err(Failure::failed)?;
-    Ok(Issuer { key: row.key, member: row.member, certificate, is_active: true, kept: Vec::new() })
+    let (kept, dropped) = (Vec::new(), Vec::new());
+    Ok(Issuer { key: row.key, member: row.member, certificate, is_active: true, kept, dropped })
 }
 
 async fn publish(client: &Client, entry: &Entry) -> Result<(), Failure> {

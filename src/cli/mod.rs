@@ -352,8 +352,8 @@ mod tests {
             assert_eq!(failure.exit, Exit::Usage);
             failure.to_string()
         };
-        let later = "stat top tap-web edges breakers routes \
-                     explain-web ping-web policy-list \
+        let later = "stat top tap-web edges breakers \
+                     explain-web policy-list \
                      split-web switch-web canary-web fault-web limit-web revoke-a rotate-node \
                      operator-list record replay sim-x";
         for words in later.split_whitespace().map(|words| words.replace('-', " ")) {

@@ -8,12 +8,13 @@
 //! that run of it for dead, and would for ever. Only the death of a suspect that had half its time and
 //! was not heard since is believed at once: most crashes are told that way, and wait for nobody.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use foca::{Member, State};
+use foca::{Member, Message, State};
 
-use super::codec;
+use super::codec::{self, Packet};
 use super::{
     Belief, Carrier, Disbelief, Identity, MemberUpdate, Membership, MembershipEvent, Outgoing,
     Timer,
@@ -176,10 +177,42 @@ impl Membership {
     }
 
     /// Tells a suspect over a stream that it is suspected; its answer refutes. Rumours alone miss it
-    /// now and then when much is lost.
+    /// now and then when much is lost. Those that were heard last are asked to tell it, too: where the
+    /// way from here is cut they may have heard its refutation, or reach it.
     pub(super) fn tell_suspect(&mut self, identity: Identity, incarnation: u16) {
         let update = MemberUpdate { identity, incarnation, belief: Belief::Suspect };
         self.send_ping(identity, Carrier::Stream, Some(update));
+        for helper in self.heard_last(identity.id) {
+            let (src, own) = (self.identity(), self.incarnation);
+            if let Some(packet) = codec::ping_req(src, own, helper, PING_NUMBER, update) {
+                let over = Carrier::Datagram;
+                self.outgoing.push_back(Outgoing { to: helper, over, packet });
+            }
+        }
+    }
+
+    /// Tells a suspect what `packet` asks to tell it. Before the detector asks whether it is there: its
+    /// answer then refutes, and goes back to whoever suspects it.
+    pub(super) fn tell_for(&mut self, packet: &Packet) {
+        let Message::PingReq { target, .. } = packet.header.message else { return };
+        let is_meant = |update: &&MemberUpdate| {
+            update.identity == target
+                && update.belief == Belief::Suspect
+                && self.doubt_about(update).is_none()
+        };
+        if let Some(update) = packet.updates.iter().find(is_meant).copied() {
+            self.send_ping(target, Carrier::Datagram, Some(update));
+        }
+    }
+
+    /// The members that are there and were heard last, without `member`; as many as foca asks for help.
+    pub(super) fn heard_last(&self, member: MemberId) -> Vec<Identity> {
+        let others = self.active().filter(|other| other.id != member);
+        let mut heard: Vec<_> =
+            others.filter_map(|other| Some((*self.heard.get(&other.id)?, other))).collect();
+        heard.sort_by_key(|(at, other)| (Reverse(*at), other.id));
+        heard.truncate(self.config.fanout.get());
+        heard.into_iter().map(|(_, other)| other).collect()
     }
 
     fn ping(&mut self, to: Identity, over: Carrier) {

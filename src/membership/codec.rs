@@ -224,11 +224,41 @@ pub(super) fn ping(
     number: u8,
     update: Option<MemberUpdate>,
 ) -> Option<Bytes> {
-    let header = Header { src, src_incarnation, dst, message: Message::Ping(number) };
-    Packet { header, updates: update.into_iter().collect(), items: Vec::new() }
-        .encode_without_items()
-        .ok()
-        .map(Bytes::from)
+    made(src, src_incarnation, dst, Message::Ping(number), update.into_iter().collect())
+}
+
+/// Asks `dst` to reach `about` for this member, and to tell it what is said of it.
+pub(super) fn ping_req(
+    src: Identity,
+    src_incarnation: Incarnation,
+    dst: Identity,
+    number: u8,
+    about: MemberUpdate,
+) -> Option<Bytes> {
+    let message = Message::PingReq { target: about.identity, probe_number: number };
+    made(src, src_incarnation, dst, message, vec![about])
+}
+
+/// What one member wants another to know of others at once.
+pub(super) fn gossip(
+    src: Identity,
+    src_incarnation: Incarnation,
+    dst: Identity,
+    updates: Vec<MemberUpdate>,
+) -> Option<Bytes> {
+    made(src, src_incarnation, dst, Message::Gossip, updates)
+}
+
+fn made(
+    src: Identity,
+    src_incarnation: Incarnation,
+    dst: Identity,
+    message: Message<Identity>,
+    updates: Vec<MemberUpdate>,
+) -> Option<Bytes> {
+    let header = Header { src, src_incarnation, dst, message };
+    let packet = Packet { header, updates, items: Vec::new() };
+    packet.encode_without_items().ok().map(Bytes::from)
 }
 
 const fn has_updates(message: &Message<Identity>) -> bool {

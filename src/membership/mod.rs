@@ -1,6 +1,6 @@
 //! Who is in the mesh: SWIM (Das 2002) by `foca` 2, and the driver that cures its weaknesses.
 //!
-//! foca alone, simulated with 64 to 1024 members, has nine. What this module does about each:
+//! foca alone, simulated with 64 to 1024 members, has ten. What this module does about each:
 //!
 //! | weakness of foca alone | cure here |
 //! |---|---|
@@ -11,6 +11,7 @@
 //! | deaf and slow observers convict healthy members | `local_health` |
 //! | rumours have little capacity and no guarantee | they are hints; digests repair lists and entries |
 //! | parted halves meet again after minutes | `contacts`: everybody away is dialled for ever |
+//! | a refutation is told to some and then forgotten | who knows it answers an old suspicion; whoever was heard last is asked |
 //! | anybody can make anybody renew | renewals are counted and limited |
 //! | anybody can kill anybody by one word | a death that comes as a surprise is put to the accused first |
 //!

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use foca::Message;
 
-use super::codec::{Packet, header_of};
+use super::codec::{self, Packet, header_of};
 use super::{
     Belief, Carrier, Identity, MemberUpdate, Membership, MembershipEvent, Outgoing, Standing,
 };
@@ -22,6 +22,9 @@ const INCARNATION_ABSURD: u16 = 1 << 15;
 /// Refutations that a suspicion may be ahead of what is known here. A member that is suspected further
 /// ahead, where it has perhaps never been, could not be heard again.
 const INCARNATION_JUMP_MAX: u16 = 16;
+
+/// Suspects of one packet about whom its sender is told better: what a datagram has room for.
+const ANSWERED_MAX: usize = 16;
 
 /// Why a packet was dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -147,6 +150,8 @@ impl Membership {
         if is_turn && !self.may_renew_for(now, from) {
             return Err(PacketFault::Renewal);
         }
+        self.answer_outdated(src, &packet.updates);
+        self.tell_for(&packet);
         packet.updates = self.believable(now, from, &packet.updates, standing);
         packet.updates.retain(|update| {
             let is_surprise = self.is_disputed(update) && !self.is_overdue(now, update.identity.id);
@@ -156,9 +161,16 @@ impl Membership {
             !is_surprise
         });
         self.note_ack(&packet);
+        let (me, before) = (self.identity(), self.incarnation);
+        let is_suspected =
+            |update: &MemberUpdate| update.identity == me && update.belief == Belief::Suspect;
+        let am_suspected = packet.updates.iter().any(is_suspected);
         let bytes = packet.encode_without_items().map_err(|_| PacketFault::Malformed)?;
         let is_refused = self.foca.handle_data(&bytes, &mut self.runtime).is_err();
         self.absorb(now, Some((from, over)));
+        if am_suspected && self.incarnation != before {
+            self.tell_refutation(src);
+        }
         let incarnation = packet.header.src_incarnation;
         let as_now = MemberUpdate { identity: src, incarnation, belief: Belief::Alive };
         let is_settled = self.seen.get(&from) == Some(&as_now);
@@ -201,6 +213,44 @@ impl Membership {
         }
     }
 
+    /// Tells `from` of suspects that have refuted long ago. A refutation is passed on a dozen times and
+    /// then forgotten: whoever missed it, and is not heard by the suspect itself, would convict it.
+    fn answer_outdated(&mut self, from: Identity, updates: &[MemberUpdate]) {
+        let refuted = updates.iter().filter_map(|update| {
+            let seen = self.seen.get(&update.identity.id)?;
+            let is_refuted = update.belief == Belief::Suspect
+                && seen.belief == Belief::Alive
+                && seen.identity == update.identity
+                && seen.incarnation > update.incarnation;
+            is_refuted.then_some(*seen)
+        });
+        let refuted: Vec<_> = refuted.take(ANSWERED_MAX).collect();
+        let of_me = |update: &MemberUpdate| {
+            update.identity == self.identity()
+                && update.belief == Belief::Suspect
+                && update.incarnation < self.incarnation
+        };
+        if !refuted.is_empty() || updates.iter().any(of_me) {
+            self.tell(from, refuted);
+        }
+    }
+
+    /// Tells `from`, who said that this member is suspected, and those that were heard last that it is
+    /// there: foca tells some at random, and the way to all of those may be cut.
+    fn tell_refutation(&mut self, from: Identity) {
+        for other in [vec![from], self.heard_last(from.id)].concat() {
+            self.tell(other, Vec::new()); // the header says under which incarnation it is
+        }
+    }
+
+    /// Tells a member of others, once.
+    pub(super) fn tell(&mut self, to: Identity, updates: Vec<MemberUpdate>) {
+        let (src, incarnation) = (self.identity(), self.incarnation);
+        if let Some(packet) = codec::gossip(src, incarnation, to, updates) {
+            self.outgoing.push_back(Outgoing { to, over: Carrier::Datagram, packet });
+        }
+    }
+
     /// The updates of a packet that foca may see.
     pub(super) fn believable(
         &mut self,
@@ -235,7 +285,7 @@ impl Membership {
     }
 
     /// Why an update cannot be true, whoever it is about.
-    fn doubt_about(&self, update: &MemberUpdate) -> Option<Disbelief> {
+    pub(super) fn doubt_about(&self, update: &MemberUpdate) -> Option<Disbelief> {
         if update.incarnation >= INCARNATION_ABSURD {
             return Some(Disbelief::Incarnation);
         }

@@ -224,6 +224,7 @@ impl Mesh {
                 _ if self.has_left => None,
                 Contact::Seed(address) => self.unoccupied_seed(address),
                 Contact::Member(id) if self.has_said_goodbye(id) => None,
+                Contact::Member(id) if self.is_nobody(id) => None,
                 Contact::Member(id) => self.destination(id),
             };
             match to {
@@ -352,6 +353,11 @@ impl Mesh {
 
     fn has_said_goodbye(&self, id: MemberId) -> bool {
         self.catalogue.record(id).is_some_and(|(record, _)| record.phase == MemberPhase::Left)
+    }
+
+    /// Whether nobody is to believe a member any more: it was replaced or dropped.
+    fn is_nobody(&self, id: MemberId) -> bool {
+        self.catalogue.is_replaced(id) || self.catalogue.dismissals().is_dropped(&id)
     }
 
     fn hello(&mut self, is_answer: bool, to: Option<MemberId>) -> Message {

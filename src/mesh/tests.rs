@@ -33,6 +33,7 @@ fn grounds(member: u8) -> Vec<Entry> {
         certificate: Vec::new(),
         is_active: true,
         kept: Vec::new(),
+        dropped: Vec::new(),
     };
     let enrolment = Enrolment {
         key: TestKey::new(member).public_key(),
@@ -42,6 +43,7 @@ fn grounds(member: u8) -> Vec<Entry> {
         issued_at: 1,
         invite: None,
         replaces: Vec::new(),
+        let_in_by: None,
     };
     let sign = |signer: u8, kind, subject: MemberId, payload: Vec<u8>| {
         let subject = *subject.as_bytes();
@@ -762,5 +764,67 @@ fn suspect_that_renews_is_seen_alive_at_once() {
     nodes[0].handle_message(at, teller, &message);
     let packet = gossip(&nodes[1], &nodes[0], &[]);
     nodes[0].handle_datagram(at, id(2), &packet);
+    assert_eq!(nodes[0].member_state(id(2)), Some(MemberState::Alive));
+}
+
+#[test]
+fn a_replaced_member_is_dialled_no_more() {
+    let sign = |member: u8, replaces: Vec<MemberId>| {
+        let enrolment = Enrolment {
+            key: TestKey::new(member).public_key(),
+            name: name(2),
+            serial: 1,
+            services: None,
+            issued_at: 1,
+            invite: None,
+            replaces,
+            let_in_by: None,
+        };
+        let (payload, subject) = (wire::encode_payload(&enrolment).unwrap(), id(member));
+        let (kind, issuer) = (EntryKind::ENROLMENT, TestKey::new(ISSUER));
+        Entry::sign(&MESH, &issuer, kind, *subject.as_bytes(), Epoch(1), 1, &payload).unwrap()
+    };
+    let dials = |replaces: Vec<MemberId>| {
+        let entries = [grounds(1), vec![sign(2, vec![]), sign(3, replaces)]].concat();
+        let config = MeshConfig { remembered: vec![(id(2), address(2))], ..config(1, &[]) };
+        let signer = Box::new(TestKey::new(1));
+        let mut one = Mesh::new(Moment::START, config, signer, 1, entries).unwrap();
+        let mut dials = 0;
+        for at in (0..60_000).step_by(20).map(Moment::from_millis) {
+            if one.poll_timeout().is_some_and(|due| due <= at) {
+                one.handle_timeout(at);
+            }
+            dials += std::iter::from_fn(|| one.poll_transmit()).count();
+        }
+        dials
+    };
+    assert!(dials(vec![]) > 5, "for ever");
+    assert_eq!(dials(vec![id(2)]), 0);
+}
+
+#[test]
+fn who_knows_a_refutation_tells_whoever_missed_it() {
+    let mut nodes = three();
+    let identity = nodes[1].membership.identity();
+    let suspect = [MemberUpdate { identity, incarnation: 0, belief: Belief::Suspect }];
+    let (at, later) = (Moment::from_secs(3), Moment::from_secs(4));
+    let (one, three) = (nodes[0].id(), nodes[2].id());
+    let suspected = gossip(&nodes[0], &nodes[2], &suspect);
+    nodes[2].handle_datagram(at, one, &suspected);
+    run(&mut nodes[1..], 3_000, 4_000); // the first misses the refutation
+    let known = nodes[2].membership.belief(id(2)).unwrap();
+    assert_eq!((known.belief, known.incarnation), (Belief::Alive, 1));
+    let suspected = gossip(&nodes[2], &nodes[0], &suspect);
+    nodes[0].handle_datagram(later, three, &suspected);
+    assert_eq!(nodes[0].member_state(id(2)), Some(MemberState::Suspect));
+    while nodes[0].poll_transmit().is_some() {} // it cannot ask the second itself
+
+    let told = gossip(&nodes[0], &nodes[2], &suspect);
+    nodes[2].handle_datagram(later, one, &told);
+    while let Some(answer) = nodes[2].poll_transmit() {
+        if matches!(answer.to, Destination::Member { id, .. } if id == one) {
+            nodes[0].handle_datagram(later, three, &answer.data);
+        }
+    }
     assert_eq!(nodes[0].member_state(id(2)), Some(MemberState::Alive));
 }

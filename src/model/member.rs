@@ -66,6 +66,19 @@ impl MemberName {
     }
 }
 
+/// Hexadecimal digits of an id that listings show.
+const SHORT_LEN: usize = 12;
+
+impl MemberId {
+    /// Whether somebody who writes `node` may mean this member, which is called `name`: by that name, by
+    /// the id, or by its first 12 digits, as listings show it.
+    pub fn is_called(&self, name: &MemberName, node: &MemberName) -> bool {
+        let id = self.to_string();
+        let (node, short) = (node.as_str(), id.get(..SHORT_LEN));
+        name.as_str() == node || id == node || short == Some(node)
+    }
+}
+
 /// Which run of a member: higher wins. Durable before its first use, so that it never goes back.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,

@@ -149,6 +149,9 @@ pub struct Enrolment {
     /// The members whose name it has taken over: the same machine before it lost its key. Since
     /// version 2.
     pub replaces: Vec<MemberId>,
+    /// The hash of the issuing key that first let this member in, whoever has renewed it since; when
+    /// absent, that of whoever signed this. Since version 3.
+    pub let_in_by: Option<MemberId>,
 }
 
 /// Permission to join, for whoever holds the token's private key. Subject: hash of its public key.
@@ -179,6 +182,9 @@ pub struct Issuer {
     pub is_active: bool,
     /// Of a revoked issuer: the members that it let in and that stay. Since version 2.
     pub kept: Vec<MemberId>,
+    /// Of a revoked issuer: members that went with it, and those that they had replaced. Nobody
+    /// believes these keys any more, whoever vouches for them. Since version 3.
+    pub dropped: Vec<MemberId>,
 }
 
 /// Makes a key an operator: a person's, who signs policy and revocations. Subject: the hash of the

@@ -110,6 +110,8 @@ pub enum EventKind {
     Degraded,
     /// It does no more.
     Restored,
+    /// The other members believe this one no more: it was replaced or dropped.
+    Disowned,
     /// The root made this member an issuer.
     IssuerAppointed,
     /// The root took an issuer back.

@@ -137,14 +137,9 @@ impl Root {
     }
 
     /// Lets `member` issue with the key whose public half is `issuing`: the entry that says so,
-    /// with the certificate inside. The private half never leaves its machine. It goes `above` the
-    /// root's last word about this key, however the clock stood then.
-    pub fn appoint(
-        &self,
-        issuing: &PublicKey,
-        member: MemberId,
-        above: Option<Epoch>,
-    ) -> Result<Entry, TlsError> {
+    /// with the certificate inside. The private half never leaves its machine. Not for a key that the
+    /// root has taken back: all that was signed with it, by whomever, would be believed again.
+    pub fn appoint(&self, issuing: &PublicKey, member: MemberId) -> Result<Entry, TlsError> {
         let signing = Signing::new(
             ca_params(&root_name(&self.key.public_key()))?,
             self.key.certificate_key()?,
@@ -153,21 +148,23 @@ impl Root {
             .signed_by(&SubjectKey(*issuing), &signing)
             .map_err(failed)?;
         let certificate = certificate.der().to_vec();
-        let kept = Vec::new();
-        let issuer = Issuer { key: *issuing, member, certificate, is_active: true, kept };
-        self.sign_issuer(&issuer, above)
+        let (kept, dropped) = (Vec::new(), Vec::new());
+        let issuer = Issuer { key: *issuing, member, certificate, is_active: true, kept, dropped };
+        self.sign_issuer(&issuer, None)
     }
 
-    /// Takes back what [`Root::appoint`] gave in the epoch `above`: the entry that says so, and who
-    /// stays of those that this issuer let in. That is said in one word: if it were two, members that
-    /// hear the second first would cut whom they should keep.
+    /// Takes back what [`Root::appoint`] gave in the epoch `above`, for good: the entry that says so, who
+    /// stays of those that this issuer let in, and which keys nobody is to believe again. That is said
+    /// in one word: if it were two, members that hear the second first would cut whom they should keep.
     pub fn dismiss(
         &self,
         issuer: &Issuer,
         above: Epoch,
         kept: Vec<MemberId>,
+        dropped: Vec<MemberId>,
     ) -> Result<Entry, TlsError> {
-        self.sign_issuer(&Issuer { is_active: false, kept, ..issuer.clone() }, Some(above))
+        let dismissed = Issuer { is_active: false, kept, dropped, ..issuer.clone() };
+        self.sign_issuer(&dismissed, Some(above))
     }
 
     fn sign_issuer(&self, issuer: &Issuer, above: Option<Epoch>) -> Result<Entry, TlsError> {
@@ -220,11 +217,8 @@ pub fn found_mesh(
     };
     let genesis_bytes = wire::encode_payload(&genesis)?;
     let mesh = MeshId::of_genesis(&genesis_bytes);
-    let appointed = Root::new(mesh, &genesis, root.duplicate()?)?.appoint(
-        &issuer.public_key(),
-        node.member_id(),
-        None,
-    )?;
+    let appointed = Root::new(mesh, &genesis, root.duplicate()?)?
+        .appoint(&issuer.public_key(), node.member_id())?;
     let issuer_certificate = wire::decode_payload::<Issuer>(&appointed.payload())?.certificate;
     let operator_payload = wire::encode_payload(&Operator {
         key: operator.public_key(),

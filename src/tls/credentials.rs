@@ -242,6 +242,8 @@ pub struct Peer {
     pub name: MemberName,
     /// The issuer's word on it.
     pub enrolment: Entry,
+    /// The hash of the issuing key that let it in, by that word.
+    pub let_in_by: MemberId,
 }
 
 /// Who is at the other end; nobody at the enrolment door's far side.
@@ -249,7 +251,8 @@ pub fn peer_of(connection: &quinn::Connection) -> Option<Peer> {
     let identity = connection.peer_identity()?;
     let chain = identity.downcast::<Vec<CertificateDer<'static>>>().ok()?;
     let (enrolment, entry) = carried_enrolment(chain.first()?).ok()?;
-    Some(Peer { id: enrolment.key.member_id(), name: enrolment.name, enrolment: entry })
+    let let_in_by = enrolment.let_in_by.unwrap_or(entry.signer().member_id());
+    Some(Peer { id: enrolment.key.member_id(), name: enrolment.name, enrolment: entry, let_in_by })
 }
 
 #[cfg(test)]
@@ -259,6 +262,7 @@ mod tests {
     use rustls::{AlertDescription, CertificateError, ClientConnection, Error, ServerConnection};
 
     use super::*;
+    use crate::catalogue::Dismissals;
     use crate::model::{Issuer, Unlisted};
     use crate::tls::testing::{members_of, mesh_of};
     use crate::tls::{Dismissed, Plane, found_mesh};
@@ -424,12 +428,16 @@ mod tests {
             handshake(a.client_config(Plane::Data).unwrap(), server, &server_name(None))
         };
         let (key, member) = (a.enrolment().signer(), b.member_id());
-        let (certificate, kept) = (Vec::new(), Vec::new());
-        let gone = Arc::new(Issuer { key, member, certificate, is_active: false, kept });
-        b.trust().set_dismissed(Dismissed::new([&gone], [], BTreeSet::new()));
+        let (certificate, kept, dropped) = (Vec::new(), Vec::new(), Vec::new());
+        let gone = Issuer { key, member, certificate, is_active: false, kept, dropped };
+        let dismiss = |vouched: Option<MemberId>| {
+            let by_root = Dismissals::of([&gone]);
+            b.trust().set_dismissed(Dismissed::new(by_root, vouched, BTreeSet::new()));
+        };
+        dismiss(None);
         let refused = try_it().unwrap_err();
         assert_eq!(refused, Error::InvalidCertificate(CertificateError::Revoked));
-        b.trust().set_dismissed(Dismissed::new([&gone], [a.member_id()], BTreeSet::new()));
+        dismiss(Some(a.member_id()));
         try_it().unwrap();
     }
 

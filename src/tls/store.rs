@@ -265,6 +265,20 @@ impl DataDir {
         self.key_or_new(ISSUER_KEY)
     }
 
+    /// Another issuing key in the place of the one that there is, whose certificate goes first: a crash
+    /// in between leaves a key that nobody has appointed.
+    pub fn new_issuing_key(&self) -> Result<SecretKey, StoreError> {
+        match fs::remove_file(self.file(ISSUER_CERTIFICATE)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(self.failed("remove", ISSUER_CERTIFICATE, error));
+            }
+            _ => {}
+        }
+        let key = SecretKey::generate()?;
+        self.write_key(ISSUER_KEY, &key)?;
+        Ok(key)
+    }
+
     /// Stores the certificate of [`DataDir::issuing_key`].
     pub fn store_issuer_certificate(&self, certificate: &[u8]) -> Result<(), StoreError> {
         self.write(ISSUER_CERTIFICATE, certificate)
@@ -482,6 +496,7 @@ pub fn init(dir: &DataDir, options: &InitOptions) -> Result<InitReport, StoreErr
         issued_at: clock::unix_seconds(),
         invite: None,
         replaces: Vec::new(),
+        let_in_by: None,
     })?;
     let entries = [&founded.entries[..], &[enrolment]].concat();
     dir.store_identity(genesis_bytes, &entries, &chain)?;

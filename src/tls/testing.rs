@@ -39,6 +39,7 @@ pub fn members_of(
             issued_at: clock::unix_seconds(),
             invite: None,
             replaces: Vec::new(),
+            let_in_by: None,
         })?;
         Ok(NodeCredentials::new(founded.mesh, founded.genesis.clone(), key, chain)?)
     };

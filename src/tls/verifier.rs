@@ -54,7 +54,7 @@ pub enum VerifyError {
     #[error("the enrolment was not signed by the issuer of the certificate")]
     OtherIssuer,
     /// It proved somebody once; what [`Dismissed`](super::Dismissed) holds says no longer.
-    #[error("the member was replaced, or its issuer was dismissed and no other vouches for it")]
+    #[error("the member was dropped or replaced, or whoever let it in was dismissed")]
     Dismissed,
     /// It is forged, or was made for another mesh.
     #[error("the enrolment's signature does not hold in this mesh")]
@@ -186,7 +186,9 @@ impl MemberVerifier {
         if !entry.is_signed(&self.mesh) {
             return Err(VerifyError::Signature);
         }
-        if !self.trust.dismissed().admits(&entry.signer(), &enrolment.key.member_id()) {
+        let (signer, member) = (entry.signer().member_id(), enrolment.key.member_id());
+        let let_in_by = enrolment.let_in_by.unwrap_or(signer);
+        if !self.trust.dismissed().admits(&signer, &let_in_by, &member) {
             return Err(VerifyError::Dismissed);
         }
         Ok((enrolment, entry))

@@ -32,6 +32,7 @@ use super::path::PAYLOAD_LEN_MAX;
 use super::places::{Place, Places};
 use super::planes::transport_config;
 use super::socket;
+use super::standing::Standing;
 use crate::model::MemberId;
 use crate::runtime::TaskGroup;
 use crate::runtime::entropy::{self, EntropyError};
@@ -170,6 +171,7 @@ pub struct Endpoint {
     token_key: Arc<hkdf::Prk>,
     places: DoorPlaces,
     trust: Trust,
+    standing: Standing,
     metrics: Metrics,
 }
 
@@ -242,6 +244,7 @@ impl Endpoint {
             token_key,
             places: DoorPlaces::new(),
             trust: credentials.trust().clone(),
+            standing: Standing::default(),
             metrics: metrics.clone(),
         };
         let (doors, queues) = Doors::new();
@@ -257,6 +260,18 @@ impl Endpoint {
     /// Whom this port believes.
     pub fn trust(&self) -> &Trust {
         &self.trust
+    }
+
+    /// Whether others believe this member.
+    pub fn standing(&self) -> &Standing {
+        &self.standing
+    }
+
+    /// Notes that the member at `address` refused this one, if that is what ended a connection to it.
+    pub(super) fn note_end(&self, address: SocketAddr, end: &ConnectionError) {
+        if matches!(end, ConnectionError::ConnectionClosed(_)) && refusal(end) == Some(REVOKED) {
+            self.standing.note_refused(address);
+        }
     }
 
     /// Uses renewed credentials for every handshake from now on.
@@ -285,7 +300,10 @@ impl Endpoint {
         match timeout(HANDSHAKE_TIME_MAX, connecting).await {
             Ok(Ok(connection)) => Ok(connection),
             Ok(Err(ConnectionError::TimedOut)) | Err(_) => Err(DialError::Timeout),
-            Ok(Err(error)) => Err(DialError::Refused { reason: dial_refusal(&error) }),
+            Ok(Err(error)) => {
+                self.note_end(address, &error);
+                Err(DialError::Refused { reason: dial_refusal(&error) })
+            }
         }
     }
 
@@ -428,10 +446,13 @@ fn accept_refusal(error: &ConnectionError) -> &'static str {
 const ALERTS: u64 = 0x100;
 const BAD_CERTIFICATE: u64 = ALERTS + 42;
 
+/// The certificate is that of a member that was dropped or replaced.
+const REVOKED: &str = "revoked";
+
 fn alert_reason(code: u64) -> Option<&'static str> {
     Some(match code.checked_sub(ALERTS)? {
         42 => "bad_certificate",
-        44 => "revoked",
+        44 => REVOKED,
         45 => "expired",
         46 => "bad_enrolment",
         48 => "unknown_issuer",

@@ -12,6 +12,7 @@ mod planes;
 mod revoker;
 mod silence;
 mod socket;
+mod standing;
 pub mod tunnel;
 
 pub use accepted::Accepted;
@@ -22,3 +23,4 @@ pub use endpoint::{
 pub use peers::{Link, LinkView, Peers};
 pub use revoker::Revoker;
 pub use socket::BUFFER_LEN as SOCKET_BUFFER_LEN;
+pub use standing::Standing;

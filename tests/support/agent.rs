@@ -273,6 +273,15 @@ impl Agent {
         })
     }
 
+    /// Waits until it says that the others refuse it.
+    #[track_caller]
+    pub fn wait_disowned(&self) {
+        eventually(&format!("{} knows that it is refused", self.name), SOON, || {
+            let ready = self.try_get("/ready").map_err(|error| error.to_string())?;
+            check(ready.status == 503 && ready.text().contains("refuse this one"), ready.text())
+        });
+    }
+
     /// Waits until it lists exactly `count` members, all alive.
     #[track_caller]
     pub fn wait_alive(&self, count: usize, limit: Duration) -> Duration {

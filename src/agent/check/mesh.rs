@@ -13,7 +13,7 @@ use tracing::warn;
 
 use super::machine::{Runs, machine};
 use super::{listed, span};
-use crate::agent::seeds;
+use crate::agent::{disowned, seeds};
 use crate::api::views::is_shown;
 use crate::api::{ApiState, Check, Readiness, SOCKET_FILE};
 use crate::config::Seed;
@@ -63,7 +63,7 @@ impl Inspector {
         let _turn = self.turn.lock().await;
         let (dir, mesh) = (self.dir.clone(), self.mesh);
         let machine = blocking(move || machine(&dir, mesh, Runs::Yes)).await;
-        let mut checks = vec![agent(state)];
+        let mut checks = vec![agent(state), believed(state)];
         checks.extend(machine.unwrap_or_default());
         let snapshot = state.snapshot();
         let (udp, seeds, instances, versions) = tokio::join!(
@@ -106,6 +106,9 @@ impl Inspector {
         if has_heard(&state.metrics) {
             return Check::pass(ID, "other members were heard");
         }
+        if state.disowned().is_some() {
+            return Check::pass(ID, "other members answer, and refuse this one");
+        }
         let expected = self.expected(state, snapshot).await;
         let Some(first) = expected.first() else {
             return Check::pass(ID, "no other member is known yet");
@@ -127,6 +130,9 @@ impl Inspector {
             (0, _) => Check::pass("isolated", "no other member is known"),
             // Which of the two is cut off nobody can tell: 'members' says that it does not answer.
             (1, 0) => Check::pass("isolated", "there is one other member"),
+            (_, 0) if state.disowned().is_some() => {
+                Check::pass("isolated", "the others answer, and refuse this one")
+            }
             (all, 0) => {
                 let message = format!("none of {all} other members answers this one");
                 let fix = format!(
@@ -205,12 +211,20 @@ impl Inspector {
 
 fn agent(state: &ApiState) -> Check {
     let up = span(state.clock.now().as_nanos() / 1_000_000_000);
-    match &*state.readiness.borrow() {
+    match state.readiness() {
         Readiness::Ready => Check::pass("agent", format!("ready, up {up}")),
         Readiness::NotReady(reason) => {
             let fix = "murmesh events --since 5m";
             Check::fail("agent", format!("not ready: {reason} (up {up})"), fix)
         }
+    }
+}
+
+/// Whether the other members believe this one.
+fn believed(state: &ApiState) -> Check {
+    match state.disowned() {
+        None => Check::pass("believed", "no other member refuses this one"),
+        Some(reason) => Check::fail("believed", reason, disowned::FIX),
     }
 }
 
@@ -271,6 +285,13 @@ fn issuers(snapshot: &Snapshot) -> Check {
     const ID: &str = "issuers";
     let state = |member| snapshot.members.get(member).map(|view| view.state);
     let all: Vec<_> = snapshot.active_issuers().collect();
+    let replaced = all.iter().map(|issuer| issuer.member);
+    let replaced: Vec<_> = replaced.filter(|member| snapshot.replaced.contains(member)).collect();
+    if let Some(first) = replaced.first() {
+        let message =
+            format!("issuing keys of replaced machines are still believed: {}", listed(&replaced));
+        return Check::warn(ID, message, format!("murmesh issuer remove {first} --root-key FILE"));
+    }
     let is_there = |member| matches!(state(member), Some(MemberState::Alive));
     let there = all.iter().filter(|issuer| is_there(&issuer.member)).count();
     match there {
@@ -438,6 +459,11 @@ async fn refusal(to: &Target) -> Option<String> {
 pub(in crate::agent) async fn warn_while_unheard(inspector: Arc<Inspector>, state: ApiState) {
     sleep(UNHEARD_AFTER).await;
     while !has_heard(&state.metrics) {
+        if state.disowned().is_some() {
+            warn!(fix = disowned::FIX, "the other members refuse this one");
+            sleep(UNHEARD_INTERVAL).await;
+            continue;
+        }
         let expected = inspector.expected(&state, &state.snapshot()).await;
         let obstacles = obstacles(&expected).await;
         if !obstacles.is_empty() {

@@ -51,9 +51,8 @@ pub(super) fn agent_self(state: &ApiState) -> Value {
     let me = snapshot.members.get(&state.me);
     let zone = me.map_or("", |view| view.zone.as_str());
     let identity = state.identity.load();
-    let readiness = state.readiness.borrow().clone();
     let doors = state.local().doors.clone();
-    let (is_ready, reason) = match readiness {
+    let (is_ready, reason) = match state.readiness() {
         Readiness::Ready => (true, ""),
         Readiness::NotReady(reason) => (false, reason),
     };

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::future::BoxFuture;
+use http::header::UPGRADE;
 use http::request::Parts;
 use http::{Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
@@ -296,6 +297,9 @@ impl Client {
 
     async fn answer_http1(&self, request: Request<Incoming>) -> Response<Outgoing> {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
+        // Only then the gate waits; another one may have passed behind this request, and wait still.
+        let asked_onward =
+            request.method() == Method::CONNECT || request.headers().contains_key(UPGRADE);
         let response = match self.refusal(&request) {
             Some(malformed) => self.refuse(Reason::Malformed(malformed), None, false),
             None => self.answer(request).await,
@@ -303,7 +307,7 @@ impl Client {
         let response = self.released(response);
         self.in_flight.fetch_sub(1, Ordering::Relaxed);
         let mut front = self.front.lock();
-        if front.onward.is_none() {
+        if asked_onward && front.onward.is_none() {
             front.gate.declined();
             if let Some(reader) = front.reader.take() {
                 reader.wake();

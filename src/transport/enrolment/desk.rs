@@ -12,6 +12,7 @@ use super::renewal::{
     self, RenewalAnswer, RenewalRefusal, RenewalReply, RenewalRequest, RenewedLeaf, is_fresh,
 };
 use super::{JoinAnswer, JoinRefusal, JoinRequest};
+use crate::catalogue::let_in_by;
 use crate::mesh::Snapshot;
 use crate::model::{
     Enrolment, Entry, EntryKind, Invite, Issuer, MemberId, MemberName, MemberState, PublicKey,
@@ -20,7 +21,7 @@ use crate::model::{
 use crate::runtime::{clock, entropy};
 use crate::telemetry::{Door, EventKind, EventLog, Metrics};
 use crate::tls::store::{DataDir, StoreError};
-use crate::tls::{Authority, NodeCredentials, Peer, SecretKey, TlsError, Token};
+use crate::tls::{Authority, Dismissed, NodeCredentials, Peer, SecretKey, TlsError, Token};
 use crate::wire::{self, WireError};
 
 /// How far a newcomer's clock may be from the issuer's.
@@ -159,10 +160,16 @@ pub enum DeskError {
     )]
     OwnWord,
     /// Fault: whoever asks; nobody was kept or dropped.
-    #[error(
-        "'{0}' has its certificate from another issuer, too, and cannot be dropped with this one"
-    )]
+    #[error("'{0}' was let in by another issuer, and cannot be dropped with this one")]
     OthersVouch(MemberName),
+    /// Fault: whoever asks; nobody was kept or dropped.
+    #[error("{} members are called '{name}': say which by its id, {}", ids.len(), listed(ids))]
+    SeveralMembers {
+        /// What was asked for.
+        name: MemberName,
+        /// All that are called so.
+        ids: Vec<MemberId>,
+    },
     /// Fault: the member that asks: it must join anew.
     #[error("no active issuer vouches for this member any more")]
     Revoked,
@@ -181,6 +188,10 @@ pub enum DeskError {
          ({STATE_LEN_MAX} bytes); ask for fewer uses, or wait until some invites have ended"
     )]
     TooManyInvites,
+}
+
+fn listed(ids: &[MemberId]) -> String {
+    ids.iter().map(MemberId::to_string).collect::<Vec<_>>().join(" or ")
 }
 
 impl IssuerDesk {
@@ -383,15 +394,22 @@ impl IssuerDesk {
         if !is_again && redeemed.len() >= invite.uses as usize {
             return Err(JoinRefusal::UsedUp(invite.uses));
         }
+        let (known, member) = (self.credentials.trust().dismissed(), request.key.member_id());
+        if known.by_root().is_dropped(&member) {
+            return Err(JoinRefusal::Dropped);
+        }
         let mut replaces = self.check_name(request, snapshot).await?;
-        let before = self.replaced_before(request.key.member_id()).await;
+        let before = self.replaced_before(member).await;
         replaces.extend(before.map_err(|error| JoinRefusal::Internal(error.to_string()))?);
+        if known.is_replaced(&member) {
+            replaces.extend(self.successors(member).await?); // it is let in again, in their place
+        }
         replaces.sort_unstable();
         replaces.dedup();
         // Whoever comes back by a token without a word on services may offer what it might before.
         let services = match invite.services {
             Some(services) => Some(services),
-            None => self.granted(request.key.member_id(), &replaces).await?,
+            None => self.granted(member, &replaces).await?,
         };
         self.state.serial += 1;
         if !is_again {
@@ -405,6 +423,7 @@ impl IssuerDesk {
             issued_at: now,
             invite: Some(id),
             replaces,
+            let_in_by: None, // by this issuer
         };
         self.enrol(&enrolment, snapshot)
             .await
@@ -421,87 +440,69 @@ impl IssuerDesk {
     ) -> Result<RenewedLeaf, DeskError> {
         let own = self.check_active().await?;
         let (mine, now) = (own_key(&own)?, clock::unix_seconds());
-        let issuers = self.active_issuers().await?;
         let known = self.gossip.entries_about(EntryKind::ENROLMENT, member).await;
         let known = known.ok_or(DeskError::Stopping)?;
-        let newest = known
-            .iter()
-            .chain([shown])
-            .filter(|entry| entry.key().subject == *member.as_bytes())
-            .filter(|entry| issuers.contains_key(&entry.signer()))
-            .filter_map(|entry| Some((wire::decode_payload(&entry.payload()).ok()?, entry)))
-            .filter(|(enrolment, _): &(Enrolment, _)| enrolment.key.member_id() == member)
-            .max_by_key(|(enrolment, _)| (enrolment.issued_at, enrolment.serial));
-        let (newest, entry) = newest.ok_or(DeskError::Revoked)?;
+        let known: Vec<_> = known.iter().chain([shown]).cloned().collect();
+        let about = self.standing(member, &known).await?;
+        let newest = about.iter().max_by_key(|(_, said)| (said.issued_at, said.serial));
+        let (entry, newest) = newest.ok_or(DeskError::Revoked)?.clone();
         let ttl_secs = self.credentials.genesis().leaf_ttl_secs;
         if entry.signer() == mine && is_fresh(newest.issued_at, now, ttl_secs) {
-            let chain = self.authority()?.issue_leaf(&newest, entry)?;
-            return Ok(RenewedLeaf { chain, entries: vec![own, entry.clone()] });
+            let chain = self.authority()?.issue_leaf(&newest, &entry)?;
+            return Ok(RenewedLeaf { chain, entries: vec![own, entry] });
         }
         self.state.serial += 1;
         self.save()?; // no serial is given twice
-        let enrolment = Enrolment { serial: self.state.serial, issued_at: now, ..newest };
+        let let_in_by = Some(let_in_by(entry.signer().member_id(), &newest, &all_said(&known)));
+        let serial = self.state.serial;
+        let enrolment = Enrolment { serial, issued_at: now, let_in_by, ..newest };
         let (entry, chain) = self.authority()?.enrol(&enrolment)?;
         self.publish(entry.clone()).await?;
         debug!(member = %enrolment.name, serial = enrolment.serial, "leaf renewed");
         Ok(RenewedLeaf { chain, entries: vec![own, entry] })
     }
 
-    /// Vouches for the members that only the issuer with that key's hash vouches for, all but those
-    /// called as in `dropped`: the root is about to take it back. Their leaves go on; the next come
-    /// from others. Returns all that it let in and that stay.
+    /// Vouches for the members that only the issuer with that key's hash vouches for, all but
+    /// `dropped`: the root is about to take it back. Their leaves go on; the next come from others.
+    ///
+    /// Whoever is dropped must have been let in by that issuer, and by no other; who has renewed it since
+    /// is no matter. With it go the keys that it had replaced: their machine lost them.
     pub async fn keep_members(
         &mut self,
         issuer: MemberId,
         dropped: &[MemberName],
-    ) -> Result<Vec<(MemberId, MemberName)>, DeskError> {
+    ) -> Result<Parting, DeskError> {
         self.check_active().await?;
         if self.authority()?.key().public_key().member_id() == issuer {
             return Err(DeskError::OwnWord);
         }
-        let issuers = self.active_issuers().await?;
+        let issuers: BTreeSet<_> =
+            self.active_issuers().await?.keys().map(PublicKey::member_id).collect();
         let all = self.gossip.entries(EntryKind::ENROLMENT).await.ok_or(DeskError::Stopping)?;
-        let (theirs, others): (Vec<_>, Vec<_>) =
-            all.iter().partition(|entry| entry.key().owner == issuer);
-        let is_active = |entry: &&&Entry| issuers.contains_key(&entry.signer());
-        let vouched: BTreeSet<_> =
-            others.iter().filter(is_active).map(|entry| entry.key().subject).collect();
-        let enrolment = |entry: &Entry| {
-            let enrolment: Enrolment = wire::decode_payload(&entry.payload()).ok()?;
-            let is_sound = *enrolment.key.member_id().as_bytes() == entry.key().subject;
-            is_sound.then_some(enrolment)
-        };
-        // A key that another one has replaced is nobody's, whoever let it in.
-        let known = self.credentials.trust().dismissed();
-        let is_held = |enrolment: &Enrolment| !known.is_replaced(&enrolment.key.member_id());
-        let now = clock::unix_seconds();
-        let (out, kept): (Vec<_>, Vec<_>) = theirs
-            .into_iter()
-            .filter_map(enrolment)
-            .filter(is_held)
-            .partition(|enrolment| dropped.contains(&enrolment.name));
-        for name in dropped {
-            let named = out.iter().find(|enrolment| enrolment.name == *name);
-            let named = named.ok_or_else(|| DeskError::NoMember(name.clone()))?;
-            if vouched.contains(named.key.member_id().as_bytes()) {
-                return Err(DeskError::OthersVouch(name.clone()));
-            }
+        let mut said: BTreeMap<MemberId, Vec<(MemberId, Enrolment)>> = BTreeMap::new();
+        for (by, enrolment) in all_said(&all) {
+            said.entry(enrolment.key.member_id()).or_default().push((by, enrolment));
         }
-        let mut stay = Vec::new();
-        for enrolment in kept {
-            let member = enrolment.key.member_id();
-            stay.push((member, enrolment.name.clone()));
-            if !vouched.contains(member.as_bytes()) {
+        let known = self.credentials.trust().dismissed();
+        let parting = part(&said, &issuers, issuer, dropped, &known)?;
+        for (member, _) in &parting.kept {
+            let Some(about) = said.get(member) else { continue };
+            let mut active = about.iter().filter(|(by, _)| issuers.contains(by));
+            if let (Some((by, enrolment)), None) = (active.next(), active.next())
+                && *by == issuer
+            {
                 self.state.serial += 1;
                 self.save()?;
                 // A thief may have signed it for any time, and then no leaf can be made of it.
-                let issued_at = enrolment.issued_at.min(now);
-                let enrolment = Enrolment { serial: self.state.serial, issued_at, ..enrolment };
+                let issued_at = enrolment.issued_at.min(clock::unix_seconds());
+                let let_in_by = Some(let_in_by(*by, enrolment, about));
+                let serial = self.state.serial;
+                let enrolment = Enrolment { serial, issued_at, let_in_by, ..enrolment.clone() };
                 let (entry, _) = self.authority()?.enrol(&enrolment)?;
                 self.publish(entry).await?;
             }
         }
-        Ok(stay)
+        Ok(parting)
     }
 
     /// Lets a member offer these services and no others; all when absent. Its next leaf says so, too.
@@ -511,19 +512,16 @@ impl IssuerDesk {
         services: Option<Vec<ServiceName>>,
     ) -> Result<(), DeskError> {
         self.check_active().await?;
-        let issuers = self.active_issuers().await?;
-        let about = self.gossip.entries_about(EntryKind::ENROLMENT, member).await;
-        let about = about.ok_or(DeskError::Stopping)?;
-        let held = about
-            .iter()
-            .filter(|entry| issuers.contains_key(&entry.signer()))
-            .filter_map(|entry| wire::decode_payload::<Enrolment>(&entry.payload()).ok());
-        let newest = held.max_by_key(|enrolment| (enrolment.issued_at, enrolment.serial));
-        let newest = newest.ok_or(DeskError::Revoked)?;
+        let known = self.gossip.entries_about(EntryKind::ENROLMENT, member).await;
+        let known = known.ok_or(DeskError::Stopping)?;
+        let about = self.standing(member, &known).await?;
+        let newest = about.iter().max_by_key(|(_, said)| (said.issued_at, said.serial));
+        let (entry, newest) = newest.ok_or(DeskError::Revoked)?.clone();
+        let let_in_by = Some(let_in_by(entry.signer().member_id(), &newest, &all_said(&known)));
         self.state.serial += 1;
         self.save()?;
         let (serial, issued_at) = (self.state.serial, clock::unix_seconds());
-        let enrolment = Enrolment { serial, issued_at, services, ..newest };
+        let enrolment = Enrolment { serial, issued_at, services, let_in_by, ..newest };
         let (entry, _) = self.authority()?.enrol(&enrolment)?;
         self.publish(entry).await
     }
@@ -539,7 +537,9 @@ impl IssuerDesk {
                 self.renew(peer.id, &peer.enrolment).await.map(RenewedLeaf::into_reply)
             }
             Ok(RenewalRequest::Time) => Ok(RenewalReply::Time),
-            Ok(RenewalRequest::IssuingKey) => self.issuing_key().map(RenewalReply::IssuingKey),
+            Ok(RenewalRequest::IssuingKey) => {
+                self.issuing_key().await.map(RenewalReply::IssuingKey)
+            }
             Ok(RenewalRequest::Run(_)) => {
                 Ok(RenewalReply::Refused(RenewalRefusal::Malformed)) // no question to the desk
             }
@@ -559,9 +559,17 @@ impl IssuerDesk {
         renewal::answer(reply)
     }
 
-    /// The public half of this member's issuing key, made now if there is none.
-    pub fn issuing_key(&self) -> Result<PublicKey, DeskError> {
-        Ok(self.dir.issuing_key()?.public_key())
+    /// The public half of this member's issuing key, made now if there is none. One that the root took
+    /// back is given up for another: it may be in other hands, and is not to be believed again.
+    pub async fn issuing_key(&mut self) -> Result<PublicKey, DeskError> {
+        let key = self.dir.issuing_key()?.public_key();
+        let about = self.gossip.entries_about(EntryKind::ISSUER, key.member_id()).await;
+        let is_known = !about.ok_or(DeskError::Stopping)?.is_empty();
+        if !is_known || self.active_issuer(key.member_id()).await?.is_some() {
+            return Ok(key);
+        }
+        self.authority = None;
+        Ok(self.dir.new_issuing_key()?.public_key())
     }
 
     async fn find_invite(
@@ -590,14 +598,39 @@ impl IssuerDesk {
     /// Whom a member has replaced by what is known of it: asking again, or joining once more, must not
     /// bring a lost key back.
     async fn replaced_before(&self, member: MemberId) -> Result<Vec<MemberId>, DeskError> {
-        let issuers = self.active_issuers().await?;
         let about = self.gossip.entries_about(EntryKind::ENROLMENT, member).await;
         let about = about.ok_or(DeskError::Stopping)?;
-        let sound = about.iter().filter(|entry| issuers.contains_key(&entry.signer()));
-        let enrolments =
-            sound.filter_map(|entry| wire::decode_payload::<Enrolment>(&entry.payload()).ok());
-        let own = enrolments.filter(|enrolment| enrolment.key.member_id() == member);
-        Ok(own.flat_map(|enrolment| enrolment.replaces).collect())
+        let standing = self.standing(member, &about).await?;
+        Ok(standing.into_iter().flat_map(|(_, enrolment)| enrolment.replaces).collect())
+    }
+
+    /// Those that say to have replaced a member.
+    async fn successors(&self, member: MemberId) -> Result<Vec<MemberId>, JoinRefusal> {
+        let all = self.gossip.entries(EntryKind::ENROLMENT).await;
+        let all = all.ok_or_else(|| JoinRefusal::Internal("it is stopping".into()))?;
+        let claims = all_said(&all).into_iter().filter(|(_, said)| said.replaces.contains(&member));
+        Ok(claims.map(|(_, said)| said.key.member_id()).collect())
+    }
+
+    /// What counts of `known` about a member: the words of active issuers, unless the root took back who
+    /// let it in and did not keep it.
+    async fn standing(
+        &self,
+        member: MemberId,
+        known: &[Entry],
+    ) -> Result<Vec<(Entry, Enrolment)>, DeskError> {
+        let issuers = self.active_issuers().await?;
+        let dismissed = self.credentials.trust().dismissed();
+        let by_root = dismissed.by_root();
+        let stands = |(entry, said): &(Entry, Enrolment)| {
+            let signer = entry.signer().member_id();
+            issuers.contains_key(&entry.signer())
+                && said.key.member_id() == member
+                && by_root.stays(&said.let_in_by.unwrap_or(signer), &member)
+                && !by_root.is_dropped(&member)
+        };
+        let decoded = known.iter().filter_map(|entry| Some((entry.clone(), enrolment_of(entry)?)));
+        Ok(decoded.filter(stands).collect())
     }
 
     /// What the newest enrolment of a member, or of those that it replaces, lets it offer; everything
@@ -671,6 +704,91 @@ impl IssuerDesk {
             contacts: alive.take(CONTACTS_MAX).map(|view| (view.id, view.address)).collect(),
         })
     }
+}
+
+/// What becomes of the members that an issuer let in, when the root takes it back.
+#[derive(Clone, Debug, Default)]
+pub struct Parting {
+    /// They stay, and others vouch for them.
+    pub kept: Vec<(MemberId, MemberName)>,
+    /// They go with it.
+    pub dropped: Vec<(MemberId, MemberName)>,
+    /// Keys that those had replaced: they go, too, else they would be believed again.
+    pub replaced: Vec<MemberId>,
+}
+
+/// Who stays and who goes when the root takes `issuer` back, one of those in `issuers` that are active.
+fn part(
+    said: &BTreeMap<MemberId, Vec<(MemberId, Enrolment)>>,
+    issuers: &BTreeSet<MemberId>,
+    issuer: MemberId,
+    dropped: &[MemberName],
+    known: &Dismissed,
+) -> Result<Parting, DeskError> {
+    // A key that another one has replaced is nobody's, whoever let it in.
+    let is_held =
+        |member: &MemberId| !known.is_replaced(member) && !known.by_root().is_dropped(member);
+    let newest = |about: &[(MemberId, Enrolment)]| {
+        let active = about.iter().filter(|(by, _)| issuers.contains(by));
+        active.max_by_key(|(_, said)| (said.issued_at, said.serial)).cloned()
+    };
+    let held = said.iter().filter(|(member, _)| is_held(member));
+    let held: BTreeMap<_, _> = held
+        .filter_map(|(member, about)| Some((*member, (newest(about)?.1.name, about))))
+        .collect();
+    let mut out = BTreeSet::new();
+    for node in dropped {
+        let named =
+            held.iter().filter(|(id, (name, _))| id.is_called(name, node)).map(|(id, _)| *id);
+        match named.collect::<Vec<_>>()[..] {
+            [id] => out.insert(id),
+            [] => return Err(DeskError::NoMember(node.clone())),
+            ref several => {
+                let (name, ids) = (node.clone(), several.to_vec());
+                return Err(DeskError::SeveralMembers { name, ids });
+            }
+        };
+    }
+    let mut parting = Parting::default();
+    for (member, (name, about)) in &held {
+        let is_by_it = |(by, said): &&(MemberId, Enrolment)| {
+            *by == issuer || let_in_by(*by, said, about) == issuer
+        };
+        let active: Vec<_> = about.iter().filter(|(by, _)| issuers.contains(by)).collect();
+        let (by_it, by_others): (Vec<_>, Vec<_>) = active.into_iter().partition(is_by_it);
+        match out.contains(member) {
+            true if by_it.is_empty() || !by_others.is_empty() => {
+                return Err(DeskError::OthersVouch(name.clone()));
+            }
+            true => parting.dropped.push((*member, name.clone())),
+            false if !by_it.is_empty() => parting.kept.push((*member, name.clone())),
+            false => {}
+        }
+    }
+    let mut gone: Vec<_> = parting.dropped.iter().map(|(id, _)| *id).collect();
+    while let Some(member) = gone.pop() {
+        let about = said.get(&member).into_iter().flatten();
+        for former in about.flat_map(|(_, enrolment)| &enrolment.replaces) {
+            if known.is_replaced(former) && !parting.replaced.contains(former) {
+                parting.replaced.push(*former);
+                gone.push(*former);
+            }
+        }
+    }
+    Ok(parting)
+}
+
+/// What an entry says of the member that it is filed under.
+fn enrolment_of(entry: &Entry) -> Option<Enrolment> {
+    let enrolment: Enrolment = wire::decode_payload(&entry.payload()).ok()?;
+    let is_sound = *enrolment.key.member_id().as_bytes() == entry.key().subject;
+    is_sound.then_some(enrolment)
+}
+
+/// What all these entries say, with the hashes of the keys that signed them.
+fn all_said(entries: &[Entry]) -> Vec<(MemberId, Enrolment)> {
+    let said = |entry: &Entry| Some((entry.signer().member_id(), enrolment_of(entry)?));
+    entries.iter().filter_map(said).collect()
 }
 
 /// The issuing key that an issuer's entry is about.

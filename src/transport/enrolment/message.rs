@@ -158,6 +158,12 @@ pub enum JoinRefusal {
          some seconds: try again"
     )]
     StillThere(MemberName),
+    /// The root took back who let this key in, and the key with it.
+    #[error(
+        "the key of this machine was dropped from the mesh, for good; join with another data \
+         directory, and with --replace to keep the name"
+    )]
+    Dropped,
 }
 
 fn times(count: &u32) -> String {
@@ -181,6 +187,7 @@ impl JoinRefusal {
             Self::Malformed => "malformed",
             Self::Internal(_) => "internal",
             Self::StillThere(_) => "still_there",
+            Self::Dropped => "dropped_key",
         }
     }
 }
@@ -229,6 +236,7 @@ mod tests {
             JoinRefusal::Malformed,
             JoinRefusal::Internal("why".to_owned()),
             JoinRefusal::StillThere("node-a".parse().unwrap()),
+            JoinRefusal::Dropped,
         ];
         for refusal in refusals {
             let name = format!("join/refused/{}", refusal.as_str());

@@ -18,7 +18,7 @@ pub mod renewal;
 
 use std::time::Duration;
 
-pub use desk::{DeskError, InviteOptions, InviteView, IssuerDesk, stored_invites};
+pub use desk::{DeskError, InviteOptions, InviteView, IssuerDesk, Parting, stored_invites};
 pub use door::{Presence, serve};
 pub use knock::{KnockError, Welcome, knock};
 pub use message::{JoinAnswer, JoinRefusal, JoinRequest};
@@ -41,6 +41,7 @@ mod tests {
         AskError, Door as At, RenewalRefusal, RenewalRequest, Run, ask_leaf, ask_time,
     };
     use super::*;
+    use crate::catalogue::Dismissals;
     use crate::model::{Enrolment, EntryKind, Issuer, MemberId, Signer, Unlisted};
     use crate::runtime::{Shutdown, TaskGroup, clock};
     use crate::telemetry::{Door, EventLog, Metrics};
@@ -137,6 +138,7 @@ mod tests {
                 issued_at: clock::unix_seconds() - age_secs,
                 invite: None,
                 replaces: Vec::new(),
+                let_in_by: None,
             };
             let (entry, chain) = dir.authority().unwrap().unwrap().enrol(&enrolment).unwrap();
             self.gossip.publish(entry).await.unwrap().unwrap();
@@ -238,11 +240,12 @@ mod tests {
             id: member.member_id(),
             name: member.name().clone(),
             enrolment: member.enrolment().clone(),
+            let_in_by: member.enrolment().signer().member_id(),
         };
         let leaf = wire::encode(&RenewalRequest::Leaf).unwrap();
         founder.desk.lock().await.answer_member(&peer, &leaf).await;
         assert_eq!(founder.refused("revoked"), 0);
-        let replaced = Dismissed::new([], [], [peer.id].into());
+        let replaced = Dismissed::new(Dismissals::default(), [], [peer.id].into());
         founder.trust.set_dismissed(replaced);
         founder.desk.lock().await.answer_member(&peer, &leaf).await;
         assert_eq!(founder.refused("revoked"), 1, "though it was let in before");
@@ -254,7 +257,7 @@ mod tests {
         let founder = Founder::new().await;
         let key = SecretKey::generate().unwrap();
         let removed = key.public_key().member_id();
-        let appointed = founder.root().appoint(&key.public_key(), founder.me, None).unwrap();
+        let appointed = founder.root().appoint(&key.public_key(), founder.me).unwrap();
         let issuer: Issuer = wire::decode_payload(&appointed.payload()).unwrap();
         founder.gossip.publish(appointed).await.unwrap().unwrap();
         let dir = DataDir::new(founder.dir.path());
@@ -271,6 +274,7 @@ mod tests {
                 issued_at,
                 invite: None,
                 replaces: Vec::new(),
+                let_in_by: None,
             };
             let (kind, id) = (EntryKind::ENROLMENT, node.public_key().member_id());
             let payload = wire::encode_payload(&enrolment).unwrap();
@@ -278,12 +282,125 @@ mod tests {
             founder.gossip.publish(entry).await.unwrap().unwrap();
             let_in.push(id);
         }
-        let replaced = Dismissed::new([], [], [let_in[2]].into());
+        let replaced = Dismissed::new(Dismissals::default(), [], [let_in[2]].into());
         founder.trust.set_dismissed(replaced);
-        let stay = founder.desk.lock().await.keep_members(removed, &[]).await.unwrap();
-        let mut stay: Vec<_> = stay.into_iter().map(|(_, name)| name.to_string()).collect();
+        let parting = founder.desk.lock().await.keep_members(removed, &[]).await.unwrap();
+        let mut stay: Vec<_> = parting.kept.into_iter().map(|(_, name)| name.to_string()).collect();
         stay.sort();
         assert_eq!(stay, ["early", "late"]);
+        founder.tasks.stop().await;
+    }
+
+    /// Another issuer, whose key may be in other hands.
+    async fn second_issuer(founder: &Founder) -> Authority {
+        let key = SecretKey::generate().unwrap();
+        let appointed = founder.root().appoint(&key.public_key(), founder.me).unwrap();
+        let issuer: Issuer = wire::decode_payload(&appointed.payload()).unwrap();
+        founder.gossip.publish(appointed).await.unwrap().unwrap();
+        let (mesh, genesis) = DataDir::new(founder.dir.path()).genesis().unwrap().unwrap();
+        Authority::new(mesh, &genesis, key, &issuer.certificate).unwrap()
+    }
+
+    /// Lets a member in as `authority`. Returns its id.
+    async fn let_in(
+        founder: &Founder,
+        authority: &Authority,
+        name: &str,
+        replaces: Vec<MemberId>,
+    ) -> (MemberId, crate::model::Entry) {
+        let node = SecretKey::generate().unwrap();
+        let enrolment = Enrolment {
+            key: node.public_key(),
+            name: name.parse().unwrap(),
+            serial: 1,
+            services: None,
+            issued_at: clock::unix_seconds(),
+            invite: None,
+            replaces,
+            let_in_by: None,
+        };
+        let (entry, _) = authority.enrol(&enrolment).unwrap();
+        founder.gossip.publish(entry.clone()).await.unwrap().unwrap();
+        (node.public_key().member_id(), entry)
+    }
+
+    #[tokio::test]
+    async fn a_renewal_and_a_grant_tell_who_let_the_member_in() {
+        let founder = Founder::new().await;
+        let other = second_issuer(&founder).await;
+        let (renewed, entry) = let_in(&founder, &other, "renewed", vec![]).await;
+        let (granted, _) = let_in(&founder, &other, "granted", vec![]).await;
+        let mut desk = founder.desk.lock().await;
+        desk.renew(renewed, &entry).await.unwrap();
+        desk.grant(granted, None).await.unwrap();
+        let first = desk_key(&founder);
+        for member in [renewed, granted] {
+            let about = founder.gossip.entries_about(EntryKind::ENROLMENT, member).await.unwrap();
+            let own = about.iter().find(|entry| entry.key().owner == first).unwrap();
+            let said: Enrolment = wire::decode_payload(&own.payload()).unwrap();
+            assert_eq!(said.let_in_by, Some(other.key().public_key().member_id()));
+        }
+        drop(desk);
+        founder.tasks.stop().await;
+    }
+
+    fn desk_key(founder: &Founder) -> MemberId {
+        let dir = DataDir::new(founder.dir.path());
+        dir.issuing_key().unwrap().public_key().member_id()
+    }
+
+    #[tokio::test]
+    async fn who_goes_with_an_issuer_is_named_by_name_or_id_and_takes_along_what_it_replaced() {
+        let founder = Founder::new().await;
+        let other = second_issuer(&founder).await;
+        let issuer = other.key().public_key().member_id();
+        let (old, _) = founder.member("web", 60).await;
+        let old = old.member_id();
+        let (new, shown) = let_in(&founder, &other, "web", vec![old]).await;
+        let (one, _) = let_in(&founder, &other, "twin", vec![]).await;
+        let (two, _) = let_in(&founder, &other, "twin", vec![]).await;
+        let (honest, _) = founder.member("honest", 60).await;
+        founder.trust.set_dismissed(Dismissed::new(Dismissals::default(), [], [old].into()));
+        let mut desk = founder.desk.lock().await;
+        desk.renew(new, &shown).await.unwrap(); // it would dodge what follows
+        let named = |name: &str| [name.parse().unwrap()];
+        let both = desk.keep_members(issuer, &named("twin")).await.unwrap_err().to_string();
+        assert!(both.contains(&one.to_string()) && both.contains(&two.to_string()), "{both}");
+        for (name, refusal) in [("nobody", "no member"), ("honest", "by another issuer")] {
+            let refused = desk.keep_members(issuer, &named(name)).await.unwrap_err().to_string();
+            assert!(refused.contains(refusal), "{refused}");
+        }
+        for name in ["web", &new.to_string(), &new.to_string()[..12]] {
+            let parting = desk.keep_members(issuer, &named(name)).await.unwrap();
+            let ids = |all: &[(MemberId, crate::model::MemberName)]| -> Vec<_> {
+                all.iter().map(|(id, _)| *id).collect()
+            };
+            assert_eq!((ids(&parting.dropped), &parting.replaced[..]), (vec![new], &[old][..]));
+            let kept = ids(&parting.kept);
+            assert!(kept.contains(&one) && kept.contains(&two), "{kept:?}");
+            assert!(!kept.contains(&honest.member_id()), "it stays anyway");
+        }
+        drop(desk);
+        founder.tasks.stop().await;
+    }
+
+    #[tokio::test]
+    async fn an_issuing_key_that_the_root_took_back_is_given_up_for_another() {
+        let founder = Founder::new().await;
+        let mut desk = founder.desk.lock().await;
+        let before = desk.issuing_key().await.unwrap();
+        assert_eq!(desk.issuing_key().await.unwrap(), before, "it is active");
+        let about = founder.gossip.entries_about(EntryKind::ISSUER, before.member_id()).await;
+        let about = about.unwrap().remove(0);
+        let issuer: Issuer = wire::decode_payload(&about.payload()).unwrap();
+        let epoch = about.version().epoch;
+        let gone = founder.root().dismiss(&issuer, epoch, Vec::new(), Vec::new()).unwrap();
+        founder.gossip.publish(gone).await.unwrap().unwrap();
+        let after = desk.issuing_key().await.unwrap();
+        assert_ne!(after, before);
+        assert_eq!(desk.issuing_key().await.unwrap(), after, "once");
+        assert!(DataDir::new(founder.dir.path()).authority().unwrap().is_none());
+        drop(desk);
         founder.tasks.stop().await;
     }
 
@@ -389,17 +506,17 @@ mod tests {
         let (_, endpoint) = founder.member("b", 1_800).await;
         let dir = DataDir::new(founder.dir.path());
         let issuer = dir.authority().unwrap().unwrap().key().public_key();
-        let first = founder.root().appoint(&issuer, founder.me, None).unwrap();
+        let first = founder.root().appoint(&issuer, founder.me).unwrap();
         let epoch = first.version().epoch;
         let first = wire::decode_payload::<Issuer>(&first.payload()).unwrap();
-        let dismissed = founder.root().dismiss(&first, epoch, Vec::new()).unwrap();
+        let dismissed = founder.root().dismiss(&first, epoch, Vec::new(), Vec::new()).unwrap();
         founder.gossip.publish(dismissed).await.unwrap().unwrap();
         let refused = ask_leaf(&endpoint, founder.door()).await.unwrap_err();
         assert!(matches!(refused, AskError::Refused(RenewalRefusal::NotIssuer)), "{refused}");
         // A fresh issuer is active, and whom only the dismissed one vouched for is nobody to it.
         std::fs::remove_file(dir.file("issuer.key")).unwrap();
         let fresh = dir.issuing_key().unwrap().public_key();
-        let appointed = founder.root().appoint(&fresh, founder.me, None).unwrap();
+        let appointed = founder.root().appoint(&fresh, founder.me).unwrap();
         founder.gossip.publish(appointed.clone()).await.unwrap().unwrap();
         let appointed = wire::decode_payload(&appointed.payload()).unwrap();
         assert!(founder.desk.lock().await.appoint(&appointed).unwrap());

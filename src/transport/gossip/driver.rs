@@ -8,6 +8,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::sleep_until;
 use tracing::debug;
 
+use super::super::Standing;
 use super::pool::{Input, Pool};
 use super::{Command, Durable, Gossip};
 use crate::mesh::{Destination, Evidence, Lane, Mesh, MeshEvent, Snapshot};
@@ -39,6 +40,8 @@ pub(super) struct Driver {
     inbox: mpsc::Receiver<Input>,
     commands: mpsc::Receiver<Command>,
     evidence: mpsc::Receiver<(MemberId, Evidence)>,
+    /// Told that somebody speaks with this member.
+    standing: Standing,
     /// Told who is believed, before readers see the mesh change.
     trust: Trust,
     snapshot: Arc<ArcSwap<Snapshot>>,
@@ -77,7 +80,7 @@ impl Driver {
     pub(super) fn new(parts: Gossip) -> Self {
         let (inputs, inbox) = mpsc::channel(INBOX_LEN);
         let me = parts.mesh.id();
-        let trust = parts.endpoint.trust().clone();
+        let (trust, standing) = (parts.endpoint.trust().clone(), parts.endpoint.standing().clone());
         let (metrics, events) = (&parts.metrics, &parts.events);
         let pool =
             Pool::new(me, parts.endpoint, parts.incoming, inputs, parts.tasks, metrics, events);
@@ -88,6 +91,7 @@ impl Driver {
             inbox,
             commands: parts.commands.receiver,
             evidence: parts.evidence,
+            standing,
             trust,
             snapshot: parts.snapshot,
             snapshots: parts.snapshots,
@@ -179,10 +183,12 @@ impl Driver {
             Input::Datagram(from, data, _share) => {
                 self.metrics.gossip_datagrams_received.inc();
                 self.metrics.gossip_bytes_received.inc_by(data.len() as u64);
+                self.standing.note_heard();
                 self.mesh.handle_datagram(now, from, &data);
             }
             Input::Message(from, data, _room) => {
                 self.metrics.gossip_bytes_received.inc_by(data.len() as u64);
+                self.standing.note_heard();
                 self.mesh.handle_message(now, from, &data);
             }
             Input::Accepted(peer, connection) => self.pool.adopt(now, peer, connection),

@@ -266,8 +266,12 @@ impl Pool {
             tasks: self.tasks.clone(),
             metrics: self.metrics.clone(),
         };
+        let endpoint = self.endpoint.clone();
         self.tasks.spawn_connection("gossip-read", async move {
             reader.read(&connection).await;
+            if let Some(end) = connection.close_reason() {
+                endpoint.note_end(connection.remote_address(), &end);
+            }
             let closed = Input::Closed(member, connection.stable_id());
             let _ = reader.inputs.send(closed).await; // the driver has stopped
         });
