@@ -150,6 +150,7 @@ async fn api_that_forgets_after(forget_after: Duration) -> Api {
     let (snapshot, snapshots) = watch::channel(Arc::new(snapshot()));
     let (local, locals) = watch::channel(Arc::new(Local::default()));
     let state = ApiState {
+        certificates: Arc::default(),
         me: MemberId::from_bytes([1; 16]),
         name: "eins".parse().unwrap(),
         mesh: MeshId([9; 32]),

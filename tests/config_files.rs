@@ -85,7 +85,6 @@ fn keys_of_later_versions_are_refused_as_not_available_yet() {
         ("[[expose]]\nname = \"a\"\nto = \"80\"\ndrain = \"5s\"", "expose[0].drain"),
         ("[node]\nvip = \"127.64.0.0/10\"", "node.vip"),
         ("[listen]\ndns = \"127.0.0.1:7353\"", "listen.dns"),
-        ("[listen]\ngateway = \"127.0.0.1:7380\"", "listen.gateway"),
         ("[listen]\nmetrics = \"10.0.0.1:7374\"", "listen.metrics"),
         ("[[expose]]\nname = \"a\"\nto = \"80\"\nallow = [\"b\"]", "expose[0].allow"),
         ("[[expose]]\nname = \"a\"\nto = \"80\"\nhealth = { tcp = true }", "expose[0].health"),
@@ -93,7 +92,6 @@ fn keys_of_later_versions_are_refused_as_not_available_yet() {
             "[[upstream]]\nservice = \"a\"\nlisten = \"80\"\nbalance = \"maglev\"",
             "upstream[0].balance",
         ),
-        ("[gateway]\npublic = \"0.0.0.0:443\"", "gateway"),
         ("[telemetry]\notlp = \"http://x\"", "telemetry.otlp"),
         ("[[allow]]\nfrom = \"a\"", "allow"),
     ] {
@@ -194,6 +192,34 @@ listen = "127.0.0.1:5432"
     );
     assert!(told[0].contains("taken by murmesh.toml:2"), "{told:?}");
     assert!(told[1].contains("taken by murmesh.toml:8"), "{told:?}");
+}
+
+#[test]
+fn a_public_gateway_without_one_of_its_parts_is_refused() {
+    let _turn = beside_others();
+    let gateway = "[gateway]\npublic = \"0.0.0.0:443\"\n";
+    let pair = "certificates = [{ cert = \"/a.pem\", key = \"/a.key\" }]\n";
+    let public = "[[upstream]]\nservice = \"web\"\npublic = true\n";
+    let hosts = "hosts = [\"a.example.com\"]\n";
+    for (text, message) in [
+        (gateway.to_owned(), "needs gateway.certificates"),
+        (format!("[gateway]\n{pair}"), "without gateway.public"),
+        ("[gateway]\nredirect = \"0.0.0.0:80\"\n".to_owned(), "without gateway.public"),
+        (format!("{public}{hosts}"), "without gateway.public"),
+        (format!("{gateway}{pair}{public}"), "hosts: is missing"),
+        (format!("{gateway}{pair}{public}hosts = []\n"), "hosts: is missing"),
+        (format!("{gateway}{pair}{public}hosts = [\"A.example.com\"]\n"), "in lower case"),
+        (format!("{gateway}{pair}{public}{hosts}{public}{hosts}"), "is taken by"),
+        (format!("[[upstream]]\nservice = \"web\"\n{hosts}"), "listen: is missing"),
+        (format!("{gateway}certificates = [{{ cert = \"/a.pem\" }}]\n"), "key: is missing"),
+        (format!("{gateway}certificates = [{{ cert = \"a\", key = \"/k\" }}]\n"), "absolute"),
+        (format!("{gateway}certificates = [{{ crt = \"/a\", key = \"/k\" }}]\n"), "unknown key"),
+        (format!("{gateway}certificates = \"/a.pem\"\n"), "expected a list"),
+        (format!("{gateway}{pair}redirect = \"0.0.0.0:443\"\n"), "is taken by"),
+    ] {
+        let told = faults(&text).join("\n");
+        assert!(told.contains(message), "{text}{told}");
+    }
 }
 
 #[test]

@@ -14,6 +14,7 @@ mod config_files;
 mod consul;
 mod dismissing;
 mod embedding;
+mod gateway;
 mod hostile;
 mod http;
 mod joining;

@@ -162,7 +162,7 @@ fn nginx() -> Option<Proxy> {
                 Side::Client => (
                     "",
                     format!(
-                        "proxy_ssl on; proxy_ssl_protocols TLSv1.3; proxy_ssl_name {NODE};
+                        "proxy_ssl_protocols TLSv1.3; proxy_ssl_name {NODE};
                         proxy_ssl_certificate {node}; proxy_ssl_certificate_key {node};
                         proxy_ssl_trusted_certificate {authority}; proxy_ssl_verify on;"
                     ),
@@ -198,10 +198,11 @@ fn nginx() -> Option<Proxy> {
                     proxy_set_header Connection \"\"; proxy_set_header Host $host; }} }} }}"
                 );
             }
+            let on = if side == Side::Client { "proxy_ssl on;" } else { "" };
             format!(
                 "load_module {NGINX_STREAM}; {begin}
                 stream {{ server {{ listen {listen} {of_listen}; proxy_pass {connect};
-                proxy_half_close on; {tls} }} }}"
+                proxy_half_close on; {on} {tls} }} }}"
             )
         },
     })

@@ -8,12 +8,13 @@ use arc_swap::ArcSwap;
 use tokio::sync::{Mutex, mpsc, watch};
 use tracing::{info, warn};
 
+use super::ingress::Ingress;
 use super::local::{LocalError, LocalServices};
 use super::reload::Asked;
 use super::{left, seeds};
 use crate::api::{
-    Control, ControlError, Effective, ExposeSpec, InviteMade, Lifetime, Local, UpstreamSelector,
-    UpstreamSpec,
+    Control, ControlError, Doors, Effective, ExposeSpec, InviteMade, Lifetime, Local,
+    UpstreamSelector, UpstreamSpec,
 };
 use crate::config::{RuntimeFile, Seed, Settings};
 use crate::mesh::Snapshot;
@@ -43,8 +44,10 @@ pub(super) struct Controller {
     pub(super) dir: DataDir,
     pub(super) services: LocalServices,
     pub(super) upstreams: Vec<UpstreamSpec>,
-    /// Where SOCKS5 listens, if it does.
-    pub(super) socks: Option<Target>,
+    /// The public gateway, where it is open.
+    pub(super) ingress: Option<Ingress>,
+    /// The entries by name, as they listen.
+    pub(super) doors: Doors,
     /// What holds of flags and files, all but instances and entries that the CLI changed since.
     pub(super) settings: Settings,
     /// Where requests are written down, if anywhere.
@@ -291,7 +294,7 @@ impl Controller {
 
     /// Where this agent's own entries listen.
     fn listeners(&self) -> impl Iterator<Item = &Target> {
-        self.upstreams.iter().map(|spec| &spec.listen).chain(&self.socks)
+        self.upstreams.iter().map(|spec| &spec.listen).chain(self.doors.open())
     }
 
     /// The data plane first, so that whoever hears of an instance finds it.
@@ -306,6 +309,7 @@ impl Controller {
             exposed: self.services.offered().cloned().collect(),
             withheld: self.services.withheld().cloned().collect(),
             upstreams: self.upstreams.clone(),
+            doors: self.doors.clone(),
             out: self.services.out().clone(),
             forgotten: self.runtime.forgotten.clone(),
         }));

@@ -228,6 +228,7 @@ impl LocalServices {
             service: instance.service.clone(),
             target: instance.to.clone(),
             is_draining: self.out.contains(&instance.id),
+            proxy_protocol: instance.proxy_protocol,
         };
         self.offered().map(target).collect()
     }

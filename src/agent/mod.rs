@@ -19,6 +19,7 @@ mod embed;
 mod follow;
 mod forget;
 mod identity;
+mod ingress;
 mod join;
 mod left;
 mod local;

@@ -7,10 +7,11 @@ use std::sync::Arc;
 use tracing::{info, warn};
 
 use super::control::{Controller, check_loop, local_error};
+use super::ingress::Ingress;
 use super::local::LocalServices;
 use super::seeds;
 use crate::api::{ControlError, Effective, ExposeSpec, Reloaded, SettingView, UpstreamSpec};
-use crate::config::{self, Origin, Overrides, Setting, Settings};
+use crate::config::{self, Origin, Overrides, PublicService, Setting, Settings};
 use crate::model::InstanceId;
 use crate::runtime::blocking;
 use crate::telemetry::EventKind;
@@ -77,11 +78,22 @@ impl Controller {
         let mut report = Reloaded::default();
         let entries = self.entries_of(&new)?;
         let services = self.services_of(&new, &entries, &mut report)?;
+        let public = match &self.ingress {
+            Some(_) if new.public.value.is_some() => {
+                let read = Ingress::read(&new).await;
+                Some(read.map_err(at(&new.certificates.origin, "gateway.certificates".to_owned()))?)
+            }
+            _ => None,
+        };
         let asked = self.change_entries(entries, &services, &mut report).await?;
         // Nothing can fail from here on.
         self.asked = asked;
         self.services = services;
         self.take_seeds(&new, &mut report).await;
+        if let (Some(ingress), Some(loaded)) = (&self.ingress, public) {
+            ingress.set(&new, loaded);
+            report.applied.extend(public_differences(&self.settings, &new));
+        }
         let (before, after) = (self.settings.forget_after.value, new.forget_after.value);
         if before != after {
             let after = humantime::format_duration(after);
@@ -95,6 +107,8 @@ impl Controller {
         self.settings = Settings {
             exposes: new.exposes,
             upstreams: new.upstreams,
+            publics: new.publics,
+            certificates: new.certificates,
             seeds: new.seeds,
             forget_after: new.forget_after,
             ..self.settings.clone()
@@ -124,10 +138,10 @@ impl Controller {
                 None => {}
             }
         }
-        let opened = entries.open.iter().map(|setting| &setting.value.listen);
+        let opened = entries.open.iter().map(|setting| &setting.value);
         let kept = self.upstreams.iter().filter(|spec| !entries.close.contains(spec));
-        let listeners: Vec<_> =
-            kept.map(|spec| &spec.listen).chain(opened).chain(&self.socks).collect();
+        let listeners = kept.chain(opened).map(|spec| &spec.listen);
+        let listeners: Vec<_> = listeners.chain(self.doors.open()).collect();
         for Setting { value, origin } in &new.exposes {
             let what = || format!("expose {}", value.id);
             check_loop(&value.to, listeners.iter().copied()).map_err(at(origin, what()))?;
@@ -301,7 +315,8 @@ fn read(
 fn fixed_differences(before: &Settings, after: &Settings) -> Vec<String> {
     let is_fixed = |view: &&SettingView| {
         let applied = ["join.seeds", "join.forget_after", "node.data_dir"];
-        let is_list = view.key.starts_with("expose.") || view.key.starts_with("upstream.");
+        let is_list = ["expose.", "upstream.", "public.", "gateway.certificates"];
+        let is_list = is_list.iter().any(|begin| view.key.starts_with(begin));
         !is_list && !applied.contains(&view.key.as_str())
     };
     let (before, after) = (before.dump(), after.dump());
@@ -313,6 +328,23 @@ fn fixed_differences(before: &Settings, after: &Settings) -> Vec<String> {
             format!("{} {} -> {} ({})", new.key, shown(&old.value), shown(&new.value), new.origin)
         })
         .collect()
+}
+
+/// What is public now and was not, or other than it was.
+fn public_differences(before: &Settings, after: &Settings) -> Vec<String> {
+    let word =
+        |public: &PublicService| format!("{} at {}", public.service, public.hosts.join(", "));
+    let words = |settings: &Settings| -> Vec<String> {
+        settings.publics.iter().map(|public| word(&public.value)).collect()
+    };
+    let (old, new) = (words(before), words(after));
+    let added = new.iter().filter(|word| !old.contains(word)).map(|word| format!("public {word}"));
+    let gone = old.iter().filter(|word| !new.contains(word));
+    let mut told: Vec<_> = added.chain(gone.map(|word| format!("public {word} is gone"))).collect();
+    if before.certificates.value != after.certificates.value {
+        told.push("gateway.certificates".to_owned());
+    }
+    told
 }
 
 fn shown(value: &serde_json::Value) -> String {

@@ -15,6 +15,7 @@ use super::advertise::{self, advertised};
 use super::check::{Inspector, warn_while_unheard};
 use super::control::{Controller, check_loop, ids, local_error};
 use super::identity::{self, Keeper};
+use super::ingress::Ingress;
 use super::join::JoinError;
 use super::left::{self, has_left};
 use super::local::LocalServices;
@@ -22,8 +23,8 @@ use super::reload::{self, Asked};
 use super::{Agent, CancelOnDrop, api, clocks, disk, drain, join_all, seeds, twin};
 use crate::api::control::CONTROL_QUEUE_LEN_MAX;
 use crate::api::{
-    ADDRESS_FILE, ApiState, ApiToken, CallView, Calls, Checks, ControlError, ExposeSpec, Identity,
-    Links, Local, LogSlot, Pinger, Readiness, UpstreamSpec, serve,
+    ADDRESS_FILE, ApiState, ApiToken, CallView, Calls, Checks, ControlError, Doors, ExposeSpec,
+    Identity, Links, Local, LogSlot, Pinger, Readiness, UpstreamSpec, serve,
 };
 use crate::catalogue::{Catalogue, Signatures};
 use crate::config::{Origin, RuntimeFile, Setting, Settings};
@@ -34,6 +35,7 @@ use crate::runtime::clock::Clock;
 use crate::runtime::{Shutdown, Stage, TaskGroup, Thread, ThreadError, entropy, limits};
 use crate::telemetry::{AccessLog, AccessLogError, EventKind, EventLog, Metrics};
 use crate::tls::grace::IssuerWatch;
+use crate::tls::public::PublicCertificates;
 use crate::tls::store::{DataDir, StoreError};
 use crate::tls::{Dismissed, NodeCredentials};
 use crate::transport::Limits;
@@ -347,7 +349,8 @@ impl Agent {
             dir: dir.clone(),
             services,
             upstreams: Vec::new(),
-            socks: settings.socks.value.map(Target::Tcp),
+            doors: Doors::default(),
+            ingress: None,
             runtime,
             joined: BTreeSet::new(),
             view,
@@ -364,7 +367,12 @@ impl Agent {
             events: events.clone(),
             leaving: leave,
         };
+        let certificates = Arc::<PublicCertificates>::default();
         open_settings(&mut controller, &settings, &data.proxy).await?;
+        open_public(&mut controller, &settings, &data.proxy, &certificates).await?;
+        if let Some(ingress) = &controller.ingress {
+            tasks.spawn("watch public certificates", ingress.watch(events.clone()));
+        }
         let (control, control_queue) = mpsc::channel(CONTROL_QUEUE_LEN_MAX);
         tasks.spawn("control", controller.run(control_queue));
 
@@ -388,6 +396,7 @@ impl Agent {
                 move || own_calls.of_member(&me),
             ),
             links: Links::new(move |member| links.link(member)),
+            certificates,
             pinger: Pinger::new(move |service, endpoint| {
                 let proxy = pings.clone();
                 Box::pin(async move {
@@ -487,9 +496,15 @@ fn declared(
     allowed: Option<Vec<ServiceName>>,
 ) -> Result<LocalServices, StartError> {
     let mut services = LocalServices::new(allowed, runtime.out.clone());
-    let socks = settings.socks.value.map(Target::Tcp);
+    let listen = |door: &Setting<Option<SocketAddr>>| door.value.map(Target::Tcp);
+    let doors = Doors {
+        gateway: listen(&settings.gateway),
+        socks: listen(&settings.socks),
+        public: listen(&settings.public),
+        redirect: listen(&settings.redirect),
+    };
     let mut declare = |spec: &ExposeSpec| {
-        check_loop(&spec.to, socks.iter())?;
+        check_loop(&spec.to, doors.open())?;
         services.declare(spec.clone()).map_err(local_error).map(drop)
     };
     for Setting { value, origin } in &settings.exposes {
@@ -526,17 +541,55 @@ async fn open_settings(
         let opened = controller.open(value.clone()).await.map_err(failed(what, origin))?;
         controller.asked.push(Asked { written: value.clone(), opened });
     }
-    if let Some(address) = settings.socks.value {
-        let opened = proxy.open_socks(Target::Tcp(address)).await;
-        let opened = opened.map_err(|error| ControlError::Invalid(error.to_string()));
-        opened.map_err(failed("listen.socks".into(), &settings.socks.origin))?;
+    let invalid = |error: proxy::EntryError| ControlError::Invalid(error.to_string());
+    if let Some(listen) = settings.gateway.value {
+        let opened = proxy.open_gateway(Target::Tcp(listen)).await.map_err(invalid);
+        let opened = opened.map_err(failed("listen.gateway".into(), &settings.gateway.origin))?;
+        controller.doors.gateway = Some(opened);
     }
+    if let Some(listen) = settings.socks.value {
+        let opened = proxy.open_socks(Target::Tcp(listen)).await.map_err(invalid);
+        let opened = opened.map_err(failed("listen.socks".into(), &settings.socks.origin))?;
+        controller.doors.socks = Some(opened);
+    }
+    controller.show();
     for spec in controller.runtime.upstream.clone() {
         if let Err(error) = controller.open(spec.clone()).await {
             let UpstreamSpec { service, listen, .. } = spec;
             warn!(%service, %listen, %error, "cannot open again what was open before");
         }
     }
+    Ok(())
+}
+
+/// Opens the public gateway, if the settings say so.
+async fn open_public(
+    controller: &mut Controller,
+    settings: &Settings,
+    proxy: &Proxy,
+    certificates: &Arc<PublicCertificates>,
+) -> Result<(), StartError> {
+    let Settings { public, redirect, .. } = settings;
+    let Some(listen) = public.value else { return Ok(()) };
+    let ingress = Ingress::new(Arc::clone(certificates));
+    let loaded = Ingress::read(settings).await;
+    let origin = &settings.certificates.origin;
+    ingress.set(settings, loaded.map_err(failed("gateway.certificates".into(), origin))?);
+    let invalid = |error: proxy::EntryError| ControlError::Invalid(error.to_string());
+    let tls = Arc::clone(certificates).server_config()?;
+    let opened = proxy.open_public(listen.into(), ingress.hosts.clone(), tls).await;
+    let opened =
+        opened.map_err(invalid).map_err(failed("gateway.public".into(), &public.origin))?;
+    if let Some(from) = redirect.value {
+        let port = opened.port().unwrap_or_default();
+        let moved = proxy.open_redirect(from.into(), ingress.hosts.clone(), port).await;
+        let moved = moved.map_err(invalid);
+        let moved = moved.map_err(failed("gateway.redirect".into(), &redirect.origin))?;
+        controller.doors.redirect = Some(moved);
+    }
+    controller.doors.public = Some(opened);
+    controller.ingress = Some(ingress);
+    controller.show();
     Ok(())
 }
 

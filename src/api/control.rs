@@ -13,7 +13,7 @@ use crate::model::{
     Entry, InstanceId, MemberId, MemberName, NameError, Protocol, PublicKey, RequestPattern,
     ServiceName, Target, Weight,
 };
-use crate::proxy::{CallLimits, EntryOptions, Retry, Timeouts};
+use crate::proxy::{CallLimits, EntryOptions, ProxyProtocol, Retry, Timeouts};
 use crate::transport::enrolment::{InviteOptions, InviteView, Parting};
 
 /// How many commands may wait. People and deploy scripts write them one at a time; a queue that is
@@ -253,6 +253,9 @@ pub struct ExposeSpec {
     /// Requests of HTTP that it may get twice and does the same: at most [`REQUESTS_MAX`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub idempotent: Vec<RequestPattern>,
+    /// How it is told who calls: not at all unless set. It must expect that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proxy_protocol: Option<ProxyProtocol>,
 }
 
 impl ExposeSpec {
@@ -279,6 +282,7 @@ impl ExposeSpec {
             tags: Vec::new(),
             weight: Weight::default(),
             idempotent: Vec::new(),
+            proxy_protocol: None,
         })
     }
 
@@ -295,6 +299,7 @@ impl ExposeSpec {
                 ("protocol", spec.protocol.to_string()),
                 ("tags", tags),
                 ("weight", spec.weight.0.to_string()),
+                ("proxy_protocol", spec.proxy_protocol.map_or("none", |_| "v2").to_owned()),
                 ("idempotent", format!("{:?}", idempotent.join(", "))),
             ]
         };

@@ -31,6 +31,6 @@ pub use routes::{
 };
 pub use server::{ADDRESS_FILE, Listener, SOCKET_FILE, serve};
 pub use state::{
-    ApiState, ApiToken, CallView, Calls, Effective, Identity, Links, Local, LogSlot, Pinger,
+    ApiState, ApiToken, CallView, Calls, Doors, Effective, Identity, Links, Local, LogSlot, Pinger,
     Pinging, Readiness, SettingView,
 };

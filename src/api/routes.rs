@@ -30,6 +30,7 @@ use super::{ApiState, Readiness, SettingView, calls, consul, effective, views};
 use crate::model::{
     Entry, InstanceId, MemberId, MemberName, Protocol, RequestPattern, ServiceName, Target, Weight,
 };
+use crate::proxy::ProxyProtocol;
 use crate::runtime::clock;
 use crate::telemetry::{EndpointLabels, Log, LoggingError};
 use crate::transport::enrolment::{InviteOptions, Parting};
@@ -438,6 +439,9 @@ pub struct ExposeRequest {
     /// Requests that may be sent twice.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub idempotent: Vec<RequestPattern>,
+    /// `v2` for an instance that expects to be told who calls.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proxy_protocol: Option<ProxyProtocol>,
 }
 
 /// The answer to `POST /v1/mesh/expose`: 201 for a new instance, 200 for one that was there.
@@ -461,6 +465,7 @@ async fn expose(State(state): State<ApiState>, request: Request) -> Answer {
     spec.tags = asked.tags;
     spec.weight = asked.weight.unwrap_or_default();
     spec.idempotent = asked.idempotent;
+    spec.proxy_protocol = asked.proxy_protocol;
     let spec = spec.check().map_err(|error| malformed(&error))?;
     let accepted = spec.clone();
     let lifetime = Lifetime::Restarts;

@@ -13,10 +13,11 @@ use tokio::sync::{mpsc, watch};
 use super::check::Checks;
 use super::control::{Control, ExposeSpec, OutOfRotation, UpstreamSpec};
 use crate::mesh::{Endpoint, Snapshot};
-use crate::model::{InstanceId, MemberId, MemberName, MeshId, ServiceName};
+use crate::model::{InstanceId, MemberId, MemberName, MeshId, ServiceName, Target};
 use crate::runtime::clock::Clock;
 use crate::telemetry::{EventLog, Log, Metrics};
 use crate::tls::NodeCredentials;
+use crate::tls::public::PublicCertificates;
 use crate::transport::LinkView;
 
 /// What the API's handlers see of the agent. Cheap to clone; made once by the agent.
@@ -38,6 +39,8 @@ pub struct ApiState {
     pub calls: Calls,
     /// The data connections to other members.
     pub links: Links,
+    /// What the public gateway proves itself with; empty where there is none.
+    pub certificates: Arc<PublicCertificates>,
     /// Calls instances, to see whether they take one.
     pub pinger: Pinger,
     /// Checks of this machine and its mesh.
@@ -109,6 +112,26 @@ pub struct Identity {
     pub disowned: Option<&'static str>,
 }
 
+/// Where clients reach services by name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Doors {
+    /// The HTTP gateway.
+    pub gateway: Option<Target>,
+    /// SOCKS5.
+    pub socks: Option<Target>,
+    /// The public gateway.
+    pub public: Option<Target>,
+    /// Where plain text is sent to it.
+    pub redirect: Option<Target>,
+}
+
+impl Doors {
+    /// All that are open.
+    pub fn open(&self) -> impl Iterator<Item = &Target> {
+        [&self.gateway, &self.socks, &self.public, &self.redirect].into_iter().flatten()
+    }
+}
+
 /// What this machine offers and opens.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Local {
@@ -118,6 +141,8 @@ pub struct Local {
     pub withheld: Vec<ExposeSpec>,
     /// Its entries, with the addresses they really listen on.
     pub upstreams: Vec<UpstreamSpec>,
+    /// Its entries by name, as they really listen.
+    pub doors: Doors,
     /// What of it is out of rotation by its operator's word.
     pub out: OutOfRotation,
     /// Members that listings here hide while they are down or left.

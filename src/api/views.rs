@@ -137,13 +137,13 @@ pub struct Net {
 pub struct CertRow {
     /// Whose key it certifies; empty for the root, which is no node's.
     pub node: String,
-    /// `root`, `issuer` or `leaf`.
+    /// `root`, `issuer`, `leaf`, or `public`: of the public gateway, of another authority.
     pub kind: String,
     /// The names in it, as URIs.
     pub uris: Vec<String>,
     /// Hexadecimal.
     pub serial: String,
-    /// The hash of the key that signed it.
+    /// The hash of the key that signed it; of a `public` one the name of who signed it.
     pub issuer: String,
     /// Unix seconds.
     pub not_before: u64,
@@ -473,6 +473,17 @@ pub(super) fn certs(state: &ApiState, all: bool) -> Vec<CertRow> {
         let facts = Certificate::read(&issuer.certificate).ok();
         rows.extend(facts.map(|facts| row(name(&issuer.member), "issuer", root, facts)));
     }
+    rows.extend(state.certificates.used().certificates.iter().map(|public| CertRow {
+        node: state.name.to_string(),
+        kind: "public".to_owned(),
+        uris: public.names.iter().map(|name| format!("dns:{name}")).collect(),
+        serial: public.serial.clone(),
+        issuer: public.issuer.clone(),
+        not_before: public.not_before,
+        not_after: public.not_after,
+        renews_at: None,
+        key_hash: public.key_hash.clone(),
+    }));
     let ttl_secs = genesis.leaf_ttl_secs;
     let leaf = |issuer, enrolment: &Enrolment, renews_at| CertRow {
         renews_at: Some(renews_at),

@@ -6,12 +6,11 @@ use clap::error::{ContextKind, ContextValue, Error, ErrorKind};
 use super::exit::Failure;
 
 const VERBS: &[&str] = &[
-    "curl", "stat", "top", "tap", "edges", "breakers", "explain", "policy", "split", "switch",
-    "canary", "fault", "limit", "revoke", "rotate", "operator", "record", "replay", "sim",
+    "stat", "top", "tap", "edges", "breakers", "explain", "policy", "split", "switch", "canary",
+    "fault", "limit", "revoke", "rotate", "operator", "record", "replay", "sim",
 ];
 
-const FLAGS: &[&str] =
-    &["--deny", "--allow", "--client", "--gateway", "--dns", "--health", "--operator-key"];
+const FLAGS: &[&str] = &["--deny", "--allow", "--client", "--dns", "--health", "--operator-key"];
 
 /// The answer to a command line that only a later version understands.
 pub(super) fn not_yet(error: &Error) -> Option<Failure> {

@@ -297,6 +297,15 @@ fn status_screen(
     let opens: Vec<_> = opens.collect();
     rows.push(("offers", or_dash(&offers.join(", ")).to_owned()));
     rows.push(("opens", or_dash(&opens.join(", ")).to_owned()));
+    let doors = [("http", "gateway"), ("socks5h", "socks")];
+    let doors = doors.map(|(scheme, key)| Some(format!("{scheme}://{}", me[key].as_str()?)));
+    let doors: Vec<_> = doors.into_iter().flatten().collect();
+    if !doors.is_empty() {
+        rows.push(("by name", doors.join(", ")));
+    }
+    if let Some(public) = me["public"].as_str() {
+        rows.push(("public", format!("https at {public}")));
+    }
     let lines = rows.iter().map(|(name, value)| {
         let name = painted(format_args!("{name:<13}"), DIM);
         format!("{name}{value}")

@@ -4,6 +4,7 @@ mod calls;
 mod certs;
 mod check;
 mod client;
+mod curl;
 mod debug;
 mod demo;
 mod exit;
@@ -108,6 +109,8 @@ enum Verb {
     Unexpose(offer::UnexposeArgs),
     /// Open a local entry to a service of the mesh
     Upstream(offer::UpstreamArgs),
+    /// Run curl through this machine's gateway
+    Curl(curl::CurlArgs),
     /// Show this machine and its mesh on one screen
     Status(Listing),
     /// List the members of the mesh
@@ -287,6 +290,7 @@ async fn answer(cli: Cli) -> Outcome {
         Verb::Expose(args) => offer::expose(global, args).await,
         Verb::Unexpose(args) => offer::unexpose(global, args).await,
         Verb::Upstream(args) => offer::upstream(global, args).await,
+        Verb::Curl(args) => curl::curl(global, args).await,
         Verb::Status(listing) => look::status(global, listing).await,
         Verb::Members(listing) => look::members(global, listing).await,
         Verb::Services(listing) => look::services(global, listing).await,
@@ -348,8 +352,8 @@ mod tests {
             assert_eq!(failure.exit, Exit::Usage);
             failure.to_string()
         };
-        let later = "curl-x stat top tap-web edges breakers routes \
-                     explain-web ping-web policy-list \
+        let later = "stat top tap-web edges breakers \
+                     explain-web policy-list \
                      split-web switch-web canary-web fault-web limit-web revoke-a rotate-node \
                      operator-list record replay sim-x";
         for words in later.split_whitespace().map(|words| words.replace('-', " ")) {
@@ -362,7 +366,6 @@ mod tests {
         }
         for words in [
             "murmesh init --deny",
-            "murmesh agent --gateway 127.0.0.1:80",
             "murmesh expose a 1 --health /ready",
             "murmesh invite --client",
             "murmesh agent --dns 127.0.0.1:53",

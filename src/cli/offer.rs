@@ -107,6 +107,7 @@ pub(super) async fn expose(global: &Global, args: ExposeArgs) -> Outcome {
         tags: args.tags,
         weight: args.weight.map(Weight),
         idempotent: args.idempotent,
+        proxy_protocol: None,
     };
     let exposed: Exposed = client.change(Method::POST, "/v1/mesh/expose", &request).await?;
     let Exposed { spec, changes } = exposed;

@@ -45,6 +45,9 @@ pub(super) struct AgentArgs {
     /// Open a local entry: db=127.0.0.1:5432; may be repeated
     #[arg(long = "upstream", value_name = "NAME=LISTEN", value_parser = upstream)]
     upstreams: Vec<UpstreamSpec>,
+    /// Offer all services by name to this machine's HTTP clients
+    #[arg(long, value_name = "ADDR")]
+    gateway: Option<String>,
     /// Offer SOCKS5 to this machine's applications
     #[arg(long, value_name = "ADDR")]
     socks: Option<String>,
@@ -86,6 +89,7 @@ pub(super) fn overrides(global: &Global, args: &AgentArgs) -> Overrides {
             .api
             .clone()
             .map(|api| Setting::new(api, origin(global.api_is_env, "MURMESH_API", "--api"))),
+        gateway: args.gateway.clone(),
         socks: args.socks.clone(),
         seeds: args.seeds.clone(),
         exposes: args.exposes.clone(),
@@ -238,7 +242,9 @@ impl Signals {
 }
 
 fn start_line(settings: &Settings) -> String {
-    settings.socks.value.map_or(String::new(), |socks| format!(", socks5h://{socks}"))
+    let doors = [("gateway http", settings.gateway.value), ("socks5h", settings.socks.value)];
+    let open = doors.iter().filter_map(|(scheme, door)| Some((scheme, (*door)?)));
+    open.map(|(scheme, door)| format!(", {scheme}://{door}")).collect()
 }
 
 fn start_failure(error: StartError) -> Failure {

@@ -30,6 +30,8 @@ pub struct Overrides {
     pub mesh: Option<SocketAddr>,
     /// Instead of `listen.api`.
     pub api: Option<Setting<String>>,
+    /// Instead of `listen.gateway`.
+    pub gateway: Option<String>,
     /// Instead of `listen.socks`.
     pub socks: Option<String>,
     /// Instead of `join.seeds`, if any.
@@ -65,6 +67,7 @@ pub fn validate(path: &Path) -> Result<Settings, ConfigError> {
     let mut faults = Vec::new();
     file::read(path.to_owned(), &text, &mut settings, &mut faults);
     together(&settings, &mut faults);
+    public(&settings, &mut faults);
     ConfigError::check(faults, &[path.to_owned()])?;
     Ok(settings)
 }
@@ -90,6 +93,7 @@ pub fn load_texts(
         settings.advertise.value = default_advertise(settings.mesh.value).map(Seed::from);
     }
     together(&settings, &mut faults);
+    public(&settings, &mut faults);
     let paths: Vec<PathBuf> = files.into_iter().map(|(path, _)| path).collect();
     ConfigError::check(faults, &paths)?;
     Ok(settings)
@@ -142,11 +146,15 @@ fn apply(overrides: &Overrides, settings: &mut Settings, faults: &mut Vec<Fault>
             },
         }
     }
-    if let Some(socks) = &overrides.socks {
-        let origin = Origin::Flag("--socks");
-        match loopback(socks) {
-            Ok(address) => settings.socks = Setting::new(Some(address), origin),
-            Err(message) => faults.push(flag_fault(&origin, socks, message)),
+    for (flag, told, door) in [
+        ("--gateway", &overrides.gateway, &mut settings.gateway),
+        ("--socks", &overrides.socks, &mut settings.socks),
+    ] {
+        let Some(told) = told else { continue };
+        let origin = Origin::Flag(flag);
+        match loopback(told) {
+            Ok(address) => *door = Setting::new(Some(address), origin),
+            Err(message) => faults.push(flag_fault(&origin, told, message)),
         }
     }
     if !overrides.seeds.is_empty() {
@@ -221,11 +229,18 @@ fn together(settings: &Settings, faults: &mut Vec<Fault>) {
     if settings.api.is_asked() && settings.api.value.port() != 0 {
         listens.insert(Target::Tcp(settings.api.value), &settings.api.origin);
     }
-    if let Some(socks) = settings.socks.value.filter(|socks| socks.port() != 0)
-        && let Some(first) = listens.insert(Target::Tcp(socks), &settings.socks.origin)
-    {
-        let message = format!("is taken by {first}");
-        faults.push(taken(&settings.socks.origin, "listen.socks", &socks.to_string(), message));
+    for (key, door) in [
+        ("listen.gateway", &settings.gateway),
+        ("listen.socks", &settings.socks),
+        ("gateway.public", &settings.public),
+        ("gateway.redirect", &settings.redirect),
+    ] {
+        if let Some(listen) = door.value.filter(|listen| listen.port() != 0)
+            && let Some(first) = listens.insert(Target::Tcp(listen), &door.origin)
+        {
+            let message = format!("is taken by {first}");
+            faults.push(taken(&door.origin, key, &listen.to_string(), message));
+        }
     }
     for upstream in &settings.upstreams {
         let listen = &upstream.value.listen;
@@ -239,9 +254,72 @@ fn together(settings: &Settings, faults: &mut Vec<Fault>) {
     }
 }
 
+/// The public gateway needs all of its parts.
+fn public(settings: &Settings, faults: &mut Vec<Fault>) {
+    let mut refuse = |origin: &Origin, key: &str, message: &str| {
+        let (origin, key) = (origin.clone(), key.to_owned());
+        faults.push(Fault { origin, key, value: None, message: message.to_owned() });
+    };
+    let needs = "means nothing without gateway.public, where the public gateway listens";
+    let Settings { public, redirect, certificates, publics, .. } = settings;
+    match public.value {
+        Some(_) if certificates.value.is_empty() => {
+            let message = "needs gateway.certificates: the public gateway is TLS only";
+            refuse(&public.origin, "gateway.public", message);
+        }
+        Some(_) => {}
+        None => {
+            if redirect.value.is_some() {
+                refuse(&redirect.origin, "gateway.redirect", needs);
+            }
+            if certificates.is_asked() {
+                refuse(&certificates.origin, "gateway.certificates", needs);
+            }
+            for public in publics {
+                refuse(&public.origin, "upstream.public", needs);
+            }
+        }
+    }
+    let mut hosts = BTreeMap::new();
+    for Setting { value, origin } in publics {
+        for host in &value.hosts {
+            if let Some(first) = hosts.insert(host, origin) {
+                let message = format!("is taken by {first}");
+                faults.push(taken(origin, "upstream.hosts", host, message));
+            }
+        }
+    }
+}
+
 fn taken(origin: &Origin, key: &str, value: &str, message: String) -> Fault {
     let value = Some(format!("\"{value}\""));
     Fault { origin: origin.clone(), key: key.to_owned(), value, message }
+}
+
+/// An address of this machine, whoever reaches it.
+pub(super) fn listen(text: &str) -> Result<SocketAddr, String> {
+    let address = text.parse().ok().filter(|address| !is_group(address));
+    address.ok_or_else(|| "expected ip:port of this machine, for instance 0.0.0.0:443".to_owned())
+}
+
+/// The agent and who writes the file may run in different directories.
+pub(super) fn absolute(text: &str) -> Result<PathBuf, String> {
+    let path = Some(PathBuf::from(text)).filter(|path| path.is_absolute());
+    path.ok_or_else(|| "expected an absolute path".to_owned())
+}
+
+/// A host that clients name: a DNS name in lower case.
+pub(super) fn host(text: &str) -> Result<String, String> {
+    let is_label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_'))
+    };
+    match text.len() <= 253 && text.split('.').all(is_label) {
+        true => Ok(text.to_owned()),
+        false => {
+            Err("expected a host name in lower case, for instance shop.example.com".to_owned())
+        }
+    }
 }
 
 /// `eu1/a`: region and, after a slash, zone.

@@ -13,14 +13,15 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::keys::{self, Standing};
-use super::{Fault, Origin, Seed, Setting, Settings, check};
+use super::{Fault, Origin, PublicService, Seed, Setting, Settings, check};
 use crate::api::control::{TAGS_MAX, WEIGHT_MAX, check_tag};
 use crate::api::{ExposeSpec, UpstreamSpec};
 use crate::catalogue::REQUESTS_MAX;
 use crate::membership::Profile;
 use crate::model::{InstanceId, MemberName, RequestPattern, ServiceName, Target, Weight};
-use crate::proxy::{Retry, Share, Span, Timeouts};
+use crate::proxy::{CallLimits, ProxyProtocol, Retry, Share, Span, Timeouts};
 use crate::telemetry::LogFormat;
+use crate::tls::public::CertificateFiles;
 use crate::tls::store::DataDir;
 
 /// A value is quoted in a fault up to this many characters.
@@ -108,6 +109,7 @@ impl Reader<'_> {
         match section.name {
             "node" => self.node(table, settings),
             "listen" => self.listen(table, settings),
+            "gateway" => self.gateway(table, settings),
             "join" => self.join(table, settings),
             "expose" => self.expose(table, at, value.span(), settings),
             "upstream" => self.upstream(table, at, value.span(), settings),
@@ -130,12 +132,52 @@ impl Reader<'_> {
     fn listen(&mut self, table: &DeTable<'_>, settings: &mut Settings) {
         self.set(table, "listen", "mesh", &mut settings.mesh, check::mesh_listen);
         self.set(table, "listen", "api", &mut settings.api, check::loopback);
-        self.set(table, "listen", "socks", &mut settings.socks, |text: &str| {
-            check::loopback(text).map(Some)
-        });
+        for (key, door) in [("gateway", &mut settings.gateway), ("socks", &mut settings.socks)] {
+            self.set(table, "listen", key, door, |text: &str| check::loopback(text).map(Some));
+        }
         self.set(table, "listen", "advertise", &mut settings.advertise, |text: &str| {
             check::advertise(text).map(Some)
         });
+    }
+
+    fn gateway(&mut self, table: &DeTable<'_>, settings: &mut Settings) {
+        for (key, door) in [("public", &mut settings.public), ("redirect", &mut settings.redirect)]
+        {
+            self.set(table, "gateway", key, door, |text: &str| check::listen(text).map(Some));
+        }
+        let Some(value) = table.get("certificates") else { return };
+        let DeValue::Array(items) = value.get_ref() else {
+            let message = "expected a list: [{ cert = \"…\", key = \"…\" }]";
+            return self.refuse(value, "gateway.certificates", message.to_owned());
+        };
+        let files = items.iter().enumerate().filter_map(|(index, item)| {
+            self.certificate(item, &format!("gateway.certificates[{index}]"))
+        });
+        let files = files.collect();
+        self.take(value, "gateway.certificates", &mut settings.certificates, files);
+    }
+
+    fn certificate(&mut self, item: &Value<'_>, at: &str) -> Option<CertificateFiles> {
+        let DeValue::Table(table) = item.get_ref() else {
+            let message = "expected { cert = \"…\", key = \"…\" }";
+            self.refuse(item, at, message.to_owned());
+            return None;
+        };
+        for (name, _) in
+            table.iter().filter(|(name, _)| !matches!(name.get_ref().as_ref(), "cert" | "key"))
+        {
+            let name: &str = name.get_ref();
+            let message = format!("unknown key '{name}', expected cert and key");
+            self.refuse(item, at, message);
+        }
+        let mut path = |key: &str| {
+            if !table.contains_key(key) {
+                self.missing(at, key, &item.span());
+            }
+            self.text(table, at, key, check::absolute)
+        };
+        let (cert, key) = (path("cert"), path("key"));
+        Some(CertificateFiles { cert: cert?, key: key? })
     }
 
     fn join(&mut self, table: &DeTable<'_>, settings: &mut Settings) {
@@ -207,6 +249,10 @@ impl Reader<'_> {
         spec.weight = weight.map_or(spec.weight, Weight);
         spec.tags = tags.unwrap_or_default();
         spec.idempotent = idempotent.unwrap_or_default();
+        spec.proxy_protocol = self.text(table, at, "proxy_protocol", |text| match text {
+            "v2" => Ok(ProxyProtocol::V2),
+            _ => Err("expected v2".to_owned()),
+        });
         settings.exposes.push(Setting::new(spec, self.origin(span)));
     }
 
@@ -218,16 +264,41 @@ impl Reader<'_> {
         settings: &mut Settings,
     ) {
         let service = self.required::<ServiceName>(table, at, "service", &span);
-        let Some(value) = table.get("listen") else {
-            return self.missing(at, "listen", &span);
-        };
-        let listen = self.parsed(value, &format!("{at}.listen"), check::entry);
-        let timeout = self.timeouts(table, at);
-        let retry = self.retry(table, at);
-        let (Some(service), Some(listen)) = (service, listen) else { return };
+        let is_public = self.switch(table, at, "public");
+        let listen = self.text(table, at, "listen", check::entry);
+        if !table.contains_key("listen") && is_public != Some(true) {
+            self.missing(at, "listen", &span);
+        }
+        let hosts = table.get("hosts").map(|value| {
+            let at = format!("{at}.hosts");
+            if is_public != Some(true) {
+                self.refuse(value, &at, "means nothing without public = true".to_owned());
+            }
+            self.list(value, &at, check::host)
+        });
+        if is_public == Some(true) && hosts.as_ref().is_none_or(Vec::is_empty) {
+            self.missing(at, "hosts", &span); // no host is public that nobody named
+        }
+        let (timeout, retry) = (self.timeouts(table, at), self.retry(table, at));
+        let Some(service) = service else { return };
+        if let Some(hosts) = hosts.filter(|_| is_public == Some(true)) {
+            let limits = CallLimits { timeout: timeout.clone(), retry: retry.clone() };
+            let public = PublicService { service: service.clone(), hosts, limits };
+            settings.publics.push(Setting::new(public, self.origin(span.clone())));
+        }
+        let Some(listen) = listen else { return };
         let mut spec = UpstreamSpec::new(service, listen);
         (spec.timeout, spec.retry) = (timeout, retry);
         settings.upstreams.push(Setting::new(spec, self.origin(span)));
+    }
+
+    fn switch(&mut self, table: &DeTable<'_>, at: &str, key: &str) -> Option<bool> {
+        let value = table.get(key)?;
+        let read = value.get_ref().as_bool();
+        if read.is_none() {
+            self.refuse(value, &format!("{at}.{key}"), "expected true or false".to_owned());
+        }
+        read
     }
 
     fn timeouts(&mut self, table: &DeTable<'_>, at: &str) -> Timeouts {

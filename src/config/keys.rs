@@ -20,8 +20,14 @@ pub(super) const SECTIONS: &[Section] = &[
     Section {
         name: "listen",
         is_list: false,
-        keys: &["mesh", "api", "socks", "advertise"],
-        later: &["dns", "gateway", "metrics"],
+        keys: &["mesh", "api", "gateway", "socks", "advertise"],
+        later: &["dns", "metrics"],
+    },
+    Section {
+        name: "gateway",
+        is_list: false,
+        keys: &["public", "redirect", "certificates"],
+        later: &[],
     },
     Section {
         name: "join",
@@ -32,14 +38,24 @@ pub(super) const SECTIONS: &[Section] = &[
     Section {
         name: "expose",
         is_list: true,
-        keys: &["name", "id", "to", "port", "protocol", "tags", "weight", "idempotent"],
-        later: &["meta", "allow", "proxy_protocol", "inflight", "drain", "health"],
+        keys: &[
+            "name",
+            "id",
+            "to",
+            "port",
+            "protocol",
+            "tags",
+            "weight",
+            "idempotent",
+            "proxy_protocol",
+        ],
+        later: &["meta", "allow", "inflight", "drain", "health"],
     },
     Section {
         name: "upstream",
         is_list: true,
-        keys: &["service", "listen", "timeout", "retry"],
-        later: &["as", "prefer", "public", "breaker", "balance"],
+        keys: &["service", "listen", "public", "hosts", "timeout", "retry"],
+        later: &["as", "prefer", "breaker", "balance"],
     },
     Section {
         name: "telemetry",
@@ -50,8 +66,7 @@ pub(super) const SECTIONS: &[Section] = &[
 ];
 
 /// Sections of later versions; the last five belong into a policy file.
-pub(super) const SECTIONS_LATER: &[&str] =
-    &["gateway", "allow", "route", "limit", "fault", "defaults"];
+pub(super) const SECTIONS_LATER: &[&str] = &["allow", "route", "limit", "fault", "defaults"];
 
 /// What becomes of a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -135,7 +150,7 @@ mod tests {
         assert_eq!(listen.standing("mes"), Standing::Unknown(Some("mesh")));
         assert_eq!(listen.standing("advertize"), Standing::Unknown(Some("advertise")));
         assert_eq!(listen.standing("colour"), Standing::Unknown(None));
-        assert!(matches!(section("gateway"), Err(Standing::Later)));
+        assert!(matches!(section("route"), Err(Standing::Later)));
         assert!(matches!(section("exposes"), Err(Standing::Unknown(Some("expose")))));
     }
 

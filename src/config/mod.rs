@@ -19,6 +19,6 @@ pub use fault::{ConfigError, Fault};
 pub use origin::{Origin, Setting};
 pub use runtime::{NodeFile, RuntimeFile};
 pub use settings::{
-    API_PORT, DOMAIN, DRAIN_DEADLINE, FORGET_AFTER, MESH_PORT, Seed, SeedError, Settings,
-    default_data_dir,
+    API_PORT, DOMAIN, DRAIN_DEADLINE, FORGET_AFTER, MESH_PORT, PublicService, Seed, SeedError,
+    Settings, default_data_dir,
 };

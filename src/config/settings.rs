@@ -10,8 +10,10 @@ use std::time::Duration;
 use super::{Origin, Overrides, Setting, default_advertise};
 use crate::api::{ExposeSpec, SettingView, UpstreamSpec};
 use crate::membership::Profile;
-use crate::model::MemberName;
+use crate::model::{MemberName, ServiceName};
+use crate::proxy::CallLimits;
 use crate::telemetry::{AccessTarget, LogFormat};
+use crate::tls::public::CertificateFiles;
 use crate::tls::store::DataDir;
 
 /// The one port that other machines need.
@@ -24,6 +26,17 @@ pub const DOMAIN: &str = "mesh";
 pub const DRAIN_DEADLINE: Duration = Duration::from_secs(30);
 /// How long a member that is gone stays in listings.
 pub const FORGET_AFTER: Duration = Duration::from_secs(72 * 3_600);
+
+/// A service that answers clients outside the mesh.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PublicService {
+    /// Which.
+    pub service: ServiceName,
+    /// Under which hosts: DNS names in lower case, at least one.
+    pub hosts: Vec<String>,
+    /// What its calls are allowed.
+    pub limits: CallLimits,
+}
 
 /// Everything an agent starts from, valid by construction: only the checks of this module make it.
 #[derive(Clone, Debug, PartialEq)]
@@ -46,8 +59,18 @@ pub struct Settings {
     pub api: Setting<SocketAddr>,
     /// A unix socket where the API listens instead, beside the one in the data directory.
     pub api_socket: Option<Setting<PathBuf>>,
+    /// Where the HTTP gateway listens, if it shall.
+    pub gateway: Setting<Option<SocketAddr>>,
     /// Where SOCKS5 listens, if it shall.
     pub socks: Setting<Option<SocketAddr>>,
+    /// Where the public gateway listens, if it shall: TLS only.
+    pub public: Setting<Option<SocketAddr>>,
+    /// Where clients in plain text are sent to it, if they shall.
+    pub redirect: Setting<Option<SocketAddr>>,
+    /// What it proves itself with; the first also to clients that ask for no name.
+    pub certificates: Setting<Vec<CertificateFiles>>,
+    /// What it leads to, and nothing else.
+    pub publics: Vec<Setting<PublicService>>,
     /// Whom to ask first.
     pub seeds: Setting<Vec<Seed>>,
     /// How fast to detect and at what cost.
@@ -134,7 +157,12 @@ impl Settings {
             advertise: Setting::default(None),
             api: Setting::default((Ipv4Addr::LOCALHOST, API_PORT).into()),
             api_socket: None,
+            gateway: Setting::default(None),
             socks: Setting::default(None),
+            public: Setting::default(None),
+            redirect: Setting::default(None),
+            certificates: Setting::default(Vec::new()),
+            publics: Vec::new(),
             seeds: Setting::default(Vec::new()),
             profile: Setting::default(Profile::Lan),
             forget_after: Setting::default(FORGET_AFTER),
@@ -176,7 +204,13 @@ impl Settings {
                 }
                 None => view("listen.api", &self.api, text),
             },
+            view("listen.gateway", &self.gateway, optional),
             view("listen.socks", &self.socks, optional),
+            view("gateway.public", &self.public, optional),
+            view("gateway.redirect", &self.redirect, optional),
+            view("gateway.certificates", &self.certificates, |files| {
+                files.iter().map(|files| files.cert.display().to_string()).collect()
+            }),
             view("join.seeds", &self.seeds, |seeds| seeds.iter().map(Seed::to_string).collect()),
             view("join.profile", &self.profile, |profile| profile_word(*profile).into()),
             view("join.forget_after", &self.forget_after, |time| {
@@ -190,6 +224,10 @@ impl Settings {
         for upstream in &self.upstreams {
             let key = format!("upstream.{}", upstream.value.service);
             views.push(view(&key, upstream, |spec| spec.listen.to_string().into()));
+        }
+        for public in &self.publics {
+            let key = format!("public.{}", public.value.service);
+            views.push(view(&key, public, |public| public.hosts.clone().into()));
         }
         views.push(view("telemetry.log", &self.log, text));
         views.push(view("telemetry.log_format", &self.log_format, |format| match format {

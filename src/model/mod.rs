@@ -3,6 +3,7 @@
 
 mod address;
 mod digest;
+mod domain;
 mod entry;
 mod key;
 mod member;
@@ -14,6 +15,7 @@ mod store;
 
 pub use address::{Target, TargetError};
 pub use digest::{BUCKETS, Digest, ItemHash};
+pub use domain::service_of;
 #[cfg(test)]
 pub(crate) use entry::tests as entry_tests;
 pub use entry::{Entry, EntryError, EntryKey, EntryKind, EntryVersion, PAYLOAD_LEN_MAX};

@@ -29,10 +29,13 @@ const SERVICES_MAX: usize = 10_000;
 /// For how long what was not used stays.
 const MEMORY: Duration = Duration::from_secs(10);
 
+/// Whose budget, and of which size where an entry says one.
+type Key = (ServiceName, Option<Share>);
+
 /// The budgets of this member's calls, one for each service and share. Cheap to ask.
 #[derive(Debug, Default)]
 pub(super) struct Budgets {
-    by_service: Mutex<BTreeMap<(ServiceName, Option<Share>), Arc<RetryBudget>>>,
+    by_service: Mutex<BTreeMap<Key, Arc<RetryBudget>>>,
 }
 
 impl Budgets {

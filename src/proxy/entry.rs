@@ -1,4 +1,4 @@
-//! Listeners for local clients: one service each, or SOCKS.
+//! Listeners for clients: one service each, all by name over SOCKS or HTTP, or what is public.
 
 use std::io;
 use std::sync::Arc;
@@ -11,7 +11,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use super::EntryOptions;
-use super::http::{Http, Site};
+use super::http::{Destination, Http, Site};
+use super::ingress::{Ingress, PublicHosts};
 use super::local::{LocalListener, LocalSocket};
 use super::outbound::{Ask, Greeting};
 use super::socks::{self, SocksError};
@@ -34,6 +35,12 @@ pub(super) enum Leads {
     Service { service: ServiceName, options: Arc<EntryOptions> },
     /// To whatever the client names.
     Socks,
+    /// The same, for HTTP.
+    Gateway,
+    /// To what is public, for clients outside the mesh.
+    Public(Ingress),
+    /// To that one, which listens at `port`.
+    Redirect { hosts: PublicHosts, port: u16 },
 }
 
 impl Leads {
@@ -41,6 +48,8 @@ impl Leads {
         match self {
             Self::Service { .. } => Door::upstream,
             Self::Socks => Door::socks,
+            Self::Gateway => Door::gateway,
+            Self::Public(_) | Self::Redirect { .. } => Door::public,
         }
     }
 }
@@ -84,11 +93,31 @@ async fn serve(mut client: LocalSocket, leads: Leads, http: Arc<Http>) {
     let ask = match leads {
         Leads::Service { service, options } => match http.protocol(&service) {
             Some(Protocol::Http | Protocol::H2 | Protocol::Grpc) => {
-                let site = Site { service: Some(service), options, door: Door::upstream };
+                let destination = Destination::Service(service);
+                let site = Site { destination, options, door: Door::upstream };
                 return Box::pin(http.serve(client, site)).await;
             }
             _ => Ask { service, options, greeting: Greeting::None },
         },
+        Leads::Gateway => {
+            let destination = Destination::MeshName;
+            let site = Site { destination, options: Arc::default(), door: Door::gateway };
+            return Box::pin(http.serve(client, site)).await;
+        }
+        Leads::Public(ingress) => {
+            let client = match Box::pin(client.secured(&ingress)).await {
+                Ok(client) => client,
+                Err(reason) => return outbound.metrics.count_refused(Door::public, reason),
+            };
+            let destination = Destination::Public(ingress.hosts);
+            let site = Site { destination, options: Arc::default(), door: Door::public };
+            return Box::pin(http.serve(client, site)).await;
+        }
+        Leads::Redirect { hosts, port } => {
+            let destination = Destination::Redirect { hosts, port };
+            let site = Site { destination, options: Arc::default(), door: Door::public };
+            return Box::pin(http.serve(client, site)).await;
+        }
         Leads::Socks => match Box::pin(negotiate(&mut client)).await {
             Ok(service) => Ask { service, options: Arc::default(), greeting: Greeting::Socks },
             Err(reason) => {

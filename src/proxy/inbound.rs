@@ -11,6 +11,7 @@ use tracing::debug;
 
 use super::instances::{Call, InFlight, Instances};
 use super::local::LocalSocket;
+use super::preamble::CalledBy;
 use super::stalls::{Evicted, Stalls};
 use super::tcp::{Leftover, carry, carry_while_instance_lasts};
 use super::traffic::Traffic;
@@ -183,7 +184,7 @@ impl Inbound {
         // Before it is connected: an instance that takes its time to accept must not keep the
         // callers of its neighbours waiting for streams.
         accepted.admit(reader);
-        let (local, call) = self.connect(&header).await?;
+        let (local, call) = self.connect(&header, accepted).await?;
         Ok(Opened { service: header.service, mode: header.mode, local, _call: call })
     }
 
@@ -199,9 +200,16 @@ impl Inbound {
 
     /// Admits once more, now that the call is counted: who drains an instance and then sees no call
     /// can rely on there being none.
-    async fn connect(&self, header: &Header) -> Result<(LocalSocket, Call), Refusal> {
+    async fn connect(
+        &self,
+        header: &Header,
+        accepted: &Accepted,
+    ) -> Result<(LocalSocket, Call), Refusal> {
+        let peer = accepted.peer();
+        let (id, name, address) = (peer.id, peer.name.clone(), accepted.address());
+        let caller = CalledBy { id, name, address };
         let call = self.in_flight.enter(self.me, &header.instance);
-        let local = self.instances.connect(&header.service, &header.instance).await;
+        let local = self.instances.connect(&header.service, &header.instance, Some(&caller)).await;
         if let Err(Refusal { code: RefusalCode::UNREACHABLE, reason }) = &local {
             self.events.record(EventKind::InstanceUnreachable, &header.instance, reason);
         }

@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use tokio::time::timeout;
 
 use super::local::LocalSocket;
+use super::preamble::{self, CalledBy, ProxyProtocol};
 use crate::model::{InstanceId, MemberId, ServiceName, Target};
 use crate::transport::tunnel::{Refusal, RefusalCode};
 
@@ -28,6 +29,8 @@ pub struct LocalInstance {
     pub target: Target,
     /// Whether it finishes what it has and takes nothing new.
     pub is_draining: bool,
+    /// How it wants to be told who calls, if it does.
+    pub proxy_protocol: Option<ProxyProtocol>,
 }
 
 /// This member's own instances. Replaced whole, read without a lock.
@@ -53,18 +56,32 @@ impl Instances {
         self.is_draining.load(Ordering::Relaxed)
     }
 
-    /// Connects to an instance, or says why not. Nothing has been written to it.
+    /// Connects to an instance for `caller`, or for this agent itself, or says why not. Nothing has
+    /// been written to it but who calls, if it asked for that.
     pub(super) async fn connect(
         &self,
         service: &ServiceName,
         id: &InstanceId,
+        caller: Option<&CalledBy>,
     ) -> Result<LocalSocket, Refusal> {
-        Self::reach(&self.admit(service, id)?).await
+        Self::reach(&self.admit(service, id)?, caller).await
     }
 
-    /// Connects to what was admitted, or says why not. Nothing has been written to it.
-    async fn reach(target: &Target) -> Result<LocalSocket, Refusal> {
-        match timeout(CONNECT_TIME_MAX, LocalSocket::connect(target)).await {
+    async fn reach(
+        instance: &LocalInstance,
+        caller: Option<&CalledBy>,
+    ) -> Result<LocalSocket, Refusal> {
+        let connecting = async {
+            let mut socket = LocalSocket::connect(&instance.target).await?;
+            let said = instance.proxy_protocol.and_then(|ProxyProtocol::V2| {
+                preamble::v2(caller, &instance.service, &instance.target)
+            });
+            if let Some(said) = said {
+                socket.write_all(&said).await?;
+            }
+            std::io::Result::Ok(socket)
+        };
+        match timeout(CONNECT_TIME_MAX, connecting).await {
             Ok(Ok(socket)) => Ok(socket),
             Ok(Err(error)) if is_ours(&error) => {
                 Err(Refusal::new(RefusalCode::OVERFLOW, error.to_string()))
@@ -74,8 +91,12 @@ impl Instances {
         }
     }
 
-    /// Where the instance listens, if it is here and takes new calls.
-    pub(super) fn admit(&self, service: &ServiceName, id: &InstanceId) -> Result<Target, Refusal> {
+    /// The instance, if it is here and takes new calls.
+    pub(super) fn admit(
+        &self,
+        service: &ServiceName,
+        id: &InstanceId,
+    ) -> Result<LocalInstance, Refusal> {
         if self.is_draining() {
             return Err(Refusal::new(RefusalCode::DRAINING, "the agent is draining"));
         }
@@ -85,7 +106,7 @@ impl Instances {
             Some(instance) if instance.is_draining => {
                 Err(Refusal::new(RefusalCode::DRAINING, "the instance is draining"))
             }
-            Some(instance) => Ok(instance.target.clone()),
+            Some(instance) => Ok(instance.clone()),
         }
     }
 }
@@ -192,10 +213,12 @@ mod tests {
             service: "web".parse().unwrap(),
             target: Target::Unix("/nonexistent/socket".into()),
             is_draining,
+            proxy_protocol: None,
         };
         instances.set(vec![local("up", false), local("leaving", true)]);
         let code = async |service: &str, id: &str| {
-            let refused = instances.connect(&service.parse().unwrap(), &id.parse().unwrap()).await;
+            let refused =
+                instances.connect(&service.parse().unwrap(), &id.parse().unwrap(), None).await;
             refused.map(|_| ()).unwrap_err().code
         };
         assert_eq!(code("web", "unknown").await, RefusalCode::NOT_SERVED);

@@ -8,6 +8,7 @@
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
+use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
@@ -21,6 +22,7 @@ use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixStream, tcp, unix};
 use tokio::time::timeout;
 
+use super::ingress::Ingress;
 use super::pipe::{Pipe, PipeReader, PipeWriter};
 use super::stalls::{STALL_AFTER, Stalls, WriteError};
 use crate::model::Target;
@@ -47,7 +49,8 @@ enum Stream {
     Tcp(TcpStream),
     Unix(UnixStream),
     Pipe(Pipe),
-    Simulated(Box<dyn ByteStream>),
+    /// TLS, or what a simulated machine has, and where its other side is.
+    Boxed(Box<dyn ByteStream>, Option<IpAddr>),
 }
 
 /// A connection on this machine. Dropped before its end was said it is reset.
@@ -69,7 +72,7 @@ impl LocalSocket {
     pub(super) async fn connect(target: &Target) -> io::Result<Self> {
         Ok(Self::new(match (target, machine::simulated()) {
             (Target::Tcp(address), Some(machine)) => {
-                Stream::Simulated(machine.connect(*address).await?)
+                Stream::Boxed(machine.connect(*address).await?, None)
             }
             (Target::Tcp(address), None) => {
                 let stream = TcpStream::connect(address).await?;
@@ -85,9 +88,26 @@ impl LocalSocket {
         }))
     }
 
+    /// The same connection inside TLS, or the word why there is none.
+    pub(super) async fn secured(self, ingress: &Ingress) -> Result<Self, &'static str> {
+        let Stream::Tcp(stream) = self.0 else { return Err("handshake") };
+        let secured = ingress.greet(stream).await?;
+        let peer = secured.peer();
+        Ok(Self::new(Stream::Boxed(Box::new(secured), peer)))
+    }
+
     /// The data plane's end of a connection to a task of this process.
     pub(super) fn of_task(pipe: Pipe) -> Self {
         Self::new(Stream::Pipe(pipe))
+    }
+
+    /// Where the other side is, if it came over a network.
+    pub(super) fn peer(&self) -> Option<IpAddr> {
+        match &self.0 {
+            Stream::Tcp(stream) => stream.peer_addr().ok().map(|address| address.ip()),
+            Stream::Boxed(_, peer) => *peer,
+            Stream::Unix(_) | Stream::Pipe(_) => None,
+        }
     }
 
     /// Both directions at once.
@@ -105,12 +125,32 @@ impl LocalSocket {
                 let (read, write) = pipe.split();
                 (ReadHalf::Pipe(read), WriteHalf::Pipe(write))
             }
-            Stream::Simulated(stream) => {
+            Stream::Boxed(stream, _) => {
                 let (read, write) = tokio::io::split(stream);
-                (ReadHalf::Simulated(read), WriteHalf::Simulated(write))
+                (ReadHalf::Boxed(read), WriteHalf::Boxed(write))
             }
         };
         (LocalReader(read), LocalWriter(write))
+    }
+
+    /// One direction alone: for a stream in a box that spares the lock between its halves.
+    pub(super) fn reader(&mut self) -> LocalReader<'_> {
+        LocalReader(match &mut self.0 {
+            Stream::Tcp(stream) => ReadHalf::Tcp(stream.split().0),
+            Stream::Unix(stream) => ReadHalf::Unix(stream.split().0),
+            Stream::Pipe(pipe) => ReadHalf::Pipe(pipe.split().0),
+            Stream::Boxed(stream, _) => ReadHalf::Whole(stream),
+        })
+    }
+
+    /// The other one.
+    pub(super) fn writer(&mut self) -> LocalWriter<'_> {
+        LocalWriter(match &mut self.0 {
+            Stream::Tcp(stream) => WriteHalf::Tcp(stream.split().1),
+            Stream::Unix(stream) => WriteHalf::Unix(stream.split().1),
+            Stream::Pipe(pipe) => WriteHalf::Pipe(pipe.split().1),
+            Stream::Boxed(stream, _) => WriteHalf::Whole(stream),
+        })
     }
 
     /// Reads exactly `buffer`. For the short exchanges before bytes are carried.
@@ -119,7 +159,7 @@ impl LocalSocket {
             Stream::Tcp(stream) => stream.read_exact(buffer).await,
             Stream::Unix(stream) => stream.read_exact(buffer).await,
             Stream::Pipe(pipe) => pipe.read_exact(buffer).await,
-            Stream::Simulated(stream) => stream.read_exact(buffer).await,
+            Stream::Boxed(stream, _) => stream.read_exact(buffer).await,
         }
         .map(|_| ())
     }
@@ -130,13 +170,16 @@ impl LocalSocket {
             Stream::Tcp(stream) => stream.write_all(bytes).await,
             Stream::Unix(stream) => stream.write_all(bytes).await,
             Stream::Pipe(pipe) => pipe.write_all(bytes).await,
-            Stream::Simulated(stream) => stream.write_all(bytes).await,
+            Stream::Boxed(stream, _) => {
+                stream.write_all(bytes).await?;
+                stream.flush().await
+            }
         }
     }
 
     /// Ends without a reset: what was written is all there is.
     pub(super) async fn end(mut self) -> io::Result<()> {
-        self.split().1.end().await
+        self.writer().end().await
     }
 }
 
@@ -147,7 +190,8 @@ enum ReadHalf<'a> {
     Tcp(tcp::ReadHalf<'a>),
     Unix(unix::ReadHalf<'a>),
     Pipe(&'a mut PipeReader),
-    Simulated(tokio::io::ReadHalf<&'a mut Box<dyn ByteStream>>),
+    Boxed(tokio::io::ReadHalf<&'a mut Box<dyn ByteStream>>),
+    Whole(&'a mut Box<dyn ByteStream>),
 }
 
 impl LocalReader<'_> {
@@ -180,7 +224,8 @@ impl LocalReader<'_> {
             ReadHalf::Tcp(half) => pin!(half.read_buf(&mut space)).poll(cx),
             ReadHalf::Unix(half) => pin!(half.read_buf(&mut space)).poll(cx),
             ReadHalf::Pipe(half) => pin!(half.read_buf(&mut space)).poll(cx),
-            ReadHalf::Simulated(half) => pin!(half.read_buf(&mut space)).poll(cx),
+            ReadHalf::Boxed(half) => pin!(half.read_buf(&mut space)).poll(cx),
+            ReadHalf::Whole(stream) => pin!(stream.read_buf(&mut space)).poll(cx),
         })?;
         Poll::Ready(Ok(arena.split().freeze()))
     }
@@ -193,7 +238,8 @@ enum WriteHalf<'a> {
     Tcp(tcp::WriteHalf<'a>),
     Unix(unix::WriteHalf<'a>),
     Pipe(&'a mut PipeWriter),
-    Simulated(tokio::io::WriteHalf<&'a mut Box<dyn ByteStream>>),
+    Boxed(tokio::io::WriteHalf<&'a mut Box<dyn ByteStream>>),
+    Whole(&'a mut Box<dyn ByteStream>),
 }
 
 /// How many bytes are there to be read, up to one; 0 at the end.
@@ -214,16 +260,9 @@ impl LocalWriter<'_> {
                 rest = &mut rest[1..];
             }
             if rest.is_empty() {
-                return Ok(());
+                return patiently(|cx| self.poll_flush(cx), stalls).await;
             }
-            let mut write = poll_fn(|cx| self.poll_write(cx, rest));
-            let mut written = match (&mut write).now_or_never() {
-                Some(written) => written?,
-                None => match timeout(STALL_AFTER, write).await {
-                    Ok(written) => written?,
-                    Err(_) => stalls.watch(poll_fn(|cx| self.poll_write(cx, rest))).await??,
-                },
-            };
+            let mut written = patiently(|cx| self.poll_write(cx, rest), stalls).await?;
             for chunk in rest.iter_mut() {
                 let len = chunk.len().min(written);
                 chunk.advance(len);
@@ -241,7 +280,7 @@ impl LocalWriter<'_> {
         let peeked = match &self.0 {
             WriteHalf::Tcp(half) => peek(half.as_ref()),
             WriteHalf::Unix(half) => peek(half.as_ref()),
-            WriteHalf::Pipe(_) | WriteHalf::Simulated(_) => return false,
+            WriteHalf::Pipe(_) | WriteHalf::Boxed(_) | WriteHalf::Whole(_) => return false,
         };
         !matches!(peeked, Ok(1..) | Err(Errno::AGAIN | Errno::INTR))
     }
@@ -255,7 +294,8 @@ impl LocalWriter<'_> {
             }
             WriteHalf::Unix(half) => half.shutdown().await,
             WriteHalf::Pipe(half) => half.shutdown().await,
-            WriteHalf::Simulated(half) => half.shutdown().await,
+            WriteHalf::Boxed(half) => half.shutdown().await,
+            WriteHalf::Whole(stream) => stream.shutdown().await,
         }
     }
 
@@ -268,6 +308,15 @@ impl LocalWriter<'_> {
         self.poll_write_slices(cx, &slices[..count])
     }
 
+    /// Sends what waits in the socket's own layers.
+    pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.0 {
+            WriteHalf::Tcp(_) | WriteHalf::Unix(_) | WriteHalf::Pipe(_) => Poll::Ready(Ok(())),
+            WriteHalf::Boxed(half) => Pin::new(half).poll_flush(cx),
+            WriteHalf::Whole(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
     /// Writes some of `slices`, at least a byte, and says how many.
     pub(super) fn poll_write_slices(
         &mut self,
@@ -278,12 +327,28 @@ impl LocalWriter<'_> {
             WriteHalf::Tcp(half) => Pin::new(half).poll_write_vectored(cx, slices),
             WriteHalf::Unix(half) => Pin::new(half).poll_write_vectored(cx, slices),
             WriteHalf::Pipe(half) => Pin::new(half).poll_write_vectored(cx, slices),
-            WriteHalf::Simulated(half) => Pin::new(half).poll_write_vectored(cx, slices),
+            WriteHalf::Boxed(half) => Pin::new(half).poll_write_vectored(cx, slices),
+            WriteHalf::Whole(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
         })?;
         match written {
             0 => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
             written => Poll::Ready(Ok(written)),
         }
+    }
+}
+
+/// Waits for a write. One that takes long is a stall.
+async fn patiently<T>(
+    mut write: impl FnMut(&mut Context<'_>) -> Poll<io::Result<T>>,
+    stalls: &Stalls,
+) -> Result<T, WriteError> {
+    let mut writing = poll_fn(&mut write);
+    if let Some(written) = (&mut writing).now_or_never() {
+        return Ok(written?);
+    }
+    match timeout(STALL_AFTER, writing).await {
+        Ok(written) => Ok(written?),
+        Err(_) => Ok(stalls.watch(poll_fn(write)).await??),
     }
 }
 
@@ -326,7 +391,7 @@ impl LocalListener {
         Ok(LocalSocket::new(match self {
             Self::Tcp(listener) => Stream::Tcp(listener.accept().await?.0),
             Self::Unix(socket) => Stream::Unix(socket.accept().await?),
-            Self::Simulated(listener) => Stream::Simulated(listener.accept().await?),
+            Self::Simulated(listener) => Stream::Boxed(listener.accept().await?, None),
         }))
     }
 }

@@ -9,11 +9,13 @@ mod dial;
 mod entry;
 mod http;
 mod inbound;
+mod ingress;
 mod instances;
 mod limits;
 mod local;
 mod outbound;
 mod pipe;
+mod preamble;
 mod socks;
 mod stalls;
 mod tcp;
@@ -28,19 +30,23 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
+use rustls::ServerConfig;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 pub use dial::{DialError, MeshStream};
+pub use ingress::{PublicHosts, Route};
 pub use instances::{InFlight, LocalInstance};
 pub use limits::{CallLimits, Retry, Share, Span, Timeouts};
+pub use preamble::ProxyProtocol;
 
 use self::budget::Budgets;
 use self::entry::{CONNECTIONS_MAX, Leads, accept};
 use self::http::Http;
 use self::inbound::Inbound;
+use self::ingress::Ingress;
 use self::instances::Instances;
 use self::local::{LocalListener, LocalSocket};
 use self::outbound::{Ask, Avoided, Greeting, Outbound};
@@ -206,6 +212,32 @@ impl Proxy {
     /// Opens a SOCKS5 entry to all services by name. Returns where it listens.
     pub async fn open_socks(&self, listen: Target) -> Result<Target, EntryError> {
         self.open(listen, Leads::Socks).await
+    }
+
+    /// Opens an HTTP gateway to all services by name. Returns where it listens.
+    pub async fn open_gateway(&self, listen: Target) -> Result<Target, EntryError> {
+        self.open(listen, Leads::Gateway).await
+    }
+
+    /// Opens the public gateway: TLS of this kind, for these hosts. Returns where it listens.
+    pub async fn open_public(
+        &self,
+        listen: Target,
+        hosts: PublicHosts,
+        tls: Arc<ServerConfig>,
+    ) -> Result<Target, EntryError> {
+        self.open(listen, Leads::Public(Ingress { hosts, tls })).await
+    }
+
+    /// Opens an entry that sends clients in plain text to the public gateway at `port`. Returns where
+    /// it listens.
+    pub async fn open_redirect(
+        &self,
+        listen: Target,
+        hosts: PublicHosts,
+        port: u16,
+    ) -> Result<Target, EntryError> {
+        self.open(listen, Leads::Redirect { hosts, port }).await
     }
 
     /// Leads the entry at `listen`, as opening returned it, to `service` from now on. Its connections

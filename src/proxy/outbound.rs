@@ -30,6 +30,7 @@ use super::budget::{Budgets, RetryBudget};
 use super::dial::DialError;
 use super::instances::{Call, InFlight, Instances};
 use super::local::{LocalReader, LocalSocket};
+use super::preamble::CalledBy;
 use super::socks;
 use super::stalls::Stalls;
 use super::tcp::{Cut, Leftover, carry, carry_locally};
@@ -67,6 +68,8 @@ pub(super) enum Greeting {
     Socks,
     /// A task of this process waits for who took its call.
     Dial(oneshot::Sender<Result<Endpoint, DialError>>),
+    /// CONNECT: whoever reads the client's HTTP tells it.
+    Tunnel,
 }
 
 impl Greeting {
@@ -75,13 +78,14 @@ impl Greeting {
             Self::None => Door::upstream,
             Self::Socks => Door::socks,
             Self::Dial(_) => Door::dial,
+            Self::Tunnel => Door::gateway,
         }
     }
 
     /// Tells the client that `endpoint` took its call. An error means that it is gone.
     async fn welcome(self, client: &mut LocalSocket, endpoint: &Endpoint) -> io::Result<()> {
         match self {
-            Self::None => Ok(()),
+            Self::None | Self::Tunnel => Ok(()),
             Self::Socks => client.write_all(&socks::SUCCESS).await,
             Self::Dial(reply) => {
                 reply.send(Ok(endpoint.clone())).map_err(|_| io::ErrorKind::BrokenPipe.into())
@@ -92,7 +96,7 @@ impl Greeting {
     /// Tells the client why nobody took its call. One that is gone needs no answer.
     async fn turn_away(self, mut client: LocalSocket, error: DialError) {
         match self {
-            Self::None => {}
+            Self::None | Self::Tunnel => {}
             Self::Socks => {
                 if client.write_all(&socks::refusal(error)).await.is_ok() {
                     let _ = client.end().await;
@@ -175,7 +179,7 @@ pub(super) struct Dialled {
 }
 
 /// A connected instance.
-struct Connected {
+pub(super) struct Connected {
     endpoint: Endpoint,
     route: Route,
     _call: Call,
@@ -221,17 +225,32 @@ impl Outbound {
         let mut prefix = Prefix::default();
         // Boxed, and gone before bytes are carried: connecting takes much room and little time, and
         // thousands of tasks like this one may rest for days.
-        let connecting = Box::pin(self.connect(&mut client, &ask, &mut prefix));
+        let connecting = Box::pin(self.connect(Some(&mut client), &ask, &mut prefix));
         let limit = ask.options.limits.timeout.connect();
         let connected = timeout(limit, connecting).await;
         match connected.unwrap_or(Err(Failure::NotTaken(DialError::Timeout))) {
             Ok(connected) => {
                 let len = prefix.len;
                 drop(prefix); // it would pin its block for as long as the connection lives
-                self.carry(client, ask, connected, len).await;
+                let _ = self.carry(client, ask, connected, len).await; // it was told and counted
             }
             Err(failure) => Box::pin(self.turn_away(client, ask, failure)).await,
         }
+    }
+
+    /// Connects to an instance for a client that says nothing before it is told so; then
+    /// [`carry`](Self::carry) is what it waits for.
+    pub(super) async fn reach(&self, ask: &Ask) -> Result<Connected, DialError> {
+        let mut prefix = Prefix::default();
+        let limit = ask.options.limits.timeout.connect();
+        let connecting = timeout(limit, self.connect(None, ask, &mut prefix)).await;
+        let error = match connecting.unwrap_or(Err(Failure::NotTaken(DialError::Timeout))) {
+            Ok(connected) => return Ok(connected),
+            Err(Failure::NotTaken(error)) => error,
+            Err(Failure::Cut(_)) => DialError::Lost,
+        };
+        self.note_refused(ask, error);
+        Err(error)
     }
 
     /// Why new calls had better not go to this endpoint: the last trouble with it, if that was a
@@ -260,10 +279,11 @@ impl Outbound {
         mesh::pick(&snapshot, service, &caller, &mut *self.rng.lock()).cloned()
     }
 
-    /// Asks one instance after the other and takes the first that can be had.
+    /// Asks one instance after the other and takes the first that can be had. What `client` says
+    /// meanwhile goes to it at once.
     async fn connect(
         &self,
-        client: &mut LocalSocket,
+        mut client: Option<&mut LocalSocket>,
         ask: &Ask,
         prefix: &mut Prefix,
     ) -> Result<Connected, Failure> {
@@ -285,6 +305,7 @@ impl Outbound {
                 Ok(Way::Here) => self.connect_here(ask, &endpoint, prefix).await,
                 Ok(Way::There(link)) => {
                     let has_other = || self.has_better(&ask.service, &search.picked);
+                    let client = client.as_deref_mut();
                     self.connect_there(client, ask, &endpoint, prefix, &link, has_other).await
                 }
                 Err(error) => Err(error.into()),
@@ -317,7 +338,7 @@ impl Outbound {
         let taken = async {
             let Dialled { endpoint, way, call: _call } = self.dial(endpoint).await;
             let Way::There(link) = way? else {
-                let here = self.instances.connect(service, &endpoint.instance).await;
+                let here = self.connect_own(service, &endpoint.instance).await;
                 return here.map(drop).map_err(|refusal| refusal.code.into());
             };
             let (service, instance) = (service.clone(), endpoint.instance);
@@ -379,16 +400,29 @@ impl Outbound {
         endpoint: &Endpoint,
         prefix: &Prefix,
     ) -> Result<Route, Setback> {
-        let instance = self.instances.connect(&ask.service, &endpoint.instance).await;
-        let instance = instance.map_err(Setback::from)?;
+        let instance = self.connect_own(&ask.service, &endpoint.instance).await?;
         Ok(Route::Local { instance, left: prefix.whole() })
+    }
+
+    /// Connects to an instance of this member for a caller of this member.
+    pub(super) async fn connect_own(
+        &self,
+        service: &ServiceName,
+        instance: &InstanceId,
+    ) -> Result<LocalSocket, Refusal> {
+        let me = self.snapshot.load().members.get(&self.me).map(|me| CalledBy {
+            id: self.me,
+            name: me.name.clone(),
+            address: me.address,
+        });
+        self.instances.connect(service, instance, me.as_ref()).await
     }
 
     /// An instance of another member: through its agent. `has_other` says whether there is a better
     /// one than an agent that has fallen silent.
     async fn connect_there(
         &self,
-        client: &mut LocalSocket,
+        client: Option<&mut LocalSocket>,
         ask: &Ask,
         endpoint: &Endpoint,
         prefix: &mut Prefix,
@@ -403,28 +437,28 @@ impl Outbound {
         };
         let header = header.encode().map_err(|_| Setback::Final(DialError::Unsupported))?;
         let (mut writer, mut reader) = link.open().await?;
-        let client = client.split().0;
+        let client = client.map(|client| client.split().0);
         let sending = Sending { prefix, unsent: header, next: 0 };
         let left = open(link, client, &mut writer, &mut reader, sending, has_other).await?;
         link.note_answer();
         Ok(Route::Tunnel { writer, reader, left })
     }
 
-    async fn carry(
+    /// Carries bytes between the client and its instance until both have ended. `prefix_len` bytes
+    /// of the client were on their way before.
+    pub(super) async fn carry(
         &self,
         mut client: LocalSocket,
         ask: Ask,
         mut connected: Connected,
         prefix_len: usize,
-    ) {
+    ) -> Result<(), Cut> {
         let (service, endpoint) = (&ask.service, &connected.endpoint);
         let (peer, name) = (endpoint.member, &endpoint.member_name);
         let traffic = self.traffic.of(Direction::outbound, service, peer, name);
         let open = traffic.begin();
         traffic.bytes.inc_by(prefix_len as u64);
-        if ask.greeting.welcome(&mut client, endpoint).await.is_err() {
-            return;
-        }
+        ask.greeting.welcome(&mut client, endpoint).await?;
         let (bytes, stalls) = (&traffic.bytes, &self.stalls);
         let outcome = match &mut connected.route {
             Route::Local { instance, left } => {
@@ -443,6 +477,7 @@ impl Outbound {
         };
         self.traffic.report_cut(&self.events, service, &outcome);
         open.end(&outcome);
+        outcome
     }
 
     async fn turn_away(&self, client: LocalSocket, ask: Ask, failure: Failure) {
@@ -452,10 +487,28 @@ impl Outbound {
                 return debug!(service = %ask.service, %cut, "cut before an answer");
             }
         };
+        self.note_refused(&ask, error);
+        ask.greeting.turn_away(client, error).await;
+    }
+
+    fn note_refused(&self, ask: &Ask, error: DialError) {
         let (service, reason) = (ask.service.as_str(), error.reason());
         self.metrics.count_refused(ask.greeting.door(), reason);
         self.events.record(EventKind::ConnectionRefused, service, reason);
-        ask.greeting.turn_away(client, error).await;
+    }
+}
+
+impl Connected {
+    /// Which instance.
+    pub(super) fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    /// With what the client has said meanwhile.
+    pub(super) fn with_said(mut self, said: Bytes) -> Self {
+        let (Route::Tunnel { left, .. } | Route::Local { left, .. }) = &mut self.route;
+        left.chunks.push(said);
+        self
     }
 }
 
@@ -463,7 +516,7 @@ impl Outbound {
 /// silent is given up while no byte was sent to it, if there is another; it may be only paused.
 async fn open(
     link: &Link,
-    mut client: LocalReader<'_>,
+    mut client: Option<LocalReader<'_>>,
     writer: &mut TunnelWriter,
     reader: &mut TunnelReader,
     mut sending: Sending<'_>,
@@ -476,7 +529,7 @@ async fn open(
         tokio::select! {
             biased;
             answer = &mut answer => break answer,
-            error = sending.run(&mut client, writer), if !is_mute => match error {
+            error = sending.run(client.as_mut(), writer), if !is_mute => match error {
                 Cut::Local(_) | Cut::Stalled => return Err(Setback::Cut(error)),
                 Cut::Tunnel(_) => is_mute = true, // the answer says why
             },
@@ -563,9 +616,13 @@ struct Sending<'a> {
 impl Sending<'_> {
     /// Sends the header and all that the client says, up to the prefix's limit. Ends only by an
     /// error. Cancel safe: what is done so far is in `self`.
-    async fn run(&mut self, client: &mut LocalReader<'_>, writer: &mut TunnelWriter) -> Cut {
+    async fn run(
+        &mut self,
+        mut client: Option<&mut LocalReader<'_>>,
+        writer: &mut TunnelWriter,
+    ) -> Cut {
         loop {
-            if let Err(error) = self.step(client, writer).await {
+            if let Err(error) = self.step(client.as_deref_mut(), writer).await {
                 return error;
             }
         }
@@ -573,7 +630,7 @@ impl Sending<'_> {
 
     async fn step(
         &mut self,
-        client: &mut LocalReader<'_>,
+        client: Option<&mut LocalReader<'_>>,
         writer: &mut TunnelWriter,
     ) -> Result<(), Cut> {
         if !self.unsent.is_empty() {
@@ -584,7 +641,7 @@ impl Sending<'_> {
         } else if self.prefix.has_ended {
             writer.end();
             pending::<()>().await;
-        } else if self.prefix.len < PREFIX_LEN_MAX {
+        } else if let Some(client) = client.filter(|_| self.prefix.len < PREFIX_LEN_MAX) {
             let chunk = client.read(PREFIX_LEN_MAX - self.prefix.len).await?;
             self.prefix.push(chunk);
         } else {

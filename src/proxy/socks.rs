@@ -6,7 +6,7 @@ use std::io;
 
 use super::dial::DialError;
 use super::local::LocalSocket;
-use crate::model::ServiceName;
+use crate::model::{ServiceName, service_of};
 
 const VERSION: u8 = 5;
 const NO_AUTHENTICATION: u8 = 0;
@@ -15,8 +15,6 @@ const CONNECT: u8 = 1;
 const IPV4: u8 = 1;
 const DOMAIN: u8 = 3;
 const IPV6: u8 = 4;
-/// Domains of names that are services.
-const DOMAINS: [&str; 2] = [".mesh.internal", ".mesh"];
 
 /// What follows is the instance's.
 pub(super) const SUCCESS: [u8; 10] = reply(0);
@@ -107,41 +105,7 @@ async fn refuse<T>(
     Err(SocksError::Refused(reason))
 }
 
-/// `web.mesh` and `web.mesh.internal` are the service `web`, in any case, with or without the
-/// closing dot.
-pub(super) fn service_of(host: &[u8]) -> Option<ServiceName> {
-    let host = std::str::from_utf8(host).ok()?.to_ascii_lowercase();
-    let host = host.strip_suffix('.').unwrap_or(&host);
-    let name = DOMAINS.iter().find_map(|domain| host.strip_suffix(domain))?;
-    ServiceName::try_new(name).ok()
-}
-
 /// A reply with the address 0.0.0.0:0: where the far end is bound is nobody's business.
 const fn reply(code: u8) -> [u8; 10] {
     [VERSION, code, 0, IPV4, 0, 0, 0, 0, 0, 0]
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_names_of_the_mesh_are_services() {
-        for good in ["web.mesh", "WEB.Mesh", "web.mesh.", "web.mesh.internal", "web.mesh.internal."]
-        {
-            assert_eq!(service_of(good.as_bytes()).unwrap().as_str(), "web", "{good}");
-        }
-        for bad in [
-            "web",
-            "example.com",
-            "a.web.mesh",
-            ".mesh",
-            "mesh",
-            "web.mesh.example.com",
-            "node.mesh",
-            "w\0b.mesh",
-        ] {
-            assert!(service_of(bad.as_bytes()).is_none(), "{bad}");
-        }
-    }
 }

@@ -118,6 +118,10 @@ pub enum EventKind {
     IssuerRemoved,
     /// An issuer changed what a member may offer.
     ServicesGranted,
+    /// The public gateway has another certificate.
+    PublicCertificateRenewed,
+    /// A certificate of the public gateway is broken; the one of before stays in use.
+    PublicCertificateRefused,
     /// A local entry listens.
     EntryOpened,
     /// A local entry cannot listen or accept.

@@ -37,6 +37,8 @@ pub enum Door {
     api,
     /// The HTTP gateway.
     gateway,
+    /// The public gateway.
+    public,
     /// SOCKS5.
     socks,
     /// DNS.
@@ -54,6 +56,7 @@ impl Door {
             Self::mesh => "mesh",
             Self::enrol => "enrol",
             Self::api => "api",
+            Self::public => "public",
             Self::gateway => "gateway",
             Self::socks => "socks",
             Self::dns => "dns",

@@ -12,6 +12,7 @@ mod credentials;
 pub mod grace;
 mod key;
 mod plane;
+pub mod public;
 pub mod rotation;
 pub mod store;
 #[doc(hidden)]

@@ -1,5 +1,6 @@
 //! A data connection that a peer dialled: where its tunnels come in, and how many it may have.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,6 +35,11 @@ impl Accepted {
     /// Who dialled.
     pub fn peer(&self) -> &Arc<Peer> {
         &self.peer
+    }
+
+    /// Where it dialled from, as seen from here now.
+    pub fn address(&self) -> SocketAddr {
+        self.connection.remote_address()
     }
 
     /// Takes none of its tunnels; the dialler may go elsewhere with what it sent.

@@ -66,6 +66,9 @@ impl Strict<'_> {
         let target = request.path.unwrap_or_default().to_owned();
         self.at += len;
         let mut message = Message { method, target, headers, body: vec![], is_whole: true };
+        if message.header("host").is_none() {
+            return Err(self.fault("no host"));
+        }
         for once in ["host", "content-length", "transfer-encoding"] {
             if message.headers.iter().filter(|(name, _)| name == once).count() > 1 {
                 return Err(self.fault(&format!("several {once}")));
@@ -140,7 +143,7 @@ impl Strict<'_> {
 }
 
 /// Reads as old and careless applications do: lines end in LF, the last header of a name counts,
-/// `_` is `-`, lengths and sizes are as many digits as there are, and a length goes before an encoding.
+/// `_` is `-`, a number is as many digits as there are, and a length goes before an encoding.
 pub(super) fn carelessly(bytes: &[u8]) -> Vec<Message> {
     let (mut at, mut messages) = (0, Vec::new());
     while at < bytes.len() {

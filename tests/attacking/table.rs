@@ -1,5 +1,5 @@
-//! The attacks: each is what a client sends, named after what it tries. In all of them `000` stands for
-//! the number of the attack, so that every request at the application is known by its target.
+//! The attacks: each is what a client sends, named after what it tries. In all of them `000` stands
+//! for the attack's number, so that every request at the application is known by its target.
 
 use Expected::{Cut, OneMessage, Refused};
 
@@ -10,10 +10,10 @@ use super::frames;
 pub(super) enum Expected {
     /// 400, and the connection closes.
     Refused,
-    /// The same, for what comes behind a sound head: that passes, and the application never gets an end.
+    /// The same, behind a sound head: that passes, and the application never gets an end.
     Cut,
-    /// It is sound HTTP, which only a careless reader takes for something else: the application gets
-    /// one message that cannot be read in two ways.
+    /// It is sound HTTP, which only a careless reader takes for something else: the application
+    /// gets one message that cannot be read in two ways.
     OneMessage,
 }
 

@@ -111,6 +111,7 @@ impl Node {
             service: service.parse().unwrap(),
             target: Target::Tcp(*address),
             is_draining: false,
+            proxy_protocol: None,
         };
         self.proxy.set_local(instances.iter().map(local).collect());
     }

@@ -38,6 +38,8 @@ const SKEW_LOW_SECS: f64 = 60.0;
 const SKEW_MAX_SECS: f64 = 1_800.0;
 /// How late a renewal may be: it is tried again after minutes.
 const RENEWAL_LATE_SECS: u64 = 600;
+/// Certificates are usually renewed when a third of their life is left, which may be a month.
+const PUBLIC_LEFT_LOW_SECS: u64 = 14 * 24 * 3_600;
 /// How long an agent may be without a word before that is told.
 const UNHEARD_AFTER: Duration = Duration::from_secs(10);
 /// How often it is told again.
@@ -80,6 +82,7 @@ impl Inspector {
         ]);
         checks.extend([services(&snapshot), open_services(&snapshot), instances]);
         checks.extend([dropped(state), self.api_socket()]);
+        checks.extend(public(state, clock::unix_seconds()));
         checks
     }
 
@@ -304,6 +307,26 @@ fn issuers(snapshot: &Snapshot) -> Check {
         }
         there => Check::pass(ID, format!("{there} of {} issuers answer", all.len())),
     }
+}
+
+/// What the public gateway proves itself with, where there is one.
+fn public(state: &ApiState, now: u64) -> Option<Check> {
+    const ID: &str = "public_certificates";
+    let used = state.certificates.used();
+    let soonest = used.certificates.iter().min_by_key(|certificate| certificate.not_after)?;
+    let (path, count) = (soonest.files.cert.display(), used.certificates.len());
+    if let Some(error) = state.certificates.fault() {
+        let message = format!("{error}; the certificate of before is in use");
+        return Some(Check::warn(ID, message, format!("put {} right", error.path.display())));
+    }
+    let fix = format!("renew {path}; it is read as soon as it changes");
+    Some(match soonest.not_after.checked_sub(now) {
+        None => Check::fail(ID, format!("{path} has ended"), fix),
+        Some(left) if left < PUBLIC_LEFT_LOW_SECS => {
+            Check::warn(ID, format!("{path} ends in {}", span(left)), fix)
+        }
+        Some(left) => Check::pass(ID, format!("{count} in use, the first ends in {}", span(left))),
+    })
 }
 
 fn degraded(state: &ApiState) -> Check {

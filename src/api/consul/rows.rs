@@ -51,6 +51,7 @@ pub(super) fn agent_self(state: &ApiState) -> Value {
     let me = snapshot.members.get(&state.me);
     let zone = me.map_or("", |view| view.zone.as_str());
     let identity = state.identity.load();
+    let doors = state.local().doors.clone();
     let (is_ready, reason) = match state.readiness() {
         Readiness::Ready => (true, ""),
         Readiness::NotReady(reason) => (false, reason),
@@ -76,6 +77,9 @@ pub(super) fn agent_self(state: &ApiState) -> Value {
             "zone": zone,
             "address": me.map(|view| view.address.to_string()),
             "version": env!("CARGO_PKG_VERSION"),
+            "gateway": doors.gateway,
+            "socks": doors.socks,
+            "public": doors.public,
             "ready": is_ready,
             "reason": reason,
             "certificate_expires_at": identity.credentials.expires_at(),

@@ -109,17 +109,18 @@ pub(super) struct Agent {
 
 impl Agent {
     /// An agent that is not enrolled and does not run. `arguments` of `murmesh agent` beside
-    /// addresses and directories.
+    /// addresses and directories, `settings` of its file.
     pub(super) fn new(
         name: &'static str,
         binary: &Path,
         scratch: &Scratch,
         ports: &mut Ports,
         arguments: Vec<String>,
+        settings: String,
     ) -> Result<Self, DemoError> {
         let config = scratch.path().join(format!("{name}.toml"));
         // A crash is to be seen within seconds, and agents' logs are only read when something fails.
-        let text = "[join]\nprofile = \"local\"\n";
+        let text = format!("[join]\nprofile = \"local\"\n{settings}");
         fs::write(&config, text).map_err(|error| DemoError::io("write", &config, error))?;
         Ok(Self {
             name,

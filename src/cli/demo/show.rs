@@ -153,9 +153,12 @@ impl Show {
                 Err(error) => Ending::Failed(error.to_string()),
                 Ok(answer) => {
                     let text = String::from_utf8_lossy(&answer.body);
-                    match service.node_of(&path, &text).filter(|_| answer.status.is_success()) {
+                    let shown = || text.chars().take(120).collect();
+                    match service.node_of(&path, &text) {
+                        // The agent's own words: no instance has answered.
+                        _ if !answer.status.is_success() => Ending::Failed(shown()),
                         Some(node) => Ending::Right(node.to_owned()),
-                        None => Ending::Wrong(text.chars().take(120).collect()),
+                        None => Ending::Wrong(shown()),
                     }
                 }
             };

@@ -36,6 +36,7 @@ pub(super) struct Stage {
     pub(super) greeter: SocketAddr,
     /// Where ash takes connections to clock.
     pub(super) clock: SocketAddr,
+    gateway: SocketAddr,
     socks: SocketAddr,
     binary: PathBuf,
     pub(super) scratch: Scratch,
@@ -56,31 +57,34 @@ impl Stage {
             sample(Service::Greeter, "cedar", &mut ports)?,
             sample(Service::Clock, "cedar", &mut ports)?,
         ];
-        let (greeter, clock, socks) = (ports.take()?, ports.take()?, ports.take()?);
+        let (greeter, clock) = (ports.take()?, ports.take()?);
+        let (gateway, socks) = (ports.take()?, ports.take()?);
         let entries = vec![
             "--upstream".to_owned(),
             format!("greeter={greeter}"),
             "--upstream".to_owned(),
             format!("clock={clock}"),
+            "--gateway".to_owned(),
+            gateway.to_string(),
             "--socks".to_owned(),
             socks.to_string(),
         ];
-        let exposes = |node| {
-            let mine = samples.iter().filter(move |sample| sample.node == node);
-            mine.flat_map(|sample| {
-                ["--expose".to_owned(), format!("{}={}", sample.service.name(), sample.address)]
-            })
-            .collect()
+        let mut agent = |name, arguments| {
+            let mine = samples.iter().filter(|sample| sample.node == name);
+            let exposed = mine.map(|Sample { service, address, .. }| {
+                let name = service.name();
+                format!("[[expose]]\nname = \"{name}\"\nto = \"{address}\"\nprotocol = \"http\"\n")
+            });
+            Agent::new(name, &binary, &scratch, &mut ports, arguments, exposed.collect())
         };
-        let mut agent =
-            |name, arguments| Agent::new(name, &binary, &scratch, &mut ports, arguments);
         Ok(Self {
             ash: agent("ash", entries)?,
-            birch: agent("birch", exposes("birch"))?,
-            cedar: agent("cedar", exposes("cedar"))?,
+            birch: agent("birch", Vec::new())?,
+            cedar: agent("cedar", Vec::new())?,
             samples,
             greeter,
             clock,
+            gateway,
             socks,
             binary,
             scratch,
@@ -149,8 +153,10 @@ impl Stage {
             say(screen, format!("{what}\n    {command}"))
         };
         tell(format!("curl http://{}/you", self.greeter), "through ash to birch or cedar")?;
+        let gateway = format!("curl -x http://{} http://greeter.mesh/you", self.gateway);
+        tell(gateway, "the same by name, over HTTP")?;
         let socks = format!("curl -x socks5h://{} http://clock.mesh/now", self.socks);
-        tell(socks, "the same by name, over SOCKS5")?;
+        tell(socks, "clock by name, over SOCKS5")?;
         tell(format!("{murmesh} members --api {}", ash.api), "who is there, as ash sees it")?;
         tell(format!("{murmesh} events -f --api {}", ash.api), "what happens, as it happens")?;
         let refuses = format!("break cedar's greeter for {BREAK:?}; no request fails");

@@ -39,6 +39,8 @@ pub(super) enum Reason {
     ForeignName,
     /// No connection is tunnelled from here.
     NoTunnel,
+    /// The service speaks something else.
+    NotHttp,
 }
 
 impl Reason {
@@ -58,6 +60,7 @@ impl Reason {
             Self::BodyCut => "body_cut",
             Self::ForeignName => "foreign_name",
             Self::NoTunnel => "no_tunnel",
+            Self::NotHttp => "not_http",
         }
     }
 
@@ -114,6 +117,10 @@ impl Reason {
             Self::NoTunnel => "no connection is tunnelled from here\n\
                                try: CONNECT through the gateway or SOCKS\n"
                 .to_owned(),
+            Self::NotHttp => format!(
+                "{name}: the service is not declared as http, h2 or grpc\n\
+                 try: CONNECT {name}.mesh through this gateway, or expose it with its protocol\n"
+            ),
         }
     }
 

@@ -238,7 +238,7 @@ impl Body for Upload {
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.0.as_ref().map_or(SizeHint::with_exact(0), |attempt| attempt.source.hint.clone())
+        self.0.as_ref().map_or(SizeHint::with_exact(0), |attempt| attempt.source.hint)
     }
 }
 

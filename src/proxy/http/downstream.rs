@@ -6,6 +6,7 @@
 use std::convert::Infallible;
 use std::future::{Future, pending, poll_fn};
 use std::io::{self, IoSlice};
+use std::net::IpAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -14,7 +15,9 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::future::BoxFuture;
-use http::{Method, Request, Response, Version};
+use http::header::UPGRADE;
+use http::request::Parts;
+use http::{Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper::server::conn::{http1, http2};
@@ -29,10 +32,13 @@ use super::exchange::{Asked, Switched};
 use super::gate::Gate;
 use super::head::{self, Malformed};
 use super::noted::Noted;
-use super::{Http, Site};
+use super::{Destination, Http, Site, outside};
+use crate::model::{Protocol, ServiceName, service_of};
+use crate::proxy::ingress::{PublicHosts, Route};
 use crate::proxy::local::LocalSocket;
-use crate::proxy::socks::service_of;
+use crate::proxy::outbound::{Ask, Connected, Greeting};
 use crate::proxy::stalls::{STALL_AFTER, Stalls};
+use crate::telemetry::Door;
 
 /// How long a client may take from the first to the last byte of a head.
 const HEAD_TIME_MAX: Duration = Duration::from_secs(10);
@@ -66,6 +72,8 @@ const REFUSED: &[u8] = b"GET / HTTP/1.1\r\nhost: refused\r\n\r\n";
 struct Client {
     http: Arc<Http>,
     site: Site,
+    /// Where it is, unless it came by a unix socket.
+    address: Option<IpAddr>,
     /// Exchanges under way.
     in_flight: AtomicU32,
     /// Of HTTP/1.1.
@@ -78,15 +86,26 @@ struct Front {
     refused: Option<Malformed>,
     /// Whoever waits for an upgrade to be answered before it reads on.
     reader: Option<Waker>,
-    switched: Option<Switched>,
+    onward: Option<Onward>,
 }
+
+/// What a connection goes on with after its last request.
+enum Onward {
+    /// What client and instance agreed to speak.
+    Upgraded(Switched),
+    /// What CONNECT asked for.
+    Tunnel(Ask, Connected, Option<Box<Noted>>),
+}
+
+/// Why a request goes nowhere, and to which service it would have gone.
+type Unrouted = (Reason, Option<ServiceName>);
 
 /// How a connection of HTTP/1.1 ended that goes on.
 enum Next {
     /// It rests, or goes on with what the client said already.
     Park(LocalSocket, Bytes),
     /// Both sides speak something else from here on; the client said this already.
-    Switch(LocalSocket, Box<Switched>, Bytes),
+    Switch(LocalSocket, Box<Onward>, Bytes),
 }
 
 impl Http {
@@ -101,16 +120,11 @@ impl Http {
                 drop(socket.end().await); // the client is gone
                 return;
             }
-            let client = Client::new(Arc::clone(&self), site.clone());
+            let client = Client::new(Arc::clone(&self), site.clone(), &socket);
             match Box::pin(serve_http1(client, socket, begun)).await {
                 None => return,
-                Some(Next::Switch(mut socket, switched, said)) => {
-                    let Switched { io, said: heard, carried } = *switched;
-                    let stalls = &self.outbound.stalls;
-                    let bytes = carried.bytes.clone();
-                    let carrying = Box::pin(io.carry(&mut socket, heard, said, &bytes, stalls));
-                    let outcome = carrying.await;
-                    return carried.end_switched(&outcome);
+                Some(Next::Switch(socket, onward, said)) => {
+                    return Box::pin(onward.carry(&self, socket, said)).await;
                 }
                 Some(Next::Park(parked, unread)) => (socket, begun) = (parked, unread),
             }
@@ -128,7 +142,7 @@ impl Http {
     async fn serve_http2(self: Arc<Self>, socket: LocalSocket, site: Site, begun: Bytes) {
         let tasks = self.tasks.clone();
         let draining = self.draining.clone();
-        let client = Arc::new(Client::new(self, site));
+        let client = Arc::new(Client::new(self, site, &socket));
         let io = ClientIo::new(socket, Arc::clone(&client), begun, false);
         let serve = service_fn(move |request| {
             let client = Arc::clone(&client);
@@ -154,6 +168,26 @@ impl Http {
     }
 }
 
+impl Onward {
+    /// Carries bytes until both sides have ended; what the client `said` already goes first.
+    async fn carry(self, http: &Http, mut socket: LocalSocket, said: Bytes) {
+        match self {
+            Self::Upgraded(Switched { io, said: heard, carried }) => {
+                let (bytes, stalls) = (carried.bytes.clone(), &http.outbound.stalls);
+                let outcome = io.carry(&mut socket, heard, said, &bytes, stalls).await;
+                carried.end_switched(&outcome);
+            }
+            Self::Tunnel(ask, connected, noted) => {
+                let (len, connected) = (said.len(), connected.with_said(said));
+                let outcome = http.outbound.carry(socket, ask, connected, len).await;
+                if let (Some(noted), Ok(())) = (noted, outcome) {
+                    noted.end();
+                }
+            }
+        }
+    }
+}
+
 /// What a client says first: as much as tells HTTP/2 from HTTP/1.1. Empty when it is gone.
 async fn first_bytes(socket: &mut LocalSocket) -> Bytes {
     let mut begun = BytesMut::new();
@@ -172,7 +206,7 @@ async fn first_bytes(socket: &mut LocalSocket) -> Bytes {
 }
 
 async fn read(socket: &mut LocalSocket) -> io::Result<Bytes> {
-    socket.split().0.read(READ_LEN_MAX).await
+    socket.reader().read(READ_LEN_MAX).await
 }
 
 /// Serves requests of HTTP/1.1 until the connection ends, rests or is switched.
@@ -221,13 +255,13 @@ async fn serve_http1(client: Client, socket: LocalSocket, begun: Bytes) -> Optio
     let ended = ended.await;
     let parts = connection.into_parts();
     let ClientIo { socket, passed, has_ended, .. } = parts.io;
-    let (switched, refused, unread) = {
+    let (onward, refused, unread) = {
         let mut front = client.front.lock();
         let unread = [&parts.read_buf[..], &passed, &front.gate.take_unpassed()].concat();
-        (front.switched.take(), front.refused, Bytes::from(unread))
+        (front.onward.take(), front.refused, Bytes::from(unread))
     };
-    if let Some(switched) = switched {
-        return Some(Next::Switch(socket, Box::new(switched), unread));
+    if let Some(onward) = onward {
+        return Some(Next::Switch(socket, Box::new(onward), unread));
     }
     if ended.is_err() || has_ended {
         return None; // cut, or closed by the client
@@ -235,14 +269,14 @@ async fn serve_http1(client: Client, socket: LocalSocket, begun: Bytes) -> Optio
     if was_resting && is_parking && !draining.is_cancelled() {
         return Some(Next::Park(socket, unread));
     }
-    let lingers = refused.is_some() || !client.is_resting();
+    let lingers = refused.is_some() || !unread.is_empty() || !client.is_resting();
     linger(socket, lingers).await;
     None
 }
 
 /// Ends our side. One that may still be sending is listened to for a while.
 async fn linger(mut socket: LocalSocket, is_sending: bool) {
-    if socket.split().1.end().await.is_err() || !is_sending {
+    if socket.writer().end().await.is_err() || !is_sending {
         return;
     }
     let listen = async { while read(&mut socket).await.is_ok_and(|bytes| !bytes.is_empty()) {} };
@@ -250,9 +284,10 @@ async fn linger(mut socket: LocalSocket, is_sending: bool) {
 }
 
 impl Client {
-    fn new(http: Arc<Http>, site: Site) -> Self {
-        let front = Front { gate: Gate::new(), refused: None, reader: None, switched: None };
-        Self { http, site, in_flight: AtomicU32::new(0), front: Mutex::new(front) }
+    fn new(http: Arc<Http>, site: Site, socket: &LocalSocket) -> Self {
+        let front = Front { gate: Gate::new(), refused: None, reader: None, onward: None };
+        let (address, in_flight) = (socket.peer(), AtomicU32::new(0));
+        Self { http, site, address, in_flight, front: Mutex::new(front) }
     }
 
     /// Whether nothing is under way, nor has begun.
@@ -262,13 +297,17 @@ impl Client {
 
     async fn answer_http1(&self, request: Request<Incoming>) -> Response<Outgoing> {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
+        // Only then the gate waits; another one may have passed behind this request, and wait still.
+        let asked_onward =
+            request.method() == Method::CONNECT || request.headers().contains_key(UPGRADE);
         let response = match self.refusal(&request) {
-            Some(malformed) => self.refuse(Reason::Malformed(malformed), false),
+            Some(malformed) => self.refuse(Reason::Malformed(malformed), None, false),
             None => self.answer(request).await,
         };
+        let response = self.released(response);
         self.in_flight.fetch_sub(1, Ordering::Relaxed);
         let mut front = self.front.lock();
-        if front.switched.is_none() {
+        if asked_onward && front.onward.is_none() {
             front.gate.declined();
             if let Some(reader) = front.reader.take() {
                 reader.wake();
@@ -279,10 +318,13 @@ impl Client {
 
     async fn answer_http2(&self, request: Request<Incoming>) -> Response<Outgoing> {
         let (parts, body) = request.into_parts();
-        match head::check(&parts) {
+        let response = match head::check(&parts) {
             Ok(()) => self.answer(Request::from_parts(parts, body)).await,
-            Err(malformed) => self.refuse(Reason::Malformed(malformed), is_grpc(&parts.headers)),
-        }
+            Err(malformed) => {
+                self.refuse(Reason::Malformed(malformed), None, is_grpc(&parts.headers))
+            }
+        };
+        self.released(response)
     }
 
     /// Why the head was refused for which this request stands.
@@ -294,60 +336,159 @@ impl Client {
     }
 
     async fn answer(&self, request: Request<Incoming>) -> Response<Outgoing> {
-        let (head, body) = request.into_parts();
+        let (mut head, body) = request.into_parts();
         let is_grpc = is_grpc(&head.headers);
         let (door, clock) = (self.site.door, self.http.outbound.clock);
         let log = self.http.log.clone();
         let noted = log.map(|log| Box::new(Noted::new(log, clock, door, &head)));
-        if head.method == Method::CONNECT {
-            return self.turn_away(Reason::NoTunnel, is_grpc, noted);
+        if let Destination::Redirect { hosts, port } = &self.site.destination {
+            return self.redirect(&head, hosts, *port, noted);
         }
-        let version = head.version;
-        let named = match head::authority(&head) {
-            Ok(authority) => service_of(authority.host.as_bytes()),
-            Err(_) if version == Version::HTTP_10 && self.site.service.is_some() => None,
-            Err(malformed) => {
-                return self.turn_away(Reason::Malformed(malformed), is_grpc, noted);
-            }
+        let Route { service, options } = match self.route(&head) {
+            Ok(route) => route,
+            Err(unrouted) => return self.turn_away(unrouted, is_grpc, noted),
         };
-        let Some(service) = self.site.service.clone().or(named) else {
-            return self.turn_away(Reason::ForeignName, is_grpc, noted);
-        };
+        if head.method == Method::CONNECT {
+            return self.tunnel(Route { service, options }, noted).await;
+        }
+        if let Destination::Public(_) = &self.site.destination {
+            outside::admit(&mut head.headers);
+        }
         let asked = Asked {
             service: &service,
-            options: &self.site.options,
+            options: &options,
             door: self.site.door,
-            client: None,
+            client: self.address,
             head,
             body,
             noted,
         };
         match self.http.exchange(asked).await {
             Ok(answered) => {
-                self.front.lock().switched = answered.switched;
+                self.front.lock().onward = answered.switched.map(Onward::Upgraded);
                 answered.response
             }
-            Err(malformed) => self.refuse(Reason::Malformed(malformed), is_grpc),
+            Err(malformed) => self.refuse(Reason::Malformed(malformed), Some(&service), is_grpc),
+        }
+    }
+
+    /// Where a request goes, or why it goes nowhere.
+    fn route(&self, head: &Parts) -> Result<Route, Unrouted> {
+        let is_connect = head.method == Method::CONNECT;
+        let unrouted = |reason| (reason, None);
+        // Several tunnels in one connection of HTTP/2 would need a framing of their own.
+        let takes_connect = matches!(self.site.destination, Destination::MeshName)
+            && head.version != Version::HTTP_2;
+        if is_connect && !takes_connect {
+            return Err(unrouted(Reason::NoTunnel));
+        }
+        let authority = match head::authority(head) {
+            Ok(authority) => authority.host,
+            Err(_) if self.site.destination.is_fixed() && head.version == Version::HTTP_10 => "",
+            Err(malformed) => return Err(unrouted(Reason::Malformed(malformed))),
+        };
+        let options = || Arc::clone(&self.site.options);
+        let route = match &self.site.destination {
+            Destination::Service(service) => {
+                return Ok(Route { service: service.clone(), options: options() });
+            }
+            Destination::MeshName => {
+                let service = service_of(authority.as_bytes());
+                service.map(|service| Route { service, options: options() })
+            }
+            Destination::Public(hosts) | Destination::Redirect { hosts, .. } => {
+                hosts.find(authority).map(|(_, route)| route)
+            }
+        };
+        let route = route.ok_or(unrouted(Reason::ForeignName))?;
+        match self.http.protocol(&route.service) {
+            Some(Protocol::Tcp | Protocol::Udp) if !is_connect => {
+                Err((Reason::NotHttp, Some(route.service)))
+            }
+            _ => Ok(route),
+        }
+    }
+
+    /// Sends a client from plain text to TLS, if that is where its host is.
+    fn redirect(
+        &self,
+        head: &Parts,
+        hosts: &PublicHosts,
+        port: u16,
+        noted: Option<Box<Noted>>,
+    ) -> Response<Outgoing> {
+        let host = match head::authority(head) {
+            Ok(authority) => hosts.find(authority.host),
+            Err(malformed) => {
+                return self.turn_away((Reason::Malformed(malformed), None), false, noted);
+            }
+        };
+        let moved = host
+            .and_then(|(host, route)| Some((route.service, outside::redirect(&host, port, head)?)));
+        let Some((service, moved)) = moved else {
+            return self.turn_away((Reason::ForeignName, None), false, noted);
+        };
+        if let Some(noted) = noted {
+            noted.refused(Some(&service), moved.status().as_u16(), "redirect");
+        }
+        moved
+    }
+
+    /// What of an answer its client may see.
+    fn released(&self, mut response: Response<Outgoing>) -> Response<Outgoing> {
+        if self.site.door == Door::public {
+            outside::release(&mut response);
+        }
+        response
+    }
+
+    /// Connects to an instance. Bytes are carried once the client was told.
+    async fn tunnel(
+        &self,
+        Route { service, options }: Route,
+        mut noted: Option<Box<Noted>>,
+    ) -> Response<Outgoing> {
+        let ask = Ask { service, options, greeting: Greeting::Tunnel };
+        match Box::pin(self.http.outbound.reach(&ask)).await {
+            Ok(connected) => {
+                if let Some(noted) = &mut noted {
+                    noted.answered(&ask.service, connected.endpoint(), StatusCode::OK.as_u16());
+                }
+                self.front.lock().onward = Some(Onward::Tunnel(ask, connected, noted));
+                Response::new(Outgoing::EMPTY)
+            }
+            Err(error) => {
+                let reason = Reason::NotTaken(error);
+                if let Some(noted) = noted {
+                    noted.refused(Some(&ask.service), reason.status().as_u16(), reason.word());
+                }
+                reason.answer(Some(&ask.service), false)
+            }
         }
     }
 
     /// Refuses a request that can be written down.
     fn turn_away(
         &self,
-        reason: Reason,
+        (reason, service): Unrouted,
         is_grpc: bool,
         noted: Option<Box<Noted>>,
     ) -> Response<Outgoing> {
         if let Some(noted) = noted {
             let status = reason.status().as_u16();
-            noted.refused(self.site.service.as_ref(), status, reason.word());
+            noted.refused(service.as_ref(), status, reason.word());
         }
-        self.refuse(reason, is_grpc)
+        self.refuse(reason, service.as_ref(), is_grpc)
     }
 
-    fn refuse(&self, reason: Reason, is_grpc: bool) -> Response<Outgoing> {
+    fn refuse(
+        &self,
+        reason: Reason,
+        service: Option<&ServiceName>,
+        is_grpc: bool,
+    ) -> Response<Outgoing> {
         self.http.outbound.metrics.count_refused(self.site.door, reason.word());
-        reason.answer(self.site.service.as_ref(), is_grpc)
+        reason.answer(service, is_grpc)
     }
 }
 
@@ -404,7 +545,7 @@ impl ClientIo {
                     return Poll::Pending;
                 }
             }
-            let Poll::Ready(bytes) = self.socket.split().0.poll_read(cx, READ_LEN_MAX)? else {
+            let Poll::Ready(bytes) = self.socket.reader().poll_read(cx, READ_LEN_MAX)? else {
                 ready!(self.poll_head_time(cx));
                 return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
             };
@@ -430,9 +571,19 @@ impl ClientIo {
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        if let Poll::Ready(written) = self.socket.split().1.poll_write_slices(cx, slices) {
+        let written = self.socket.writer().poll_write_slices(cx, slices);
+        self.poll_patiently(cx, written)
+    }
+
+    /// A client that takes nothing for too long is given up.
+    fn poll_patiently<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        written: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if written.is_ready() {
             self.stall = None;
-            return Poll::Ready(written);
+            return written;
         }
         let stall = self.stall.get_or_insert_with(|| {
             let idle_max = self.client.site.options.limits.timeout.idle();
@@ -485,11 +636,12 @@ impl Write for ClientIo {
         self.poll_write_slices(cx, slices)
     }
 
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(())) // nothing waits here
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let flushed = self.socket.writer().poll_flush(cx);
+        self.poll_patiently(cx, flushed)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        pin!(self.socket.split().1.end()).poll(cx)
+        pin!(self.socket.writer().end()).poll(cx)
     }
 }

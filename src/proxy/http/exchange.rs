@@ -192,8 +192,12 @@ impl Http {
             head.headers.insert(PEER, peer);
         }
         let protocol = self.protocol(service).unwrap_or_default();
-        self.address(&mut head, protocol)?;
-        let outbox = Outbox { source: Source::new(body, is_http2, idle_max), protocol, head };
+        self.address(&mut head, protocol, service)?;
+        let body = Source::new(body, is_http2, idle_max);
+        if protocol == Protocol::Http && body.is_some() && head::may_overlook_body(&head.method) {
+            head.headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        let outbox = Outbox { source: body, protocol, head };
         let by_deadline = deadline.is_some();
         let late = async {
             match deadline {
@@ -396,8 +400,8 @@ impl Http {
         link: Option<&Arc<Link>>,
     ) -> Result<Way, Setback> {
         let Some(link) = link else {
-            let instances = &self.outbound.instances;
-            return Ok(Way::Local(instances.connect(service, &endpoint.instance).await?));
+            let own = self.outbound.connect_own(service, &endpoint.instance).await?;
+            return Ok(Way::Local(own));
         };
         let header = Header {
             service: service.clone(),
@@ -461,17 +465,22 @@ impl Http {
     }
 
     /// Writes where the request goes as the instance's protocol says it.
-    fn address(&self, head: &mut Parts, protocol: Protocol) -> Result<(), Malformed> {
+    fn address(
+        &self,
+        head: &mut Parts,
+        protocol: Protocol,
+        service: &ServiceName,
+    ) -> Result<(), Malformed> {
         let path = head.uri.path_and_query().cloned();
         let path = path.unwrap_or_else(|| PathAndQuery::from_static("/"));
+        if !head.headers.contains_key(HOST) {
+            // HTTP/2 says it in its target, HTTP/1.0 need not say it, and HTTP/1.1 always has one.
+            let host = head.uri.authority().map_or(service.as_str(), |host| host.as_str());
+            let host = HeaderValue::from_str(host).map_err(|_| Malformed::Host)?;
+            head.headers.insert(HOST, host);
+        }
         let mut uri = http::uri::Parts::default();
         if protocol == Protocol::Http {
-            if !head.headers.contains_key(HOST)
-                && let Some(authority) = head.uri.authority()
-            {
-                let host = HeaderValue::from_str(authority.as_str());
-                head.headers.insert(HOST, host.map_err(|_| Malformed::Host)?);
-            }
             head.version = Version::HTTP_11;
         } else {
             let host = head.headers.remove(HOST);

@@ -1,10 +1,11 @@
 //! The gate before hyper: lets pass what can be read in one way only.
 //!
-//! Request smuggling lives of two parsers that read one message differently. Behind this agent stands
-//! one parser, hyper's, and what an application sees is written anew by it. It is lenient and silent
-//! in places, though: it drops a `Content-Length` beside `Transfer-Encoding`, takes bare line feeds
-//! for line ends and skips chunk extensions. So the gate reads the bytes first (RFC 9112), with hyper's
-//! own parser for heads and stricter checks around it, and refuses whatever is in doubt.
+//! Request smuggling lives of two parsers that read one message differently. Behind this agent
+//! stands one parser, hyper's, and what an application sees is written anew by it. It is lenient
+//! and silent in places, though: it drops a `Content-Length` beside `Transfer-Encoding`, takes bare
+//! line feeds for line ends and skips chunk extensions. So the gate reads the bytes first (RFC
+//! 9112), with hyper's own parser for heads and stricter checks around it, and refuses whatever is
+//! in doubt.
 //!
 //! The gate is pure: bytes in, bytes out, no clock, no socket. Invariants, which the tests name:
 //! - what passes is what came, in order, without the one empty line that may precede a request;
@@ -36,8 +37,8 @@ const HELD_LEN_MAX: usize = 64 * 1024;
 /// Judges what one client sends on one HTTP/1.1 connection.
 ///
 /// After every [`handle_bytes`](Self::handle_bytes) and [`declined`](Self::declined), drain
-/// [`poll_pass`](Self::poll_pass). Keeps at most one head, or what
-/// waits for the answer to an upgrade: 64 KiB and one piece.
+/// [`poll_pass`](Self::poll_pass). Keeps at most one head, or what waits for the answer to an
+/// upgrade: 64 KiB and one piece.
 #[derive(Debug)]
 pub(super) struct Gate {
     framing: Framing,
@@ -61,7 +62,7 @@ impl Gate {
         if self.came.is_empty() {
             self.came = bytes;
         } else {
-            self.came = [take(&mut self.came), bytes].concat().into(); // nobody drained: still right
+            self.came = [take(&mut self.came), bytes].concat().into(); // not drained: still right
         }
     }
 

@@ -1,9 +1,9 @@
 //! What of a request's head counts, what of it goes on, and why a request is refused.
 //!
-//! This is policy on parsed heads, for HTTP/1.1 and HTTP/2 alike (RFC 9110, 9112, 9113). The bytes of
-//! HTTP/1.1 are judged by the [gate](super::gate) before they are parsed; what came as frames is
-//! judged by [`check`] here. Where a standard lets us choose between mending and refusing we refuse:
-//! whoever mends reads a message in another way than somebody else.
+//! This is policy on parsed heads, for HTTP/1.1 and HTTP/2 alike (RFC 9110, 9112, 9113). The bytes
+//! of HTTP/1.1 are judged by the [gate](super::gate) before they are parsed; what came as frames is
+//! judged by [`check`] here. Where a standard lets us choose between mending and refusing we
+//! refuse: whoever mends reads a message in another way than somebody else.
 
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -65,8 +65,8 @@ const NO_TRAILER: [&str; 10] = [
     "www-authenticate",
 ];
 
-/// A request that is refused: 400, and the connection closes. Fault: the client. Retry: no, it would
-/// be refused everywhere.
+/// A request that is refused: 400, and the connection closes. Fault: the client. Retry: no, it
+/// would be refused everywhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("malformed request: {}", self.reason())]
 pub(super) enum Malformed {
@@ -183,7 +183,8 @@ pub(super) struct Authority<'a> {
 }
 
 impl<'a> Authority<'a> {
-    /// Reads `host[:port]`. Stricter than RFC 3986: no user name, no percent-encoding, no empty port.
+    /// Reads `host[:port]`. Stricter than RFC 3986: no user name, no percent-encoding, no empty
+    /// port.
     pub(super) fn parse(bytes: &'a [u8]) -> Result<Self, Malformed> {
         if bytes.contains(&b'@') {
             return Err(Malformed::Userinfo);
@@ -218,8 +219,8 @@ impl<'a> Authority<'a> {
     }
 }
 
-/// The one host that a request is for: that of its target, which `Host` must not contradict, or that
-/// of `Host`.
+/// The one host that a request is for: that of its target, which `Host` must not contradict, or
+/// that of `Host`.
 ///
 /// # Errors
 /// Nothing names a host, several lines do, they differ, or it is none.
@@ -277,8 +278,13 @@ pub(super) fn check(parts: &Parts) -> Result<(), Malformed> {
 }
 
 /// What a request asks to upgrade to, such as `websocket`. `None` also for what is never passed on:
-/// a list to choose from, and HTTP/2, which would carry requests past us unread.
+/// a list to choose from, a request with a body, and HTTP/2, which would carry requests past us
+/// unread.
 pub(super) fn upgrade(parts: &Parts) -> Option<HeaderValue> {
+    let has_length = parts.headers.get(CONTENT_LENGTH).is_some_and(|len| len != "0");
+    if has_length || parts.headers.contains_key(TRANSFER_ENCODING) {
+        return None;
+    }
     let mut protocols = parts.headers.get_all(UPGRADE).iter();
     let protocol = protocols.next()?;
     let (name, _) =
@@ -290,12 +296,13 @@ pub(super) fn upgrade(parts: &Parts) -> Option<HeaderValue> {
     (is_one && is_asked && !is_http).then(|| protocol.clone())
 }
 
-/// Makes a client's headers those of the request that goes to the application: without what belonged
-/// to the client's connection and without what only we may say, with the client's address, and with
-/// `upgrade` when the exchange is one.
+/// Makes a client's headers those of the request that goes to the application: without what
+/// belonged to the client's connection and without what only we may say, with the client's address,
+/// and with `upgrade` when the exchange is one.
 ///
-/// A client that has `Connection` name what others rely on is refused: removing it would let clients
-/// take away what proxies before us added, and leaving it would pass on what was called private.
+/// A client that has `Connection` name what others rely on is refused: removing it would let
+/// clients take away what proxies before us added, and leaving it would pass on what was called
+/// private.
 pub(super) fn forward_request(
     headers: &mut HeaderMap,
     client: Option<IpAddr>,
@@ -341,8 +348,8 @@ pub(super) fn is_trailer(name: &str) -> bool {
     !(is_end_to_end(&name) || NO_TRAILER.contains(&name.as_str()))
 }
 
-/// Whether this is written as methods are. Case counts in HTTP, yet some applications ignore it, and
-/// CONNECT and HEAD change what a message is.
+/// Whether this is written as methods are. Case counts in HTTP, yet some applications ignore it,
+/// and CONNECT and HEAD change what a message is.
 pub(super) fn is_method(method: &str) -> bool {
     method.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'-' || b == b'_')
 }
@@ -357,6 +364,12 @@ pub(super) fn content_length(value: &[u8]) -> Result<u64, Malformed> {
     let text = std::str::from_utf8(value).ok().filter(|_| is_plain);
     let len = text.and_then(|text| text.parse::<i64>().ok()); // some read lengths as signed
     len.map(i64::unsigned_abs).ok_or(Malformed::ContentLength)
+}
+
+/// Whether some applications take no body with this method, and read one as their next request.
+/// What has one nevertheless goes on a connection that nobody uses after it.
+pub(super) fn may_overlook_body(method: &Method) -> bool {
+    [Method::GET, Method::HEAD, Method::DELETE, Method::OPTIONS, Method::TRACE].contains(method)
 }
 
 /// Whether this is the one expectation that HTTP knows.
@@ -692,6 +705,10 @@ mod tests {
             assert_eq!(upgrade, None, "{protocol}");
         }
         assert_eq!(asked(&[("upgrade", "websocket")]), None, "not asked for");
+        for body in [("content-length", "1"), ("transfer-encoding", "chunked")] {
+            let lines = [("connection", "upgrade"), ("upgrade", "websocket"), body];
+            assert_eq!(asked(&lines), None, "{body:?}");
+        }
         assert_eq!(
             asked(&[("connection", "upgrade"), ("upgrade", "websocket"), ("upgrade", "x")]),
             None

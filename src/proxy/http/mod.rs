@@ -12,6 +12,7 @@ mod exchange;
 mod gate;
 mod head;
 mod noted;
+mod outside;
 mod pool;
 mod tasks;
 mod upstream;
@@ -26,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 use self::pool::Pool;
 use self::tasks::Tasks;
 use super::EntryOptions;
+use super::ingress::PublicHosts;
 use super::outbound::Outbound;
 use crate::mesh::EndpointState;
 use crate::model::{Protocol, ServiceName};
@@ -38,12 +40,31 @@ const SWEEP_PERIOD: Duration = Duration::from_secs(1);
 /// Where the requests of a listener go.
 #[derive(Clone, Debug)]
 pub(super) struct Site {
-    /// All to one service, or each to the one that its host names.
-    pub(super) service: Option<ServiceName>,
+    pub(super) destination: Destination,
     /// As which local service they are sent, and what they are allowed.
     pub(super) options: Arc<EntryOptions>,
     /// For counting.
     pub(super) door: Door,
+}
+
+/// What says which service a request is for.
+#[derive(Clone, Debug)]
+pub(super) enum Destination {
+    /// The listener: all are for this one.
+    Service(ServiceName),
+    /// The host, which is a name of the mesh. CONNECT is taken, too.
+    MeshName,
+    /// The host, which is one of those that are public.
+    Public(PublicHosts),
+    /// Nothing: they are sent to the public gateway at `port`.
+    Redirect { hosts: PublicHosts, port: u16 },
+}
+
+impl Destination {
+    /// Whether requests need not name it.
+    fn is_fixed(&self) -> bool {
+        matches!(self, Self::Service(_))
+    }
 }
 
 /// Serves HTTP clients.
