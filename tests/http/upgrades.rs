@@ -3,9 +3,10 @@
 use super::{PythonServer, Stage, run_python, stage};
 use crate::support::{SOON, beside_others, check, eventually, python, sized};
 
+const SCRIPT: &str = include_str!("websocket.py");
+
 #[test]
 fn websocket_carries_many_and_large_messages_both_ways() {
-    const SCRIPT: &str = include_str!("websocket.py");
     let _turn = beside_others();
     let Some(python) = python(&["websockets==15.0.1"]) else { return };
     let home = tempfile::tempdir().unwrap();
