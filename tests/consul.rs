@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::support::{
     Agent, At, Kind, Program, Ran, SOON, Server, TestMesh, ask, beside_others, check, eventually,
-    find, free_address, request, run_program, skip,
+    find, free_address, python, request, run_program, skip,
 };
 
 const LONG: Duration = Duration::from_secs(180);
@@ -21,25 +21,6 @@ fn program(name: &str) -> Option<PathBuf> {
         skip(&format!("{name} is not installed"));
     }
     found
-}
-
-/// A Python with these packages, in a directory of its own.
-fn python(directory: &Path, packages: &[&str]) -> Option<PathBuf> {
-    let system = program("python3")?;
-    let home = directory.join("python");
-    let venv = run_program(Command::new(system).args(["-m", "venv"]).arg(&home), b"", LONG);
-    if venv.code != Some(0) {
-        skip(&format!("python3 has no venv: {}", venv.stderr));
-        return None;
-    }
-    let mut pip = Command::new(home.join("bin/pip"));
-    pip.args(["install", "--quiet", "--disable-pip-version-check"]).args(packages);
-    let installed = run_program(&mut pip, b"", LONG);
-    if installed.code != Some(0) {
-        skip(&format!("pip cannot install {packages:?}: {}", installed.stderr));
-        return None;
-    }
-    Some(home.join("bin/python"))
 }
 
 const PYTHON_CONSUL: &str = r#"
@@ -98,7 +79,7 @@ print(json.dumps(told))
 fn python_consul_registers_watches_maintains_and_takes_back() {
     let _turn = beside_others();
     let mesh = TestMesh::of(&["near", "far"]);
-    let Some(python) = python(mesh.home.path(), &["python-consul==1.1.0"]) else { return };
+    let Some(python) = python(&["python-consul==1.1.0"]) else { return };
     let (near, far) = (mesh.agent("near"), mesh.agent("far"));
     let web = Server::start(Kind::Named("web".to_owned()));
     let ports = [near.api.port(), far.api.port()].map(|port| port.to_string());

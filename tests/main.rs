@@ -16,6 +16,7 @@ mod dismissing;
 mod embedding;
 mod gateway;
 mod hostile;
+mod http;
 mod joining;
 mod operating;
 mod partitions;

@@ -127,7 +127,8 @@ async fn serve(mut client: LocalSocket, leads: Leads, http: Arc<Http>) {
             }
         },
     };
-    outbound.serve(client, ask).await;
+    // In a box, or every task here would be as large as what carries bytes.
+    Box::pin(outbound.serve(client, ask)).await;
 }
 
 async fn negotiate(client: &mut LocalSocket) -> Result<ServiceName, &'static str> {

@@ -132,6 +132,13 @@ pub(super) struct Call {
     count: Arc<AtomicU32>,
 }
 
+impl Call {
+    /// All calls of its instance that are in flight from here, itself among them.
+    pub(super) fn count(&self) -> u32 {
+        self.count.load(Ordering::Relaxed)
+    }
+}
+
 impl Drop for Call {
     fn drop(&mut self) {
         self.count.fetch_sub(1, Ordering::Relaxed);

@@ -9,11 +9,14 @@ use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::net::IpAddr;
+use std::os::fd::AsFd;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use futures_util::FutureExt;
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, recv};
 use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixStream, tcp, unix};
@@ -239,6 +242,11 @@ enum WriteHalf<'a> {
     Whole(&'a mut Box<dyn ByteStream>),
 }
 
+/// How many bytes are there to be read, up to one; 0 at the end.
+fn peek(socket: impl AsFd) -> Result<usize, Errno> {
+    recv(socket, &mut [0; 1][..], RecvFlags::PEEK | RecvFlags::DONTWAIT).map(|(len, _)| len)
+}
+
 impl LocalWriter<'_> {
     /// Writes all of `chunks` and leaves them empty. A write that waits for long is a stall.
     pub(super) async fn write(
@@ -264,6 +272,17 @@ impl LocalWriter<'_> {
                 }
             }
         }
+    }
+
+    /// Whether the application has ended its side or is gone, as the kernel has it. The runtime hears
+    /// of it only when it next asks for events, which may be after a request that crosses with it.
+    pub(super) fn is_over(&self) -> bool {
+        let peeked = match &self.0 {
+            WriteHalf::Tcp(half) => peek(half.as_ref()),
+            WriteHalf::Unix(half) => peek(half.as_ref()),
+            WriteHalf::Pipe(_) | WriteHalf::Boxed(_) | WriteHalf::Whole(_) => return false,
+        };
+        !matches!(peeked, Ok(1..) | Err(Errno::AGAIN | Errno::INTR))
     }
 
     /// The end of our bytes: the application reads all of them and then an end.

@@ -4,11 +4,14 @@
 //! only its own direction, as in TCP: the answer on its way back still arrives. A source that is cut
 //! ends everything, and the guards of both sides reset what has not ended.
 
+use std::future::pending;
 use std::io;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::time::timeout;
 
 use super::both::try_both;
 use super::local::{CHUNKS_MAX, LocalReader, LocalSocket, LocalWriter};
@@ -30,15 +33,35 @@ pub(super) enum Cut {
     Stalled,
 }
 
+/// How long the last words of an instance that was cut may take to be read before the cut follows.
+const LAST_WORDS_TIME_MAX: Duration = Duration::from_millis(500);
+
 /// Of a tunnel whose end is that of its instance: how much of what the caller said the instance was
 /// given, at most.
 #[derive(Debug, Default)]
-pub(super) struct Given(AtomicU64);
+pub(super) struct Given {
+    len: AtomicU64,
+    /// As it was when the instance last said something.
+    len_when_said: AtomicU64,
+}
 
 impl Given {
     fn add(&self, chunks: &[Bytes]) {
         let len: usize = chunks.iter().map(Bytes::len).sum();
-        self.0.fetch_add(len as u64, Ordering::Relaxed);
+        self.len.fetch_add(len as u64, Ordering::Relaxed);
+    }
+
+    fn len(&self) -> u64 {
+        self.len.load(Ordering::Relaxed)
+    }
+
+    fn note_said(&self) {
+        self.len_when_said.store(self.len(), Ordering::Relaxed);
+    }
+
+    /// Whether the instance was given nothing since it last said something.
+    fn is_unasked(&self) -> bool {
+        self.len() == self.len_when_said.load(Ordering::Relaxed)
     }
 }
 
@@ -79,7 +102,7 @@ pub(super) async fn carry(
     let (local_reader, local_writer) = local.split();
     let outcome = {
         // Pinned here and not inside the join, which would hold them twice.
-        let there = pin!(to_tunnel(local_reader, writer, left, carried));
+        let there = pin!(to_tunnel(local_reader, writer, left, carried, None));
         let back = pin!(to_local(reader, local_writer, carried, stalls, None));
         try_both(there, back).await
     };
@@ -106,7 +129,8 @@ pub(super) async fn carry_while_instance_lasts(
     let (local_reader, local_writer) = local.split();
     let given = Given::default();
     let (ended, is_stalled) = {
-        let mut there = pin!(to_tunnel(local_reader, writer, Leftover::default(), carried));
+        let none = Leftover::default();
+        let mut there = pin!(to_tunnel(local_reader, writer, none, carried, Some(&given)));
         let mut back = pin!(to_local(reader, local_writer, carried, stalls, Some(&given)));
         // First what the instance says: its end counts before another byte is given to it.
         tokio::select! {
@@ -126,7 +150,11 @@ pub(super) async fn carry_while_instance_lasts(
         writer.set_drop_code(ResetCode::Stalled);
         reader.stop(ResetCode::Stalled);
     } else {
-        reader.stop_at(given.0.into_inner());
+        reader.stop_at(given.len());
+    }
+    if matches!(ended, Err(Cut::Local(_))) && given.is_unasked() && given.len() > 0 {
+        // As a server leaves that refuses an upload: a reset would overtake its answer on the way.
+        let _ = timeout(LAST_WORDS_TIME_MAX, writer.delivered()).await; // the caller has had enough
     }
     ended.map(|_| ())
 }
@@ -136,6 +164,7 @@ async fn to_tunnel(
     to: &mut TunnelWriter,
     left: Leftover,
     carried: &Counter,
+    given: Option<&Given>,
 ) -> Result<Ended, Cut> {
     let outcome = async {
         for chunk in left.chunks {
@@ -151,6 +180,9 @@ async fn to_tunnel(
             }
             carried.inc_by(chunk.len() as u64);
             to.write(chunk).await?;
+            if let Some(given) = given {
+                given.note_said();
+            }
         }
     };
     match outcome.await {
@@ -179,6 +211,9 @@ async fn to_local(
         let chunks = &mut chunks[..count];
         carried.inc_by(chunks.iter().map(|chunk| chunk.len() as u64).sum());
         if let Some(given) = given {
+            if given.is_unasked() && to.is_over() {
+                return pending().await; // the other direction ends both
+            }
             given.add(chunks); // before: a write that is given up may have written some of it
         }
         if wanted(to.write(chunks, stalls).await)? == Ended::Unwanted {

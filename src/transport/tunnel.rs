@@ -217,6 +217,17 @@ pub enum TunnelError {
     Malformed(&'static str),
 }
 
+impl TunnelError {
+    /// How many of our bytes the instance was given at most, where the peer stopped reading because
+    /// its instance had said its end.
+    pub fn given(&self) -> Option<u64> {
+        match self {
+            Self::Stopped(code) => code.into_inner().checked_sub(GIVEN),
+            _ => None,
+        }
+    }
+}
+
 impl From<ReadError> for TunnelError {
     fn from(error: ReadError) -> Self {
         match error {
@@ -302,8 +313,7 @@ impl TunnelWriter {
     /// How many of our bytes the instance was given at most, once its agent says that there will be no
     /// more; `None` when that will never be known. Cancel safe.
     pub async fn given(&self) -> Option<u64> {
-        let code = self.inner.stopped().await.ok()??;
-        code.into_inner().checked_sub(GIVEN)
+        TunnelError::Stopped(self.inner.stopped().await.ok()??).given()
     }
 
     /// Says that it accepts the tunnel.

@@ -368,6 +368,12 @@ impl Agent {
         kib.unwrap_or(0) * 1024
     }
 
+    /// Its open files.
+    pub fn descriptors(&self) -> usize {
+        let id = self.child.lock().unwrap().as_ref().expect("it runs").id();
+        fs::read_dir(format!("/proc/{id}/fd")).map_or(0, |open| open.count())
+    }
+
     /// The whole log so far.
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()

@@ -1,7 +1,8 @@
 //! Real programs: clients and servers that exist without us.
 
+use std::fs::File;
 use std::io::Read;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -66,6 +67,15 @@ impl Program {
     pub fn start(command: &mut Command) -> Self {
         let what = format!("{command:?}");
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        Self(command.spawn().unwrap_or_else(|error| panic!("{what}: {error}")))
+    }
+
+    /// Starts it. What it says goes to the end of the file `log`.
+    #[track_caller]
+    pub fn start_logged(command: &mut Command, log: &Path) -> Self {
+        let what = format!("{command:?}");
+        let log = File::options().create(true).append(true).open(log).expect("a log");
+        command.stdin(Stdio::null()).stderr(log.try_clone().expect("a descriptor")).stdout(log);
         Self(command.spawn().unwrap_or_else(|error| panic!("{what}: {error}")))
     }
 

@@ -39,6 +39,12 @@ pub(super) enum BodyError {
     Superseded,
 }
 
+/// Whether nothing is missing of a body that says no more. hyper shows a body of HTTP/2 that was
+/// cancelled as one that has ended.
+fn is_whole(body: &Incoming, is_http2: bool) -> bool {
+    !is_http2 || body.is_end_stream() || body.size_hint().exact() == Some(0)
+}
+
 /// A piece of a body that can be said twice.
 #[derive(Clone)]
 enum Piece {
@@ -68,6 +74,7 @@ pub(super) struct Source {
 
 struct Sourced {
     body: Incoming,
+    is_http2: bool,
     /// What was said so far; `None` once it is too much, or will not be needed.
     kept: Option<Vec<Piece>>,
     kept_len: usize,
@@ -80,13 +87,14 @@ struct Sourced {
 
 impl Source {
     /// `None` when there is no body.
-    pub(super) fn new(body: Incoming, idle_max: Duration) -> Option<Arc<Self>> {
+    pub(super) fn new(body: Incoming, is_http2: bool, idle_max: Duration) -> Option<Arc<Self>> {
         if body.is_end_stream() {
             return None;
         }
         let hint = body.size_hint();
         let state = Sourced {
             body,
+            is_http2,
             kept: Some(Vec::new()),
             kept_len: 0,
             has_ended: false,
@@ -143,6 +151,9 @@ impl Sourced {
             Poll::Ready(Some(Ok(frame))) => frame,
             Poll::Ready(Some(Err(error))) => {
                 return self.fail(malformed(&error).map_or(BodyError::Cut, BodyError::Malformed));
+            }
+            Poll::Ready(None) if !is_whole(&self.body, self.is_http2) => {
+                return self.fail(BodyError::Cut);
             }
             Poll::Ready(None) => {
                 self.has_ended = true;
@@ -299,8 +310,10 @@ pub(super) struct Download {
 
 impl Download {
     /// All of it was handed on.
-    fn end(&mut self) {
+    fn end(&mut self, cx: &mut Context<'_>) {
         if let Some(carried) = self.carried.take() {
+            // Asked for once more, the end of the message is read, and its connection free again.
+            let _ = Pin::new(&mut self.body).poll_frame(cx);
             carried.end(self.upstream.take());
         }
     }
@@ -320,13 +333,17 @@ impl Download {
                 }
                 // Nobody may ask for more: its length was said, or nothing follows trailers.
                 if frame.is_trailers() || self.body.is_end_stream() {
-                    self.end();
+                    self.end(cx);
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
             Poll::Ready(Some(Err(_))) => Poll::Ready(Some(Err(BodyError::Cut))),
+            // A connection of HTTP/2 is for no exchange alone.
+            Poll::Ready(None) if !is_whole(&self.body, self.upstream.is_none()) => {
+                Poll::Ready(Some(Err(BodyError::Cut)))
+            }
             Poll::Ready(None) => {
-                self.end();
+                self.end(cx);
                 Poll::Ready(None)
             }
             Poll::Pending => {

@@ -102,8 +102,8 @@ type Unrouted = (Reason, Option<ServiceName>);
 
 /// How a connection of HTTP/1.1 ended that goes on.
 enum Next {
-    /// It rests.
-    Park(LocalSocket),
+    /// It rests, or goes on with what the client said already.
+    Park(LocalSocket, Bytes),
     /// Both sides speak something else from here on; the client said this already.
     Switch(LocalSocket, Box<Onward>, Bytes),
 }
@@ -111,7 +111,7 @@ enum Next {
 impl Http {
     /// Serves one client until its connection ends.
     pub(in crate::proxy) async fn serve(self: Arc<Self>, mut socket: LocalSocket, site: Site) {
-        let Ok(mut begun) = timeout(REST_TIME_MAX, first_bytes(&mut socket)).await else { return };
+        let mut begun = Box::pin(first_bytes(&mut socket)).await;
         if begun.starts_with(PREFACE) {
             return Box::pin(self.serve_http2(socket, site, begun)).await;
         }
@@ -126,7 +126,10 @@ impl Http {
                 Some(Next::Switch(socket, onward, said)) => {
                     return Box::pin(onward.carry(&self, socket, said)).await;
                 }
-                Some(Next::Park(parked)) => socket = parked,
+                Some(Next::Park(parked, unread)) => (socket, begun) = (parked, unread),
+            }
+            if !begun.is_empty() {
+                continue;
             }
             let next = timeout(REST_TIME_MAX, read(&mut socket));
             begun = match self.draining.run_until_cancelled(next).await {
@@ -188,11 +191,13 @@ impl Onward {
 /// What a client says first: as much as tells HTTP/2 from HTTP/1.1. Empty when it is gone.
 async fn first_bytes(socket: &mut LocalSocket) -> Bytes {
     let mut begun = BytesMut::new();
+    let mut time_max = REST_TIME_MAX;
     loop {
-        match read(socket).await {
-            Ok(bytes) if !bytes.is_empty() => begun.extend_from_slice(&bytes),
+        match timeout(time_max, read(socket)).await {
+            Ok(Ok(bytes)) if !bytes.is_empty() => begun.extend_from_slice(&bytes),
             _ => return Bytes::new(),
         }
+        time_max = HEAD_TIME_MAX;
         let len = begun.len().min(PREFACE.len());
         if len == PREFACE.len() || begun[..len] != PREFACE[..len] {
             return begun.freeze();
@@ -249,27 +254,22 @@ async fn serve_http1(client: Client, socket: LocalSocket, begun: Bytes) -> Optio
     });
     let ended = ended.await;
     let parts = connection.into_parts();
-    let ClientIo { socket, has_ended, .. } = parts.io;
-    let (onward, refused) = {
+    let ClientIo { socket, passed, has_ended, .. } = parts.io;
+    let (onward, refused, unread) = {
         let mut front = client.front.lock();
-        (front.onward.take(), front.refused)
+        let unread = [&parts.read_buf[..], &passed, &front.gate.take_unpassed()].concat();
+        (front.onward.take(), front.refused, Bytes::from(unread))
     };
     if let Some(onward) = onward {
-        let mut said = BytesMut::from(&parts.read_buf[..]);
-        let mut front = client.front.lock();
-        front.gate.upgraded();
-        while let Ok(Some(bytes)) = front.gate.poll_pass() {
-            said.extend_from_slice(&bytes);
-        }
-        return Some(Next::Switch(socket, Box::new(onward), said.freeze()));
+        return Some(Next::Switch(socket, Box::new(onward), unread));
     }
     if ended.is_err() || has_ended {
         return None; // cut, or closed by the client
     }
     if was_resting && is_parking && !draining.is_cancelled() {
-        return Some(Next::Park(socket));
+        return Some(Next::Park(socket, unread));
     }
-    let lingers = refused.is_some() || !client.is_resting();
+    let lingers = refused.is_some() || !unread.is_empty() || !client.is_resting();
     linger(socket, lingers).await;
     None
 }

@@ -41,6 +41,11 @@ const DEADLINE: HeaderName = HeaderName::from_static("x-murmesh-deadline-ms");
 /// The caller's member, as its agent says. What the certificate proves is in PROXY protocol's header.
 const PEER: HeaderName = HeaderName::from_static("x-murmesh-peer");
 
+/// Requests that one instance may have in flight from this caller; the next is answered at once, while
+/// it can still be of use to ask elsewhere. Far more than an instance works on at a time, and few
+/// enough to be answered within seconds.
+const IN_FLIGHT_MAX: u32 = 1_024;
+
 /// A request and where it is to go.
 pub(super) struct Asked<'a> {
     pub(super) service: &'a ServiceName,
@@ -179,6 +184,7 @@ impl Http {
         let Asked { service, options, door, client, mut head, body, mut noted } = asked;
         let idle_max = options.limits.timeout.idle();
         let is_grpc = is_grpc(&head.headers);
+        let is_http2 = head.version == Version::HTTP_2;
         let upgrade = head::upgrade(&head);
         head::forward_request(&mut head.headers, client, upgrade.clone())?;
         let deadline = self.deadline(&mut head, options.limits.timeout.request);
@@ -187,7 +193,7 @@ impl Http {
         }
         let protocol = self.protocol(service).unwrap_or_default();
         self.address(&mut head, protocol, service)?;
-        let body = Source::new(body, idle_max);
+        let body = Source::new(body, is_http2, idle_max);
         if protocol == Protocol::Http && body.is_some() && head::may_overlook_body(&head.method) {
             head.headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
@@ -245,6 +251,10 @@ impl Http {
                 return Err(if is_lost { Reason::Lost } else { Reason::NotTaken(reason) });
             }
             let Dialled { endpoint, way, call } = dialled;
+            // It was the less busy of two.
+            if call.count() > IN_FLIGHT_MAX {
+                return Err(Reason::NotTaken(DialError::Overflow));
+            }
             let attempt = match way {
                 Ok(way) => {
                     let has_other = || outbound.has_better(service, &search.picked);

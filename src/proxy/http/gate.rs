@@ -36,9 +36,9 @@ const HELD_LEN_MAX: usize = 64 * 1024;
 
 /// Judges what one client sends on one HTTP/1.1 connection.
 ///
-/// After every [`handle_bytes`](Self::handle_bytes), [`upgraded`](Self::upgraded) and
-/// [`declined`](Self::declined), drain [`poll_pass`](Self::poll_pass). Keeps at most one head, or
-/// what waits for the answer to an upgrade: 64 KiB and one piece.
+/// After every [`handle_bytes`](Self::handle_bytes) and [`declined`](Self::declined), drain
+/// [`poll_pass`](Self::poll_pass). Keeps at most one head, or what waits for the answer to an
+/// upgrade: 64 KiB and one piece.
 #[derive(Debug)]
 pub(super) struct Gate {
     framing: Framing,
@@ -103,9 +103,10 @@ impl Gate {
         }
     }
 
-    /// The application agreed to what the last request asked for: all bytes pass from its end on.
-    pub(super) fn upgraded(&mut self) {
-        self.framing.resolve(Then::Open);
+    /// What came and did not pass, for whoever goes on with the connection: after an upgrade that the
+    /// application agreed to, or between messages.
+    pub(super) fn take_unpassed(&mut self) -> Bytes {
+        [take(&mut self.kept).freeze(), take(&mut self.came)].concat().into()
     }
 
     /// The last request asked for an upgrade and is answered without one: requests follow. Without
@@ -167,7 +168,6 @@ enum State {
     ChunkEnd,
     Trailers,
     Held,
-    Open,
     Refused { malformed: Malformed, in_body: bool },
 }
 
@@ -175,7 +175,6 @@ enum State {
 enum Then {
     Head,
     Held,
-    Open,
 }
 
 /// What one look at the bytes says.
@@ -268,7 +267,6 @@ impl Framing {
                 Ok(Step::Pass(len))
             }
             State::Held => Ok(Step::Wait),
-            State::Open => Ok(Step::Pass(bytes.len())),
             State::Refused { malformed, .. } => Err(*malformed),
         }
     }
@@ -278,7 +276,6 @@ impl Framing {
         self.state = match self.then {
             Then::Head => State::Head { is_after_empty_line: false },
             Then::Held => State::Held,
-            Then::Open => State::Open,
         };
     }
 
@@ -801,9 +798,8 @@ mod tests {
             assert_eq!(after(&mut gate, open), open);
             assert_eq!(after(&mut gate, b"\n\x81\0"), b"");
             assert!(!gate.is_between_messages());
-            gate.upgraded();
-            assert_eq!(drained(&mut gate).unwrap(), b"\n\x81\0");
-            assert_eq!(after(&mut gate, b"\n"), b"\n", "all passes for ever");
+            gate.handle_bytes(Bytes::from_static(b"\n"));
+            assert_eq!(gate.take_unpassed(), b"\n\x81\0\n"[..]);
         }
     }
 
@@ -818,17 +814,8 @@ mod tests {
     }
 
     #[test]
-    fn an_upgrade_that_is_answered_before_its_body_has_come_begins_behind_it() {
-        let mut gate = Gate::new();
-        after(&mut gate, b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: x\r\nContent-Length: 3\r\n\r\n1");
-        gate.upgraded();
-        assert_eq!(after(&mut gate, b"23\n"), b"23\n");
-    }
-
-    #[test]
     fn what_nobody_asked_for_changes_nothing() {
         let mut gate = Gate::new();
-        gate.upgraded();
         gate.declined();
         gate.handle_bytes(Bytes::from_static(b"\n"));
         assert_eq!(gate.poll_pass(), Err(Malformed::BareLf));

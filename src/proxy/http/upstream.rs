@@ -85,11 +85,27 @@ impl Way {
 pub(super) struct Fate {
     /// Bytes that were written on it.
     written: AtomicU64,
+    /// Of those, how many before the last request.
+    begun_at: AtomicU64,
     /// Why its agent refused it.
     refusal: Mutex<Option<Refusal>>,
 }
 
 impl Fate {
+    /// A request begins. Returns how many bytes were written before.
+    fn begin(&self) -> u64 {
+        let begun_at = self.written.load(Ordering::Relaxed);
+        self.begun_at.store(begun_at, Ordering::Relaxed);
+        begun_at
+    }
+
+    /// Whether a write that failed proves that the instance was given nothing of the last request.
+    fn is_proof(&self, error: &io::Error) -> bool {
+        let error = error.get_ref().and_then(|error| error.downcast_ref::<TunnelError>());
+        let given = error.and_then(TunnelError::given);
+        given.is_some_and(|given| given <= self.begun_at.load(Ordering::Relaxed))
+    }
+
     /// Why a request did not reach the instance.
     fn unsent(&self) -> Unanswered {
         self.refusal.lock().clone().map_or(Unanswered::Unsent, Unanswered::Refused)
@@ -142,6 +158,7 @@ impl UpstreamIo {
                     self.fate.written.fetch_add(written as u64, Ordering::Relaxed);
                     return Poll::Ready(Ok(written));
                 }
+                Err(error) if self.fate.is_proof(&error) => return Poll::Ready(Err(error)),
                 Err(_) => self.is_deaf = true,
             }
         }
@@ -285,7 +302,7 @@ impl Kept {
         mut self,
         request: Request<Upload>,
     ) -> Result<(Response<Incoming>, Self), Unanswered> {
-        let begun_at = self.fate.written.load(Ordering::Relaxed);
+        let begun_at = self.fate.begin();
         let mut answer = Box::pin(self.sender.try_send_request(request));
         let early = poll_fn(|cx| {
             let is_over = self.poll(cx).is_ready();

@@ -1,0 +1,162 @@
+//! What is lost on the way: never done twice, never answered with less than there was.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+
+use super::client::Client;
+use super::instance::{Instance, Manners, Seen, sum};
+use super::{Stage, stage};
+use crate::support::{SOON, beside_others, check, eventually, sized, until};
+
+#[test]
+fn post_that_an_instance_read_before_it_went_is_delivered_once_and_answered_502() {
+    let _turn = beside_others();
+    let instances = ["1", "2"].map(Instance::start);
+    let stage = Stage::of("http", &instances.each_ref().map(|instance| instance.address));
+    let mut client = stage.client();
+    let trials = sized(100, 1_000);
+    for trial in 0..trials {
+        // Some on new connections to the instance, some on those that an answer has left behind.
+        if trial % 2 == 0 {
+            assert_eq!(client.get("/").unwrap().status, 200);
+        }
+        let id = format!("x-id: {trial}\r\n");
+        let answer = client.ask("POST", "/lose", &id, &vec![b'p'; 1 + trial * 37]).unwrap();
+        assert_eq!((answer.status, answer.header("x-murmesh-reason")), (502, Some("lost")));
+    }
+    let mut deliveries = instances[0].seen.deliveries();
+    for (id, count) in instances[1].seen.deliveries() {
+        *deliveries.entry(id).or_default() += count;
+    }
+    assert_eq!(deliveries.len(), trials, "each was delivered");
+    assert!(deliveries.values().all(|count| *count == 1), "{deliveries:?}");
+    assert_eq!(stage.a().metric("murmesh_retries_total", &[]), 0.0);
+}
+
+#[test]
+fn post_on_connections_that_the_instance_ends_after_every_answer_is_done_once_and_never_fails() {
+    let _turn = beside_others();
+    let (stage, instance) = stage();
+    let mut client = stage.client();
+    let trials = sized(300, 3_000);
+    for trial in 0..trials {
+        let id = format!("x-id: {trial}\r\n");
+        let answer = client.ask("POST", "/curt", &id, b"pay 100").unwrap();
+        assert_eq!(answer.status, 200, "trial {trial}: {answer:?}");
+    }
+    let deliveries = instance.seen.deliveries();
+    assert_eq!(deliveries.len(), trials);
+    assert!(deliveries.values().all(|count| *count == 1), "{deliveries:?}");
+}
+
+/// The end of a resting connection crosses with a request: its agent stands still while both happen.
+fn crossing(body: &[u8]) -> (super::client::Answer, Arc<Seen>) {
+    let rest_max = Some(Duration::from_millis(200));
+    let instance = Instance::with("web", Manners { rest_max, ..Manners::default() });
+    let stage = Stage::of("http", &[instance.address]);
+    let mut client = stage.client();
+    assert_eq!(client.get("/").unwrap().status, 200);
+    stage.b().signal(Signal::STOP);
+    eventually("the instance has closed the connection", SOON, || {
+        let open = instance.seen.open();
+        check(open == 0, open)
+    });
+    let half = body.len() / 2;
+    let head = "POST /echo HTTP/1.1\r\nhost: web\r\nx-id: 1\r\ntransfer-encoding: chunked\r\n\r\n";
+    client.say(head).unwrap();
+    for chunk in [&body[..half], &body[half..]] {
+        client.say([format!("{:x}\r\n", chunk.len()).as_bytes(), chunk, b"\r\n"].concat()).unwrap();
+    }
+    client.say("0\r\n\r\n").unwrap();
+    // As much of it as may be on its way is.
+    until(Instant::now() + Duration::from_millis(100));
+    stage.b().signal(Signal::CONT);
+    let answer = client.hear(true).unwrap();
+    (answer, Arc::clone(&instance.seen))
+}
+
+#[test]
+fn post_that_crosses_with_the_end_of_its_connection_is_sent_again_on_proof_that_it_did_not_arrive()
+{
+    let _turn = beside_others();
+    let body = vec![b'p'; 10_000];
+    let (answer, seen) = crossing(&body);
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert_eq!(answer.text().trim(), format!("10000 {}", sum(&body)));
+    assert_eq!(seen.deliveries().get("1"), Some(&1));
+}
+
+#[test]
+fn body_that_is_too_long_to_be_said_again_is_never_delivered_without_its_beginning() {
+    let _turn = beside_others();
+    let (answer, seen) = crossing(&vec![b'p'; 180_000]);
+    assert_eq!(answer.status, 502, "{answer:?}");
+    assert_eq!(answer.header("x-murmesh-reason"), Some("unreachable"), "it may be sent again");
+    assert_eq!(seen.deliveries().len(), 0);
+}
+
+#[test]
+fn post_is_never_done_twice_while_instances_close_connections_and_are_killed() {
+    let _turn = beside_others();
+    let manners = Manners { rest_max: Some(Duration::from_millis(7)), ..Manners::default() };
+    let mut instances = ["1", "2", "3"].map(|name| Instance::with(name, manners));
+    let stage = Stage::of("http", &instances.each_ref().map(|instance| instance.address));
+    let entry = stage.entry;
+    let (callers, trials) = (4, sized(100, 1_000));
+    let is_over = AtomicBool::new(false);
+    let answers = std::thread::scope(|scope| {
+        let is_over = &is_over;
+        let killer = scope.spawn(|| {
+            let mut turn = 0;
+            while !is_over.load(Ordering::Relaxed) {
+                let victim = &mut instances[turn % 3];
+                let (address, seen) = (victim.address, Arc::clone(&victim.seen));
+                victim.stop(); // every connection of it is cut
+                until(Instant::now() + Duration::from_millis(20));
+                *victim = Instance::at(address, "again", manners, seen);
+                until(Instant::now() + Duration::from_millis(30));
+                turn += 1;
+            }
+        });
+        let call = |caller: usize| {
+            let mut answers = Vec::new();
+            let mut client = Client::to(entry).unwrap();
+            for trial in 0..trials {
+                // About as long as a connection may rest.
+                let pause = (caller * 37 + trial * 11) % 10;
+                until(Instant::now() + Duration::from_millis(pause as u64));
+                let id = format!("{caller}-{trial}");
+                let field = format!("x-id: {id}\r\n");
+                let path = if trial % 3 == 0 { "/curt" } else { "/" };
+                let answer = client.ask("POST", path, &field, b"pay 100").unwrap();
+                answers.push((id, answer));
+            }
+            answers
+        };
+        let callers: Vec<_> =
+            (0..callers).map(|caller| scope.spawn(move || call(caller))).collect();
+        let answers: Vec<_> =
+            callers.into_iter().flat_map(|caller| caller.join().unwrap()).collect();
+        is_over.store(true, Ordering::Relaxed);
+        killer.join().unwrap();
+        answers
+    });
+    let mut delivered = 0;
+    for (id, answer) in &answers {
+        let seen = instances.iter().map(|instance| instance.seen.deliveries());
+        let times: u64 = seen.filter_map(|deliveries| deliveries.get(id).copied()).sum();
+        match answer.status {
+            200 => assert_eq!(times, 1, "{id}: {answer:?}"),
+            502 => assert!(times <= 1, "{id} was done {times} times"),
+            _ => panic!("{id}: {answer:?}"),
+        }
+        delivered += times;
+    }
+    assert_eq!(answers.len(), callers * trials);
+    let ok = answers.iter().filter(|(_, answer)| answer.status == 200).count();
+    eprintln!("{ok} of {} answered 200, {delivered} delivered", answers.len());
+    assert!(ok * 100 >= answers.len() * 90, "{ok}: most never noticed");
+}

@@ -1,0 +1,78 @@
+//! gRPC with a client and a server in another language.
+
+use std::path::PathBuf;
+
+use super::{PythonServer, Stage, run_python};
+use crate::support::{beside_others, python};
+
+const SERVER: &str = include_str!("grpc_server.py");
+const CLIENT: &str = include_str!("grpc_client.py");
+
+/// Servers of these names behind two agents; their directory is gone last.
+struct Grpc {
+    python: PathBuf,
+    stage: Stage,
+    servers: Vec<PythonServer>,
+    _home: tempfile::TempDir,
+}
+
+impl Grpc {
+    fn of(names: &[&str]) -> Option<Self> {
+        let python = python(&["grpcio==1.76.0"])?;
+        let home = tempfile::tempdir().expect("a directory");
+        let start = |name: &&str| PythonServer::start(&python, home.path(), SERVER, &[name]);
+        let servers: Vec<_> = names.iter().map(start).collect();
+        let addresses: Vec<_> = servers.iter().map(|server| server.address).collect();
+        let stage = Stage::of("grpc", &addresses);
+        Some(Self { python, stage, servers, _home: home })
+    }
+
+    #[track_caller]
+    fn call(&self, what: &str, arguments: &[&str]) -> String {
+        let entry = self.stage.entry.to_string();
+        run_python(&self.python, CLIENT, &[&[what, &entry], arguments].concat())
+    }
+}
+
+#[test]
+fn all_four_kinds_of_calls_work_with_metadata_trailers_and_status() {
+    let _turn = beside_others();
+    let Some(grpc) = Grpc::of(&["one"]) else { return };
+    let said = grpc.call("kinds", &[]);
+    let expected = "unary one hello one 5\nlarge True\ndownload True\nupload 1000000\nboth True\n\
+                    status FAILED_PRECONDITION not today: ä 42\n";
+    assert_eq!(said, expected);
+    assert_eq!(grpc.stage.exchanges("failure"), 0.0, "a status is an answer");
+}
+
+#[test]
+fn deadline_and_cancellation_of_the_client_reach_the_server() {
+    let _turn = beside_others();
+    let Some(grpc) = Grpc::of(&["one"]) else { return };
+    assert_eq!(grpc.call("deadline", &[]), "DEADLINE_EXCEEDED at once\n");
+    grpc.servers[0].wait_for("slow deadline"); // it was told how much time there is
+    grpc.servers[0].wait_for("ended early");
+    assert_eq!(grpc.call("cancel", &[]), "FIRST\nCANCELLED\n");
+    grpc.servers[0].wait_for("both cut");
+}
+
+#[test]
+fn refusal_of_the_mesh_is_a_status_that_a_client_of_grpc_understands() {
+    let _turn = beside_others();
+    let Some(mut grpc) = Grpc::of(&["one"]) else { return };
+    let late = grpc.call("limited", &[]);
+    assert!(late.starts_with("DEADLINE_EXCEEDED web: "), "{late}");
+    grpc.servers.clear(); // nobody listens any more
+    let gone = grpc.call("refused", &[]);
+    assert!(gone.starts_with("UNAVAILABLE unreachable web: "), "{gone}");
+}
+
+#[test]
+fn calls_on_one_connection_spread_evenly_over_all_instances() {
+    let _turn = beside_others();
+    let Some(grpc) = Grpc::of(&["1", "2", "3", "4"]) else { return };
+    let said = grpc.call("many", &["4000"]);
+    let shares: Vec<u32> = said.split_whitespace().map(|share| share.parse().unwrap()).collect();
+    assert!(shares.len() == 4, "{said}");
+    assert!(shares.iter().all(|share| (900..=1_100).contains(share)), "{said}");
+}

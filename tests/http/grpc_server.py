@@ -1,0 +1,62 @@
+"""A gRPC server: bytes in, bytes out. Says `NAME PORT` once it listens; its log is what it saw."""
+import sys
+import threading
+import time
+from concurrent import futures
+
+import grpc
+
+NAME = sys.argv[1]
+
+
+def log(*words):
+    print(*words, flush=True)
+
+
+def unary(request, context):
+    if request == b"slow":
+        ended = threading.Event()
+        context.add_callback(ended.set)
+        left = context.time_remaining()
+        log("slow", "deadline" if left is not None and left < 60 else "none")
+        log("ended", "early" if ended.wait(20) else "never")
+        return b"late"
+    if request == b"fail":
+        context.set_trailing_metadata((("x-sum", "42"),))
+        context.abort(grpc.StatusCode.FAILED_PRECONDITION, "not today: ä")
+    context.send_initial_metadata((("x-name", NAME),))
+    context.set_trailing_metadata((("x-sum", str(len(request))),))
+    return NAME.encode() + b" " + request
+
+
+def download(request, context):
+    for number in range(int(request)):
+        yield b"%d" % number
+
+
+def upload(requests, context):
+    return b"%d" % sum(len(request) for request in requests)
+
+
+def both(requests, context):
+    try:
+        for request in requests:
+            yield request.upper()
+    except BaseException:
+        log("both cut")
+        raise
+    log("both ended")
+
+
+handlers = {
+    "Unary": grpc.unary_unary_rpc_method_handler(unary),
+    "Download": grpc.unary_stream_rpc_method_handler(download),
+    "Upload": grpc.stream_unary_rpc_method_handler(upload),
+    "Both": grpc.stream_stream_rpc_method_handler(both),
+}
+server = grpc.server(futures.ThreadPoolExecutor(32))
+server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Test", handlers),))
+port = server.add_insecure_port("127.0.0.1:%s" % sys.argv[2])
+server.start()
+log(NAME, port)
+server.wait_for_termination()

@@ -1,0 +1,76 @@
+"""A client of HTTP/2 that does what its first argument names at the entry of its second."""
+import socket
+import sys
+
+import h2.connection
+import h2.events
+
+what, entry = sys.argv[1], sys.argv[2]
+host, port = entry.split(":")
+tcp = socket.create_connection((host, int(port)), timeout=30)
+connection = h2.connection.H2Connection()
+connection.initiate_connection()
+
+
+def begin(stream, method, path, fields=(), end=False):
+    head = [(":method", method), (":path", path), (":scheme", "http"), (":authority", "web")]
+    connection.send_headers(stream, head + list(fields), end_stream=end)
+    tcp.sendall(connection.data_to_send())
+
+
+def events():
+    for event in connection.receive_data(tcp.recv(65536)):
+        if isinstance(event, h2.events.DataReceived):
+            connection.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+        yield event
+    tcp.sendall(connection.data_to_send())
+
+
+def answer(stream, upload=0):
+    """Status and body, while as much of `upload` is sent as may be; None for one that was reset."""
+    status, body = None, b""
+    while True:
+        while upload and connection.local_flow_control_window(stream) > 0:
+            size = min(upload, connection.local_flow_control_window(stream), 16384)
+            upload -= size
+            connection.send_data(stream, b"u" * size, end_stream=upload == 0)
+            tcp.sendall(connection.data_to_send())
+        ended = False
+        for event in events():
+            if getattr(event, "stream_id", None) != stream:
+                continue
+            if isinstance(event, h2.events.ResponseReceived):
+                status = dict(event.headers)[b":status"].decode()
+            elif isinstance(event, h2.events.DataReceived):
+                body += event.data
+            elif isinstance(event, h2.events.StreamEnded):
+                ended = True
+            elif isinstance(event, h2.events.StreamReset) and not ended:
+                return None
+        if ended:
+            return status, body.decode()
+
+
+if what == "early":
+    begin(1, "POST", "/early", [("content-length", "8000000")])
+    print(*answer(1, 8_000_000))
+elif what == "cancel":
+    # An upload of no known length that is given up in the middle.
+    begin(1, "POST", "/echo", [("x-id", "cancelled")])
+    connection.send_data(1, b"half of it")
+    tcp.sendall(connection.data_to_send())
+    begin(3, "GET", "/", end=True)
+    print(*answer(3))
+    connection.reset_stream(1, 8)
+    tcp.sendall(connection.data_to_send())
+    begin(5, "GET", "/", end=True)
+    print(*answer(5))
+elif what == "cut":
+    begin(1, "GET", "/cut-chunked", end=True)
+    print(answer(1))
+elif what == "many":
+    for number in range(int(sys.argv[3])):
+        stream = 2 * number + 1
+        begin(stream, "GET", "/", end=True)
+        assert answer(stream)[0] == "200"
+    print("all")
