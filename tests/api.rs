@@ -449,7 +449,7 @@ async fn problems_say_what_to_try() {
         (
             "POST",
             "/v1/mesh/expose",
-            r#"{"name":"a","to":"1","protocol":"http"}"#,
+            r#"{"name":"a","to":"1","protocol":"udp"}"#,
             400,
             "malformed",
             "not available yet",

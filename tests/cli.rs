@@ -392,9 +392,9 @@ fn a_lone_agent_offers_opens_invites_and_leaves() {
     let exposed = agent.run(&["expose", "web", "127.0.0.1:1", "--tag", "v2", "--weight", "50"]);
     assert_eq!(code(&exposed), 0, "{}", err(&exposed));
     assert_eq!(agent.json(&["expose", "--json"])[0]["tags"], serde_json::json!(["v2"]));
-    let http = agent.run(&["expose", "web", "127.0.0.1:1", "--protocol", "http"]);
-    assert_eq!(code(&http), 64);
-    assert!(err(&http).contains("not available yet"), "{}", err(&http));
+    let udp = agent.run(&["expose", "web", "127.0.0.1:1", "--protocol", "udp"]);
+    assert_eq!(code(&udp), 64);
+    assert!(err(&udp).contains("not available yet"), "{}", err(&udp));
     assert_eq!(agent.json(&["endpoints", "web", "--json"])[0]["weight"], 50);
     let again = ["expose", "web", "127.0.0.1:1", "--tag", "v2", "--weight", "50"];
     assert!(out(&agent.run(&again)).starts_with("unchanged: "));

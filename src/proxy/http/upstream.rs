@@ -278,7 +278,8 @@ pub(super) enum Unanswered {
 /// A connection of HTTP/1.1 that one exchange has for itself.
 pub(super) struct Kept {
     sender: http1::SendRequest<Upload>,
-    connection: http1::Connection<UpstreamIo, Upload>,
+    /// In a box: it passes through many hands.
+    connection: Box<http1::Connection<UpstreamIo, Upload>>,
     fate: Arc<Fate>,
     is_over: bool,
 }
@@ -294,7 +295,7 @@ impl Kept {
             .writev(true)
             .handshake(io)
             .await?;
-        Ok(Self { sender, connection, fate, is_over: false })
+        Ok(Self { sender, connection: Box::new(connection), fate, is_over: false })
     }
 
     /// Sends a request and waits for the head of its response.
