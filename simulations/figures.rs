@@ -16,14 +16,33 @@ pub(crate) fn with_seeds<R>(name: &str, scenario: impl FnMut(u64) -> R) -> Vec<R
 pub(crate) fn with_seeds_for<R>(
     count: usize,
     name: &str,
+    scenario: impl FnMut(u64) -> R,
+) -> Vec<R> {
+    with_many_seeds(1, count, name, scenario)
+}
+
+/// As [`with_seeds`], but with `least` seeds at least, unless one is named: for a claim about a share,
+/// which two seeds neither show nor refute.
+pub(crate) fn with_enough_seeds<R>(
+    least: u64,
+    name: &str,
+    scenario: impl FnMut(u64) -> R,
+) -> Vec<R> {
+    with_many_seeds(least, SMALL, name, scenario)
+}
+
+fn with_many_seeds<R>(
+    least: u64,
+    count: usize,
+    name: &str,
     mut scenario: impl FnMut(u64) -> R,
 ) -> Vec<R> {
     let number = |name| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let seeds = match (number("MURMESH_SEED"), number("MURMESH_SEEDS")) {
         (Some(seed), _) => seed..=seed,
-        (None, Some(seeds)) => 1..=seeds,
-        (None, None) if count > SMALL => 1..=1,
-        (None, None) => 1..=2,
+        (None, Some(seeds)) => 1..=seeds.max(least),
+        (None, None) if count > SMALL => 1..=least,
+        (None, None) => 1..=least.max(2),
     };
     seeds
         .map(|seed| {

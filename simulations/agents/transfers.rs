@@ -4,10 +4,12 @@ use std::time::Duration;
 
 use super::fleet::Fleet;
 use super::machine::Weather;
-use crate::figures::with_seeds;
+use crate::figures::{with_enough_seeds, with_seeds};
 
 const LEN: u64 = 3_000_000;
 const CALLS: usize = 12;
+/// Seeds that a share of calls is taken of.
+const SHARE_SEEDS_MIN: u64 = 25;
 
 const fn secs(secs: u64) -> Duration {
     Duration::from_secs(secs)
@@ -72,7 +74,7 @@ fn a_path_that_narrows_under_a_transfer_cuts_nothing() {
 #[test]
 fn lost_doubled_and_damaged_packets_damage_no_byte() {
     let name = "lost_doubled_and_damaged_packets_damage_no_byte";
-    let ended = with_seeds(name, |seed| {
+    let ended = with_enough_seeds(SHARE_SEEDS_MIN, name, |seed| {
         let mut fleet = Fleet::whole(seed, 3);
         fleet.set_weather(Weather { lost: 0.05, doubled: 0.2, damaged: 0.05, ..Weather::FAIR });
         (0..4).for_each(|_| fleet.call(0, 300_000));
@@ -81,5 +83,7 @@ fn lost_doubled_and_damaged_packets_damage_no_byte() {
     let well: usize = ended.iter().map(|(well, _)| well).sum();
     let all = ended.len() * 4;
     println!("{name}: {well} of {all} whole, every other one was told that it was cut");
-    assert!(well * 10 >= all * 9, "{well} of {all}");
+    // Of one seed alone the calls share their fate.
+    let is_share = ended.len() as u64 >= SHARE_SEEDS_MIN;
+    assert!(!is_share || well * 10 >= all * 9, "{well} of {all}");
 }

@@ -5,6 +5,7 @@ mod draining;
 mod failures;
 mod grpc;
 mod instance;
+mod limits;
 mod load;
 mod requests;
 mod slow_clients;

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use hyper::HeaderMap;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use parking_lot::Mutex;
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::exchange::Carried;
 use super::head::{self, Malformed};
@@ -34,6 +34,9 @@ pub(super) enum BodyError {
     /// Nothing came for too long.
     #[error("nothing came for too long")]
     Idle,
+    /// The time for the whole of it is over.
+    #[error("not whole in time")]
+    Late,
     /// Another attempt has taken its place.
     #[error("given up for another attempt")]
     Superseded,
@@ -100,7 +103,7 @@ impl Source {
             has_ended: false,
             failure: None,
             attempt: 0,
-            patience: Patience::new(idle_max),
+            patience: Patience::new(idle_max, None),
         };
         Some(Arc::new(Self { state: Mutex::new(state), hint }))
     }
@@ -257,13 +260,12 @@ impl Outgoing {
         body: Incoming,
         upstream: Option<Kept>,
         carried: Carried,
-        idle_max: Duration,
+        patience: Patience,
     ) -> Self {
         if body.is_end_stream() {
             carried.end(upstream);
             return Self::EMPTY;
         }
-        let patience = Patience::new(idle_max);
         Self::Relay(Box::new(Download { body, upstream, carried: Some(carried), patience }))
     }
 }
@@ -322,6 +324,9 @@ impl Download {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if self.patience.is_over() {
+            return Poll::Ready(Some(Err(BodyError::Late)));
+        }
         if let Some(upstream) = &mut self.upstream {
             let _ = upstream.poll(cx); // what is over shows in the body
         }
@@ -354,16 +359,29 @@ impl Download {
     }
 }
 
-/// A limit on how long nothing comes. Costs no timer while something does.
-struct Patience {
+/// A limit on how long nothing comes, and perhaps on the whole. Costs no timer while something comes.
+pub(super) struct Patience {
     limit: Duration,
+    /// When it is over whatever comes.
+    until: Option<Instant>,
     renewed_at: Option<Instant>,
     sleep: Option<Pin<Box<Sleep>>>,
 }
 
 impl Patience {
-    fn new(limit: Duration) -> Self {
-        Self { limit, renewed_at: None, sleep: None }
+    pub(super) fn new(limit: Duration, until: Option<Instant>) -> Self {
+        Self { limit, until, renewed_at: None, sleep: None }
+    }
+
+    /// Whether it is over whatever comes.
+    fn is_over(&self) -> bool {
+        self.until.is_some_and(|until| until <= Instant::now())
+    }
+
+    /// When it is over unless something comes after `last`.
+    fn end_after(&self, last: Instant) -> Instant {
+        let end = last + self.limit;
+        self.until.map_or(end, |until| until.min(end))
     }
 
     /// Something came.
@@ -375,13 +393,48 @@ impl Patience {
 
     /// Nothing is there. Ready when it was so for too long.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let sleep = self.sleep.get_or_insert_with(|| Box::pin(sleep(self.limit)));
-        loop {
-            ready!(sleep.as_mut().poll(cx));
-            match self.renewed_at.take() {
-                Some(renewed_at) => sleep.as_mut().reset(renewed_at + self.limit),
-                None => return Poll::Ready(()),
+        let mut sleep = match self.sleep.take() {
+            Some(sleep) => sleep,
+            None => Box::pin(sleep_until(self.end_after(Instant::now()))),
+        };
+        while sleep.as_mut().poll(cx).is_ready() {
+            let Some(renewed_at) = self.renewed_at.take() else { return Poll::Ready(()) };
+            let end = self.end_after(renewed_at);
+            if end <= Instant::now() {
+                return Poll::Ready(());
             }
+            sleep.as_mut().reset(end);
         }
+        self.sleep = Some(sleep);
+        Poll::Pending
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use tokio::time::{advance, timeout};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn patience_ends_a_limit_after_the_last_sign_of_life_and_at_its_end_in_any_case() {
+        let secs = Duration::from_secs;
+        let begun_at = Instant::now();
+        let mut patience = Patience::new(secs(10), Some(begun_at + secs(25)));
+        for _ in 0..2 {
+            let early = timeout(secs(8), poll_fn(|cx| patience.poll(cx))).await;
+            assert!(early.is_err(), "something comes every 8 s");
+            patience.renew();
+        }
+        poll_fn(|cx| patience.poll(cx)).await;
+        assert_eq!(begun_at.elapsed(), secs(25), "the whole may take 25 s");
+        let mut patience = Patience::new(secs(10), None);
+        assert!(timeout(secs(9), poll_fn(|cx| patience.poll(cx))).await.is_err());
+        patience.renew();
+        advance(secs(5)).await;
+        poll_fn(|cx| patience.poll(cx)).await;
+        assert_eq!(begun_at.elapsed(), secs(25 + 9 + 10));
     }
 }

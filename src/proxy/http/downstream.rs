@@ -46,7 +46,7 @@ const HEAD_TIME_MAX: Duration = Duration::from_secs(10);
 /// it is the client who closes it and no request crosses with that.
 const REST_TIME_MAX: Duration = Duration::from_secs(600);
 /// A connection that rests for so long is parked.
-const PARK_AFTER: Duration = Duration::from_secs(2);
+const PARK_AFTER: Duration = Duration::from_millis(500);
 /// What is read at once.
 const READ_LEN_MAX: usize = 64 * 1024;
 /// What hyper may hold of a request.

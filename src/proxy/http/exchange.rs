@@ -20,7 +20,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::Http;
 use super::answer::{NODE, Reason, is_grpc};
-use super::body::{BodyError, Outgoing, Source, Upload};
+use super::body::{BodyError, Outgoing, Patience, Source, Upload};
 use super::head::{self, Malformed};
 use super::noted::Noted;
 use super::pool::{Key, Stream};
@@ -211,7 +211,10 @@ impl Http {
             () = late, if by_deadline => Err(Reason::Deadline),
         };
         Ok(match outcome {
-            Ok((response, kept, carried)) => self.relay(response, kept, carried, upgrade, idle_max),
+            Ok((response, kept, carried)) => {
+                let patience = Patience::new(idle_max, deadline);
+                self.relay(response, kept, carried, upgrade, patience)
+            }
             Err(reason) => {
                 let word = reason.word();
                 self.outbound.metrics.count_refused(door, word);
@@ -424,7 +427,7 @@ impl Http {
         kept: Option<Kept>,
         carried: Carried,
         upgrade: Option<HeaderValue>,
-        idle_max: Duration,
+        patience: Patience,
     ) -> Answered {
         let node = HeaderValue::from_str(carried.node.as_str()).ok();
         let is_switch = response.status() == StatusCode::SWITCHING_PROTOCOLS;
@@ -437,7 +440,7 @@ impl Http {
                 let (io, said) = kept.into_io();
                 (Outgoing::EMPTY, Some(Switched { io, said, carried }))
             }
-            kept => (Outgoing::relay(body, kept, carried, idle_max), None),
+            kept => (Outgoing::relay(body, kept, carried, patience), None),
         };
         let mut response = Response::from_parts(head, body);
         if let Some(node) = node {

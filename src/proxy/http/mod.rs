@@ -17,10 +17,12 @@ mod pool;
 mod tasks;
 mod upstream;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderValue;
+use parking_lot::Mutex;
 use tokio::time::interval;
 use tokio_util::sync::CancellationToken;
 
@@ -34,6 +36,8 @@ use crate::model::{Protocol, ServiceName};
 use crate::runtime::TaskGroup;
 use crate::telemetry::{AccessLog, Door};
 
+/// Services whose protocol is remembered.
+const SPOKEN_MAX: usize = 10_000;
 /// How often connections that rest are looked at.
 const SWEEP_PERIOD: Duration = Duration::from_secs(1);
 
@@ -71,6 +75,8 @@ impl Destination {
 pub(super) struct Http {
     pub(super) outbound: Arc<Outbound>,
     pool: Pool,
+    /// What services spoke when they were last called. At most [`SPOKEN_MAX`].
+    spoken: Mutex<BTreeMap<ServiceName, Protocol>>,
     tasks: Tasks,
     /// Where requests are written down, if anywhere.
     log: Option<AccessLog>,
@@ -84,6 +90,7 @@ impl Http {
         Self {
             outbound,
             pool: Pool::default(),
+            spoken: Mutex::default(),
             tasks: Tasks(streams),
             log,
             draining: CancellationToken::new(),
@@ -118,8 +125,19 @@ impl Http {
         HeaderValue::from_str(own.name.as_str()).ok()
     }
 
-    /// What `service` speaks, as far as it is known.
+    /// What `service` speaks, or spoke when it was last offered: then its callers are told in HTTP
+    /// that it is gone.
     pub(super) fn protocol(&self, service: &ServiceName) -> Option<Protocol> {
-        self.outbound.snapshot.load().services.get(service).map(|view| view.protocol)
+        let snapshot = self.outbound.snapshot.load();
+        let now = snapshot.services.get(service).map(|view| view.protocol);
+        let mut spoken = self.spoken.lock();
+        let last = spoken.get(service).copied();
+        if let Some(protocol) = now
+            && last != now
+            && (last.is_some() || spoken.len() < SPOKEN_MAX)
+        {
+            spoken.insert(service.clone(), protocol);
+        }
+        now.or(last)
     }
 }
