@@ -314,11 +314,12 @@ impl Reader<'_> {
 
     fn retry(&mut self, table: &DeTable<'_>, at: &str) -> Retry {
         let mut retry = Retry::default();
-        self.inner(table, at, "retry", &["budget", "tries"], |reader, inner, at| {
+        self.inner(table, at, "retry", &["budget", "hedge", "tries"], |reader, inner, at| {
             let tries = reader.number(inner, at, "tries", 1, 10);
             retry.tries = tries.and_then(|tries| u8::try_from(tries).ok());
             retry.budget =
                 reader.text(inner, at, "budget", |text| Share::try_from(text.to_owned()));
+            retry.hedge = reader.text(inner, at, "hedge", |text| Span::try_from(text.to_owned()));
         });
         retry
     }

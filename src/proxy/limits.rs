@@ -61,6 +61,10 @@ pub struct Retry {
     /// Repetitions for each request, beside 10 a second: 20 %.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub budget: Option<Share>,
+    /// After how long without an answer a request that is declared idempotent and has no body is
+    /// asked of a second instance, too, within the budget: never. Longer than most answers take.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hedge: Option<Span>,
 }
 
 impl Retry {

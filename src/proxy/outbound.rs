@@ -375,6 +375,11 @@ impl Outbound {
         may
     }
 
+    /// New calls go elsewhere for so long, as the instance asked.
+    pub(super) fn leave_alone(&self, endpoint: &Endpoint, time: Duration) {
+        self.avoided.leave_alone(self.clock.now(), endpoint, time);
+    }
+
     /// New calls go elsewhere for a while.
     pub(super) fn avoid(&self, endpoint: &Endpoint, avoid: Avoid, reason: DialError) {
         let (instance, peer, word) = (&endpoint.instance, endpoint.member, reason.reason());
@@ -714,6 +719,12 @@ impl Avoided {
             trouble.pause = (trouble.pause * 2).min(AVOID_MAX);
             trouble.until = now + trouble.pause.mul_f64(1.0 + rng.random::<f64>());
         }
+    }
+
+    fn leave_alone(&self, now: Moment, endpoint: &Endpoint, time: Duration) {
+        let trouble = Trouble { until: now + time, pause: AVOID_MIN, reason: "retry_after" };
+        let instance = Some(endpoint.instance.clone());
+        self.until.lock().insert((endpoint.member, instance), trouble);
     }
 
     pub(super) fn forgive(&self, endpoint: &Endpoint) {

@@ -6,7 +6,6 @@
 use std::convert::Infallible;
 use std::future::{Future, pending, poll_fn};
 use std::io::{self, IoSlice};
-use std::net::IpAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -15,7 +14,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::future::BoxFuture;
-use http::header::UPGRADE;
+use http::header::{HeaderValue, UPGRADE};
 use http::request::Parts;
 use http::{Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
@@ -73,7 +72,7 @@ struct Client {
     http: Arc<Http>,
     site: Site,
     /// Where it is, unless it came by a unix socket.
-    address: Option<IpAddr>,
+    address: Option<HeaderValue>,
     /// Exchanges under way.
     in_flight: AtomicU32,
     /// Of HTTP/1.1.
@@ -216,9 +215,11 @@ async fn serve_http1(client: Client, socket: LocalSocket, begun: Bytes) -> Optio
     let answering = Arc::clone(&client);
     let serve = service_fn(move |request| {
         let client = Arc::clone(&answering);
+        let (head, body) = request.into_parts();
+        let head = Box::new(head);
         // In a box of its own, which is there only while a request is under way.
         let answer: BoxFuture<'static, _> =
-            Box::pin(async move { Ok::<_, Infallible>(client.answer_http1(request).await) });
+            Box::pin(async move { Ok::<_, Infallible>(client.answer_http1(head, body).await) });
         answer
     });
     let mut connection =
@@ -286,7 +287,8 @@ async fn linger(mut socket: LocalSocket, is_sending: bool) {
 impl Client {
     fn new(http: Arc<Http>, site: Site, socket: &LocalSocket) -> Self {
         let front = Front { gate: Gate::new(), refused: None, reader: None, onward: None };
-        let (address, in_flight) = (socket.peer(), AtomicU32::new(0));
+        let address = socket.peer().and_then(head::client_address);
+        let in_flight = AtomicU32::new(0);
         Self { http, site, address, in_flight, front: Mutex::new(front) }
     }
 
@@ -295,14 +297,13 @@ impl Client {
         self.in_flight.load(Ordering::Relaxed) == 0 && self.front.lock().gate.is_between_messages()
     }
 
-    async fn answer_http1(&self, request: Request<Incoming>) -> Response<Outgoing> {
+    async fn answer_http1(&self, head: Box<Parts>, body: Incoming) -> Response<Outgoing> {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
         // Only then the gate waits; another one may have passed behind this request, and wait still.
-        let asked_onward =
-            request.method() == Method::CONNECT || request.headers().contains_key(UPGRADE);
-        let response = match self.refusal(&request) {
+        let asked_onward = head.method == Method::CONNECT || head.headers.contains_key(UPGRADE);
+        let response = match self.refusal(&head) {
             Some(malformed) => self.refuse(Reason::Malformed(malformed), None, false),
-            None => self.answer(request).await,
+            None => self.answer(head, body).await,
         };
         let response = self.released(response);
         self.in_flight.fetch_sub(1, Ordering::Relaxed);
@@ -317,26 +318,26 @@ impl Client {
     }
 
     async fn answer_http2(&self, request: Request<Incoming>) -> Response<Outgoing> {
-        let (parts, body) = request.into_parts();
-        let response = match head::check(&parts) {
-            Ok(()) => self.answer(Request::from_parts(parts, body)).await,
+        let (head, body) = request.into_parts();
+        let head = Box::new(head);
+        let response = match head::check(&head) {
+            Ok(()) => self.answer(head, body).await,
             Err(malformed) => {
-                self.refuse(Reason::Malformed(malformed), None, is_grpc(&parts.headers))
+                self.refuse(Reason::Malformed(malformed), None, is_grpc(&head.headers))
             }
         };
         self.released(response)
     }
 
     /// Why the head was refused for which this request stands.
-    fn refusal(&self, request: &Request<Incoming>) -> Option<Malformed> {
-        let is_marker = request.uri() == "/"
-            && request.headers().len() == 1
-            && request.headers().get("host").is_some_and(|host| host == "refused");
+    fn refusal(&self, head: &Parts) -> Option<Malformed> {
+        let is_marker = head.uri == "/"
+            && head.headers.len() == 1
+            && head.headers.get("host").is_some_and(|host| host == "refused");
         self.front.lock().refused.filter(|_| is_marker)
     }
 
-    async fn answer(&self, request: Request<Incoming>) -> Response<Outgoing> {
-        let (mut head, body) = request.into_parts();
+    async fn answer(&self, mut head: Box<Parts>, body: Incoming) -> Response<Outgoing> {
         let is_grpc = is_grpc(&head.headers);
         let (door, clock) = (self.site.door, self.http.outbound.clock);
         let log = self.http.log.clone();
@@ -358,7 +359,7 @@ impl Client {
             service: &service,
             options: &options,
             door: self.site.door,
-            client: self.address,
+            client: self.address.as_ref(),
             head,
             body,
             noted,

@@ -1,12 +1,6 @@
-//! One request and its response: which instance, when another one, and what is counted.
-//!
-//! **A request is sent again only on proof that no byte of it reached an application**, or where its
-//! service declares it idempotent. The proof is a refusal by the instance's agent, nothing written, a
-//! connection that the instance had closed before it was given a byte of the request, or HTTP/2's
-//! own word. Everything else is answered with 502 `lost`: it may have been done.
+//! One request and its response: what is said to the instance and to the client, and what is counted.
 
-use std::future::pending;
-use std::net::IpAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,45 +8,38 @@ use bytes::Bytes;
 use http::header::{CONNECTION, HOST, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::uri::{PathAndQuery, Scheme};
-use http::{Request, Response, StatusCode, Uri, Version};
+use http::{Response, StatusCode, Uri, Version};
 use hyper::body::Incoming;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, timeout_at};
 
 use super::Http;
 use super::answer::{NODE, Reason, is_grpc};
-use super::body::{BodyError, Outgoing, Patience, Source, Upload};
+use super::asking::{Answer, Outbox, Question};
+use super::body::{Outgoing, Patience, Source};
 use super::head::{self, Malformed};
 use super::noted::Noted;
 use super::pool::{Key, Stream};
-use super::upstream::{Kept, Shared, Unanswered, UpstreamIo, Way};
-use crate::mesh::Endpoint;
-use crate::model::{MemberName, Protocol, ServiceName};
-use crate::proxy::dial::DialError;
+use super::upstream::{Kept, UpstreamIo};
+use crate::model::{Moment, Protocol, ServiceName};
 use crate::proxy::instances::Call;
-use crate::proxy::outbound::{self, Avoid, Dialled, Search, Setback};
 use crate::proxy::traffic::Exchange;
 use crate::proxy::{EntryOptions, Span};
 use crate::telemetry::{Counter, Direction, Door, EventKind};
-use crate::transport::Link;
-use crate::transport::tunnel::{Header, Mode};
 
 /// How much time the caller leaves, in milliseconds.
 const DEADLINE: HeaderName = HeaderName::from_static("x-murmesh-deadline-ms");
 /// The caller's member, as its agent says. What the certificate proves is in PROXY protocol's header.
 const PEER: HeaderName = HeaderName::from_static("x-murmesh-peer");
 
-/// Requests that one instance may have in flight from this caller; the next is answered at once, while
-/// it can still be of use to ask elsewhere. Far more than an instance works on at a time, and few
-/// enough to be answered within seconds.
-const IN_FLIGHT_MAX: u32 = 1_024;
-
 /// A request and where it is to go.
 pub(super) struct Asked<'a> {
     pub(super) service: &'a ServiceName,
     pub(super) options: &'a EntryOptions,
     pub(super) door: Door,
-    pub(super) client: Option<IpAddr>,
-    pub(super) head: Parts,
+    /// Its address.
+    pub(super) client: Option<&'a HeaderValue>,
+    /// In a box: it passes through many hands.
+    pub(super) head: Box<Parts>,
     pub(super) body: Incoming,
     pub(super) noted: Option<Box<Noted>>,
 }
@@ -78,8 +65,6 @@ pub(super) struct Carried {
     /// What the access log is to say.
     noted: Option<Box<Noted>>,
     key: Key,
-    /// Whose instance it is.
-    node: MemberName,
     exchange: Exchange,
     pub(super) bytes: Counter,
     _call: Call,
@@ -116,72 +101,13 @@ impl Carried {
     }
 }
 
-/// What one instance made of a request.
-type Attempt = Result<(Response<Incoming>, Option<Kept>, Option<Stream>), Miss>;
-
-/// Why one instance brought no response.
-enum Miss {
-    /// Nothing of the request reached it.
-    NotTaken(Setback),
-    /// It may have had the request, which may be repeated.
-    Repeatable(DialError, Avoid),
-    /// It may have had the request, which may not be repeated.
-    Lost,
-    /// It said nothing for too long.
-    TimedOut,
-}
-
-impl<T: Into<Setback>> From<T> for Miss {
-    fn from(setback: T) -> Self {
-        Self::NotTaken(setback.into())
-    }
-}
-
-/// A request as it can be said to several instances.
-struct Outbox {
-    head: Parts,
-    source: Option<Arc<Source>>,
-    protocol: Protocol,
-}
-
-impl Outbox {
-    /// The request for one attempt. An error when too much of its body has gone to say it again.
-    fn request(&self) -> Result<Request<Upload>, Setback> {
-        let body = match &self.source {
-            Some(source) => source
-                .attempt()
-                .ok_or(Setback::Next { reason: DialError::Lost, avoid: Avoid::Nobody })?,
-            None => Upload::EMPTY,
-        };
-        Ok(Request::from_parts(self.head.clone(), body))
-    }
-
-    /// Whether it may be sent again although `endpoint` may have had it.
-    fn may_repeat(&self, endpoint: &Endpoint) -> bool {
-        endpoint.is_idempotent(self.head.method.as_str(), self.head.uri.path()) && self.is_whole()
-    }
-
-    /// Whether all of it can be said again.
-    fn is_whole(&self) -> bool {
-        self.source.as_ref().is_none_or(|source| source.can_repeat())
-    }
-
-    /// What is wrong with the client's side, if that is what failed.
-    fn failure(&self) -> Option<Reason> {
-        Some(match self.source.as_ref()?.failure()? {
-            BodyError::Malformed(malformed) => Reason::Malformed(malformed),
-            _ => Reason::BodyCut,
-        })
-    }
-}
-
 impl Http {
     /// Sends a request to an instance of its service and brings its response, or says why none comes.
     pub(super) async fn exchange(
         self: &Arc<Self>,
         asked: Asked<'_>,
     ) -> Result<Answered, Malformed> {
-        let Asked { service, options, door, client, mut head, body, mut noted } = asked;
+        let Asked { service, options, door, client, mut head, body, noted } = asked;
         let idle_max = options.limits.timeout.idle();
         let is_grpc = is_grpc(&head.headers);
         let is_http2 = head.version == Version::HTTP_2;
@@ -197,23 +123,25 @@ impl Http {
         if protocol == Protocol::Http && body.is_some() && head::may_overlook_body(&head.method) {
             head.headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
+        let begun_at = self.outbound.clock.now();
         let outbox = Outbox { source: body, protocol, head };
-        let by_deadline = deadline.is_some();
-        let late = async {
+        let question = Question { http: self, service, options, outbox };
+        let outcome = {
+            let asking = pin!(question.ask());
             match deadline {
-                Some(deadline) => sleep_until(deadline).await,
-                None => pending().await,
+                None => asking.await,
+                Some(deadline) => {
+                    timeout_at(deadline, asking).await.unwrap_or(Err(Reason::Deadline))
+                }
             }
         };
-        let outcome = tokio::select! {
-            biased;
-            outcome = self.ask_instances(service, options, outbox, &mut noted) => outcome,
-            () = late, if by_deadline => Err(Reason::Deadline),
-        };
         Ok(match outcome {
-            Ok((response, kept, carried)) => {
+            Ok(answer) => {
+                if let Some(source) = &question.outbox.source {
+                    source.settle();
+                }
                 let patience = Patience::new(idle_max, deadline);
-                self.relay(response, kept, carried, upgrade, patience)
+                self.relay(service, answer, begun_at, noted, upgrade, patience)
             }
             Err(reason) => {
                 let word = reason.word();
@@ -227,211 +155,34 @@ impl Http {
         })
     }
 
-    async fn ask_instances(
-        self: &Arc<Self>,
-        service: &ServiceName,
-        options: &EntryOptions,
-        outbox: Outbox,
-        noted: &mut Option<Box<Noted>>,
-    ) -> Result<(Response<Incoming>, Option<Kept>, Carried), Reason> {
-        let outbound = &self.outbound;
-        let mut search = Search::new(outbound, service);
-        let (mut last, mut reached) = (None, 0);
-        let begun_at = outbound.clock.now();
-        let budget = outbound.budgets.of(service, options.limits.retry.budget, begun_at);
-        budget.note_request();
-        loop {
-            let dialled = match timeout(options.limits.timeout.connect(), search.next()).await {
-                Ok(Ok(dialled)) => dialled,
-                Ok(Err(_)) if reached > 0 => return Err(Reason::Lost),
-                Ok(Err(none)) => return Err(Reason::NotTaken(last.unwrap_or(none.into()))),
-                Err(_) => return Err(Reason::NotTaken(DialError::Timeout)),
-            };
-            if let Some(reason) = last
-                && !outbound.may_retry(&budget, reason)
-            {
-                let is_lost = reached > 0;
-                return Err(if is_lost { Reason::Lost } else { Reason::NotTaken(reason) });
-            }
-            let Dialled { endpoint, way, call } = dialled;
-            // It was the less busy of two.
-            if call.count() > IN_FLIGHT_MAX {
-                return Err(Reason::NotTaken(DialError::Overflow));
-            }
-            let attempt = match way {
-                Ok(way) => {
-                    let has_other = || outbound.has_better(service, &search.picked);
-                    self.ask(options, service, &endpoint, &way, &outbox, has_other).await
-                }
-                Err(error) => Err(Miss::from(error)),
-            };
-            if last.is_some() {
-                let result = if attempt.is_ok() { "success" } else { "failure" };
-                outbound.metrics.count_retry(result);
-            }
-            if attempt.is_err()
-                && let Some(reason) = outbox.failure()
-            {
-                return Err(reason);
-            }
-            match attempt {
-                Ok((response, kept, stream)) => {
-                    outbound.avoided.forgive(&endpoint);
-                    if let Some(source) = &outbox.source {
-                        source.settle();
-                    }
-                    let traffic = outbound.traffic.of(
-                        Direction::outbound,
-                        service,
-                        endpoint.member,
-                        &endpoint.member_name,
-                    );
-                    let status = response.status().as_u16();
-                    if let Some(noted) = noted {
-                        noted.answered(service, &endpoint, status);
-                    }
-                    let carried = Carried {
-                        http: Arc::clone(self),
-                        noted: noted.take(),
-                        exchange: traffic.exchange(begun_at, status),
-                        bytes: traffic.bytes,
-                        key: (endpoint.member, endpoint.instance),
-                        node: endpoint.member_name,
-                        _call: call,
-                        _stream: stream,
-                    };
-                    return Ok((response, kept, carried));
-                }
-                Err(Miss::NotTaken(Setback::Next { reason, avoid })) => {
-                    outbound.avoid(&endpoint, avoid, reason);
-                    last = Some(reason);
-                    if !outbox.is_whole() {
-                        return Err(Reason::NotTaken(reason));
-                    }
-                }
-                Err(Miss::Repeatable(reason, avoid)) => {
-                    outbound.avoid(&endpoint, avoid, reason);
-                    last = Some(reason);
-                    reached += 1;
-                    if reached >= options.limits.retry.tries() {
-                        return Err(Reason::Lost);
-                    }
-                }
-                Err(Miss::NotTaken(Setback::Final(reason))) => {
-                    return Err(Reason::NotTaken(reason));
-                }
-                Err(Miss::NotTaken(Setback::Cut(_)) | Miss::Lost) => return Err(Reason::Lost),
-                Err(Miss::TimedOut) => return Err(Reason::Timeout),
-            }
-        }
-    }
-
-    /// Asks one instance, first on a connection that is there.
-    async fn ask(
-        &self,
-        options: &EntryOptions,
-        service: &ServiceName,
-        endpoint: &Endpoint,
-        way: &outbound::Way,
-        outbox: &Outbox,
-        has_other: impl Fn() -> bool,
-    ) -> Attempt {
-        let key = (endpoint.member, endpoint.instance.clone());
-        let link = match way {
-            outbound::Way::Here => None,
-            outbound::Way::There(link) => Some(link),
-        };
-        let asking = async {
-            if outbox.protocol == Protocol::Http {
-                if let Some(kept) = self.pool.take(&key) {
-                    match kept.send(outbox.request()?).await {
-                        Err(Unanswered::Unsent) => {} // the instance had closed it
-                        outcome => {
-                            return outbox
-                                .judge(endpoint, outcome.map(|(r, k)| (r, Some(k), None)));
-                        }
-                    }
-                }
-                let kept = Kept::new(self.open(options, service, endpoint, link).await?).await;
-                let kept = kept.map_err(|_| lost())?;
-                let outcome = kept.send(outbox.request()?).await;
-                return outbox
-                    .judge(endpoint, outcome.map(|(response, kept)| (response, Some(kept), None)));
-            }
-            let now = self.outbound.clock.now();
-            if let Some((shared, stream)) = self.pool.share(&key, now) {
-                match shared.send(outbox.request()?).await {
-                    Err(Unanswered::Unsent) => {} // it is over
-                    outcome => {
-                        return outbox.judge(endpoint, outcome.map(|r| (r, None, Some(stream))));
-                    }
-                }
-            }
-            let way = self.open(options, service, endpoint, link).await?;
-            let shared = Shared::new(way, self.tasks.clone()).await.map_err(|_| lost())?;
-            let stream = self.pool.add(key.clone(), &shared, now);
-            let outcome = shared.send(outbox.request()?).await;
-            outbox.judge(endpoint, outcome.map(|response| (response, None, Some(stream))))
-        };
-        let silent = async {
-            match link {
-                Some(link) if outbox.may_repeat(endpoint) => link.silent().await,
-                _ => pending().await,
-            }
-            if !(outbox.is_whole() && has_other()) {
-                pending::<()>().await;
-            }
-        };
-        tokio::select! {
-            biased;
-            outcome = timeout(options.limits.timeout.idle(), asking) => {
-                if outcome.as_ref().is_ok_and(Result::is_ok) && let Some(link) = link {
-                    link.note_answer();
-                }
-                outcome.unwrap_or(Err(Miss::TimedOut))
-            }
-            () = silent => Err(Miss::Repeatable(DialError::Silent, Avoid::Member)),
-        }
-    }
-
-    /// Begins a new connection to an instance.
-    async fn open(
-        &self,
-        options: &EntryOptions,
-        service: &ServiceName,
-        endpoint: &Endpoint,
-        link: Option<&Arc<Link>>,
-    ) -> Result<Way, Setback> {
-        let Some(link) = link else {
-            let own = self.outbound.connect_own(service, &endpoint.instance).await?;
-            return Ok(Way::Local(own));
-        };
-        let header = Header {
-            service: service.clone(),
-            instance: endpoint.instance.clone(),
-            source: options.source.clone(),
-            mode: match self.protocol(service) {
-                Some(Protocol::H2 | Protocol::Grpc) => Mode::HTTP2,
-                _ => Mode::HTTP1,
-            },
-        };
-        let header = header.encode().map_err(|_| Setback::Final(DialError::Unsupported))?;
-        let (writer, reader) = link.open().await?;
-        Ok(Way::Tunnel { writer, reader, header, is_open: false })
-    }
-
     /// Hands a response on, with its connection once both sides have agreed to switch.
     fn relay(
-        &self,
-        mut response: Response<Incoming>,
-        kept: Option<Kept>,
-        carried: Carried,
+        self: &Arc<Self>,
+        service: &ServiceName,
+        answer: Answer,
+        begun_at: Moment,
+        mut noted: Option<Box<Noted>>,
         upgrade: Option<HeaderValue>,
         patience: Patience,
     ) -> Answered {
-        let node = HeaderValue::from_str(carried.node.as_str()).ok();
-        let is_switch = response.status() == StatusCode::SWITCHING_PROTOCOLS;
-        let switched_to = upgrade.filter(|_| is_switch);
+        let Answer { mut response, kept, stream, endpoint, call } = answer;
+        let status = response.status();
+        if let Some(noted) = &mut noted {
+            noted.answered(service, &endpoint, status.as_u16());
+        }
+        let (peer, name) = (endpoint.member, &endpoint.member_name);
+        let node = HeaderValue::from_str(name.as_str()).ok();
+        let traffic = self.outbound.traffic.of(Direction::outbound, service, peer, name);
+        let carried = Carried {
+            http: Arc::clone(self),
+            noted,
+            exchange: traffic.exchange(begun_at, status.as_u16()),
+            bytes: traffic.bytes,
+            key: (peer, endpoint.instance),
+            _call: call,
+            _stream: stream,
+        };
+        let switched_to = upgrade.filter(|_| status == StatusCode::SWITCHING_PROTOCOLS);
         let is_upgrade = switched_to.is_some();
         head::forward_response(response.headers_mut(), switched_to);
         let (head, body) = response.into_parts();
@@ -499,21 +250,4 @@ impl Http {
         head.extensions = http::Extensions::new();
         Ok(())
     }
-}
-
-impl Outbox {
-    fn judge<T>(&self, endpoint: &Endpoint, outcome: Result<T, Unanswered>) -> Result<T, Miss> {
-        outcome.map_err(|unanswered| match unanswered {
-            Unanswered::Refused(refusal) => refusal.into(),
-            Unanswered::Unsent => lost().into(),
-            Unanswered::Unknown if self.may_repeat(endpoint) => {
-                Miss::Repeatable(DialError::Lost, Avoid::Instance)
-            }
-            Unanswered::Unknown => Miss::Lost,
-        })
-    }
-}
-
-fn lost() -> Setback {
-    Setback::Next { reason: DialError::Lost, avoid: Avoid::Member }
 }

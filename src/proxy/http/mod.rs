@@ -1,11 +1,12 @@
 //! HTTP: a decision for each request, not only for each connection.
 //!
 //! The caller's agent reads requests ([`downstream`], behind the [`gate`]), picks an instance for each
-//! and writes them anew on a connection to it ([`exchange`], [`upstream`]); the agent in front of the
+//! ([`exchange`], [`asking`]) and writes them anew on a connection to it ([`upstream`]); the agent in front of the
 //! instance carries bytes. Connections to instances rest in a [`pool`] between requests. What an
 //! application sees was parsed once, and what the mesh itself has to say is in [`answer`].
 
 mod answer;
+mod asking;
 mod body;
 mod downstream;
 mod exchange;
@@ -18,7 +19,7 @@ mod tasks;
 mod upstream;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use http::HeaderValue;
@@ -75,6 +76,8 @@ impl Destination {
 pub(super) struct Http {
     pub(super) outbound: Arc<Outbound>,
     pool: Pool,
+    /// This member's name, once it is known.
+    name: OnceLock<HeaderValue>,
     /// What services spoke when they were last called. At most [`SPOKEN_MAX`].
     spoken: Mutex<BTreeMap<ServiceName, Protocol>>,
     tasks: Tasks,
@@ -90,6 +93,7 @@ impl Http {
         Self {
             outbound,
             pool: Pool::default(),
+            name: OnceLock::new(),
             spoken: Mutex::default(),
             tasks: Tasks(streams),
             log,
@@ -120,24 +124,28 @@ impl Http {
 
     /// This member's name as a header says it; none before the mesh knows it.
     fn name(&self) -> Option<HeaderValue> {
+        if let Some(name) = self.name.get() {
+            return Some(name.clone());
+        }
         let snapshot = self.outbound.snapshot.load();
         let own = snapshot.members.get(&self.outbound.me)?;
-        HeaderValue::from_str(own.name.as_str()).ok()
+        let name = HeaderValue::from_str(own.name.as_str()).ok()?;
+        Some(self.name.get_or_init(|| name).clone())
     }
 
-    /// What `service` speaks, or spoke when it was last offered: then its callers are told in HTTP
-    /// that it is gone.
+    /// What `service` speaks, or spoke when it was last called: then its callers are told in HTTP that
+    /// it is gone.
     pub(super) fn protocol(&self, service: &ServiceName) -> Option<Protocol> {
         let snapshot = self.outbound.snapshot.load();
         let now = snapshot.services.get(service).map(|view| view.protocol);
+        now.or_else(|| self.spoken.lock().get(service).copied())
+    }
+
+    /// An instance of `service` is about to be called.
+    fn remember(&self, service: &ServiceName, protocol: Protocol) {
         let mut spoken = self.spoken.lock();
-        let last = spoken.get(service).copied();
-        if let Some(protocol) = now
-            && last != now
-            && (last.is_some() || spoken.len() < SPOKEN_MAX)
-        {
+        if spoken.len() < SPOKEN_MAX || spoken.contains_key(service) {
             spoken.insert(service.clone(), protocol);
         }
-        now.or(last)
     }
 }

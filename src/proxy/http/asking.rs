@@ -1,0 +1,466 @@
+//! Which instance is asked, and when another one after it or beside it.
+//!
+//! **A request is sent again only on proof that no byte of it reached an application**, or where its
+//! service declares it idempotent. The proof is a refusal by the instance's agent, nothing written, a
+//! connection that the instance had closed before it was given a byte of the request, or HTTP/2's
+//! own word. Everything else is answered with 502 `lost`: it may have been done.
+//!
+//! What is declared idempotent is asked again where an instance went away, fell silent, or says that
+//! it cannot (502, 503, 504), as long as there is another one and the budget lasts; the answer that
+//! came is kept for the case that no better one does. Where its caller wants that, a request that
+//! takes long is asked of a second instance beside the first.
+
+use std::future::pending;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
+
+use futures_util::future::{Either, select};
+use http::header::{HeaderMap, RETRY_AFTER};
+use http::request::Parts;
+use http::{Request, Response, StatusCode};
+use hyper::body::Incoming;
+use rand::{Rng, RngExt};
+use tokio::time::{sleep, timeout};
+
+use super::Http;
+use super::answer::Reason;
+use super::body::{BodyError, Source, Upload};
+use super::pool::{Key, Stream};
+use super::upstream::{Kept, Shared, Unanswered, Way};
+use crate::mesh::Endpoint;
+use crate::model::{Protocol, ServiceName};
+use crate::proxy::EntryOptions;
+use crate::proxy::budget::RetryBudget;
+use crate::proxy::dial::DialError;
+use crate::proxy::instances::Call;
+use crate::proxy::outbound::{self, Avoid, Dialled, Search, Setback};
+use crate::runtime::clock;
+use crate::transport::Link;
+use crate::transport::tunnel::{Header, Mode};
+
+/// Requests that one instance may have in flight from this caller; the next is answered at once, while
+/// it can still be of use to ask elsewhere. Far more than an instance works on at a time, and few
+/// enough to be answered within seconds.
+const IN_FLIGHT_MAX: u32 = 1_024;
+/// Before the first repetition at most this passes, before each further one twice as much, up to the
+/// second: what Envoy does, with full jitter (Brooker, "Exponential Backoff And Jitter", 2015), so
+/// that callers whose requests failed together do not come back together.
+const PAUSE_MIN: Duration = Duration::from_millis(25);
+const PAUSE_MAX: Duration = Duration::from_millis(250);
+/// For how long an instance is taken at its word that it wants no requests.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
+
+/// A request, and what is needed to ask instances.
+pub(super) struct Question<'a> {
+    pub(super) http: &'a Http,
+    pub(super) service: &'a ServiceName,
+    pub(super) options: &'a EntryOptions,
+    pub(super) outbox: Outbox,
+}
+
+/// What an instance answered. Its body is still to come.
+pub(super) struct Answer {
+    pub(super) response: Response<Incoming>,
+    /// The connection that it comes on, where that is for this exchange alone.
+    pub(super) kept: Option<Kept>,
+    pub(super) stream: Option<Stream>,
+    pub(super) endpoint: Endpoint,
+    pub(super) call: Call,
+}
+
+/// What one instance made of a request.
+type Attempt = Result<(Response<Incoming>, Option<Kept>, Option<Stream>), Miss>;
+
+/// Why one instance brought no response.
+enum Miss {
+    /// Nothing of the request reached it.
+    NotTaken(Setback),
+    /// It may have had the request, which may be repeated.
+    Repeatable(DialError, Avoid),
+    /// It may have had the request, which may not be repeated.
+    Lost,
+    /// It said nothing for too long.
+    TimedOut,
+}
+
+impl<T: Into<Setback>> From<T> for Miss {
+    fn from(setback: T) -> Self {
+        Self::NotTaken(setback.into())
+    }
+}
+
+impl Question<'_> {
+    /// Asks instances until one answers.
+    pub(super) async fn ask(&self) -> Result<Answer, Reason> {
+        let mut held = None;
+        let answered = self.ask_in_turn(&mut held).await;
+        let answer = answered.or_else(|reason| held.ok_or(reason))?;
+        self.note_answer(&answer);
+        Ok(answer)
+    }
+
+    /// One instance after the other. An answer that is worth asking another one is `held` meanwhile.
+    async fn ask_in_turn(&self, held: &mut Option<Answer>) -> Result<Answer, Reason> {
+        let (outbound, limits) = (&self.http.outbound, &self.options.limits);
+        let mut search = Search::new(outbound, self.service);
+        let (mut last, mut reached) = (None, 0);
+        let budget = outbound.budgets.of(self.service, limits.retry.budget, outbound.clock.now());
+        budget.note_request();
+        loop {
+            if reached > 0 {
+                let pause = pause(reached, &mut *outbound.rng.lock());
+                sleep(pause).await;
+            }
+            let dialled = match timeout(limits.timeout.connect(), search.next()).await {
+                Ok(Ok(dialled)) => dialled,
+                Ok(Err(_)) if reached > 0 => return Err(Reason::Lost),
+                Ok(Err(none)) => return Err(Reason::NotTaken(last.unwrap_or(none.into()))),
+                Err(_) => return Err(Reason::NotTaken(DialError::Timeout)),
+            };
+            if let Some(reason) = last
+                && !outbound.may_retry(&budget, reason)
+            {
+                let is_lost = reached > 0;
+                return Err(if is_lost { Reason::Lost } else { Reason::NotTaken(reason) });
+            }
+            // It was the less busy of two.
+            if dialled.call.count() > IN_FLIGHT_MAX {
+                return Err(Reason::NotTaken(DialError::Overflow));
+            }
+            let (dialled, attempt) = match self.hedge_after(&dialled.endpoint) {
+                None => {
+                    let has_other = || outbound.has_better(self.service, &search.picked);
+                    let attempt = self.ask_one(&dialled, has_other).await;
+                    (dialled, attempt)
+                }
+                Some(after) => Box::pin(self.ask_two(dialled, after, &mut search, &budget)).await,
+            };
+            if last.is_some() {
+                let result = if attempt.is_ok() { "success" } else { "failure" };
+                outbound.metrics.count_retry(result);
+            }
+            if attempt.is_err()
+                && let Some(reason) = self.outbox.failure()
+            {
+                return Err(reason);
+            }
+            let Dialled { endpoint, call, .. } = dialled;
+            match attempt {
+                Ok((response, kept, stream)) => {
+                    let is_worth_another = cannot(response.status())
+                        && reached + 1 < limits.retry.tries()
+                        && self.outbox.may_repeat(&endpoint)
+                        && outbound.has_better(self.service, &search.picked);
+                    let answer = Answer { response, kept, stream, endpoint, call };
+                    if !is_worth_another {
+                        return Ok(answer);
+                    }
+                    self.note_answer(&answer);
+                    *held = Some(answer);
+                    last = Some(DialError::Lost);
+                    reached += 1;
+                }
+                Err(Miss::NotTaken(Setback::Next { reason, avoid })) => {
+                    outbound.avoid(&endpoint, avoid, reason);
+                    last = Some(reason);
+                    if !self.outbox.is_whole() {
+                        return Err(Reason::NotTaken(reason));
+                    }
+                }
+                Err(Miss::Repeatable(reason, avoid)) => {
+                    outbound.avoid(&endpoint, avoid, reason);
+                    last = Some(reason);
+                    reached += 1;
+                    if reached >= limits.retry.tries() {
+                        return Err(Reason::Lost);
+                    }
+                }
+                Err(Miss::NotTaken(Setback::Final(reason))) => {
+                    return Err(Reason::NotTaken(reason));
+                }
+                Err(Miss::NotTaken(Setback::Cut(_)) | Miss::Lost) => return Err(Reason::Lost),
+                Err(Miss::TimedOut) => return Err(Reason::Timeout),
+            }
+        }
+    }
+
+    /// What an answer says of its instance.
+    fn note_answer(&self, Answer { response, endpoint, .. }: &Answer) {
+        self.http.outbound.avoided.forgive(endpoint);
+        if response.status() == StatusCode::SERVICE_UNAVAILABLE
+            && let Some(after) = retry_after(response.headers())
+        {
+            self.http.outbound.leave_alone(endpoint, after);
+        }
+    }
+
+    /// After which time another instance is to be asked beside this one. Never with a body: only one
+    /// of two can be given what the client sends.
+    fn hedge_after(&self, endpoint: &Endpoint) -> Option<Duration> {
+        let after = self.options.limits.retry.hedge?;
+        let may = self.outbox.source.is_none() && self.outbox.may_repeat(endpoint);
+        may.then_some(after.0)
+    }
+
+    /// Asks one instance, and another one beside it when that takes long. Whichever answers first has
+    /// answered; the other one is given up.
+    async fn ask_two(
+        &self,
+        first: Dialled,
+        after: Duration,
+        search: &mut Search<'_>,
+        budget: &RetryBudget,
+    ) -> (Dialled, Attempt) {
+        let outbound = &self.http.outbound;
+        let picked = search.picked.clone();
+        let has_other = || outbound.has_better(self.service, &picked);
+        let mut asking = Box::pin(self.ask_one(&first, has_other));
+        if let Ok(attempt) = timeout(after, asking.as_mut()).await {
+            drop(asking);
+            return (first, attempt);
+        }
+        if !(has_other() && outbound.may_retry(budget, DialError::Silent)) {
+            let attempt = asking.await;
+            return (first, attempt);
+        }
+        let beside = Box::pin(async {
+            let second = search.next().await.ok()?;
+            let attempt = self.ask_one(&second, || false).await;
+            Some((second, attempt))
+        });
+        let (attempt, other) = match select(asking, beside).await {
+            Either::Left((attempt @ Ok(_), _)) => (attempt, None),
+            Either::Left((attempt, beside)) => (attempt, beside.await),
+            Either::Right((Some((second, attempt @ Ok(_))), _)) => {
+                outbound.metrics.count_retry("success");
+                return (second, attempt);
+            }
+            Either::Right((other, asking)) => (asking.await, other),
+        };
+        match other {
+            Some((second, other @ Ok(_))) if attempt.is_err() => {
+                outbound.metrics.count_retry("success");
+                (second, other)
+            }
+            _ => {
+                outbound.metrics.count_retry("failure");
+                (first, attempt)
+            }
+        }
+    }
+
+    /// Asks one instance, first on a connection that is there. `has_other` says whether there is a
+    /// better one than an agent that has fallen silent.
+    async fn ask_one(&self, dialled: &Dialled, has_other: impl Fn() -> bool) -> Attempt {
+        let Dialled { endpoint, way, .. } = dialled;
+        let key = (endpoint.member, endpoint.instance.clone());
+        let link = match way {
+            Ok(outbound::Way::Here) => None,
+            Ok(outbound::Way::There(link)) => Some(link),
+            Err(error) => return Err(error.clone().into()),
+        };
+        let asking = async {
+            if let Some(attempt) = self.ask_resting(endpoint, &key).await {
+                return attempt;
+            }
+            // In a box: it takes much room, and most requests find a connection that rests.
+            Box::pin(self.ask_anew(endpoint, &key, link)).await
+        };
+        let silent = async {
+            match link {
+                Some(link) if self.outbox.may_repeat(endpoint) => link.silent().await,
+                _ => pending().await,
+            }
+            if !(self.outbox.is_whole() && has_other()) {
+                pending::<()>().await;
+            }
+        };
+        let asking = pin!(timeout(self.options.limits.timeout.idle(), asking));
+        tokio::select! {
+            biased;
+            outcome = asking => {
+                if outcome.as_ref().is_ok_and(Result::is_ok) && let Some(link) = link {
+                    link.note_answer();
+                }
+                outcome.unwrap_or(Err(Miss::TimedOut))
+            }
+            () = silent => Err(Miss::Repeatable(DialError::Silent, Avoid::Member)),
+        }
+    }
+
+    /// Asks an instance on a connection that is there. `None` when there is none, or the instance had
+    /// closed it.
+    async fn ask_resting(&self, endpoint: &Endpoint, key: &Key) -> Option<Attempt> {
+        let outcome = if self.outbox.protocol == Protocol::Http {
+            let kept = self.http.pool.take(key)?;
+            match self.outbox.request() {
+                Ok(request) => kept.send(request).await.map(|(r, kept)| (r, Some(kept), None)),
+                Err(setback) => return Some(Err(setback.into())),
+            }
+        } else {
+            let (shared, stream) = self.http.pool.share(key, self.http.outbound.clock.now())?;
+            match self.outbox.request() {
+                Ok(request) => shared.send(request).await.map(|r| (r, None, Some(stream))),
+                Err(setback) => return Some(Err(setback.into())),
+            }
+        };
+        match outcome {
+            Err(Unanswered::Unsent) => None,
+            outcome => Some(self.outbox.judge(endpoint, outcome)),
+        }
+    }
+
+    /// Asks an instance on a new connection.
+    async fn ask_anew(&self, endpoint: &Endpoint, key: &Key, link: Option<&Arc<Link>>) -> Attempt {
+        let way = self.open(endpoint, link).await?;
+        let outcome = if self.outbox.protocol == Protocol::Http {
+            let kept = Kept::new(way).await.map_err(|_| lost())?;
+            kept.send(self.outbox.request()?).await.map(|(r, kept)| (r, Some(kept), None))
+        } else {
+            let shared = Shared::new(way, self.http.tasks.clone()).await.map_err(|_| lost())?;
+            let now = self.http.outbound.clock.now();
+            let stream = self.http.pool.add(key.clone(), &shared, now);
+            shared.send(self.outbox.request()?).await.map(|r| (r, None, Some(stream)))
+        };
+        self.outbox.judge(endpoint, outcome)
+    }
+
+    /// Begins a new connection to an instance.
+    async fn open(&self, endpoint: &Endpoint, link: Option<&Arc<Link>>) -> Result<Way, Setback> {
+        let (http, service, protocol) = (self.http, self.service, self.outbox.protocol);
+        http.remember(service, protocol);
+        let Some(link) = link else {
+            let own = http.outbound.connect_own(service, &endpoint.instance).await?;
+            return Ok(Way::Local(own));
+        };
+        let header = Header {
+            service: service.clone(),
+            instance: endpoint.instance.clone(),
+            source: self.options.source.clone(),
+            mode: if protocol == Protocol::Http { Mode::HTTP1 } else { Mode::HTTP2 },
+        };
+        let header = header.encode().map_err(|_| Setback::Final(DialError::Unsupported))?;
+        let (writer, reader) = link.open().await?;
+        Ok(Way::Tunnel { writer, reader, header, is_open: false })
+    }
+}
+
+/// A request as it can be said to several instances.
+pub(super) struct Outbox {
+    pub(super) head: Box<Parts>,
+    pub(super) source: Option<Arc<Source>>,
+    pub(super) protocol: Protocol,
+}
+
+impl Outbox {
+    /// The request for one attempt. An error when too much of its body has gone to say it again.
+    fn request(&self) -> Result<Request<Upload>, Setback> {
+        let body = match &self.source {
+            Some(source) => source
+                .attempt()
+                .ok_or(Setback::Next { reason: DialError::Lost, avoid: Avoid::Nobody })?,
+            None => Upload::EMPTY,
+        };
+        Ok(Request::from_parts(Parts::clone(&self.head), body))
+    }
+
+    /// Whether it may be sent again although `endpoint` may have had it.
+    fn may_repeat(&self, endpoint: &Endpoint) -> bool {
+        endpoint.is_idempotent(self.head.method.as_str(), self.head.uri.path()) && self.is_whole()
+    }
+
+    /// Whether all of it can be said again.
+    fn is_whole(&self) -> bool {
+        self.source.as_ref().is_none_or(|source| source.can_repeat())
+    }
+
+    /// What is wrong with the client's side, if that is what failed.
+    fn failure(&self) -> Option<Reason> {
+        Some(match self.source.as_ref()?.failure()? {
+            BodyError::Malformed(malformed) => Reason::Malformed(malformed),
+            _ => Reason::BodyCut,
+        })
+    }
+
+    /// What follows from how an attempt on `endpoint` ended.
+    fn judge<T>(&self, endpoint: &Endpoint, outcome: Result<T, Unanswered>) -> Result<T, Miss> {
+        outcome.map_err(|unanswered| match unanswered {
+            Unanswered::Refused(refusal) => refusal.into(),
+            Unanswered::Unsent => lost().into(),
+            Unanswered::Unknown if self.may_repeat(endpoint) => {
+                Miss::Repeatable(DialError::Lost, Avoid::Instance)
+            }
+            Unanswered::Unknown => Miss::Lost,
+        })
+    }
+}
+
+fn lost() -> Setback {
+    Setback::Next { reason: DialError::Lost, avoid: Avoid::Member }
+}
+
+/// Whether an answer says that its instance, or what stands in front of it, cannot answer now.
+fn cannot(status: StatusCode) -> bool {
+    use StatusCode as S;
+    matches!(status, S::BAD_GATEWAY | S::SERVICE_UNAVAILABLE | S::GATEWAY_TIMEOUT)
+}
+
+/// How long to wait before a request reaches its next instance, after it has `reached` so many.
+fn pause(reached: u32, rng: &mut impl Rng) -> Duration {
+    let doubled = PAUSE_MIN * 2_u32.saturating_pow(reached.saturating_sub(1));
+    doubled.min(PAUSE_MAX).mul_f64(rng.random::<f64>())
+}
+
+/// When an instance wants to be asked again, in seconds or as a date (RFC 9110, section 10.2.3).
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?;
+    let after = match text.parse() {
+        Ok(seconds) => Duration::from_secs(seconds),
+        Err(_) => {
+            let at = httpdate::parse_http_date(text).ok()?;
+            let now = UNIX_EPOCH + Duration::from_millis(clock::unix_millis());
+            at.duration_since(now).unwrap_or_default()
+        }
+    };
+    Some(after.min(RETRY_AFTER_MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::SeedableRng;
+    use rand::rngs::SmallRng;
+
+    use super::*;
+
+    #[test]
+    fn pauses_grow_to_their_limit_and_are_spread_from_nothing_on() {
+        let mut rng = SmallRng::seed_from_u64(1);
+        for (reached, limit) in [(1, 25), (2, 50), (3, 100), (5, 250), (255, 250)] {
+            let limit = Duration::from_millis(limit);
+            let pauses: Vec<_> = (0..1_000).map(|_| pause(reached, &mut rng)).collect();
+            assert!(pauses.iter().all(|pause| *pause <= limit), "{reached}");
+            let share = |of: f64| pauses.iter().filter(|pause| **pause < limit.mul_f64(of)).count();
+            assert!(
+                (50..150).contains(&share(0.1)) && (400..600).contains(&share(0.5)),
+                "{reached}"
+            );
+        }
+    }
+
+    #[test]
+    fn word_of_an_instance_on_when_to_come_back_is_taken_up_to_a_minute() {
+        let after = |text: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(RETRY_AFTER, http::HeaderValue::from_static(text));
+            retry_after(&headers)
+        };
+        assert_eq!(after("7"), Some(Duration::from_secs(7)));
+        assert_eq!(after("86400"), Some(RETRY_AFTER_MAX));
+        assert_eq!(after("Fri, 31 Dec 2100 23:59:59 GMT"), Some(RETRY_AFTER_MAX));
+        assert_eq!(after("Sun, 06 Nov 1994 08:49:37 GMT"), Some(Duration::ZERO));
+        for none in ["", "soon", "-1", "1.5"] {
+            assert_eq!(after(none), None, "{none}");
+        }
+    }
+}
