@@ -1,7 +1,7 @@
 //! How long a request may take, how often it is sent, and what is told of it.
 
 use std::fs;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,35 +12,56 @@ use serde_json::Value;
 use super::client::Client;
 use super::instance::Instance;
 use super::{Stage, stage};
-use crate::support::{Agent, SOON, TestMesh, beside_others, check, eventually, free_address};
+use crate::support::{
+    Agent, SOON, TestMesh, beside_others, check, enrol, eventually, free_address,
+};
 
-/// An instance that reads a request, says nothing and goes. Counts how often.
-fn losing() -> (std::net::SocketAddr, Arc<AtomicU64>) {
+/// What an instance does that has read a request.
+#[derive(Clone, Copy)]
+enum Rude {
+    /// Says this and goes.
+    Says(&'static str),
+    /// Stays, and says nothing.
+    Stays,
+}
+
+/// An instance that is rude to everybody. Counts how often.
+fn rude(manner: Rude) -> (std::net::SocketAddr, Arc<AtomicU64>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let (address, lost) = (listener.local_addr().unwrap(), Arc::<AtomicU64>::default());
-    let count = Arc::clone(&lost);
+    let (address, count) = (listener.local_addr().unwrap(), Arc::<AtomicU64>::default());
+    let counted = Arc::clone(&count);
     thread::spawn(move || {
+        let mut stayed = Vec::new();
         for stream in listener.incoming() {
             let Ok(mut stream) = stream else { return };
             if stream.read(&mut [0; 4_096]).is_ok_and(|len| len > 0) {
-                count.fetch_add(1, Ordering::Relaxed);
+                counted.fetch_add(1, Ordering::Relaxed);
+            }
+            match manner {
+                Rude::Says(text) => drop(stream.write_all(text.as_bytes())),
+                Rude::Stays => stayed.push(stream),
             }
         }
     });
-    (address, lost)
+    (address, count)
+}
+
+/// Offers these instances as `web`, whose requests of GET may be sent twice.
+fn offer(stage: &Stage, instances: &[std::net::SocketAddr]) {
+    for (number, address) in instances.iter().enumerate() {
+        let (id, address) = (format!("web-{number}"), address.to_string());
+        let expose = ["expose", "web", &address, "--id", &id, "--protocol", "http"];
+        stage.b().run(&[&expose[..], &["--idempotent", "GET *"]].concat()).ok();
+    }
+    stage.a().wait_endpoints("web", instances.len());
 }
 
 #[test]
 fn request_that_is_declared_idempotent_is_sent_again_and_no_other_is() {
     let _turn = beside_others();
-    let (instance, (losing, lost)) = (Instance::start("good"), losing());
+    let (instance, (losing, lost)) = (Instance::start("good"), rude(Rude::Says("")));
     let stage = Stage::of("http", &[]);
-    for (id, address) in [("good", instance.address), ("bad", losing)] {
-        let address = address.to_string();
-        let expose = ["expose", "web", &address, "--id", id, "--protocol", "http"];
-        stage.b().run(&[&expose[..], &["--idempotent", "GET /echo*"]].concat()).ok();
-    }
-    stage.a().wait_endpoints("web", 2);
+    offer(&stage, &[instance.address, losing]);
     let entry = stage.a().upstream("web");
     eventually("the losing instance had a GET", 4 * SOON, || {
         let answer = Client::to(entry).unwrap().get("/echo").unwrap();
@@ -65,6 +86,61 @@ fn request_that_is_declared_idempotent_is_sent_again_and_no_other_is() {
     let lost = lost.load(Ordering::Relaxed) - before;
     assert_eq!(deliveries.len() as u64 + lost, number, "each POST went to one of the two");
     assert!(deliveries.values().all(|count| *count == 1), "{deliveries:?}");
+}
+
+#[test]
+fn answer_that_an_instance_cannot_now_is_asked_elsewhere_and_the_instance_left_alone() {
+    let _turn = beside_others();
+    let busy =
+        "HTTP/1.1 503 Service Unavailable\r\nretry-after: 30\r\ncontent-length: 4\r\n\r\nbusy";
+    let (instance, (busy, asked)) = (Instance::start("good"), rude(Rude::Says(busy)));
+    let stage = Stage::of("http", &[]);
+    offer(&stage, &[busy]);
+    let entry = stage.a().upstream("web");
+    // Nobody else is there: its own word is the answer.
+    let answer = Client::to(entry).unwrap().get("/echo").unwrap();
+    let said = (answer.status, answer.header("retry-after"), answer.header("x-murmesh-reason"));
+    assert_eq!(said, (503, Some("30"), None), "{answer:?}");
+    assert_eq!((answer.text().as_str(), asked.load(Ordering::Relaxed)), ("busy", 1));
+    offer(&stage, &[busy, instance.address]);
+    for number in 0..100 {
+        let answer = Client::to(entry).unwrap().get("/echo").unwrap();
+        assert_eq!(answer.status, 200, "{number}: {answer:?}");
+    }
+    assert_eq!(asked.load(Ordering::Relaxed), 1, "it wanted to be left alone for 30 s");
+    // Another caller has not heard that: it asks once, asks elsewhere, and leaves it alone, too.
+    let entry = stage.b().upstream("web");
+    for number in 0..100 {
+        let answer = Client::to(entry).unwrap().get("/echo").unwrap();
+        assert_eq!(answer.status, 200, "{number}: {answer:?}");
+    }
+    assert_eq!(asked.load(Ordering::Relaxed), 2);
+    assert_eq!(stage.b().metric("murmesh_retries_total", &["result=\"success\""]), 1.0);
+}
+
+#[test]
+fn request_that_takes_long_is_asked_of_a_second_instance_where_the_caller_wants_that() {
+    let _turn = beside_others();
+    let (instance, (mute, asked)) = (Instance::start("good"), rude(Rude::Stays));
+    let (stage, entry) = (Stage::of("http", &[]), free_address());
+    let file = stage.mesh.home.path().join("a").join("conf.toml");
+    let text = format!(
+        "[[upstream]]\nservice = \"web\"\nlisten = \"{entry}\"\nretry = {{ hedge = \"30ms\" }}\n"
+    );
+    fs::write(&file, text).unwrap();
+    let mut caller = Agent::new(&stage.mesh.home, "c");
+    caller.arguments = vec!["-c".to_owned(), file.display().to_string()];
+    enrol(&caller, &stage.mesh.invite(1));
+    caller.spawn();
+    offer(&stage, &[mute, instance.address]);
+    caller.wait_endpoints("web", 2);
+    for number in 0..40 {
+        let answer = Client::to(entry).unwrap().get("/echo").unwrap();
+        assert_eq!(answer.status, 200, "{number}: {answer:?}");
+    }
+    let asked = asked.load(Ordering::Relaxed);
+    let hedged = caller.metric("murmesh_retries_total", &["result=\"success\""]);
+    assert!(asked > 0 && hedged == asked as f64, "{asked} were mute, {hedged} answered elsewhere");
 }
 
 #[test]
