@@ -260,13 +260,13 @@ impl Question<'_> {
             Ok(outbound::Way::There(link)) => Some(link),
             Err(error) => return Err(error.clone().into()),
         };
-        let asking = async {
+        let asking = pin!(async {
             if let Some(attempt) = self.ask_resting(endpoint, &key).await {
                 return attempt;
             }
             // In a box: it takes much room, and most requests find a connection that rests.
             Box::pin(self.ask_anew(endpoint, &key, link)).await
-        };
+        });
         let silent = async {
             match link {
                 Some(link) if self.outbox.may_repeat(endpoint) => link.silent().await,
