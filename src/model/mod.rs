@@ -23,8 +23,8 @@ pub use key::{EntryHash, MeshId, PublicKey, Signature, Signer};
 pub use member::{Epoch, MemberId, MemberName, MemberState};
 pub use moment::Moment;
 pub use payload::{
-    Enrolment, Genesis, Idempotent, InstanceRecord, InstanceState, Invite, Issuer, MemberPhase,
-    MemberRecord, Offer, Operator, Unlisted,
+    Capacity, Enrolment, Genesis, Idempotent, InstanceRecord, InstanceState, Invite, Issuer,
+    LimitedInstance, MemberPhase, MemberRecord, Offer, Operator, Unlisted,
 };
 pub use request::{PatternError, RequestPattern};
 pub use service::{InstanceId, NameError, Protocol, ServiceName, Weight};
