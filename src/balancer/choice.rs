@@ -48,6 +48,11 @@ impl Balance {
     pub const ALL: [Self; 5] =
         [Self::PeakEwma, Self::LeastRequest, Self::RoundRobin, Self::Random, Self::Maglev];
 
+    /// Whether it is the usual one.
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+
     /// The word of the configuration.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -68,8 +73,16 @@ pub enum Order<'a> {
     Random,
     /// By turns, which this counts.
     Turns(&'a dyn Fn() -> u32),
-    /// From the place of this hash on.
-    Table(&'a Maglev, u64),
+    /// As the table leads the key with this hash. `places` says which candidate each number of the
+    /// table is.
+    Table {
+        /// The table.
+        maglev: &'a Maglev,
+        /// By the table's numbers.
+        places: &'a [usize],
+        /// Of the key.
+        hash: u64,
+    },
 }
 
 /// Whether a candidate takes a call, from never to gladly.
@@ -142,12 +155,13 @@ pub fn choose(
             // Whoever cannot take its turn leaves it to all others, not to the next one alone.
             look(first).takes(rng).map_or_else(|| draw(shares, &look, rng), |_| Some(first))
         }
-        Order::Table(table, hash) => {
+        Order::Table { maglev, places, hash } => {
             let part = u16::try_from((hash >> 32) % u64::from(WHOLE)).unwrap_or(0);
             // The key says which part of a share it is, so that it stays where it is meanwhile.
             let takes = |stance: Stance| stance.rank == Rank::Willing && part < stance.share;
-            let mut led = table.lookup(*hash).take(DRAWS_MAX as usize * 8);
-            led.find(|candidate| takes(look(*candidate)))
+            let led = maglev.lookup(*hash).take(DRAWS_MAX as usize * 8);
+            led.filter_map(|number| places.get(number).copied())
+                .find(|candidate| takes(look(*candidate)))
         }
     }
 }
@@ -359,7 +373,8 @@ mod tests {
         let shares = weights(&[100; 3]);
         let mut rng = SmallRng::seed_from_u64(1);
         for key in 0..200_u32 {
-            let order = Order::Table(&table, hash_of(&key.to_be_bytes()));
+            let hash = hash_of(&key.to_be_bytes());
+            let order = Order::Table { maglev: &table, places: &[0, 1, 2], hash };
             let mut led = |out: Option<usize>| {
                 let look = |at| if Some(at) == out { Stance::NEVER } else { stance(1.0, 9) };
                 choose(&shares, &order, look, &mut rng)

@@ -40,6 +40,13 @@ impl PeakEwma {
         self.as_of = now;
     }
 
+    /// A caller gave up after this time: it would have taken longer.
+    pub fn handle_given_up(&mut self, now: Moment, waited: Duration) {
+        if waited.as_nanos() as f64 > self.latency * self.kept(now) {
+            self.handle_latency(now, waited);
+        }
+    }
+
     /// A call failed.
     pub fn handle_failure(&mut self, now: Moment) {
         let kept = self.kept(now);

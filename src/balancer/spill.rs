@@ -7,6 +7,8 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::WHOLE;
 
 /// In flight over soft limit from which calls begin to leave, and at which all do. A guess: queues
@@ -62,7 +64,10 @@ impl Near {
 }
 
 /// Where calls go, nearest first: some of [`Near::ALL`]. Empty: anywhere, without preference.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(try_from = "Vec<String>", into = "Vec<&'static str>")]
 pub struct Prefer(u8);
 
 impl Prefer {
@@ -87,7 +92,7 @@ impl Prefer {
     }
 
     /// Whether there is no preference.
-    pub fn is_empty(self) -> bool {
+    pub fn is_empty(&self) -> bool {
         self.0 == 0
     }
 
@@ -99,6 +104,20 @@ impl Prefer {
     /// What it is made of, nearest first.
     pub fn tiers(self) -> impl Iterator<Item = Near> {
         Near::ALL.into_iter().filter(move |near| self.0 & (1 << *near as u8) != 0)
+    }
+}
+
+impl TryFrom<Vec<String>> for Prefer {
+    type Error = String;
+
+    fn try_from(words: Vec<String>) -> Result<Self, String> {
+        Self::try_new(&words)
+    }
+}
+
+impl From<Prefer> for Vec<&'static str> {
+    fn from(prefer: Prefer) -> Self {
+        prefer.tiers().map(Near::as_str).collect()
     }
 }
 

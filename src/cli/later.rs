@@ -6,7 +6,7 @@ use clap::error::{ContextKind, ContextValue, Error, ErrorKind};
 use super::exit::Failure;
 
 const VERBS: &[&str] = &[
-    "stat", "top", "tap", "edges", "breakers", "explain", "policy", "split", "switch", "canary",
+    "stat", "top", "tap", "edges", "explain", "policy", "split", "switch", "canary",
     "fault", "limit", "revoke", "rotate", "operator", "record", "replay", "sim",
 ];
 

@@ -77,6 +77,11 @@ impl Link {
         let _ = self.silent.subscribe().wait_for(|is_silent| *is_silent).await;
     }
 
+    /// Whether the connection stands.
+    pub fn is_open(&self) -> bool {
+        self.connection.close_reason().is_none()
+    }
+
     /// Whether the peer refused our certificate after all: then it has read no stream of ours.
     pub fn was_refused(&self) -> bool {
         self.connection.close_reason().is_some_and(|error| refusal(&error).is_some())

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONNECTION, HOST, HeaderName, HeaderValue};
+use http::header::{CONNECTION, HOST, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::uri::{PathAndQuery, Scheme};
 use http::{Request, Response, StatusCode, Uri, Version};
@@ -19,17 +19,18 @@ use hyper::body::Incoming;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::Http;
-use super::answer::{NODE, Reason, is_grpc};
+use super::answer::{GRPC_STATUS, NODE, Reason, is_grpc};
 use super::body::{BodyError, Outgoing, Patience, Source, Upload};
 use super::head::{self, Malformed};
 use super::noted::Noted;
 use super::pool::{Key, Stream};
 use super::upstream::{Kept, Shared, Unanswered, UpstreamIo, Way};
 use crate::mesh::Endpoint;
-use crate::model::{MemberName, Protocol, ServiceName};
+use crate::model::{Outcome, Protocol, ServiceName};
+use crate::proxy::board::{Avoid, Choice};
+use crate::proxy::call::Call;
 use crate::proxy::dial::DialError;
-use crate::proxy::instances::Call;
-use crate::proxy::outbound::{self, Avoid, Dialled, Search, Setback};
+use crate::proxy::outbound::{self, Dialled, Search, Setback};
 use crate::proxy::traffic::Exchange;
 use crate::proxy::{EntryOptions, Span};
 use crate::telemetry::{Counter, Direction, Door, EventKind};
@@ -78,11 +79,13 @@ pub(super) struct Carried {
     /// What the access log is to say.
     noted: Option<Box<Noted>>,
     key: Key,
-    /// Whose instance it is.
-    node: MemberName,
     exchange: Exchange,
     pub(super) bytes: Counter,
-    _call: Call,
+    call: Call,
+    /// To the agent of the instance; `None` where that is this one.
+    link: Option<Arc<Link>>,
+    /// Whether its status comes last, as gRPC has it.
+    is_grpc: bool,
     _stream: Option<Stream>,
 }
 
@@ -94,9 +97,23 @@ impl Carried {
         }
     }
 
+    /// The trailers of the response.
+    pub(super) fn handle_trailers(&self, trailers: &HeaderMap) {
+        if self.is_grpc {
+            self.call.judge(grpc_outcome(trailers).unwrap_or(Outcome::Failed));
+        }
+    }
+
+    /// The instance did not say the rest of the response.
+    pub(super) fn cut(&self) {
+        let is_its_fault = self.link.as_ref().is_none_or(|link| link.is_open());
+        self.call.judge(if is_its_fault { Outcome::Failed } else { Outcome::Unknown });
+    }
+
     /// The response is whole. Its connection is kept when it is free for another.
     pub(super) fn end(self, upstream: Option<Kept>) {
         let now = self.http.outbound.clock.now();
+        self.call.judge(if self.is_grpc { Outcome::Failed } else { Outcome::Success });
         if let Some(mut kept) = upstream
             && kept.is_free()
         {
@@ -139,6 +156,8 @@ impl<T: Into<Setback>> From<T> for Miss {
 
 /// A request as it can be said to several instances.
 struct Outbox {
+    choice: Choice,
+    is_grpc: bool,
     head: Parts,
     source: Option<Arc<Source>>,
     protocol: Protocol,
@@ -197,7 +216,8 @@ impl Http {
         if protocol == Protocol::Http && body.is_some() && head::may_overlook_body(&head.method) {
             head.headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
-        let outbox = Outbox { source: body, protocol, head };
+        let choice = options.balancing.choice_by(client, Some(&head.headers));
+        let outbox = Outbox { choice, is_grpc, source: body, protocol, head };
         let by_deadline = deadline.is_some();
         let late = async {
             match deadline {
@@ -235,8 +255,10 @@ impl Http {
         noted: &mut Option<Box<Noted>>,
     ) -> Result<(Response<Incoming>, Option<Kept>, Carried), Reason> {
         let outbound = &self.outbound;
-        let mut search = Search::new(outbound, service);
-        let (mut last, mut reached) = (None, 0);
+        // Of the entry's own limit; that it lets a caller wait for less is not the instance's fault.
+        let limit = options.limits.timeout.request.map(|limit| limit.0.mul_f64(0.9));
+        let mut search = Search::new(outbound, service, outbox.choice, limit);
+        let (mut last, mut reached, mut is_paid) = (None, 0, false);
         let begun_at = outbound.clock.now();
         let budget = outbound.budgets.of(service, options.limits.retry.budget, begun_at);
         budget.note_request();
@@ -248,23 +270,31 @@ impl Http {
                 Err(_) => return Err(Reason::NotTaken(DialError::Timeout)),
             };
             if let Some(reason) = last
+                && !std::mem::take(&mut is_paid)
                 && !outbound.may_retry(&budget, reason)
             {
                 let is_lost = reached > 0;
                 return Err(if is_lost { Reason::Lost } else { Reason::NotTaken(reason) });
             }
-            let Dialled { endpoint, way, call } = dialled;
+            let Dialled { way, call } = dialled;
             // It was the less busy of two.
             if call.count() > IN_FLIGHT_MAX {
                 return Err(Reason::NotTaken(DialError::Overflow));
             }
+            let mut link = None;
             let attempt = match way {
                 Ok(way) => {
-                    let has_other = || outbound.has_better(service, &search.picked);
-                    self.ask(options, service, &endpoint, &way, &outbox, has_other).await
+                    if let outbound::Way::There(there) = way {
+                        link = Some(there);
+                    }
+                    call.ask();
+                    let has_other = || outbound.has_better(service, &outbox.choice, &search.tried);
+                    self.ask(options, service, call.endpoint(), link.as_ref(), &outbox, has_other)
+                        .await
                 }
                 Err(error) => Err(Miss::from(error)),
             };
+            let is_link_open = link.as_ref().is_none_or(|link| link.is_open());
             if last.is_some() {
                 let result = if attempt.is_ok() { "success" } else { "failure" };
                 outbound.metrics.count_retry(result);
@@ -276,41 +306,60 @@ impl Http {
             }
             match attempt {
                 Ok((response, kept, stream)) => {
-                    outbound.avoided.forgive(&endpoint);
+                    call.note_answer();
+                    outbound.forgive(&call);
+                    let early = early_outcome(&response, outbox.is_grpc);
+                    if let Some(outcome) = early {
+                        call.judge(outcome);
+                    }
+                    reached += 1;
+                    if early == Some(Outcome::Failed)
+                        && reached < options.limits.retry.tries()
+                        && outbox.may_repeat(call.endpoint())
+                        && outbound.has_better(service, &outbox.choice, &search.tried)
+                        && outbound.may_retry(&budget, DialError::Lost)
+                    {
+                        (last, is_paid) = (Some(DialError::Lost), true);
+                        continue;
+                    }
                     if let Some(source) = &outbox.source {
                         source.settle();
                     }
-                    let traffic = outbound.traffic.of(
-                        Direction::outbound,
-                        service,
-                        endpoint.member,
-                        &endpoint.member_name,
-                    );
+                    let endpoint = call.endpoint();
+                    let (peer, name) = (endpoint.member, &endpoint.member_name);
+                    let traffic = outbound.traffic.of(Direction::outbound, service, peer, name);
                     let status = response.status().as_u16();
                     if let Some(noted) = noted {
-                        noted.answered(service, &endpoint, status);
+                        noted.answered(service, endpoint, status);
                     }
                     let carried = Carried {
                         http: Arc::clone(self),
                         noted: noted.take(),
                         exchange: traffic.exchange(begun_at, status),
                         bytes: traffic.bytes,
-                        key: (endpoint.member, endpoint.instance),
-                        node: endpoint.member_name,
-                        _call: call,
+                        key: (endpoint.member, endpoint.instance.clone()),
+                        call,
+                        link,
+                        is_grpc: outbox.is_grpc,
                         _stream: stream,
                     };
                     return Ok((response, kept, carried));
                 }
                 Err(Miss::NotTaken(Setback::Next { reason, avoid })) => {
-                    outbound.avoid(&endpoint, avoid, reason);
+                    if avoid == Avoid::Member && reason == DialError::Lost && is_link_open {
+                        call.judge(Outcome::Failed); // it took the connection and closed it unread
+                    }
+                    outbound.avoid(&call, avoid, reason);
                     last = Some(reason);
                     if !outbox.is_whole() {
                         return Err(Reason::NotTaken(reason));
                     }
                 }
                 Err(Miss::Repeatable(reason, avoid)) => {
-                    outbound.avoid(&endpoint, avoid, reason);
+                    if avoid == Avoid::Instance && is_link_open {
+                        call.judge(Outcome::Failed);
+                    }
+                    outbound.avoid(&call, avoid, reason);
                     last = Some(reason);
                     reached += 1;
                     if reached >= options.limits.retry.tries() {
@@ -320,8 +369,14 @@ impl Http {
                 Err(Miss::NotTaken(Setback::Final(reason))) => {
                     return Err(Reason::NotTaken(reason));
                 }
-                Err(Miss::NotTaken(Setback::Cut(_)) | Miss::Lost) => return Err(Reason::Lost),
-                Err(Miss::TimedOut) => return Err(Reason::Timeout),
+                Err(Miss::NotTaken(Setback::Cut(_)) | Miss::Lost) => {
+                    call.judge(if is_link_open { Outcome::Failed } else { Outcome::Unknown });
+                    return Err(Reason::Lost);
+                }
+                Err(Miss::TimedOut) => {
+                    call.judge(if is_link_open { Outcome::Failed } else { Outcome::Unknown });
+                    return Err(Reason::Timeout);
+                }
             }
         }
     }
@@ -332,15 +387,11 @@ impl Http {
         options: &EntryOptions,
         service: &ServiceName,
         endpoint: &Endpoint,
-        way: &outbound::Way,
+        link: Option<&Arc<Link>>,
         outbox: &Outbox,
         has_other: impl Fn() -> bool,
     ) -> Attempt {
         let key = (endpoint.member, endpoint.instance.clone());
-        let link = match way {
-            outbound::Way::Here => None,
-            outbound::Way::There(link) => Some(link),
-        };
         let asking = async {
             if outbox.protocol == Protocol::Http {
                 if let Some(kept) = self.pool.take(&key) {
@@ -429,7 +480,7 @@ impl Http {
         upgrade: Option<HeaderValue>,
         patience: Patience,
     ) -> Answered {
-        let node = HeaderValue::from_str(carried.node.as_str()).ok();
+        let node = HeaderValue::from_str(carried.call.endpoint().member_name.as_str()).ok();
         let is_switch = response.status() == StatusCode::SWITCHING_PROTOCOLS;
         let switched_to = upgrade.filter(|_| is_switch);
         let is_upgrade = switched_to.is_some();
@@ -512,6 +563,32 @@ impl Outbox {
             Unanswered::Unknown => Miss::Lost,
         })
     }
+}
+
+/// What the head of a response says of its instance; `None` where the rest is still to say it. Faults
+/// of the caller say nothing.
+fn early_outcome(response: &Response<Incoming>, is_grpc: bool) -> Option<Outcome> {
+    let status = response.status();
+    if is_grpc && status == StatusCode::OK {
+        return grpc_outcome(response.headers());
+    }
+    if status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED {
+        return Some(Outcome::Failed);
+    }
+    status.is_client_error().then_some(Outcome::Unknown)
+}
+
+/// What gRPC's status says of the instance, if it is there.
+fn grpc_outcome(fields: &HeaderMap) -> Option<Outcome> {
+    let status = fields.get(GRPC_STATUS)?;
+    Some(match status.as_bytes() {
+        // UNKNOWN, DEADLINE_EXCEEDED, INTERNAL, UNAVAILABLE, DATA_LOSS
+        b"2" | b"4" | b"13" | b"14" | b"15" => Outcome::Failed,
+        // CANCELLED, INVALID_ARGUMENT, NOT_FOUND, ALREADY_EXISTS, PERMISSION_DENIED,
+        // RESOURCE_EXHAUSTED, FAILED_PRECONDITION, ABORTED, OUT_OF_RANGE, UNAUTHENTICATED
+        b"1" | b"3" | b"5" | b"6" | b"7" | b"8" | b"9" | b"10" | b"11" | b"16" => Outcome::Unknown,
+        _ => Outcome::Success, // OK and UNIMPLEMENTED
+    })
 }
 
 fn lost() -> Setback {
