@@ -12,7 +12,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::model::{
-    Enrolment, Genesis, Idempotent, Invite, Issuer, MemberId, MemberRecord, Operator,
+    Enrolment, Genesis, Idempotent, Invite, Issuer, LimitedInstance, MemberId, MemberRecord,
+    Operator,
 };
 
 /// Most bytes that one value may take, encoded or while it is decoded.
@@ -99,11 +100,13 @@ pub trait Payload: Serialize + DeserializeOwned {
 
 impl Payload for Genesis {}
 impl Payload for MemberRecord {
-    const VERSION: u8 = 2;
+    const VERSION: u8 = 3;
 
     fn appended_after(version: u8) -> Result<Vec<u8>, WireError> {
+        let (idempotent, capacities) = (Vec::<Idempotent>::new(), Vec::<LimitedInstance>::new());
         match version {
-            1 => encode(&Vec::<Idempotent>::new()),
+            1 => encode(&(idempotent, capacities)),
+            2 => encode(&capacities),
             _ => Ok(Vec::new()),
         }
     }
@@ -170,10 +173,11 @@ pub(crate) mod golden {
     use serde::de::DeserializeOwned;
 
     /// Of each version what it added: a name and its bytes as hex in each line. Lines are never edited.
-    const WIRE: [&str; 3] = [
+    const WIRE: [&str; 4] = [
         include_str!("../tests/golden/wire-1.txt"),
         include_str!("../tests/golden/wire-2.txt"),
         include_str!("../tests/golden/wire-3.txt"),
+        include_str!("../tests/golden/wire-4.txt"),
     ];
 
     /// Fails unless this version reads the golden bytes of `name` as `value`, and writes them back.
@@ -251,14 +255,15 @@ mod tests {
             }],
             agent_version: "0.1.0".into(),
             idempotent: Vec::new(),
+            capacities: Vec::new(),
         }
     }
 
     #[test]
     fn record_bytes_are_frozen() {
         let golden =
-            b"\x02\x06node-a\x00\x7f\x00\x00\x01\xfb\xca\x1c\x05eu1/a\x00\x01\x03web\x03web\
-                       \x00\xfb\x90\x1f\x01\x02v2\x64\x00\x050.1.0\x00";
+            b"\x03\x06node-a\x00\x7f\x00\x00\x01\xfb\xca\x1c\x05eu1/a\x00\x01\x03web\x03web\
+                       \x00\xfb\x90\x1f\x01\x02v2\x64\x00\x050.1.0\x00\x00";
         assert_eq!(encode_payload(&record()).unwrap(), golden);
     }
 
@@ -287,7 +292,10 @@ mod tests {
             requests: vec!["GET *".parse().unwrap()],
         };
         let record_2 = MemberRecord { idempotent: vec![idempotent], ..record() };
-        check("payload/record/2", &record_2);
+        check_older("payload/record/2", &record_2);
+        let limited =
+            LimitedInstance { instance: "web".parse().unwrap(), soft: Some(200), hard: None };
+        check("payload/record/3", &MemberRecord { capacities: vec![limited], ..record_2 });
         for (phase, state) in [
             (MemberPhase::Draining, InstanceState::Draining),
             (MemberPhase::Restarting, InstanceState::Failing),

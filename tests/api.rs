@@ -64,7 +64,9 @@ fn snapshot() -> Snapshot {
         tags: vec!["v2".to_owned()],
         weight: Weight(100),
         state,
+        zone: "".into(),
         idempotent: Default::default(),
+        capacity: Default::default(),
         changed_at: Moment::START,
     };
     let service = ServiceView::new(

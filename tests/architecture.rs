@@ -10,6 +10,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("model", 0),
     ("wire", 0),
     ("balancer", 1),
+    ("breaker", 1),
     ("catalogue", 1),
     ("membership", 1),
     ("mesh", 2),

@@ -66,6 +66,7 @@ fn an_agent_that_was_newer_for_a_while_is_understood_and_comes_back() {
             instances: vec![instance("echo"), instance("extra")],
             agent_version: "0.2.0".to_owned(),
             idempotent: Vec::new(),
+            capacities: Vec::new(),
         };
         let payload = newer(&wire::encode_payload(&record).expect("encodes"));
         let entry = said_by_a_newer_agent(fleet.dir(3), EntryKind::RECORD, &payload);

@@ -9,7 +9,7 @@ use tracing::{info, warn};
 
 use crate::api::ControlError;
 use crate::config::{PublicService, Settings};
-use crate::proxy::{EntryOptions, PublicHosts, Route};
+use crate::proxy::{PublicHosts, Route};
 use crate::runtime::blocking;
 use crate::telemetry::{EventKind, EventLog};
 use crate::tls::public::{CertificateFiles, Loaded, Look, PublicCertificates, load};
@@ -42,9 +42,8 @@ impl Ingress {
     /// From now on these hold.
     pub(super) fn set(&self, settings: &Settings, loaded: Loaded) {
         let publics = settings.publics.iter().map(|public| &public.value);
-        let hosts = publics.flat_map(|PublicService { service, hosts, limits }| {
-            let options = EntryOptions { source: None, limits: limits.clone() };
-            let route = Route { service: service.clone(), options: Arc::new(options) };
+        let hosts = publics.flat_map(|PublicService { service, hosts, options }| {
+            let route = Route { service: service.clone(), options: Arc::new(options.clone()) };
             hosts.iter().map(move |host| (host.clone(), route.clone()))
         });
         self.hosts.set(hosts.collect());

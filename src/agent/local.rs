@@ -199,7 +199,8 @@ impl LocalServices {
     }
 
     fn offer(&self, instance: &ExposeSpec) -> Offer {
-        Offer { record: self.record(instance), idempotent: instance.idempotent.clone() }
+        let (idempotent, capacity) = (instance.idempotent.clone(), instance.inflight);
+        Offer { record: self.record(instance), idempotent, capacity }
     }
 
     fn record(&self, instance: &ExposeSpec) -> InstanceRecord {
@@ -228,6 +229,7 @@ impl LocalServices {
             service: instance.service.clone(),
             target: instance.to.clone(),
             is_draining: self.out.contains(&instance.id),
+            hard_limit: instance.inflight.hard,
             proxy_protocol: instance.proxy_protocol,
         };
         self.offered().map(target).collect()

@@ -378,7 +378,7 @@ impl Agent {
 
         let (ready, readiness) = watch::channel(Readiness::NotReady("the agent is starting"));
         tasks.spawn("readiness", watch_readiness(ready, settled_reader, shutdown.clone()));
-        let (calls, own_calls) = (data.proxy.clone(), data.proxy.in_flight().clone());
+        let (calls, own_calls) = (data.proxy.clone(), data.proxy.clone());
         let me = credentials.member_id();
         let (links, pings, log) = (data.proxy.clone(), data.proxy.clone(), LogSlot::default());
         let state = ApiState {
@@ -390,10 +390,10 @@ impl Agent {
             identity: identity.clone(),
             calls: Calls::new(
                 move |endpoint| CallView {
-                    in_flight: calls.in_flight().of(&endpoint.member, &endpoint.instance).into(),
+                    report: calls.report(endpoint),
                     trouble: calls.trouble(endpoint),
                 },
-                move || own_calls.of_member(&me),
+                move || own_calls.in_flight_of(&me),
             ),
             links: Links::new(move |member| links.link(member)),
             certificates,

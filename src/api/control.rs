@@ -8,12 +8,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::balancer::{Balance, Prefer};
 use crate::catalogue::REQUESTS_MAX;
 use crate::model::{
-    Entry, InstanceId, MemberId, MemberName, NameError, Protocol, PublicKey, RequestPattern,
-    ServiceName, Target, Weight,
+    Capacity, Entry, InstanceId, MemberId, MemberName, NameError, Protocol, PublicKey,
+    RequestPattern, ServiceName, Target, Weight,
 };
-use crate::proxy::{CallLimits, EntryOptions, ProxyProtocol, Retry, Timeouts};
+use crate::proxy::{
+    Balancing, BreakerLimits, CallLimits, EntryOptions, HashKey, ProxyProtocol, Retry, Timeouts,
+};
 use crate::transport::enrolment::{InviteOptions, InviteView, Parting};
 
 /// How many commands may wait. People and deploy scripts write them one at a time; a queue that is
@@ -253,6 +256,9 @@ pub struct ExposeSpec {
     /// Requests of HTTP that it may get twice and does the same: at most [`REQUESTS_MAX`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub idempotent: Vec<RequestPattern>,
+    /// How many calls it takes at a time: as many as come unless set.
+    #[serde(default, skip_serializing_if = "Capacity::is_unlimited")]
+    pub inflight: Capacity,
     /// How it is told who calls: not at all unless set. It must expect that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub proxy_protocol: Option<ProxyProtocol>,
@@ -282,6 +288,7 @@ impl ExposeSpec {
             tags: Vec::new(),
             weight: Weight::default(),
             idempotent: Vec::new(),
+            inflight: Capacity::default(),
             proxy_protocol: None,
         })
     }
@@ -291,6 +298,7 @@ impl ExposeSpec {
         let words = |spec: &Self| {
             let tags = spec.tags.join(",");
             let tags = if tags.is_empty() { "none".to_owned() } else { tags };
+            let limit = |limit: Option<u32>| limit.map_or("none".to_owned(), |l| l.to_string());
             let idempotent: Vec<_> = spec.idempotent.iter().map(RequestPattern::as_str).collect();
             [
                 ("service", spec.service.to_string()),
@@ -300,6 +308,8 @@ impl ExposeSpec {
                 ("tags", tags),
                 ("weight", spec.weight.0.to_string()),
                 ("proxy_protocol", spec.proxy_protocol.map_or("none", |_| "v2").to_owned()),
+                ("inflight.soft", limit(spec.inflight.soft)),
+                ("inflight.hard", limit(spec.inflight.hard)),
                 ("idempotent", format!("{:?}", idempotent.join(", "))),
             ]
         };
@@ -322,6 +332,7 @@ impl ExposeSpec {
         if self.weight.0 > WEIGHT_MAX {
             return Err(SpecError::Weight(self.weight.0));
         }
+        check_capacity(&self.inflight)?;
         for tag in &self.tags {
             check_tag(tag)?;
         }
@@ -332,6 +343,14 @@ impl ExposeSpec {
 /// Tags have the form of names: they become labels of DNS names.
 pub fn check_tag(tag: &str) -> Result<(), SpecError> {
     InstanceId::try_new(tag).map(drop).map_err(SpecError::Tag)
+}
+
+/// An instance takes at least one call, and goes full before it refuses.
+pub fn check_capacity(capacity: &Capacity) -> Result<(), SpecError> {
+    let Capacity { soft, hard } = *capacity;
+    let is_sound = soft.unwrap_or(1).min(hard.unwrap_or(1)) > 0
+        && soft.zip(hard).is_none_or(|(soft, hard)| soft <= hard);
+    if is_sound { Ok(()) } else { Err(SpecError::Capacity) }
 }
 
 /// A local entry to a service: an `[[upstream]]` of a file, `murmesh upstream`, or the body of
@@ -349,28 +368,71 @@ pub struct UpstreamSpec {
     /// How often one may be tried.
     #[serde(default, skip_serializing_if = "Retry::is_default")]
     pub retry: Retry,
+    /// How instances are chosen.
+    #[serde(default, skip_serializing_if = "Balance::is_default")]
+    pub balance: Balance,
+    /// How near they are to be, nearest first.
+    #[serde(default, skip_serializing_if = "Prefer::is_empty")]
+    pub prefer: Prefer,
+    /// What keeps calls together, with [`Balance::Maglev`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hash: Option<HashKey>,
+    /// When this member stops calling an instance of the service.
+    #[serde(default, skip_serializing_if = "BreakerLimits::is_default")]
+    pub breaker: BreakerLimits,
 }
 
 impl UpstreamSpec {
     /// An entry to `service` at `listen`, everything else by default.
     pub fn new(service: ServiceName, listen: Target) -> Self {
-        Self { service, listen, timeout: Timeouts::default(), retry: Retry::default() }
+        Self {
+            service,
+            listen,
+            timeout: Timeouts::default(),
+            retry: Retry::default(),
+            balance: Balance::default(),
+            prefer: Prefer::default(),
+            hash: None,
+            breaker: BreakerLimits::default(),
+        }
     }
 
     /// How its calls are made.
     pub fn options(&self) -> EntryOptions {
         let limits = CallLimits { timeout: self.timeout.clone(), retry: self.retry.clone() };
-        EntryOptions { source: None, limits }
+        let hash = self.hash.clone().unwrap_or_default();
+        let balancing = Balancing { balance: self.balance, prefer: self.prefer, hash };
+        let breaker = Some(self.breaker.clone()).filter(|breaker| !breaker.is_default());
+        EntryOptions { source: None, limits, balancing, breaker }
     }
 
-    /// Refuses an entry that other machines could reach.
+    /// Refuses an entry that other machines could reach, and what contradicts itself.
     pub fn check(self) -> Result<Self, SpecError> {
+        if let Some(fault) = self.balancing_fault() {
+            return Err(SpecError::Balancing(fault));
+        }
         match &self.listen {
             Target::Tcp(address) if !address.ip().is_loopback() => {
                 Err(SpecError::Public(self.listen.clone()))
             }
             _ => Ok(self),
         }
+    }
+}
+
+impl UpstreamSpec {
+    /// What of its balancing contradicts itself.
+    pub fn balancing_fault(&self) -> Option<&'static str> {
+        let is_by_key = self.balance == Balance::Maglev;
+        if self.hash.is_some() && !is_by_key {
+            return Some("hash means nothing without balance \"maglev\"");
+        }
+        if is_by_key && !self.prefer.is_empty() {
+            return Some(
+                "prefer means nothing with balance \"maglev\": the key says where calls go",
+            );
+        }
+        None
     }
 }
 
@@ -394,6 +456,12 @@ pub enum SpecError {
     /// It would drown all others.
     #[error("weight {0} is over {WEIGHT_MAX}")]
     Weight(u16),
+    /// It would take nothing, or refuse before it is full.
+    #[error("inflight: expected at least 1, and soft at most hard")]
+    Capacity,
+    /// Two keys contradict each other.
+    #[error("{0}")]
+    Balancing(&'static str),
     /// Other machines could reach the entry.
     #[error("'{0}' is no loopback address; an entry for other machines is not available yet")]
     Public(Target),

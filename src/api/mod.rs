@@ -4,6 +4,7 @@
 //! request passes one door first (`door.rs`), every refusal is a problem (RFC 9457) and is counted.
 
 mod blocking;
+pub mod breakers;
 pub mod calls;
 mod check;
 mod consul;

@@ -26,9 +26,10 @@ use super::control::{Control, Drain, ExposeSpec, Lifetime, UpstreamSelector, Ups
 use super::events::{EventsQuery, events};
 use super::openapi::{Parameter, Route, delete, document, get, post, put};
 use super::problem::Refusal;
-use super::{ApiState, Readiness, SettingView, calls, consul, effective, views};
+use super::{ApiState, Readiness, SettingView, breakers, calls, consul, effective, views};
 use crate::model::{
-    Entry, InstanceId, MemberId, MemberName, Protocol, RequestPattern, ServiceName, Target, Weight,
+    Capacity, Entry, InstanceId, MemberId, MemberName, Protocol, RequestPattern, ServiceName,
+    Target, Weight,
 };
 use crate::proxy::ProxyProtocol;
 use crate::runtime::clock;
@@ -118,6 +119,7 @@ fn table() -> Vec<Route> {
         get("/v1/mesh/members", "All members, this one included", members),
         get("/v1/mesh/services", "All services", services),
         get("/v1/mesh/endpoints/{svc}", "The instances of a service", endpoints),
+        get("/v1/mesh/breakers", "Whom calls avoid, by whose word and why", list_breakers),
         get("/v1/mesh/routes", "What would happen to a call", list_routes).query(&[
             Parameter { name: "service", text: "Only calls of this service" },
             Parameter { name: "method", text: "Of the request, with path" },
@@ -196,7 +198,6 @@ const LATER: &[&str] = &[
     "/v1/agent/check/*",
     "/v1/catalog/*",
     "/v1/health/*",
-    "/v1/mesh/breakers",
     "/v1/mesh/edges",
     "/v1/mesh/stat",
     "/v1/mesh/policy",
@@ -307,6 +308,10 @@ async fn services(State(state): State<ApiState>) -> Json<Vec<views::Service>> {
 async fn endpoints(State(state): State<ApiState>, Path(service): Path<String>) -> Answer {
     let service = named::<ServiceName>(&service)?;
     Ok(Json(views::endpoints(&state, &service)).into_response())
+}
+
+async fn list_breakers(State(state): State<ApiState>) -> Json<Vec<breakers::BreakerRow>> {
+    Json(breakers::breakers(&state))
 }
 
 /// The call that `GET /v1/mesh/routes` is about; all services when none is named.
@@ -439,6 +444,9 @@ pub struct ExposeRequest {
     /// Requests that may be sent twice.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub idempotent: Vec<RequestPattern>,
+    /// How many calls it takes at a time.
+    #[serde(default, skip_serializing_if = "Capacity::is_unlimited")]
+    pub inflight: Capacity,
     /// `v2` for an instance that expects to be told who calls.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub proxy_protocol: Option<ProxyProtocol>,
@@ -465,6 +473,7 @@ async fn expose(State(state): State<ApiState>, request: Request) -> Answer {
     spec.tags = asked.tags;
     spec.weight = asked.weight.unwrap_or_default();
     spec.idempotent = asked.idempotent;
+    spec.inflight = asked.inflight;
     spec.proxy_protocol = asked.proxy_protocol;
     let spec = spec.check().map_err(|error| malformed(&error))?;
     let accepted = spec.clone();

@@ -14,6 +14,7 @@ use super::check::Checks;
 use super::control::{Control, ExposeSpec, OutOfRotation, UpstreamSpec};
 use crate::mesh::{Endpoint, Snapshot};
 use crate::model::{InstanceId, MemberId, MemberName, MeshId, ServiceName, Target};
+use crate::proxy::EndpointReport;
 use crate::runtime::clock::Clock;
 use crate::telemetry::{EventLog, Log, Metrics};
 use crate::tls::NodeCredentials;
@@ -179,10 +180,10 @@ pub struct SettingView {
 }
 
 /// What this agent's own calls tell of an endpoint.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct CallView {
-    /// How many streams of this agent it has now.
-    pub in_flight: u64,
+    /// What they saw of it.
+    pub report: EndpointReport,
     /// Why this agent would rather not call it, if a call went wrong a moment ago.
     pub trouble: Option<&'static str>,
 }

@@ -6,7 +6,7 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use serde::{Deserialize, Serialize};
 
-use super::{ApiState, ExposeSpec};
+use super::{ApiState, ExposeSpec, breakers};
 use crate::mesh::{Appointed, Endpoint, EndpointState, MemberView, ServiceView, Snapshot};
 use crate::model::{
     Enrolment, Epoch, MemberId, MemberName, MemberPhase, MemberState, Moment, PublicKey,
@@ -357,15 +357,16 @@ pub(super) fn endpoints(state: &ApiState, service: &ServiceName) -> Vec<Endpoint
             instance: endpoint.instance.to_string(),
             node: endpoint.member_name.to_string(),
             address: endpoint.address.to_string(),
-            state: endpoint.state.as_str().to_owned(),
+            state: breakers::state_word(endpoint, &calls.report).to_owned(),
             reason: match local.out.maintenance.get(&endpoint.instance) {
                 Some(why) if endpoint.member == state.me => format!("maintenance: {why}"),
-                _ => reason(endpoint, node, calls.trouble),
+                _ => breakers::reason(endpoint, &calls.report)
+                    .unwrap_or_else(|| reason(endpoint, node, calls.trouble)),
             },
             weight: endpoint.weight.0,
             tags: endpoint.tags.clone(),
-            inflight: calls.in_flight,
-            latency_ms: None,
+            inflight: calls.report.in_flight.into(),
+            latency_ms: calls.report.latency.map(|time| (time.as_secs_f64() * 1e6).round() / 1e3),
             age_ms: age_ms(now, endpoint.changed_at),
         }
     };

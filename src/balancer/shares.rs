@@ -9,6 +9,12 @@ use crate::model::Weight;
 pub struct Shares {
     /// Those that have a weight, in order.
     parts: Vec<Part>,
+    /// What divides every weight.
+    unit: u64,
+    /// From one turn to the next, in units. Has no divisor in common with all units together, so that
+    /// every unit has its turn before one has a second; near the golden section of them, so that the
+    /// turns of one candidate are spread.
+    step: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,11 +44,55 @@ impl FromIterator<(usize, Weight)> for Shares {
             end += weight;
             Part { candidate, weight, end }
         });
-        Self { parts: parts.collect() }
+        let parts: Vec<_> = parts.collect();
+        let unit = parts.iter().fold(0, |unit, part| gcd(unit, part.weight)).max(1);
+        let units = end / unit;
+        let golden = (units as f64 * 0.618) as u64;
+        let step = (golden.max(1)..).find(|step| gcd(*step, units) <= 1).unwrap_or(1);
+        Self { parts, unit, step }
     }
 }
 
+fn gcd(a: u64, b: u64) -> u64 {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
+
 impl Shares {
+    /// How many have a weight.
+    pub fn len(&self) -> usize {
+        self.parts.len()
+    }
+
+    /// Whether nobody has a weight.
+    pub fn is_empty(&self) -> bool {
+        self.parts.is_empty()
+    }
+
+    /// Those that have a weight, in order.
+    pub fn iter(&self) -> impl Iterator<Item = Drawn> {
+        self.parts.iter().copied().map(Drawn::from)
+    }
+
+    /// The weight of one of them on average; 0 when there is none.
+    pub fn weight_mean(&self) -> f64 {
+        self.parts.last().map_or(0.0, |last| last.end as f64 / self.parts.len() as f64)
+    }
+
+    /// One by weight; `None` where nobody has a weight.
+    pub fn draw(&self, rng: &mut impl Rng) -> Option<Drawn> {
+        let total = self.parts.last()?.end;
+        Some(self.at(rng.random_range(0..total)).into())
+    }
+
+    /// Whose turn it is, where turns are counted up: each has exactly its share of as many turns in a
+    /// row as there are units of weight.
+    pub fn at_turn(&self, turn: u32) -> Option<Drawn> {
+        let units = self.parts.last()?.end / self.unit;
+        let at = u128::from(turn) * u128::from(self.step) % u128::from(units);
+        let at = u64::try_from(at).unwrap_or(0) * self.unit;
+        Some(self.at(at).into())
+    }
+
     /// Two different ones by weight, the second as if the first were not there; one where there is
     /// no other; `None` where nobody has a weight.
     pub fn draw_two(&self, rng: &mut impl Rng) -> Option<(Drawn, Option<Drawn>)> {
@@ -95,6 +145,26 @@ mod tests {
                 prop_assert!(drawn.weight > 0);
             }
         }
+    }
+
+    #[test]
+    fn turns_are_shared_exactly_by_weight_and_spread() {
+        for weights in [vec![100; 3], vec![300, 100], vec![5, 0, 15, 10], vec![7], vec![1; 1_000]] {
+            let shares: Shares = weights.iter().copied().map(Weight).enumerate().collect();
+            let unit = weights.iter().fold(0, |unit, weight| gcd(unit, u64::from(*weight)));
+            let units = weights.iter().map(|weight| u64::from(*weight)).sum::<u64>() / unit;
+            let mut turns = vec![0; weights.len()];
+            for turn in 0..u32::try_from(units * 2).unwrap() {
+                turns[shares.at_turn(turn).unwrap().candidate] += 1;
+            }
+            let expected: Vec<_> = weights.iter().map(|w| u64::from(*w) / unit * 2).collect();
+            assert_eq!(turns, expected, "{weights:?}");
+        }
+        let shares: Shares =
+            [100, 100, 100, 100, 100].map(Weight).into_iter().enumerate().collect();
+        let turns: Vec<_> = (0..10).map(|turn| shares.at_turn(turn).unwrap().candidate).collect();
+        assert!(turns.windows(2).all(|two| two[0] != two[1]), "never twice in a row: {turns:?}");
+        assert_eq!(Shares::default().at_turn(1), None);
     }
 
     #[test]

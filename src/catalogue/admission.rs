@@ -134,6 +134,7 @@ fn is_sound(record: &MemberRecord) -> bool {
         && record.zone.len() <= TEXT_LEN_MAX
         && record.agent_version.len() <= TEXT_LEN_MAX
         && record.idempotent.len() <= INSTANCES_MAX
+        && record.capacities.len() <= INSTANCES_MAX
         && record.idempotent.iter().all(|declared| declared.requests.len() <= REQUESTS_MAX)
         && record.instances.iter().all(|instance| {
             instance.tags.len() <= TAGS_MAX

@@ -65,6 +65,7 @@ fn body(name: &str, service: &str) -> MemberRecord {
         instances: vec![instance("one", service)],
         agent_version: String::new(),
         idempotent: Vec::new(),
+        capacities: Vec::new(),
     }
 }
 

@@ -8,6 +8,7 @@ use super::Global;
 use super::client::{Client, encoded};
 use super::exit::{Exit, Outcome};
 use super::output::{Drawing, Grid, Listing, cell, or_dash, show, state};
+use crate::api::breakers::BreakerRow;
 use crate::api::calls::{PingRow, RouteRow};
 use crate::model::ServiceName;
 
@@ -16,6 +17,13 @@ use crate::model::ServiceName;
 pub(super) struct PingArgs {
     /// Which service
     service: ServiceName,
+    #[command(flatten)]
+    listing: Listing,
+}
+
+/// Arguments of `breakers`.
+#[derive(Debug, Args)]
+pub(super) struct BreakersArgs {
     #[command(flatten)]
     listing: Listing,
 }
@@ -57,6 +65,40 @@ fn ping_table(rows: &[PingRow]) -> String {
         grid.row([cell(&row.instance), cell(&row.node), state(word), cell(time)]);
     }
     grid.finish(&[3])
+}
+
+/// Whom calls avoid, by whose word and why.
+pub(super) async fn breakers(global: &Global, args: BreakersArgs) -> Outcome {
+    let client = &Client::new(global)?;
+    let listing = args.listing;
+    show(listing, || async move {
+        let rows: Vec<BreakerRow> = client.get("/v1/mesh/breakers").await?;
+        Drawing::of(&rows, listing, breaker_table, "every instance is called as usual")
+    })
+    .await
+}
+
+fn breaker_table(rows: &[BreakerRow]) -> String {
+    let mut grid =
+        Grid::new(["SERVICE", "INSTANCE", "NODE", "STATE", "SOURCE", "REASON", "FAILED", "SINCE"]);
+    for row in rows {
+        let failed = row.evidence.iter().map(|seen| u32::from(seen.failures)).sum::<u32>();
+        let samples = row.evidence.iter().map(|seen| u32::from(seen.samples)).sum::<u32>();
+        let since = row.since_ms.map(|ms| Duration::from_secs(ms / 1_000));
+        grid.row([
+            cell(&row.service),
+            cell(&row.instance),
+            cell(&row.node),
+            state(&row.state),
+            cell(&row.source),
+            cell(or_dash(&row.reason)),
+            cell(format!("{failed} of {samples}")),
+            cell(
+                since.map_or("-".to_owned(), |since| humantime::format_duration(since).to_string()),
+            ),
+        ]);
+    }
+    grid.finish(&[6, 7])
 }
 
 /// What would happen to a call.

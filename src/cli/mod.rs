@@ -119,6 +119,8 @@ enum Verb {
     Services(Listing),
     /// List the instances of a service
     Endpoints(look::EndpointsArgs),
+    /// List whom calls avoid, by whose word and why
+    Breakers(calls::BreakersArgs),
     /// Call every instance of a service once, and see how long it takes
     Ping(calls::PingArgs),
     /// What would happen to a call: who may take it, in which time, how often it is tried
@@ -295,6 +297,7 @@ async fn answer(cli: Cli) -> Outcome {
         Verb::Members(listing) => look::members(global, listing).await,
         Verb::Services(listing) => look::services(global, listing).await,
         Verb::Endpoints(args) => look::endpoints(global, args).await,
+        Verb::Breakers(args) => calls::breakers(global, args).await,
         Verb::Ping(args) => calls::ping(global, args).await,
         Verb::Routes(args) => calls::routes(global, args).await,
         Verb::Certs(args) => certs::certs(global, args).await,
@@ -352,7 +355,7 @@ mod tests {
             assert_eq!(failure.exit, Exit::Usage);
             failure.to_string()
         };
-        let later = "stat top tap-web edges breakers \
+        let later = "stat top tap-web edges \
                      explain-web policy-list \
                      split-web switch-web canary-web fault-web limit-web revoke-a rotate-node \
                      operator-list record replay sim-x";

@@ -17,7 +17,9 @@ use crate::agent::{has_left, way_back};
 use crate::api::control::WEIGHT_MAX;
 use crate::api::views::{IssuerRow, Service};
 use crate::api::{ExposeRequest, ExposeSpec, Exposed, SettingView, UNTIL_RESTART, UpstreamSpec};
-use crate::model::{InstanceId, Protocol, RequestPattern, ServiceName, Target, Weight};
+use crate::balancer::{Balance, Prefer};
+use crate::model::{Capacity, InstanceId, Protocol, RequestPattern, ServiceName, Target, Weight};
+use crate::proxy::HashKey;
 
 /// How long `expose` waits for the instance to accept one connection: it is only to warn.
 const PROBE_TIME_MAX: Duration = Duration::from_millis(500);
@@ -49,6 +51,12 @@ pub(super) struct ExposeArgs {
     /// Requests that the instance may get twice, such as "GET *": sent again when it fails
     #[arg(long, value_name = "METHOD PATH")]
     idempotent: Vec<RequestPattern>,
+    /// Calls at a time above which callers go elsewhere first
+    #[arg(long, value_name = "CALLS", value_parser = whole_number::<u32>)]
+    soft_limit: Option<u32>,
+    /// Calls at a time above which the next is refused
+    #[arg(long, value_name = "CALLS", value_parser = whole_number::<u32>)]
+    hard_limit: Option<u32>,
     #[command(flatten)]
     listing: Listing,
 }
@@ -68,6 +76,15 @@ pub(super) struct UpstreamArgs {
     /// Where to listen: 127.0.0.1:5432, a port (0 for any), or unix:/run/db.sock
     #[arg(value_name = "ADDR")]
     listen: Option<Target>,
+    /// How instances are chosen [default: peak_ewma]
+    #[arg(long, value_name = "peak_ewma|least_request|round_robin|random|maglev", value_parser = balance)]
+    balance: Option<Balance>,
+    /// How near they are to be, nearest first: same-zone,same-region,any
+    #[arg(long, value_name = "WHERE,..", value_parser = prefer)]
+    prefer: Option<Prefer>,
+    /// What keeps calls together with maglev: client, or header:NAME [default: client]
+    #[arg(long, value_name = "KEY", value_parser = |text: &str| HashKey::try_from(text.to_owned()))]
+    hash: Option<HashKey>,
     /// Close it again
     #[arg(long, requires = "service")]
     off: bool,
@@ -80,6 +97,15 @@ fn weight(text: &str) -> Result<u16, String> {
         .ok()
         .filter(|weight| *weight <= WEIGHT_MAX)
         .ok_or_else(|| format!("expected a whole number from 0 to {WEIGHT_MAX}"))
+}
+
+fn balance(text: &str) -> Result<Balance, String> {
+    let known = Balance::ALL.into_iter().find(|balance| balance.as_str() == text);
+    known.ok_or_else(|| format!("expected {}", Balance::ALL.map(Balance::as_str).join(", ")))
+}
+
+fn prefer(text: &str) -> Result<Prefer, String> {
+    Prefer::try_new(&text.split(',').collect::<Vec<_>>())
 }
 
 /// Says so where a file will win over what a command has just done.
@@ -107,6 +133,7 @@ pub(super) async fn expose(global: &Global, args: ExposeArgs) -> Outcome {
         tags: args.tags,
         weight: args.weight.map(Weight),
         idempotent: args.idempotent,
+        inflight: Capacity { soft: args.soft_limit, hard: args.hard_limit },
         proxy_protocol: None,
     };
     let exposed: Exposed = client.change(Method::POST, "/v1/mesh/expose", &request).await?;
@@ -199,7 +226,12 @@ pub(super) async fn upstream(global: &Global, args: UpstreamArgs) -> Outcome {
             Failure::usage(message).hint(format!("murmesh upstream {service} 127.0.0.1:5432"))
         );
     };
-    let spec = UpstreamSpec::new(service, listen);
+    let spec = UpstreamSpec {
+        balance: args.balance.unwrap_or_default(),
+        prefer: args.prefer.unwrap_or_default(),
+        hash: args.hash,
+        ..UpstreamSpec::new(service, listen)
+    };
     let spec: UpstreamSpec = client.change(Method::POST, "/v1/mesh/upstream", &spec).await?;
     line(format_args!("{} is at {}", spec.service, spec.listen))?;
     let services: Vec<Service> = client.get("/v1/mesh/services").await?;

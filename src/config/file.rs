@@ -3,6 +3,7 @@
 //! are no TOML by themselves either are told.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -14,12 +15,15 @@ use toml::de::{DeTable, DeValue};
 
 use super::keys::{self, Standing};
 use super::{Fault, Origin, PublicService, Seed, Setting, Settings, check};
-use crate::api::control::{TAGS_MAX, WEIGHT_MAX, check_tag};
+use crate::api::control::{TAGS_MAX, WEIGHT_MAX, check_capacity, check_tag};
 use crate::api::{ExposeSpec, UpstreamSpec};
+use crate::balancer::{Balance, Prefer};
 use crate::catalogue::REQUESTS_MAX;
 use crate::membership::Profile;
-use crate::model::{InstanceId, MemberName, RequestPattern, ServiceName, Target, Weight};
-use crate::proxy::{CallLimits, ProxyProtocol, Retry, Share, Span, Timeouts};
+use crate::model::{Capacity, InstanceId, MemberName, RequestPattern, ServiceName, Target, Weight};
+use crate::proxy::{
+    BreakerLimits, HashKey, ProxyProtocol, Ratio, Retry, Scope, Share, Span, Timeouts,
+};
 use crate::telemetry::LogFormat;
 use crate::tls::public::CertificateFiles;
 use crate::tls::store::DataDir;
@@ -241,6 +245,7 @@ impl Reader<'_> {
             }
             requests
         });
+        let inflight = self.capacity(table, at);
         let (Some(service), Some(to)) = (service, to) else { return };
         let Ok(mut spec) = ExposeSpec::new(service, to) else { return };
         spec.id = id.unwrap_or(spec.id);
@@ -249,6 +254,7 @@ impl Reader<'_> {
         spec.weight = weight.map_or(spec.weight, Weight);
         spec.tags = tags.unwrap_or_default();
         spec.idempotent = idempotent.unwrap_or_default();
+        spec.inflight = inflight;
         spec.proxy_protocol = self.text(table, at, "proxy_protocol", |text| match text {
             "v2" => Ok(ProxyProtocol::V2),
             _ => Err("expected v2".to_owned()),
@@ -280,15 +286,36 @@ impl Reader<'_> {
             self.missing(at, "hosts", &span); // no host is public that nobody named
         }
         let (timeout, retry) = (self.timeouts(table, at), self.retry(table, at));
+        let word = |balance: Balance| balance.as_str();
+        let balance = self.text(table, at, "balance", |text| {
+            let known = Balance::ALL.into_iter().find(|balance| word(*balance) == text);
+            known.ok_or_else(|| format!("expected {}", Balance::ALL.map(word).join(", ")))
+        });
+        let prefer = table.get("prefer").and_then(|value| {
+            let at = format!("{at}.prefer");
+            let words = self.list(value, &at, |text| Ok(text.to_owned()));
+            Prefer::try_new(&words).map_err(|message| self.refuse(value, &at, message)).ok()
+        });
+        let hash = self.text(table, at, "hash", |text| HashKey::try_from(text.to_owned()));
+        let breaker = self.breaker(table, at);
         let Some(service) = service else { return };
+        // One that is only public listens nowhere of its own.
+        let nowhere = Target::Tcp(SocketAddr::from(([127, 0, 0, 1], 0)));
+        let mut spec = UpstreamSpec::new(service, listen.clone().unwrap_or(nowhere));
+        (spec.timeout, spec.retry) = (timeout, retry);
+        (spec.balance, spec.prefer) = (balance.unwrap_or_default(), prefer.unwrap_or_default());
+        (spec.hash, spec.breaker) = (hash, breaker);
+        if let Some(message) = spec.balancing_fault() {
+            self.fault(span.clone(), at, None, message.to_owned());
+        }
         if let Some(hosts) = hosts.filter(|_| is_public == Some(true)) {
-            let limits = CallLimits { timeout: timeout.clone(), retry: retry.clone() };
-            let public = PublicService { service: service.clone(), hosts, limits };
+            let (service, options) = (spec.service.clone(), spec.options());
+            let public = PublicService { service, hosts, options };
             settings.publics.push(Setting::new(public, self.origin(span.clone())));
         }
-        let Some(listen) = listen else { return };
-        let mut spec = UpstreamSpec::new(service, listen);
-        (spec.timeout, spec.retry) = (timeout, retry);
+        if listen.is_none() {
+            return;
+        }
         settings.upstreams.push(Setting::new(spec, self.origin(span)));
     }
 
@@ -322,6 +349,55 @@ impl Reader<'_> {
             retry.hedge = reader.text(inner, at, "hedge", |text| Span::try_from(text.to_owned()));
         });
         retry
+    }
+
+    fn breaker(&mut self, table: &DeTable<'_>, at: &str) -> BreakerLimits {
+        let mut breaker = BreakerLimits::default();
+        let known = &["errors", "ratio", "window", "min", "scope"];
+        self.inner(table, at, "breaker", known, |reader, inner, at| {
+            breaker.errors = reader.number(inner, at, "errors", 1, 1_000);
+            breaker.min = reader.number(inner, at, "min", 1, 10_000);
+            breaker.ratio = reader.ratio(inner, at, "ratio");
+            breaker.window = reader.text(inner, at, "window", |text| {
+                let (least, most) = (Duration::from_secs(1), Duration::from_secs(3_600));
+                let window = Span::try_from(text.to_owned())?;
+                let is_sound = (least..=most).contains(&window.0);
+                is_sound.then_some(window).ok_or_else(|| "expected 1s to 1h".to_owned())
+            });
+            breaker.scope = reader.text(inner, at, "scope", |text| match text {
+                "mesh" => Ok(Scope::Mesh),
+                "local" => Ok(Scope::Local),
+                _ => Err("expected mesh or local".to_owned()),
+            });
+        });
+        breaker
+    }
+
+    fn capacity(&mut self, table: &DeTable<'_>, at: &str) -> Capacity {
+        let mut capacity = Capacity::default();
+        self.inner(table, at, "inflight", &["soft", "hard"], |reader, inner, at| {
+            let mut limit = |key| reader.number(inner, at, key, 1, u16::MAX).map(u32::from);
+            capacity = Capacity { soft: limit("soft"), hard: limit("hard") };
+        });
+        if let (Some(value), Err(error)) = (table.get("inflight"), check_capacity(&capacity)) {
+            self.refuse(value, &format!("{at}.inflight"), error.to_string());
+        }
+        capacity
+    }
+
+    fn ratio(&mut self, table: &DeTable<'_>, at: &str, key: &str) -> Option<Ratio> {
+        let value = table.get(key)?;
+        let read = match value.get_ref() {
+            DeValue::Float(number) => number.as_str().parse().ok(),
+            DeValue::Integer(number) => number.as_str().parse().ok(),
+            _ => None,
+        };
+        let ratio = read.and_then(|fraction: f64| Ratio::try_from(fraction).ok());
+        if ratio.is_none() {
+            let message = "expected a fraction above 0 and up to 1, for instance 0.5";
+            self.refuse(value, &format!("{at}.{key}"), message.to_owned());
+        }
+        ratio
     }
 
     /// Reads `key = { .. }`, whose keys are `known`.

@@ -47,15 +47,19 @@ pub(super) const SECTIONS: &[Section] = &[
             "tags",
             "weight",
             "idempotent",
+            "inflight",
             "proxy_protocol",
         ],
-        later: &["meta", "allow", "inflight", "drain", "health"],
+        later: &["meta", "allow", "drain", "health"],
     },
     Section {
         name: "upstream",
         is_list: true,
-        keys: &["service", "listen", "public", "hosts", "timeout", "retry"],
-        later: &["as", "prefer", "breaker", "balance"],
+        keys: &[
+            "service", "listen", "public", "hosts", "timeout", "retry", "balance", "prefer",
+            "hash", "breaker",
+        ],
+        later: &["as"],
     },
     Section {
         name: "telemetry",

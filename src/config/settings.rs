@@ -11,7 +11,7 @@ use super::{Origin, Overrides, Setting, default_advertise};
 use crate::api::{ExposeSpec, SettingView, UpstreamSpec};
 use crate::membership::Profile;
 use crate::model::{MemberName, ServiceName};
-use crate::proxy::CallLimits;
+use crate::proxy::EntryOptions;
 use crate::telemetry::{AccessTarget, LogFormat};
 use crate::tls::public::CertificateFiles;
 use crate::tls::store::DataDir;
@@ -34,8 +34,8 @@ pub struct PublicService {
     pub service: ServiceName,
     /// Under which hosts: DNS names in lower case, at least one.
     pub hosts: Vec<String>,
-    /// What its calls are allowed.
-    pub limits: CallLimits,
+    /// How they are led there.
+    pub options: EntryOptions,
 }
 
 /// Everything an agent starts from, valid by construction: only the checks of this module make it.

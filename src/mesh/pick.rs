@@ -2,18 +2,21 @@
 
 use rand::Rng;
 
-use super::{Endpoint, EndpointState, Snapshot};
-use crate::balancer::{Shares, least_request};
-use crate::model::ServiceName;
+use super::{Endpoint, EndpointState, ServiceView};
+use crate::balancer::{Order, Rank, Shares, Stance, choose, scan};
 
-/// What the caller knows beside the snapshot.
+/// What the caller knows beside the view, and how it wants to choose. Endpoints are named by their
+/// place in the view.
 pub struct Caller<'a> {
-    /// Whether this call tried the endpoint before: never again.
-    pub has_tried: &'a dyn Fn(&Endpoint) -> bool,
-    /// Whether the caller just had trouble with the endpoint: only as a last resort.
-    pub avoids: &'a dyn Fn(&Endpoint) -> bool,
-    /// Calls in flight to the endpoint.
-    pub load: &'a dyn Fn(&Endpoint) -> u32,
+    /// How an endpoint stands to this call, as far as the caller itself knows: whether it was tried,
+    /// is in trouble or full, and what it costs.
+    pub stance: &'a dyn Fn(usize) -> Stance,
+    /// Those among which is drawn first.
+    pub shares: &'a Shares,
+    /// In which order.
+    pub order: &'a Order<'a>,
+    /// How near an endpoint is, from 0 on; `None` for one that is not to be used however few are left.
+    pub nearness: &'a dyn Fn(usize) -> Option<u8>,
 }
 
 /// Why no endpoint takes a call.
@@ -45,42 +48,37 @@ impl NoEndpoint {
     }
 }
 
-/// Picks an endpoint of `service`: a ready one, else one in doubt, the less busy of two drawn by
-/// weight.
+/// Picks an endpoint of a service and returns its place: a ready one, else one that is full, else one
+/// in doubt. Allocates nothing.
 ///
-/// The caller is asked only about those that are drawn, until one of them will not do; then about all.
-pub fn pick<'s>(
-    snapshot: &'s Snapshot,
-    service: &ServiceName,
+/// The caller is asked only about those that are drawn, until none of the first few will do; then about
+/// all.
+pub fn pick(
+    view: &ServiceView,
     caller: &Caller<'_>,
     rng: &mut impl Rng,
-) -> Result<&'s Endpoint, NoEndpoint> {
-    let view = snapshot.services.get(service).ok_or(NoEndpoint::UnknownService)?;
+) -> Result<usize, NoEndpoint> {
     let endpoints = view.endpoints();
-    let mut balance =
-        |shares: &Shares| least_request(shares, |at| (caller.load)(&endpoints[at]), rng);
-    if let Some(at) = balance(view.ready()) {
-        let drawn = &endpoints[at];
-        if !(caller.has_tried)(drawn) && !(caller.avoids)(drawn) {
-            return Ok(drawn);
-        }
+    let stance = |at: usize| stance(&endpoints[at], || (caller.stance)(at));
+    if let Some(at) = choose(caller.shares, caller.order, stance, rng) {
+        return Ok(at);
     }
-    let mut ready = Vec::new();
-    let mut doubtful = Vec::new();
-    for (at, endpoint) in endpoints.iter().enumerate() {
-        if (caller.has_tried)(endpoint) {
-            continue;
+    let usable = endpoints.iter().enumerate().filter_map(|(at, endpoint)| {
+        Some((at, endpoint.weight, (caller.nearness)(at)?, stance(at)))
+    });
+    scan(usable, caller.order, rng).ok_or_else(|| why_none(endpoints))
+}
+
+/// What the mesh says of an endpoint goes before what the caller says.
+fn stance(endpoint: &Endpoint, own: impl FnOnce() -> Stance) -> Stance {
+    match endpoint.state {
+        EndpointState::Ready => own(),
+        EndpointState::Doubtful => {
+            let own = own();
+            Stance { rank: own.rank.min(Rank::LastResort), ..own }
         }
-        match endpoint.state {
-            EndpointState::Ready if !(caller.avoids)(endpoint) => ready.push((at, endpoint.weight)),
-            EndpointState::Ready | EndpointState::Doubtful => doubtful.push((at, endpoint.weight)),
-            _ => {}
-        }
+        _ => Stance::NEVER,
     }
-    balance(&ready.into_iter().collect())
-        .or_else(|| balance(&doubtful.into_iter().collect()))
-        .map(|at| &endpoints[at])
-        .ok_or_else(|| why_none(endpoints))
 }
 
 fn why_none(endpoints: &[Endpoint]) -> NoEndpoint {
@@ -104,8 +102,8 @@ mod tests {
     use rand::rngs::SmallRng;
 
     use super::*;
-    use crate::mesh::ServiceView;
-    use crate::model::{MemberId, Moment, Protocol, Weight};
+    use crate::balancer::{Load, WHOLE};
+    use crate::model::{MemberId, Moment, Protocol, ServiceName, Weight};
 
     fn endpoint(number: u8, state: EndpointState, weight: u16) -> Endpoint {
         Endpoint {
@@ -117,7 +115,9 @@ mod tests {
             tags: Vec::new(),
             weight: Weight(weight),
             state,
+            zone: "".into(),
             idempotent: Arc::default(),
+            capacity: Default::default(),
             changed_at: Moment::START,
         }
     }
@@ -131,17 +131,24 @@ mod tests {
         let name: ServiceName = "web".parse().unwrap();
         let endpoints =
             (0..).zip(states).map(|(n, &(state, weight))| endpoint(n, state, weight)).collect();
-        let view = ServiceView::new(name.clone(), Protocol::Tcp, endpoints);
-        let mut snapshot = Snapshot::default();
-        snapshot.services.insert(name.clone(), Arc::new(view));
-        let number = |endpoint: &Endpoint| endpoint.member.as_bytes()[0];
-        let caller = Caller {
-            has_tried: &|endpoint| tried.contains(&number(endpoint)),
-            avoids: &|endpoint| avoided.contains(&number(endpoint)),
-            load: &|_| 0,
+        let view = ServiceView::new(name, Protocol::Tcp, endpoints);
+        let stance = |at: usize| {
+            let is_in = |numbers: &[u8]| numbers.iter().any(|number| usize::from(*number) == at);
+            let rank = match (is_in(tried), is_in(avoided)) {
+                (true, _) => Rank::Never,
+                (_, true) => Rank::LastResort,
+                _ => Rank::Willing,
+            };
+            Stance { rank, share: WHOLE, load: Load { cost: 1.0, in_flight: 0 } }
         };
-        let mut rng = SmallRng::seed_from_u64(3);
-        pick(&snapshot, &name, &caller, &mut rng).map(number)
+        let caller = Caller {
+            stance: &stance,
+            shares: view.ready(),
+            order: &Order::LeastLoad,
+            nearness: &|_| Some(0),
+        };
+        let picked = pick(&view, &caller, &mut SmallRng::seed_from_u64(3));
+        picked.map(|at| u8::try_from(at).unwrap())
     }
 
     #[test]
@@ -168,14 +175,5 @@ mod tests {
                 "{states:?} {tried:?} {avoided:?}"
             );
         }
-    }
-
-    #[test]
-    fn service_that_nobody_offers_is_unknown() {
-        let caller = Caller { has_tried: &|_| false, avoids: &|_| false, load: &|_| 0 };
-        let name = "nobody".parse().unwrap();
-        let mut rng = SmallRng::seed_from_u64(3);
-        let none = pick(&Snapshot::default(), &name, &caller, &mut rng).map(|_| ());
-        assert_eq!(none, Err(NoEndpoint::UnknownService));
     }
 }

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use super::{Error, MeshConfig};
 use crate::model::{
-    Entry, EntryKind, EntryVersion, Epoch, Idempotent, MemberPhase, MemberRecord, Moment, Offer,
-    Signer,
+    Capacity, Entry, EntryKind, EntryVersion, Epoch, Idempotent, LimitedInstance, MemberPhase,
+    MemberRecord, Moment, Offer, Signer,
 };
 use crate::wire;
 
@@ -78,6 +78,7 @@ impl Publication {
             instances: self.offers.iter().map(|offer| offer.record.clone()).collect(),
             agent_version: config.agent_version.clone(),
             idempotent: self.offers.iter().filter_map(idempotent).collect(),
+            capacities: self.offers.iter().filter_map(limited).collect(),
         };
         let payload = wire::encode_payload(&record).map_err(|e| Error::Record(e.to_string()))?;
         let (kind, subject) = (EntryKind::RECORD, [0; 16]);
@@ -94,6 +95,12 @@ impl Publication {
             self.refilled_at = now;
         }
     }
+}
+
+fn limited(offer: &Offer) -> Option<LimitedInstance> {
+    let Capacity { soft, hard } = offer.capacity;
+    let instance = offer.record.id.clone();
+    (!offer.capacity.is_unlimited()).then_some(LimitedInstance { instance, soft, hard })
 }
 
 fn idempotent(offer: &Offer) -> Option<Idempotent> {

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use crate::balancer::Shares;
 use crate::model::{
-    Enrolment, Epoch, InstanceId, InstanceState, Issuer, MemberId, MemberName, MemberPhase,
-    MemberState, Moment, Protocol, RequestPattern, ServiceName, Weight,
+    Capacity, Enrolment, Epoch, InstanceId, InstanceState, Issuer, MemberId, MemberName,
+    MemberPhase, MemberState, Moment, Protocol, RequestPattern, ServiceName, Weight,
 };
 
 /// The mesh as this member sees it. One decision reads one snapshot.
@@ -146,8 +146,12 @@ pub struct Endpoint {
     pub weight: Weight,
     /// Whether it takes work, member and instance taken together.
     pub state: EndpointState,
+    /// Of its member, for instance `eu1/a`; empty when it has none.
+    pub zone: Arc<str>,
     /// Requests that may be sent twice.
     pub idempotent: Arc<[RequestPattern]>,
+    /// How many calls it takes at a time.
+    pub capacity: Capacity,
     /// When this last changed, on this agent's clock.
     pub changed_at: Moment,
 }

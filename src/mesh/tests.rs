@@ -600,6 +600,7 @@ fn versions(from: u64, count: u64) -> Vec<Entry> {
             instances: Vec::new(),
             agent_version: String::new(),
             idempotent: Vec::new(),
+            capacities: Vec::new(),
         };
         let payload = wire::encode_payload(&body).unwrap();
         let (key, kind) = (TestKey::new(2), EntryKind::RECORD);

@@ -11,8 +11,8 @@ use super::{
 };
 use crate::membership::Belief;
 use crate::model::{
-    EntryVersion, Epoch, InstanceRecord, MemberId, MemberPhase, MemberRecord, MemberState, Moment,
-    Protocol, RequestPattern, ServiceName,
+    Capacity, EntryVersion, Epoch, InstanceRecord, LimitedInstance, MemberId, MemberPhase,
+    MemberRecord, MemberState, Moment, Protocol, RequestPattern, ServiceName,
 };
 
 /// How long an announced restart hides a member before it counts as down.
@@ -257,7 +257,9 @@ impl Mesh {
             tags: instance.tags.clone(),
             weight: instance.weight,
             state: endpoint_state(known.state, record.phase, instance, experience),
+            zone: record.zone.as_str().into(),
             idempotent: declared(record, instance),
+            capacity: capacity(record, instance),
             changed_at: known.record_at.map_or(known.changed_at, |at| known.changed_at.max(at)),
         }
     }
@@ -286,6 +288,15 @@ fn endpoint_state(
 fn declared(record: &MemberRecord, instance: &InstanceRecord) -> Arc<[RequestPattern]> {
     let declared = record.idempotent.iter().find(|declared| declared.instance == instance.id);
     declared.map_or_else(Default::default, |declared| declared.requests.as_slice().into())
+}
+
+/// How many calls `instance` takes at a time.
+fn capacity(record: &MemberRecord, instance: &InstanceRecord) -> Capacity {
+    let limited = record.capacities.iter().find(|limited| limited.instance == instance.id);
+    limited.map_or_else(Capacity::default, |&LimitedInstance { soft, hard, .. }| Capacity {
+        soft,
+        hard,
+    })
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ mod entry;
 mod key;
 mod member;
 mod moment;
+mod outcome;
 mod payload;
 mod request;
 mod service;
@@ -22,9 +23,10 @@ pub use entry::{Entry, EntryError, EntryKey, EntryKind, EntryVersion, PAYLOAD_LE
 pub use key::{EntryHash, MeshId, PublicKey, Signature, Signer};
 pub use member::{Epoch, MemberId, MemberName, MemberState};
 pub use moment::Moment;
+pub use outcome::Outcome;
 pub use payload::{
-    Enrolment, Genesis, Idempotent, InstanceRecord, InstanceState, Invite, Issuer, MemberPhase,
-    MemberRecord, Offer, Operator, Unlisted,
+    Capacity, Enrolment, Genesis, Idempotent, InstanceRecord, InstanceState, Invite, Issuer,
+    LimitedInstance, MemberPhase, MemberRecord, Offer, Operator, Unlisted,
 };
 pub use request::{PatternError, RequestPattern};
 pub use service::{InstanceId, NameError, Protocol, ServiceName, Weight};

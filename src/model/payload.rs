@@ -55,6 +55,38 @@ pub struct MemberRecord {
     /// Which requests to which instances may be sent twice; instances without any are left out.
     /// Since version 2.
     pub idempotent: Vec<Idempotent>,
+    /// How many calls instances take at a time; those without a limit are left out. Since version 3.
+    pub capacities: Vec<LimitedInstance>,
+}
+
+/// How many calls an instance takes at a time, from all callers together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Capacity {
+    /// Above this callers go elsewhere first; no limit when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub soft: Option<u32>,
+    /// Above this its agent refuses them; no limit when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hard: Option<u32>,
+}
+
+impl Capacity {
+    /// Whether there is no limit.
+    pub fn is_unlimited(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// An instance that takes only so many calls.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LimitedInstance {
+    /// One of its member.
+    pub instance: InstanceId,
+    /// As [`Capacity::soft`].
+    pub soft: Option<u32>,
+    /// As [`Capacity::hard`].
+    pub hard: Option<u32>,
 }
 
 /// Requests that an instance may get twice and does the same.
@@ -73,11 +105,13 @@ pub struct Offer {
     pub record: InstanceRecord,
     /// Requests that may be sent twice.
     pub idempotent: Vec<RequestPattern>,
+    /// How many calls it takes at a time.
+    pub capacity: Capacity,
 }
 
 impl From<InstanceRecord> for Offer {
     fn from(record: InstanceRecord) -> Self {
-        Self { record, idempotent: Vec::new() }
+        Self { record, idempotent: Vec::new(), capacity: Capacity::default() }
     }
 }
 

@@ -9,7 +9,8 @@ use parking_lot::Mutex;
 use tokio::time::timeout;
 use tracing::debug;
 
-use super::instances::{Call, InFlight, Instances};
+use super::board::{Boards, Counted};
+use super::instances::Instances;
 use super::local::LocalSocket;
 use super::preamble::CalledBy;
 use super::stalls::{Evicted, Stalls};
@@ -37,10 +38,9 @@ const REFUSE_TIME_MAX: Duration = Duration::from_secs(10);
 
 /// Serves what peers ask of this member's instances.
 pub(super) struct Inbound {
-    pub(super) me: MemberId,
     pub(super) endpoint: Endpoint,
     pub(super) instances: Arc<Instances>,
-    pub(super) in_flight: InFlight,
+    pub(super) boards: Arc<Boards>,
     pub(super) traffic: Traffic,
     pub(super) stalls: Stalls,
     pub(super) metrics: Metrics,
@@ -71,7 +71,7 @@ struct Opened {
     service: ServiceName,
     mode: Mode,
     local: LocalSocket,
-    _call: Call,
+    _counted: Counted,
 }
 
 impl Inbound {
@@ -184,8 +184,8 @@ impl Inbound {
         // Before it is connected: an instance that takes its time to accept must not keep the
         // callers of its neighbours waiting for streams.
         accepted.admit(reader);
-        let (local, call) = self.connect(&header, accepted).await?;
-        Ok(Opened { service: header.service, mode: header.mode, local, _call: call })
+        let (local, counted) = self.connect(&header, accepted).await?;
+        Ok(Opened { service: header.service, mode: header.mode, local, _counted: counted })
     }
 
     /// The seam for authorization: who calls is `peer`, whom the certificate proves, and
@@ -204,16 +204,18 @@ impl Inbound {
         &self,
         header: &Header,
         accepted: &Accepted,
-    ) -> Result<(LocalSocket, Call), Refusal> {
+    ) -> Result<(LocalSocket, Counted), Refusal> {
         let peer = accepted.peer();
         let (id, name, address) = (peer.id, peer.name.clone(), accepted.address());
         let caller = CalledBy { id, name, address };
-        let call = self.in_flight.enter(self.me, &header.instance);
-        let local = self.instances.connect(&header.service, &header.instance, Some(&caller)).await;
+        let (service, instance) = (&header.service, &header.instance);
+        let counted = self.boards.enter(service, instance);
+        let connecting = self.instances.connect(service, instance, Some(&caller), counted.count);
+        let local = connecting.await;
         if let Err(Refusal { code: RefusalCode::UNREACHABLE, reason }) = &local {
             self.events.record(EventKind::InstanceUnreachable, &header.instance, reason);
         }
-        local.map(|local| (local, call))
+        local.map(|local| (local, counted))
     }
 
     async fn refuse(
@@ -247,12 +249,12 @@ impl Inbound {
                     carry_while_instance_lasts(local, writer, reader, bytes, stalls).await
                 } else {
                     let left = Leftover::default();
-                    carry(local, writer, reader, left, bytes, stalls).await
+                    carry(local, writer, reader, left, bytes, stalls, None).await
                 }
             }
             Err(error) => Err(error.into()),
         };
-        let Opened { service, local, _call, .. } = opened;
+        let Opened { service, local, _counted, .. } = opened;
         drop(local);
         if outcome.is_ok() {
             writer.delivered().await;

@@ -1,17 +1,16 @@
-//! This member's own instances, and how many calls each instance has in flight.
+//! This member's own instances.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use parking_lot::Mutex;
 use tokio::time::timeout;
 
 use super::local::LocalSocket;
 use super::preamble::{self, CalledBy, ProxyProtocol};
-use crate::model::{InstanceId, MemberId, ServiceName, Target};
+use crate::model::{InstanceId, ServiceName, Target};
 use crate::transport::tunnel::{Refusal, RefusalCode};
 
 /// How long an instance may take to accept a connection: a lost SYN is repeated after a second, and a
@@ -29,6 +28,8 @@ pub struct LocalInstance {
     pub target: Target,
     /// Whether it finishes what it has and takes nothing new.
     pub is_draining: bool,
+    /// Calls at a time above which the next is refused; no limit when absent.
+    pub hard_limit: Option<u32>,
     /// How it wants to be told who calls, if it does.
     pub proxy_protocol: Option<ProxyProtocol>,
 }
@@ -56,15 +57,22 @@ impl Instances {
         self.is_draining.load(Ordering::Relaxed)
     }
 
-    /// Connects to an instance for `caller`, or for this agent itself, or says why not. Nothing has
-    /// been written to it but who calls, if it asked for that.
+    /// Connects to an instance for `caller`, or for this agent itself, or says why not. `in_flight` is
+    /// how many calls it has, with this one. Nothing has been written to it but who calls, if it asked
+    /// for that.
     pub(super) async fn connect(
         &self,
         service: &ServiceName,
         id: &InstanceId,
         caller: Option<&CalledBy>,
+        in_flight: u32,
     ) -> Result<LocalSocket, Refusal> {
-        Self::reach(&self.admit(service, id)?, caller).await
+        let instance = self.admit(service, id)?;
+        if instance.hard_limit.is_some_and(|limit| in_flight > limit) {
+            let reason = "the instance has as many calls as it takes";
+            return Err(Refusal::new(RefusalCode::OVERFLOW, reason));
+        }
+        Self::reach(&instance, caller).await
     }
 
     async fn reach(
@@ -118,92 +126,9 @@ fn is_ours(error: &std::io::Error) -> bool {
     ours.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }
 
-type Counts = BTreeMap<InstanceId, Arc<AtomicU32>>;
-
-/// Calls in flight by instance: to others' from here, to our own from everywhere. Cheap to clone.
-#[derive(Clone, Debug, Default)]
-pub struct InFlight {
-    counts: Arc<Mutex<BTreeMap<MemberId, Counts>>>,
-}
-
-/// One call in flight, until it is dropped.
-#[derive(Debug)]
-pub(super) struct Call {
-    count: Arc<AtomicU32>,
-}
-
-impl Call {
-    /// All calls of its instance that are in flight from here, itself among them.
-    pub(super) fn count(&self) -> u32 {
-        self.count.load(Ordering::Relaxed)
-    }
-}
-
-impl Drop for Call {
-    fn drop(&mut self) {
-        self.count.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-impl InFlight {
-    /// How many calls `instance` of `member` has in flight, as far as this member knows.
-    pub fn of(&self, member: &MemberId, instance: &InstanceId) -> u32 {
-        let counts = self.counts.lock();
-        let count = counts.get(member).and_then(|instances| instances.get(instance));
-        count.map_or(0, |count| count.load(Ordering::Relaxed))
-    }
-
-    /// The calls that instances of `member` have in flight; resting instances are left out.
-    pub fn of_member(&self, member: &MemberId) -> BTreeMap<InstanceId, u64> {
-        let counts = self.counts.lock();
-        let instances = counts.get(member).into_iter().flatten();
-        let busy = instances.map(|(id, count)| (id.clone(), count.load(Ordering::Relaxed).into()));
-        busy.filter(|(_, count)| *count > 0).collect()
-    }
-
-    /// All calls in flight, by instance; resting instances are left out.
-    pub fn all(&self) -> Vec<(MemberId, InstanceId, u32)> {
-        let counts = self.counts.lock();
-        let flat = counts.iter().flat_map(|(member, instances)| {
-            instances.iter().map(|(id, count)| (*member, id.clone(), count.load(Ordering::Relaxed)))
-        });
-        flat.filter(|(_, _, count)| *count > 0).collect()
-    }
-
-    pub(super) fn enter(&self, member: MemberId, instance: &InstanceId) -> Call {
-        let mut counts = self.counts.lock();
-        let instances = counts.entry(member).or_default();
-        let count = match instances.get(instance) {
-            Some(count) => Arc::clone(count),
-            None => {
-                // What rests is forgotten here, so that names of the past do not pile up.
-                instances.retain(|_, count| Arc::strong_count(count) > 1);
-                Arc::clone(instances.entry(instance.clone()).or_default())
-            }
-        };
-        count.fetch_add(1, Ordering::Relaxed);
-        Call { count }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const MEMBER: MemberId = MemberId::from_bytes([1; 16]);
-
-    #[test]
-    fn calls_are_counted_while_they_live_and_names_of_the_past_are_forgotten() {
-        let in_flight = InFlight::default();
-        let (a, b) = ("a".parse().unwrap(), "b".parse().unwrap());
-        let calls = [in_flight.enter(MEMBER, &a), in_flight.enter(MEMBER, &a)];
-        assert_eq!(in_flight.of(&MEMBER, &a), 2);
-        drop(calls);
-        assert_eq!(in_flight.of(&MEMBER, &a), 0);
-        let _call = in_flight.enter(MEMBER, &b);
-        assert_eq!(in_flight.all(), [(MEMBER, b, 1)]);
-        assert!(!in_flight.counts.lock()[&MEMBER].contains_key(&a));
-    }
 
     #[tokio::test]
     async fn instance_is_refused_with_its_reason_before_anything_is_written() {
@@ -213,14 +138,17 @@ mod tests {
             service: "web".parse().unwrap(),
             target: Target::Unix("/nonexistent/socket".into()),
             is_draining,
+            hard_limit: Some(2),
             proxy_protocol: None,
         };
         instances.set(vec![local("up", false), local("leaving", true)]);
-        let code = async |service: &str, id: &str| {
-            let refused =
-                instances.connect(&service.parse().unwrap(), &id.parse().unwrap(), None).await;
+        let busy = async |service: &str, id: &str, in_flight| {
+            let (service, id) = (service.parse().unwrap(), id.parse().unwrap());
+            let refused = instances.connect(&service, &id, None, in_flight).await;
             refused.map(|_| ()).unwrap_err().code
         };
+        let code = async |service: &str, id: &str| busy(service, id, 2).await;
+        assert_eq!(busy("web", "up", 3).await, RefusalCode::OVERFLOW);
         assert_eq!(code("web", "unknown").await, RefusalCode::NOT_SERVED);
         assert_eq!(code("db", "up").await, RefusalCode::NOT_SERVED);
         assert_eq!(code("web", "leaving").await, RefusalCode::DRAINING);

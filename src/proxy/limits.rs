@@ -1,10 +1,15 @@
 //! What a caller allows its calls.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
+use http::{HeaderMap, HeaderName};
 use serde::{Deserialize, Serialize};
 
+use super::board::Choice;
 use super::outbound::CONNECT_TIME_MAX;
+use crate::balancer::{Balance, Prefer, hash_of};
+use crate::breaker::BreakerConfig;
 
 /// How long calls through an entry may take, and how often one may be tried. What is absent has its
 /// default.
@@ -76,6 +81,163 @@ impl Retry {
     /// Instances that one request may reach.
     pub fn tries(&self) -> u32 {
         self.tries.map_or(2, u32::from)
+    }
+}
+
+/// How calls through an entry are balanced.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Balancing {
+    /// The rule.
+    pub balance: Balance,
+    /// How near instances are to be.
+    pub prefer: Prefer,
+    /// What keeps calls together, where the rule asks for it.
+    pub hash: HashKey,
+}
+
+impl Balancing {
+    /// For a call of this client.
+    pub(super) fn choice(&self, client: Option<IpAddr>) -> Choice {
+        self.choice_by(client, None)
+    }
+
+    /// For a request with these headers.
+    pub(super) fn choice_by(&self, client: Option<IpAddr>, headers: Option<&HeaderMap>) -> Choice {
+        let hash = match self.balance {
+            Balance::Maglev => self.hash.of(client, headers),
+            _ => 0,
+        };
+        Choice { balance: self.balance, prefer: self.prefer, hash }
+    }
+}
+
+/// What of a call says where it belongs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum HashKey {
+    /// The address of the client.
+    #[default]
+    Client,
+    /// A header of the request; the client's address where it has none.
+    Header(HeaderName),
+}
+
+impl HashKey {
+    fn of(&self, client: Option<IpAddr>, headers: Option<&HeaderMap>) -> u64 {
+        if let Self::Header(name) = self
+            && let Some(value) = headers.and_then(|headers| headers.get(name))
+        {
+            return hash_of(value.as_bytes());
+        }
+        match client {
+            Some(IpAddr::V4(address)) => hash_of(&address.octets()),
+            Some(IpAddr::V6(address)) => hash_of(&address.octets()),
+            None => 0,
+        }
+    }
+}
+
+impl TryFrom<String> for HashKey {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let header = || text.strip_prefix("header:").and_then(|name| name.parse().ok());
+        match text.as_str() {
+            "client" => Ok(Self::Client),
+            _ => header().map(Self::Header).ok_or_else(|| {
+                format!("'{text}' is no key, expected \"client\" or \"header:NAME\"")
+            }),
+        }
+    }
+}
+
+impl From<HashKey> for String {
+    fn from(key: HashKey) -> Self {
+        match key {
+            HashKey::Client => "client".to_owned(),
+            HashKey::Header(name) => format!("header:{name}"),
+        }
+    }
+}
+
+/// When this member stops calling an instance. What is absent has its default.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct BreakerLimits {
+    /// Answered failures in a row: 5.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub errors: Option<u16>,
+    /// Share of failures in the window: 0.5.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ratio: Option<Ratio>,
+    /// What the share is counted over: 10 s.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub window: Option<Span>,
+    /// Calls in the window below which the share says nothing: 10.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min: Option<u16>,
+    /// Whose experience counts: that of the whole mesh.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scope: Option<Scope>,
+}
+
+/// A share that people write as a fraction: `0.5`. Above 0 and up to 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "f64", into = "f64")]
+pub struct Ratio {
+    thousandths: u16,
+}
+
+impl Ratio {
+    fn as_fraction(self) -> f32 {
+        f32::from(self.thousandths) / 1_000.0
+    }
+}
+
+impl TryFrom<f64> for Ratio {
+    type Error = String;
+
+    fn try_from(fraction: f64) -> Result<Self, String> {
+        match fraction > 0.0 && fraction <= 1.0 {
+            true => Ok(Self { thousandths: ((fraction * 1_000.0).round() as u16).max(1) }),
+            false => Err(format!("{fraction} is no share, expected above 0 and up to 1")),
+        }
+    }
+}
+
+impl From<Ratio> for f64 {
+    fn from(ratio: Ratio) -> Self {
+        Self::from(ratio.thousandths) / 1_000.0
+    }
+}
+
+/// Whose experience with an instance counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Scope {
+    /// That of all callers, as they tell each other.
+    #[default]
+    Mesh,
+    /// This member's own.
+    Local,
+}
+
+impl BreakerLimits {
+    /// Whether nothing is set.
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// With the defaults of what is absent.
+    pub fn config(&self) -> BreakerConfig {
+        let usual = BreakerConfig::default();
+        BreakerConfig {
+            errors: self.errors.unwrap_or(usual.errors),
+            ratio: self.ratio.map_or(usual.ratio, Ratio::as_fraction),
+            window: self.window.map_or(usual.window, |window| window.0),
+            samples_min: self.min.unwrap_or(usual.samples_min),
+            ..usual
+        }
     }
 }
 

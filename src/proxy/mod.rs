@@ -3,8 +3,10 @@
 //! All of it lives on one thread with a runtime of its own, so that no lock is contended where bytes
 //! move and no busy stream delays gossip. [`Proxy`] is the handle for everybody else.
 
+mod board;
 mod both;
 mod budget;
+mod call;
 mod dial;
 mod entry;
 mod http;
@@ -20,6 +22,7 @@ mod socks;
 mod stalls;
 mod tcp;
 mod traffic;
+mod trouble;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -28,20 +31,22 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
-use rand::SeedableRng;
-use rand::rngs::SmallRng;
 use rustls::ServerConfig;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
+pub use board::{BreakerReport, EndpointReport};
 pub use dial::{DialError, MeshStream};
 pub use ingress::{PublicHosts, Route};
-pub use instances::{InFlight, LocalInstance};
-pub use limits::{CallLimits, Retry, Share, Span, Timeouts};
+pub use instances::LocalInstance;
+pub use limits::{
+    Balancing, BreakerLimits, CallLimits, HashKey, Ratio, Retry, Scope, Share, Span, Timeouts,
+};
 pub use preamble::ProxyProtocol;
 
+use self::board::{Boards, Choice, Tried};
 use self::budget::Budgets;
 use self::entry::{CONNECTIONS_MAX, Leads, accept};
 use self::http::Http;
@@ -49,12 +54,12 @@ use self::inbound::Inbound;
 use self::ingress::Ingress;
 use self::instances::Instances;
 use self::local::{LocalListener, LocalSocket};
-use self::outbound::{Ask, Avoided, Greeting, Outbound};
+use self::outbound::{Ask, Greeting, Outbound};
 use self::pipe::{Pipe, pipe};
 use self::stalls::Stalls;
 use self::traffic::Traffic;
 use crate::mesh::{self, Evidence, NoEndpoint, Snapshot};
-use crate::model::{MemberId, ServiceName, Target};
+use crate::model::{InstanceId, MemberId, ServiceName, Target};
 use crate::runtime::clock::Clock;
 use crate::runtime::entropy::{self, EntropyError};
 use crate::runtime::{Shutdown, TaskGroup, Thread, ThreadError};
@@ -145,12 +150,16 @@ pub enum EntryError {
 }
 
 /// How an entry is used.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EntryOptions {
     /// As which local service the callers call; as the member itself when absent.
     pub source: Option<ServiceName>,
     /// What its calls are allowed.
     pub limits: CallLimits,
+    /// How they are balanced.
+    pub balancing: Balancing,
+    /// When this member stops calling an instance of the service; as usual when absent.
+    pub breaker: Option<BreakerLimits>,
 }
 
 /// The handle of the data plane, for any thread. Cheap to clone.
@@ -158,7 +167,7 @@ pub struct EntryOptions {
 pub struct Proxy {
     commands: mpsc::Sender<Command>,
     instances: Arc<Instances>,
-    in_flight: InFlight,
+    boards: Arc<Boards>,
     /// Weak, because what it leads to ends with the data thread.
     outbound: Weak<Outbound>,
 }
@@ -282,7 +291,8 @@ impl Proxy {
     /// The instance that a call of `service` would go to first, now.
     pub fn pick(&self, service: &ServiceName) -> Result<mesh::Endpoint, NoEndpoint> {
         let outbound = self.outbound.upgrade().ok_or(NoEndpoint::NoEndpoints)?;
-        outbound.pick(service, &[])
+        let picked = outbound.pick(service, &Choice::default(), &Tried::default())?;
+        Ok(picked.endpoint().clone())
     }
 
     /// Replaces what this member serves. Connections to instances that are gone go on.
@@ -290,9 +300,19 @@ impl Proxy {
         self.instances.set(instances);
     }
 
-    /// Calls in flight by instance.
-    pub fn in_flight(&self) -> &InFlight {
-        &self.in_flight
+    /// The calls that instances of `member` have in flight; resting instances are left out.
+    pub fn in_flight_of(&self, member: &MemberId) -> BTreeMap<InstanceId, u64> {
+        self.boards.in_flight_of(member)
+    }
+
+    /// All calls in flight, to others' instances from here and to our own from everywhere.
+    pub fn in_flight(&self) -> u32 {
+        self.boards.in_flight_total()
+    }
+
+    /// What this member's own calls say of an endpoint; nothing when there were none.
+    pub fn report(&self, endpoint: &mesh::Endpoint) -> EndpointReport {
+        self.boards.report(endpoint)
     }
 
     /// Why this member would rather not call an endpoint: the word of a refusal or loss of a moment
@@ -382,13 +402,14 @@ impl DataPlane {
             revoker.clone(),
             clock,
         );
-        let (instances, in_flight) = (Arc::<Instances>::default(), InFlight::default());
+        let instances = Arc::<Instances>::default();
+        let boards = Boards::new(me, clock, metrics.clone(), events.clone(), seed);
+        let boards = Arc::new(boards);
         let (traffic, stalls) = (Traffic::new(metrics.clone()), Stalls::default());
         let inbound = Arc::new(Inbound {
-            me,
             endpoint: endpoint.clone(),
             instances: Arc::clone(&instances),
-            in_flight: in_flight.clone(),
+            boards: Arc::clone(&boards),
             traffic: traffic.clone(),
             stalls: stalls.clone(),
             metrics: metrics.clone(),
@@ -405,19 +426,17 @@ impl DataPlane {
             snapshot,
             peers,
             instances: Arc::clone(&instances),
-            in_flight: in_flight.clone(),
+            boards: Arc::clone(&boards),
             traffic,
             stalls,
             metrics: metrics.clone(),
             events: events.clone(),
             clock,
-            rng: Mutex::new(SmallRng::seed_from_u64(seed)),
-            avoided: Avoided::default(),
             budgets: Budgets::default(),
         });
         let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
         let (own, weak) = (Arc::clone(&instances), Arc::downgrade(&outbound));
-        let proxy = Proxy { commands, instances: own, in_flight, outbound: weak };
+        let proxy = Proxy { commands, instances: own, boards, outbound: weak };
         let http = Arc::new(Http::new(Arc::clone(&outbound), streams.clone(), access_log));
         tasks.spawn("http pool", Arc::clone(&http).sweep());
         let plane = Self {
@@ -499,6 +518,7 @@ impl DataPlane {
             self.events.record(EventKind::EntryFailed, &listen, error);
         })?;
         info!(%address, ?leads, "entry open");
+        self.configure(&leads);
         let closed = CancellationToken::new();
         let (http, streams) = (Arc::clone(&self.http), self.streams.clone());
         let leads = Arc::new(ArcSwap::from_pointee(leads));
@@ -539,8 +559,17 @@ impl DataPlane {
 
     fn redirect(&self, listen: Target, leads: Leads) -> Result<(), EntryError> {
         let entry = self.entries.get(&listen).ok_or(EntryError::Unknown(listen))?;
+        self.configure(&leads);
         entry.leads.store(Arc::new(leads));
         Ok(())
+    }
+
+    /// The breakers of a service are as its entry says.
+    fn configure(&self, leads: &Leads) {
+        if let Leads::Service { service, options } = leads {
+            let limits = options.breaker.clone().unwrap_or_default();
+            self.outbound.boards.configure(service, &limits.config());
+        }
     }
 
     fn drain(&mut self, deadline: Duration, reply: oneshot::Sender<bool>) {

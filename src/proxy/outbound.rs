@@ -5,7 +5,6 @@
 //! failed or whose handshake the peer refused, and after a loss while the prefix is empty. A loss
 //! after the first byte and before the answer proves nothing either way: the client is reset.
 
-use std::collections::BTreeMap;
 use std::future::pending;
 use std::io;
 use std::mem;
@@ -18,25 +17,24 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
-use parking_lot::Mutex;
-use rand::RngExt;
-use rand::rngs::SmallRng;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tracing::debug;
 
 use super::EntryOptions;
+use super::board::{Avoid, Boards, Choice, Picked, Tried};
 use super::budget::{Budgets, RetryBudget};
+use super::call::Call;
 use super::dial::DialError;
-use super::instances::{Call, InFlight, Instances};
+use super::instances::Instances;
 use super::local::{LocalReader, LocalSocket};
 use super::preamble::CalledBy;
 use super::socks;
 use super::stalls::Stalls;
 use super::tcp::{Cut, Leftover, carry, carry_locally};
 use super::traffic::Traffic;
-use crate::mesh::{self, Caller, Endpoint, NoEndpoint, Snapshot};
-use crate::model::{InstanceId, MemberId, Moment, ServiceName};
+use crate::mesh::{Endpoint, NoEndpoint, Snapshot};
+use crate::model::{InstanceId, MemberId, Outcome, ServiceName};
 use crate::runtime::clock::Clock;
 use crate::telemetry::{Direction, Door, EventKind, EventLog, Metrics};
 use crate::transport::tunnel::{
@@ -54,10 +52,6 @@ const DIAL_PATIENCE: Duration = Duration::from_millis(250);
 /// How long connecting may take, all tries together. Each instance is tried once, so that only this
 /// bounds how many: one that refuses costs a round trip, and is avoided by the next calls.
 pub(super) const CONNECT_TIME_MAX: Duration = Duration::from_secs(5);
-/// How long an instance is avoided after the first trouble; doubled with each further, up to
-/// [`AVOID_MAX`], plus up to as much again, so that callers do not come back together.
-const AVOID_MIN: Duration = Duration::from_millis(500);
-const AVOID_MAX: Duration = Duration::from_secs(4);
 
 /// Who asks, and how it is told.
 #[derive(Debug)]
@@ -121,14 +115,12 @@ pub(super) struct Outbound {
     pub(super) snapshot: Arc<ArcSwap<Snapshot>>,
     pub(super) peers: Peers,
     pub(super) instances: Arc<Instances>,
-    pub(super) in_flight: InFlight,
+    pub(super) boards: Arc<Boards>,
     pub(super) traffic: Traffic,
     pub(super) stalls: Stalls,
     pub(super) metrics: Metrics,
     pub(super) events: EventLog,
     pub(super) clock: Clock,
-    pub(super) rng: Mutex<SmallRng>,
-    pub(super) avoided: Avoided,
     pub(super) budgets: Budgets,
 }
 
@@ -151,14 +143,6 @@ pub(super) enum Setback {
     Cut(Cut),
 }
 
-/// Who is to be avoided for a while.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Avoid {
-    Nobody,
-    Instance,
-    Member,
-}
-
 /// A way to an instance.
 enum Route {
     Tunnel { writer: TunnelWriter, reader: TunnelReader, left: Leftover },
@@ -171,18 +155,26 @@ pub(super) enum Way {
     There(Arc<Link>),
 }
 
+impl Way {
+    /// The connection to the member's agent; `None` where that is this one.
+    pub(super) fn into_link(self) -> Option<Arc<Link>> {
+        match self {
+            Self::Here => None,
+            Self::There(link) => Some(link),
+        }
+    }
+}
+
 /// An instance whose member was dialled, with what came of it.
 pub(super) struct Dialled {
-    pub(super) endpoint: Endpoint,
     pub(super) way: Result<Way, transport::DialError>,
     pub(super) call: Call,
 }
 
 /// A connected instance.
 pub(super) struct Connected {
-    endpoint: Endpoint,
     route: Route,
-    _call: Call,
+    call: Call,
 }
 
 /// The instances that may take one call, each once, in the order in which their members can be had. A
@@ -190,32 +182,54 @@ pub(super) struct Connected {
 pub(super) struct Search<'a> {
     outbound: &'a Outbound,
     service: &'a ServiceName,
+    choice: Choice,
+    /// From being asked, after which no answer is an instance's fault.
+    limit: Option<Duration>,
     /// Those that were given out or are being dialled.
-    pub(super) picked: Vec<(MemberId, InstanceId)>,
-    dials: FuturesUnordered<BoxFuture<'a, Dialled>>,
+    pub(super) tried: Tried,
+    /// `None` while none had to be waited for.
+    dials: Option<FuturesUnordered<BoxFuture<'a, Dialled>>>,
 }
 
 impl<'a> Search<'a> {
-    pub(super) fn new(outbound: &'a Outbound, service: &'a ServiceName) -> Self {
-        Self { outbound, service, picked: Vec::new(), dials: FuturesUnordered::new() }
+    pub(super) fn new(
+        outbound: &'a Outbound,
+        service: &'a ServiceName,
+        choice: Choice,
+        limit: Option<Duration>,
+    ) -> Self {
+        Self { outbound, service, choice, limit, tried: Tried::default(), dials: None }
     }
 
-    /// The next instance, with what came of dialling its member.
+    /// The next instance, with what came of dialling its member. Where that is connected nothing is
+    /// waited for, and nothing allocated.
     pub(super) async fn next(&mut self) -> Result<Dialled, NoEndpoint> {
         loop {
-            let patience = match self.outbound.pick(self.service, &self.picked) {
-                Ok(endpoint) => {
-                    self.picked.push((endpoint.member, endpoint.instance.clone()));
-                    self.dials.push(Box::pin(self.outbound.dial(endpoint)));
+            let patience = match self.outbound.pick(self.service, &self.choice, &self.tried) {
+                Ok(picked) => {
+                    self.tried.add(&picked);
+                    let standing = self.outbound.standing(picked.endpoint());
+                    let call = Call::new(&self.outbound.boards, picked, self.limit);
+                    if let Some(way) = standing {
+                        return Ok(Dialled { way: Ok(way), call });
+                    }
+                    let dials = self.dials.get_or_insert_default();
+                    dials.push(Box::pin(self.outbound.dial(call)));
                     DIAL_PATIENCE
                 }
-                Err(none) if self.dials.is_empty() => return Err(none),
+                Err(none) if !self.is_dialling() => return Err(none),
                 Err(_) => CONNECT_TIME_MAX, // nobody else is left to be dialled
             };
-            if let Ok(Some(dialled)) = timeout(patience, self.dials.next()).await {
+            if let Some(dials) = &mut self.dials
+                && let Ok(Some(dialled)) = timeout(patience, dials.next()).await
+            {
                 return Ok(dialled);
             }
         }
+    }
+
+    fn is_dialling(&self) -> bool {
+        self.dials.as_ref().is_some_and(|dials| !dials.is_empty())
     }
 }
 
@@ -257,26 +271,32 @@ impl Outbound {
     /// moment ago.
     pub(super) fn trouble(&self, endpoint: &Endpoint) -> Option<&'static str> {
         let is_silent = || endpoint.member != self.me && self.peers.is_silent(&endpoint.member);
-        self.avoided.why(&self.clock, endpoint).or_else(|| is_silent().then_some("silent"))
+        self.boards.trouble(endpoint).or_else(|| is_silent().then_some("silent"))
     }
 
     /// The instance that takes the next call, among those that were not `tried`.
     pub(super) fn pick(
         &self,
         service: &ServiceName,
-        tried: &[(MemberId, InstanceId)],
-    ) -> Result<Endpoint, NoEndpoint> {
-        let caller = Caller {
-            has_tried: &|endpoint| {
-                tried.iter().any(|(member, instance)| {
-                    *member == endpoint.member && *instance == endpoint.instance
-                })
-            },
-            avoids: &|endpoint| self.trouble(endpoint).is_some(),
-            load: &|endpoint| self.in_flight.of(&endpoint.member, &endpoint.instance),
-        };
-        let snapshot = self.snapshot.load();
-        mesh::pick(&snapshot, service, &caller, &mut *self.rng.lock()).cloned()
+        choice: &Choice,
+        tried: &Tried,
+    ) -> Result<Picked, NoEndpoint> {
+        let is_silent = |member: &MemberId| *member != self.me && self.peers.is_silent(member);
+        self.boards.pick(&self.snapshot.load(), service, choice, tried, is_silent)
+    }
+
+    /// Whether there is an instance without trouble that was not `tried`.
+    pub(super) fn has_better(&self, service: &ServiceName, choice: &Choice, tried: &Tried) -> bool {
+        let picked = self.pick(service, choice, tried);
+        picked.is_ok_and(|picked| self.trouble(picked.endpoint()).is_none())
+    }
+
+    /// The way to an instance that needs no waiting.
+    fn standing(&self, endpoint: &Endpoint) -> Option<Way> {
+        match endpoint.member == self.me {
+            true => Some(Way::Here),
+            false => self.peers.standing(&endpoint.member).map(Way::There),
+        }
     }
 
     /// Asks one instance after the other and takes the first that can be had. What `client` says
@@ -287,7 +307,8 @@ impl Outbound {
         ask: &Ask,
         prefix: &mut Prefix,
     ) -> Result<Connected, Failure> {
-        let mut search = Search::new(self, &ask.service);
+        let choice = ask.options.balancing.choice(client.as_ref().and_then(|client| client.peer()));
+        let mut search = Search::new(self, &ask.service, choice, None);
         let mut last: Option<DialError> = None;
         let share = ask.options.limits.retry.budget;
         let budget = self.budgets.of(&ask.service, share, self.clock.now());
@@ -300,13 +321,15 @@ impl Outbound {
             {
                 return Err(Failure::NotTaken(reason));
             }
-            let Dialled { endpoint, way, call } = dialled;
+            let Dialled { way, call } = dialled;
+            call.ask();
             let route = match way {
-                Ok(Way::Here) => self.connect_here(ask, &endpoint, prefix).await,
+                Ok(Way::Here) => self.connect_here(ask, call.endpoint(), prefix).await,
                 Ok(Way::There(link)) => {
-                    let has_other = || self.has_better(&ask.service, &search.picked);
                     let client = client.as_deref_mut();
-                    self.connect_there(client, ask, &endpoint, prefix, &link, has_other).await
+                    let tried = &search.tried;
+                    let has_other = || self.has_better(&ask.service, &choice, tried);
+                    self.connect_there(client, ask, call.endpoint(), prefix, &link, has_other).await
                 }
                 Err(error) => Err(error.into()),
             };
@@ -315,11 +338,12 @@ impl Outbound {
             }
             match route {
                 Ok(route) => {
-                    self.avoided.forgive(&endpoint);
-                    return Ok(Connected { endpoint, route, _call: call });
+                    call.note_answer();
+                    self.forgive(&call);
+                    return Ok(Connected { route, call });
                 }
                 Err(Setback::Next { reason, avoid }) => {
-                    self.avoid(&endpoint, avoid, reason);
+                    self.avoid(&call, avoid, reason);
                     last = Some(reason);
                 }
                 Err(Setback::Final(reason)) => return Err(Failure::NotTaken(reason)),
@@ -336,11 +360,11 @@ impl Outbound {
     ) -> Result<Duration, DialError> {
         let begun_at = self.clock.now();
         let taken = async {
-            let Dialled { endpoint, way, call: _call } = self.dial(endpoint).await;
-            let Way::There(link) = way? else {
+            if endpoint.member == self.me {
                 let here = self.connect_own(service, &endpoint.instance).await;
                 return here.map(drop).map_err(|refusal| refusal.code.into());
-            };
+            }
+            let link = self.peers.link(endpoint.member, endpoint.address).await?;
             let (service, instance) = (service.clone(), endpoint.instance);
             let header = Header { service, instance, source: None, mode: Mode::SPLICE };
             let header = header.encode().map_err(|_| DialError::Unsupported)?;
@@ -356,15 +380,6 @@ impl Outbound {
         Ok(self.clock.now().since(begun_at))
     }
 
-    /// Whether there is an instance without trouble that was not `tried`.
-    pub(super) fn has_better(
-        &self,
-        service: &ServiceName,
-        tried: &[(MemberId, InstanceId)],
-    ) -> bool {
-        self.pick(service, tried).is_ok_and(|endpoint| self.trouble(&endpoint).is_none())
-    }
-
     /// Takes one retry from the budget, if it is charged after this; one that is not left is counted.
     pub(super) fn may_retry(&self, budget: &RetryBudget, after: DialError) -> bool {
         let is_charged = matches!(after, DialError::Overflow | DialError::Lost | DialError::Silent);
@@ -375,27 +390,34 @@ impl Outbound {
         may
     }
 
-    /// New calls go elsewhere for so long, as the instance asked.
-    pub(super) fn leave_alone(&self, endpoint: &Endpoint, time: Duration) {
-        self.avoided.leave_alone(self.clock.now(), endpoint, time);
-    }
-
-    /// New calls go elsewhere for a while.
-    pub(super) fn avoid(&self, endpoint: &Endpoint, avoid: Avoid, reason: DialError) {
-        let (instance, peer, word) = (&endpoint.instance, endpoint.member, reason.reason());
+    /// New calls go elsewhere for a while, and the outcome of this one is known.
+    pub(super) fn avoid(&self, call: &Call, avoid: Avoid, reason: DialError) {
+        let (endpoint, word) = (call.endpoint(), reason.reason());
+        let (instance, peer) = (&endpoint.instance, endpoint.member);
         debug!(%instance, %peer, reason = word, "next instance");
-        self.avoided.add(&self.clock, &mut self.rng.lock(), endpoint, avoid, word);
+        self.boards.avoid(call.picked(), avoid, word);
+        // Its agent's word; whatever else keeps a call from an instance says nothing about that.
+        let is_refused = reason == DialError::Unreachable && avoid == Avoid::Instance;
+        call.judge(if is_refused { Outcome::Unreached } else { Outcome::Unknown });
     }
 
-    /// Finds a way to the member of `endpoint`. The dial itself goes on when this is dropped.
-    async fn dial(&self, endpoint: Endpoint) -> Dialled {
-        let call = self.in_flight.enter(endpoint.member, &endpoint.instance);
-        let way = if endpoint.member == self.me {
-            Ok(Way::Here)
-        } else {
-            self.peers.link(endpoint.member, endpoint.address).await.map(Way::There)
-        };
-        Dialled { endpoint, way, call }
+    /// New calls go elsewhere for so long, as the instance asked.
+    pub(super) fn leave_alone(&self, call: &Call, time: Duration) {
+        call.picked().slot().trouble.leave_alone(self.clock.now(), time);
+    }
+
+    /// It took a call: what was before is over.
+    pub(super) fn forgive(&self, call: &Call) {
+        let slot = call.picked().slot();
+        slot.trouble.forgive();
+        slot.member.trouble.forgive();
+    }
+
+    /// Finds a way to the member of a call. The dial itself goes on when this is dropped.
+    async fn dial(&self, call: Call) -> Dialled {
+        let endpoint = call.endpoint();
+        let way = self.peers.link(endpoint.member, endpoint.address).await.map(Way::There);
+        Dialled { way, call }
     }
 
     /// An instance of this very member: no QUIC between.
@@ -420,7 +442,8 @@ impl Outbound {
             name: me.name.clone(),
             address: me.address,
         });
-        self.instances.connect(service, instance, me.as_ref()).await
+        let count = self.boards.in_flight(&self.me, instance);
+        self.instances.connect(service, instance, me.as_ref(), count).await
     }
 
     /// An instance of another member: through its agent. `has_other` says whether there is a better
@@ -458,21 +481,24 @@ impl Outbound {
         mut connected: Connected,
         prefix_len: usize,
     ) -> Result<(), Cut> {
-        let (service, endpoint) = (&ask.service, &connected.endpoint);
+        let Connected { route, call } = &mut connected;
+        let (service, endpoint) = (&ask.service, call.endpoint());
         let (peer, name) = (endpoint.member, &endpoint.member_name);
         let traffic = self.traffic.of(Direction::outbound, service, peer, name);
         let open = traffic.begin();
         traffic.bytes.inc_by(prefix_len as u64);
         ask.greeting.welcome(&mut client, endpoint).await?;
         let (bytes, stalls) = (&traffic.bytes, &self.stalls);
-        let outcome = match &mut connected.route {
+        let outcome = match route {
             Route::Local { instance, left } => {
                 let left = mem::take(left);
-                Box::pin(carry_locally(&mut client, instance, left, bytes, stalls)).await
+                let call = Some(&*call);
+                Box::pin(carry_locally(&mut client, instance, left, bytes, stalls, call)).await
             }
             Route::Tunnel { writer, reader, left } => {
                 let left = mem::take(left);
-                let outcome = carry(&mut client, writer, reader, left, bytes, stalls).await;
+                let call = Some(&*call);
+                let outcome = carry(&mut client, writer, reader, left, bytes, stalls, call).await;
                 drop(client);
                 if outcome.is_ok() {
                     writer.delivered().await;
@@ -506,7 +532,7 @@ impl Outbound {
 impl Connected {
     /// Which instance.
     pub(super) fn endpoint(&self) -> &Endpoint {
-        &self.endpoint
+        self.call.endpoint()
     }
 
     /// With what the client has said meanwhile.
@@ -661,77 +687,5 @@ impl Sending<'_> {
         chunks.extend_from_slice(&self.prefix.chunks[self.next..]);
         chunks.retain(|chunk| !chunk.is_empty());
         Leftover { chunks, has_ended: self.prefix.has_ended }
-    }
-}
-
-/// Who had trouble lately, and until when new calls go elsewhere.
-#[derive(Debug, Default)]
-pub(super) struct Avoided {
-    /// `None`: the member as a whole.
-    until: Mutex<BTreeMap<(MemberId, Option<InstanceId>), Trouble>>,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Trouble {
-    until: Moment,
-    pause: Duration,
-    reason: &'static str,
-}
-
-impl Avoided {
-    fn why(&self, clock: &Clock, endpoint: &Endpoint) -> Option<&'static str> {
-        let avoided = self.until.lock();
-        if avoided.is_empty() {
-            return None;
-        }
-        let now = clock.now();
-        let why = |key| {
-            let trouble = avoided.get(&key).filter(|trouble| now < trouble.until);
-            trouble.map(|trouble| trouble.reason)
-        };
-        why((endpoint.member, None))
-            .or_else(|| why((endpoint.member, Some(endpoint.instance.clone()))))
-    }
-
-    fn add(
-        &self,
-        clock: &Clock,
-        rng: &mut SmallRng,
-        endpoint: &Endpoint,
-        avoid: Avoid,
-        reason: &'static str,
-    ) {
-        let instance = match avoid {
-            Avoid::Nobody => return,
-            Avoid::Instance => Some(endpoint.instance.clone()),
-            Avoid::Member => None,
-        };
-        let now = clock.now();
-        let mut avoided = self.until.lock();
-        avoided.retain(|_, trouble| now < trouble.until + AVOID_MAX); // long over: forgotten
-        let trouble = avoided.entry((endpoint.member, instance)).or_insert(Trouble {
-            until: now,
-            pause: AVOID_MIN / 2,
-            reason,
-        });
-        trouble.reason = reason;
-        if trouble.until <= now {
-            trouble.pause = (trouble.pause * 2).min(AVOID_MAX);
-            trouble.until = now + trouble.pause.mul_f64(1.0 + rng.random::<f64>());
-        }
-    }
-
-    fn leave_alone(&self, now: Moment, endpoint: &Endpoint, time: Duration) {
-        let trouble = Trouble { until: now + time, pause: AVOID_MIN, reason: "retry_after" };
-        let instance = Some(endpoint.instance.clone());
-        self.until.lock().insert((endpoint.member, instance), trouble);
-    }
-
-    pub(super) fn forgive(&self, endpoint: &Endpoint) {
-        let mut avoided = self.until.lock();
-        if !avoided.is_empty() {
-            avoided.remove(&(endpoint.member, None));
-            avoided.remove(&(endpoint.member, Some(endpoint.instance.clone())));
-        }
     }
 }

@@ -14,8 +14,10 @@ use bytes::Bytes;
 use tokio::time::timeout;
 
 use super::both::try_both;
+use super::call::Call;
 use super::local::{CHUNKS_MAX, LocalReader, LocalSocket, LocalWriter};
 use super::stalls::{Stalls, WriteError};
+use crate::model::Outcome;
 use crate::telemetry::Counter;
 use crate::transport::tunnel::{ResetCode, TunnelError, TunnelReader, TunnelWriter};
 
@@ -90,7 +92,8 @@ pub(super) struct Leftover {
 }
 
 /// Carries bytes between a local socket and a tunnel, `left` first. `Ok` when both directions ended and the far
-/// agent may still be reading the last bytes; everything else resets on drop.
+/// agent may still be reading the last bytes; everything else resets on drop. `call` is judged by what
+/// comes out of the tunnel first.
 pub(super) async fn carry(
     local: &mut LocalSocket,
     writer: &mut TunnelWriter,
@@ -98,12 +101,13 @@ pub(super) async fn carry(
     left: Leftover,
     carried: &Counter,
     stalls: &Stalls,
+    call: Option<&Call>,
 ) -> Result<(), Cut> {
     let (local_reader, local_writer) = local.split();
     let outcome = {
         // Pinned here and not inside the join, which would hold them twice.
         let there = pin!(to_tunnel(local_reader, writer, left, carried, None));
-        let back = pin!(to_local(reader, local_writer, carried, stalls, None));
+        let back = pin!(to_local(reader, local_writer, carried, stalls, None, call));
         try_both(there, back).await
     };
     if outcome == Err(Cut::Stalled) {
@@ -131,7 +135,7 @@ pub(super) async fn carry_while_instance_lasts(
     let (ended, is_stalled) = {
         let none = Leftover::default();
         let mut there = pin!(to_tunnel(local_reader, writer, none, carried, Some(&given)));
-        let mut back = pin!(to_local(reader, local_writer, carried, stalls, Some(&given)));
+        let mut back = pin!(to_local(reader, local_writer, carried, stalls, Some(&given), None));
         // First what the instance says: its end counts before another byte is given to it.
         tokio::select! {
             biased;
@@ -201,10 +205,22 @@ async fn to_local(
     carried: &Counter,
     stalls: &Stalls,
     given: Option<&Given>,
+    call: Option<&Call>,
 ) -> Result<Ended, Cut> {
     let mut chunks = [const { Bytes::new() }; CHUNKS_MAX];
     loop {
-        let Some(count) = from.read_chunks(&mut chunks).await? else {
+        let read = from.read_chunks(&mut chunks).await;
+        if let Some(call) = call {
+            // Cut before it said anything: by the instance. A lost connection says nothing about it.
+            let is_cut = read == Err(TunnelError::Reset(ResetCode::Cut.into()));
+            let is_lost = read.is_err() && !is_cut;
+            call.judge(match () {
+                () if is_lost => Outcome::Unknown,
+                () if is_cut => Outcome::Failed,
+                () => Outcome::Success,
+            });
+        }
+        let Some(count) = read? else {
             to.end().await?;
             return Ok(Ended::Well);
         };
@@ -223,18 +239,21 @@ async fn to_local(
     }
 }
 
-/// Carries bytes between two local sockets: a client and an instance of this very member.
+/// Carries bytes between two local sockets: a client and an instance of this very member. `call` is
+/// judged by what the instance does first.
 pub(super) async fn carry_locally(
     client: &mut LocalSocket,
     instance: &mut LocalSocket,
     left: Leftover,
     carried: &Counter,
     stalls: &Stalls,
+    call: Option<&Call>,
 ) -> Result<(), Cut> {
     let (client_reader, client_writer) = client.split();
     let (instance_reader, instance_writer) = instance.split();
-    let there = pin!(across(client_reader, instance_writer, left, carried, stalls));
-    let back = pin!(across(instance_reader, client_writer, Leftover::default(), carried, stalls));
+    let there = pin!(across(client_reader, instance_writer, left, carried, stalls, None));
+    let none = Leftover::default();
+    let back = pin!(across(instance_reader, client_writer, none, carried, stalls, call));
     match try_both(there, back).await? {
         (_, Ended::Well) => Ok(()),
         (_, Ended::Unwanted) => Err(Cut::Local(io::ErrorKind::BrokenPipe)),
@@ -247,6 +266,7 @@ async fn across(
     mut left: Leftover,
     carried: &Counter,
     stalls: &Stalls,
+    call: Option<&Call>,
 ) -> Result<Ended, Cut> {
     for chunk in &mut left.chunks {
         match wanted(to.write(std::slice::from_mut(chunk), stalls).await)? {
@@ -256,7 +276,11 @@ async fn across(
     }
     let mut has_ended = left.has_ended;
     while !has_ended {
-        let mut chunk = from.read(usize::MAX).await?;
+        let read = from.read(usize::MAX).await;
+        if let Some(call) = call {
+            call.judge(if read.is_ok() { Outcome::Success } else { Outcome::Failed });
+        }
+        let mut chunk = read?;
         has_ended = chunk.is_empty();
         if has_ended {
             break;

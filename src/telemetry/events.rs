@@ -87,6 +87,10 @@ pub enum EventKind {
     EntryRefused,
     /// A signed entry cannot be read and is kept aside.
     EntryQuarantined,
+    /// Calls to an instance stop for a while.
+    BreakerOpened,
+    /// Calls to an instance go on.
+    BreakerClosed,
     /// No instance took a call.
     ConnectionRefused,
     /// A connection was cut on the way.

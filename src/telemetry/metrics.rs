@@ -1,5 +1,6 @@
 //! Every metric of the agent, in one table.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::atomic::{AtomicI64, AtomicU64};
 use std::sync::{Arc, OnceLock};
@@ -106,6 +107,13 @@ pub struct EndpointLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct BreakerLabels {
+    service: String,
+    to: &'static str,
+    source: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct StateLabels {
     state: &'static str,
 }
@@ -117,6 +125,8 @@ struct ReasonLabels {
 
 /// Series that one family may have.
 const SERIES_MAX: usize = 10_000;
+/// Series that the breakers of one service may have: three states by three sources.
+const BREAKER_SERIES: usize = 9;
 
 /// The metrics of one kind of traffic, resolved once and then only atomics: hot-path safe.
 #[derive(Clone, Debug)]
@@ -175,6 +185,9 @@ pub struct Metrics {
     entries_refused: Family<ReasonLabels, Counter>,
     gossip_dropped: Family<ReasonLabels, Counter>,
     retries: Family<ResultLabels, Counter>,
+    breakers: Family<BreakerLabels, Counter>,
+    /// Services whose breakers are counted.
+    breaker_services: Arc<Mutex<BTreeSet<String>>>,
     renewals: Family<ResultLabels, Counter>,
     series: Arc<Mutex<std::collections::HashSet<TrafficLabels>>>,
     /// Series not made because a family was full.
@@ -257,6 +270,9 @@ impl Metrics {
             "series_dropped" "Series not made because a family was full" Counter::default();
             "member_flaps" "Members back within a minute of being down" Counter::default();
         };
+        let breakers = table! {
+            "breaker_transitions" "Breakers that changed their state, by who said so" Family::default();
+        };
         let (sent, received, bytes_sent, bytes_received, turn) = table! {
             "gossip_datagrams_sent" "Gossip datagrams sent" Counter::default();
             "gossip_datagrams_received" "Gossip datagrams received" Counter::default();
@@ -286,6 +302,8 @@ impl Metrics {
             entries_refused,
             gossip_dropped,
             retries,
+            breakers,
+            breaker_services: Arc::default(),
             renewals,
             series: Arc::default(),
             series_dropped,
@@ -340,6 +358,26 @@ impl Metrics {
     /// How many attempts on another instance came to this.
     pub fn retries(&self, result: &'static str) -> u64 {
         self.retries.get_or_create(&ResultLabels { result }).get()
+    }
+
+    /// Counts a breaker of `service` that changed `to` another state; `source` says whose word that was:
+    /// `local`, `mesh` or `owner`.
+    pub fn count_breaker(&self, service: &str, to: &'static str, source: &'static str) {
+        let mut services = self.breaker_services.lock();
+        if !services.contains(service) {
+            if services.len() >= SERIES_MAX / BREAKER_SERIES {
+                return drop(self.series_dropped.inc());
+            }
+            services.insert(service.to_owned());
+        }
+        let labels = BreakerLabels { service: service.to_owned(), to, source };
+        self.breakers.get_or_create(&labels).inc();
+    }
+
+    /// How often breakers of `service` have changed so.
+    pub fn breakers(&self, service: &str, to: &'static str, source: &'static str) -> u64 {
+        let labels = BreakerLabels { service: service.to_owned(), to, source };
+        self.breakers.get_or_create(&labels).get()
     }
 
     /// Counts an attempt to renew this member's certificate. `result` is a fixed word.

@@ -5,12 +5,13 @@
 //! no decision. What is seen here of a member (it answered, it cannot be reached, it has fallen
 //! silent) goes to the gossip driver as [`Evidence`]: the data path notices long before SWIM does.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use quinn::{Connection, VarInt};
 use tokio::sync::{mpsc, watch};
@@ -76,6 +77,11 @@ impl Link {
         let _ = self.silent.subscribe().wait_for(|is_silent| *is_silent).await;
     }
 
+    /// Whether the connection stands.
+    pub fn is_open(&self) -> bool {
+        self.connection.close_reason().is_none()
+    }
+
     /// Whether the peer refused our certificate after all: then it has read no stream of ours.
     pub fn was_refused(&self) -> bool {
         self.connection.close_reason().is_some_and(|error| refusal(&error).is_some())
@@ -124,6 +130,8 @@ struct Inner {
     tasks: TaskGroup,
     evidence: mpsc::Sender<(MemberId, Evidence)>,
     slots: Mutex<BTreeMap<MemberId, Slot>>,
+    /// Those among them that are silent: read with every call, and nearly always empty.
+    silent: ArcSwap<BTreeSet<MemberId>>,
     revoker: Revoker,
     clock: Clock,
 }
@@ -139,8 +147,8 @@ impl Peers {
         revoker: Revoker,
         clock: Clock,
     ) -> Self {
-        let slots = Mutex::default();
-        let inner = Inner { endpoint, metrics, tasks, evidence, slots, revoker, clock };
+        let (slots, silent) = Default::default();
+        let inner = Inner { endpoint, metrics, tasks, evidence, slots, silent, revoker, clock };
         let peers = Self { inner: Arc::new(inner) };
         peers.inner.tasks.spawn("watch data connections", peers.clone().watch());
         peers
@@ -174,10 +182,20 @@ impl Peers {
         }
     }
 
-    /// Whether `member` was connected and has not been heard for 600 ms and a round trip.
+    /// The connection to `member`, if it stands.
+    pub fn standing(&self, member: &MemberId) -> Option<Arc<Link>> {
+        match self.inner.slots.lock().get(member) {
+            Some(Slot::Open(link)) if link.connection.close_reason().is_none() => {
+                Some(Arc::clone(link))
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether `member` was connected and has not been heard for 600 ms and a round trip, as the last
+    /// look has it. Takes no lock.
     pub fn is_silent(&self, member: &MemberId) -> bool {
-        let slots = self.inner.slots.lock();
-        matches!(slots.get(member), Some(Slot::Open(link)) if link.is_silent())
+        self.inner.silent.load().contains(member)
     }
 
     /// The data connection to `member`, if one is open.
@@ -303,6 +321,19 @@ impl Inner {
             true
         });
         watched.retain(|_, seen| seen.seen_at == now);
+        self.note_silent();
+    }
+
+    fn note_silent(&self) {
+        let slots = self.slots.lock();
+        let silent = slots.iter().filter_map(|(member, slot)| match slot {
+            Slot::Open(link) if link.is_silent() => Some(*member),
+            _ => None,
+        });
+        let silent: BTreeSet<_> = silent.collect();
+        if silent != **self.silent.load() {
+            self.silent.store(Arc::new(silent));
+        }
     }
 
     fn judge(&self, link: &Link, is_silent: bool) {

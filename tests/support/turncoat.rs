@@ -77,6 +77,7 @@ impl Turncoat {
             instances: Vec::new(),
             agent_version: String::new(),
             idempotent: Vec::new(),
+            capacities: Vec::new(),
         };
         self.sign(
             EntryKind::RECORD,

@@ -127,7 +127,9 @@ impl Node {
             tags: Vec::new(),
             weight: Weight::default(),
             state: EndpointState::Ready,
+            zone: "".into(),
             idempotent: Default::default(),
+            capacity: Default::default(),
             changed_at: Moment::START,
         };
         (service.parse().unwrap(), endpoint)

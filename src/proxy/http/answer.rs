@@ -16,7 +16,8 @@ pub(super) const SERVICE: HeaderName = HeaderName::from_static("x-murmesh-servic
 /// Which member's instance answered.
 pub(super) const NODE: HeaderName = HeaderName::from_static("x-murmesh-node");
 
-const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+/// How a call of gRPC ended.
+pub(super) const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 const GRPC: &str = "application/grpc";
 

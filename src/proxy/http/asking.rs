@@ -5,10 +5,10 @@
 //! connection that the instance had closed before it was given a byte of the request, or HTTP/2's
 //! own word. Everything else is answered with 502 `lost`: it may have been done.
 //!
-//! What is declared idempotent is asked again where an instance went away, fell silent, or says that
-//! it cannot (502, 503, 504), as long as there is another one and the budget lasts; the answer that
-//! came is kept for the case that no better one does. Where its caller wants that, a request that
-//! takes long is asked of a second instance beside the first.
+//! What is declared idempotent is asked again where an instance went away, fell silent, or answers
+//! that it failed, as long as there is another one and the budget lasts; the answer that came is kept
+//! for the case that no better one does. Where its caller wants that, a request that takes long is
+//! asked of a second instance beside the first.
 
 use std::future::pending;
 use std::pin::pin;
@@ -20,21 +20,21 @@ use http::header::{HeaderMap, RETRY_AFTER};
 use http::request::Parts;
 use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
-use rand::{Rng, RngExt};
 use tokio::time::{sleep, timeout};
 
 use super::Http;
-use super::answer::Reason;
+use super::answer::{GRPC_STATUS, Reason};
 use super::body::{BodyError, Source, Upload};
 use super::pool::{Key, Stream};
 use super::upstream::{Kept, Shared, Unanswered, Way};
 use crate::mesh::Endpoint;
-use crate::model::{Protocol, ServiceName};
+use crate::model::{Outcome, Protocol, ServiceName};
 use crate::proxy::EntryOptions;
+use crate::proxy::board::{Avoid, Choice};
 use crate::proxy::budget::RetryBudget;
+use crate::proxy::call::Call;
 use crate::proxy::dial::DialError;
-use crate::proxy::instances::Call;
-use crate::proxy::outbound::{self, Avoid, Dialled, Search, Setback};
+use crate::proxy::outbound::{Dialled, Search, Setback, Way as Reach};
 use crate::runtime::clock;
 use crate::transport::Link;
 use crate::transport::tunnel::{Header, Mode};
@@ -65,8 +65,9 @@ pub(super) struct Answer {
     /// The connection that it comes on, where that is for this exchange alone.
     pub(super) kept: Option<Kept>,
     pub(super) stream: Option<Stream>,
-    pub(super) endpoint: Endpoint,
     pub(super) call: Call,
+    /// To the agent of the instance; `None` where that is this one.
+    pub(super) link: Option<Arc<Link>>,
 }
 
 /// What one instance made of a request.
@@ -82,6 +83,23 @@ enum Miss {
     Lost,
     /// It said nothing for too long.
     TimedOut,
+}
+
+impl Miss {
+    /// Whether it is the instance that failed. Not where its agent went away: then `is_link_open` is
+    /// false.
+    fn is_fault(&self, is_link_open: bool) -> bool {
+        is_link_open
+            && match self {
+                // It took the connection and closed it unread.
+                Self::NotTaken(Setback::Next { reason, avoid }) => {
+                    (*reason, *avoid) == (DialError::Lost, Avoid::Member)
+                }
+                Self::NotTaken(Setback::Cut(_)) | Self::Lost | Self::TimedOut => true,
+                Self::NotTaken(Setback::Final(_)) => false,
+                Self::Repeatable(_, avoid) => *avoid == Avoid::Instance,
+            }
+    }
 }
 
 impl<T: Into<Setback>> From<T> for Miss {
@@ -103,14 +121,16 @@ impl Question<'_> {
     /// One instance after the other. An answer that is worth asking another one is `held` meanwhile.
     async fn ask_in_turn(&self, held: &mut Option<Answer>) -> Result<Answer, Reason> {
         let (outbound, limits) = (&self.http.outbound, &self.options.limits);
-        let mut search = Search::new(outbound, self.service);
+        // That an entry lets its caller wait for less than this is not the instance's fault.
+        let fault_after = limits.timeout.request.map(|limit| limit.0.mul_f64(0.9));
+        let choice = self.outbox.choice;
+        let mut search = Search::new(outbound, self.service, choice, fault_after);
         let (mut last, mut reached) = (None, 0);
         let budget = outbound.budgets.of(self.service, limits.retry.budget, outbound.clock.now());
         budget.note_request();
         loop {
             if reached > 0 {
-                let pause = pause(reached, &mut *outbound.rng.lock());
-                sleep(pause).await;
+                sleep(pause(reached, outbound.boards.jitter())).await;
             }
             let dialled = match timeout(limits.timeout.connect(), search.next()).await {
                 Ok(Ok(dialled)) => dialled,
@@ -128,9 +148,9 @@ impl Question<'_> {
             if dialled.call.count() > IN_FLIGHT_MAX {
                 return Err(Reason::NotTaken(DialError::Overflow));
             }
-            let (dialled, attempt) = match self.hedge_after(&dialled.endpoint) {
+            let (dialled, attempt) = match self.hedge_after(dialled.call.endpoint()) {
                 None => {
-                    let has_other = || outbound.has_better(self.service, &search.picked);
+                    let has_other = || outbound.has_better(self.service, &choice, &search.tried);
                     let attempt = self.ask_one(&dialled, has_other).await;
                     (dialled, attempt)
                 }
@@ -145,14 +165,16 @@ impl Question<'_> {
             {
                 return Err(reason);
             }
-            let Dialled { endpoint, call, .. } = dialled;
+            let Dialled { call, way } = dialled;
             match attempt {
                 Ok((response, kept, stream)) => {
-                    let is_worth_another = cannot(response.status())
+                    let outcome = early_outcome(&response, self.outbox.is_grpc);
+                    let is_worth_another = outcome == Some(Outcome::Failed)
                         && reached + 1 < limits.retry.tries()
-                        && self.outbox.may_repeat(&endpoint)
-                        && outbound.has_better(self.service, &search.picked);
-                    let answer = Answer { response, kept, stream, endpoint, call };
+                        && self.outbox.may_repeat(call.endpoint())
+                        && outbound.has_better(self.service, &choice, &search.tried);
+                    let link = way.ok().and_then(Reach::into_link);
+                    let answer = Answer { response, kept, stream, call, link };
                     if !is_worth_another {
                         return Ok(answer);
                     }
@@ -162,14 +184,14 @@ impl Question<'_> {
                     reached += 1;
                 }
                 Err(Miss::NotTaken(Setback::Next { reason, avoid })) => {
-                    outbound.avoid(&endpoint, avoid, reason);
+                    outbound.avoid(&call, avoid, reason);
                     last = Some(reason);
                     if !self.outbox.is_whole() {
                         return Err(Reason::NotTaken(reason));
                     }
                 }
                 Err(Miss::Repeatable(reason, avoid)) => {
-                    outbound.avoid(&endpoint, avoid, reason);
+                    outbound.avoid(&call, avoid, reason);
                     last = Some(reason);
                     reached += 1;
                     if reached >= limits.retry.tries() {
@@ -186,12 +208,17 @@ impl Question<'_> {
     }
 
     /// What an answer says of its instance.
-    fn note_answer(&self, Answer { response, endpoint, .. }: &Answer) {
-        self.http.outbound.avoided.forgive(endpoint);
+    fn note_answer(&self, Answer { response, call, .. }: &Answer) {
+        let outbound = &self.http.outbound;
+        call.note_answer();
+        outbound.forgive(call);
+        if let Some(outcome) = early_outcome(response, self.outbox.is_grpc) {
+            call.judge(outcome);
+        }
         if response.status() == StatusCode::SERVICE_UNAVAILABLE
             && let Some(after) = retry_after(response.headers())
         {
-            self.http.outbound.leave_alone(endpoint, after);
+            outbound.leave_alone(call, after);
         }
     }
 
@@ -213,8 +240,8 @@ impl Question<'_> {
         budget: &RetryBudget,
     ) -> (Dialled, Attempt) {
         let outbound = &self.http.outbound;
-        let picked = search.picked.clone();
-        let has_other = || outbound.has_better(self.service, &picked);
+        let tried = search.tried.clone();
+        let has_other = || outbound.has_better(self.service, &self.outbox.choice, &tried);
         let mut asking = Box::pin(self.ask_one(&first, has_other));
         if let Ok(attempt) = timeout(after, asking.as_mut()).await {
             drop(asking);
@@ -253,13 +280,15 @@ impl Question<'_> {
     /// Asks one instance, first on a connection that is there. `has_other` says whether there is a
     /// better one than an agent that has fallen silent.
     async fn ask_one(&self, dialled: &Dialled, has_other: impl Fn() -> bool) -> Attempt {
-        let Dialled { endpoint, way, .. } = dialled;
-        let key = (endpoint.member, endpoint.instance.clone());
+        let Dialled { way, call } = dialled;
         let link = match way {
-            Ok(outbound::Way::Here) => None,
-            Ok(outbound::Way::There(link)) => Some(link),
+            Ok(Reach::Here) => None,
+            Ok(Reach::There(link)) => Some(link),
             Err(error) => return Err(error.clone().into()),
         };
+        let endpoint = call.endpoint();
+        let key = (endpoint.member, endpoint.instance.clone());
+        call.ask();
         let asking = pin!(async {
             if let Some(attempt) = self.ask_resting(endpoint, &key).await {
                 return attempt;
@@ -277,16 +306,19 @@ impl Question<'_> {
             }
         };
         let asking = pin!(timeout(self.options.limits.timeout.idle(), asking));
-        tokio::select! {
+        let attempt = tokio::select! {
             biased;
-            outcome = asking => {
-                if outcome.as_ref().is_ok_and(Result::is_ok) && let Some(link) = link {
-                    link.note_answer();
-                }
-                outcome.unwrap_or(Err(Miss::TimedOut))
+            outcome = asking => outcome.unwrap_or(Err(Miss::TimedOut)),
+            () = silent => return Err(Miss::Repeatable(DialError::Silent, Avoid::Member)),
+        };
+        match (&attempt, link) {
+            (Ok(_), Some(link)) => link.note_answer(),
+            (Err(miss), link) if miss.is_fault(link.is_none_or(|link| link.is_open())) => {
+                call.judge(Outcome::Failed);
             }
-            () = silent => Err(Miss::Repeatable(DialError::Silent, Avoid::Member)),
+            _ => {}
         }
+        attempt
     }
 
     /// Asks an instance on a connection that is there. `None` when there is none, or the instance had
@@ -348,6 +380,9 @@ impl Question<'_> {
 
 /// A request as it can be said to several instances.
 pub(super) struct Outbox {
+    /// How it is balanced.
+    pub(super) choice: Choice,
+    pub(super) is_grpc: bool,
     pub(super) head: Box<Parts>,
     pub(super) source: Option<Arc<Source>>,
     pub(super) protocol: Protocol,
@@ -400,16 +435,37 @@ fn lost() -> Setback {
     Setback::Next { reason: DialError::Lost, avoid: Avoid::Member }
 }
 
-/// Whether an answer says that its instance, or what stands in front of it, cannot answer now.
-fn cannot(status: StatusCode) -> bool {
-    use StatusCode as S;
-    matches!(status, S::BAD_GATEWAY | S::SERVICE_UNAVAILABLE | S::GATEWAY_TIMEOUT)
+/// What the head of a response says of its instance; `None` where the rest is still to say it. Faults
+/// of the caller say nothing.
+fn early_outcome(response: &Response<Incoming>, is_grpc: bool) -> Option<Outcome> {
+    let status = response.status();
+    if is_grpc && status == StatusCode::OK {
+        return grpc_outcome(response.headers());
+    }
+    if status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED {
+        return Some(Outcome::Failed);
+    }
+    status.is_client_error().then_some(Outcome::Unknown)
 }
 
-/// How long to wait before a request reaches its next instance, after it has `reached` so many.
-fn pause(reached: u32, rng: &mut impl Rng) -> Duration {
+/// What gRPC's status says of the instance, if it is there.
+pub(super) fn grpc_outcome(fields: &HeaderMap) -> Option<Outcome> {
+    let status = fields.get(GRPC_STATUS)?;
+    Some(match status.as_bytes() {
+        // UNKNOWN, DEADLINE_EXCEEDED, INTERNAL, UNAVAILABLE, DATA_LOSS
+        b"2" | b"4" | b"13" | b"14" | b"15" => Outcome::Failed,
+        // CANCELLED, INVALID_ARGUMENT, NOT_FOUND, ALREADY_EXISTS, PERMISSION_DENIED,
+        // RESOURCE_EXHAUSTED, FAILED_PRECONDITION, ABORTED, OUT_OF_RANGE, UNAUTHENTICATED
+        b"1" | b"3" | b"5" | b"6" | b"7" | b"8" | b"9" | b"10" | b"11" | b"16" => Outcome::Unknown,
+        _ => Outcome::Success, // OK and UNIMPLEMENTED
+    })
+}
+
+/// How long to wait before a request reaches its next instance, after it has `reached` so many;
+/// `jitter` is from 0 to 1.
+fn pause(reached: u32, jitter: f64) -> Duration {
     let doubled = PAUSE_MIN * 2_u32.saturating_pow(reached.saturating_sub(1));
-    doubled.min(PAUSE_MAX).mul_f64(rng.random::<f64>())
+    doubled.min(PAUSE_MAX).mul_f64(jitter)
 }
 
 /// When an instance wants to be asked again, in seconds or as a date (RFC 9110, section 10.2.3).
@@ -428,23 +484,15 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
 
 #[cfg(test)]
 mod tests {
-    use rand::SeedableRng;
-    use rand::rngs::SmallRng;
-
     use super::*;
 
     #[test]
     fn pauses_grow_to_their_limit_and_are_spread_from_nothing_on() {
-        let mut rng = SmallRng::seed_from_u64(1);
         for (reached, limit) in [(1, 25), (2, 50), (3, 100), (5, 250), (255, 250)] {
             let limit = Duration::from_millis(limit);
-            let pauses: Vec<_> = (0..1_000).map(|_| pause(reached, &mut rng)).collect();
-            assert!(pauses.iter().all(|pause| *pause <= limit), "{reached}");
-            let share = |of: f64| pauses.iter().filter(|pause| **pause < limit.mul_f64(of)).count();
-            assert!(
-                (50..150).contains(&share(0.1)) && (400..600).contains(&share(0.5)),
-                "{reached}"
-            );
+            assert_eq!(pause(reached, 1.0), limit, "{reached}");
+            assert_eq!(pause(reached, 0.5), limit / 2, "{reached}");
+            assert_eq!(pause(reached, 0.0), Duration::ZERO, "{reached}");
         }
     }
 

@@ -333,8 +333,12 @@ impl Download {
         match Pin::new(&mut self.body).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
                 self.patience.renew();
-                if let (Some(carried), Some(data)) = (&mut self.carried, frame.data_ref()) {
-                    carried.count(data.len());
+                if let Some(carried) = &mut self.carried {
+                    if let Some(data) = frame.data_ref() {
+                        carried.count(data.len());
+                    } else if let Some(trailers) = frame.trailers_ref() {
+                        carried.handle_trailers(trailers);
+                    }
                 }
                 // Nobody may ask for more: its length was said, or nothing follows trailers.
                 if frame.is_trailers() || self.body.is_end_stream() {
@@ -342,10 +346,10 @@ impl Download {
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
-            Poll::Ready(Some(Err(_))) => Poll::Ready(Some(Err(BodyError::Cut))),
+            Poll::Ready(Some(Err(_))) => self.fail(BodyError::Cut),
             // A connection of HTTP/2 is for no exchange alone.
             Poll::Ready(None) if !is_whole(&self.body, self.upstream.is_none()) => {
-                Poll::Ready(Some(Err(BodyError::Cut)))
+                self.fail(BodyError::Cut)
             }
             Poll::Ready(None) => {
                 self.end(cx);
@@ -353,9 +357,17 @@ impl Download {
             }
             Poll::Pending => {
                 ready!(self.patience.poll(cx));
-                Poll::Ready(Some(Err(BodyError::Idle)))
+                self.fail(BodyError::Idle)
             }
         }
+    }
+
+    /// The instance does not say the rest.
+    fn fail(&mut self, error: BodyError) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if let Some(carried) = &self.carried {
+            carried.cut();
+        }
+        Poll::Ready(Some(Err(error)))
     }
 }
 

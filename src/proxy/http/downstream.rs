@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::future::BoxFuture;
-use http::header::{HeaderValue, UPGRADE};
+use http::header::UPGRADE;
 use http::request::Parts;
 use http::{Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
@@ -29,7 +29,7 @@ use super::answer::{Reason, is_grpc};
 use super::body::Outgoing;
 use super::exchange::{Asked, Switched};
 use super::gate::Gate;
-use super::head::{self, Malformed};
+use super::head::{self, ClientAddress, Malformed};
 use super::noted::Noted;
 use super::{Destination, Http, Site, outside};
 use crate::model::{Protocol, ServiceName, service_of};
@@ -72,7 +72,7 @@ struct Client {
     http: Arc<Http>,
     site: Site,
     /// Where it is, unless it came by a unix socket.
-    address: Option<HeaderValue>,
+    address: Option<ClientAddress>,
     /// Exchanges under way.
     in_flight: AtomicU32,
     /// Of HTTP/1.1.
@@ -287,7 +287,7 @@ async fn linger(mut socket: LocalSocket, is_sending: bool) {
 impl Client {
     fn new(http: Arc<Http>, site: Site, socket: &LocalSocket) -> Self {
         let front = Front { gate: Gate::new(), refused: None, reader: None, onward: None };
-        let address = socket.peer().and_then(head::client_address);
+        let address = socket.peer().and_then(ClientAddress::new);
         let in_flight = AtomicU32::new(0);
         Self { http, site, address, in_flight, front: Mutex::new(front) }
     }

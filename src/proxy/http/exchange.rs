@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONNECTION, HOST, HeaderName, HeaderValue};
+use http::header::{CONNECTION, HOST, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::uri::{PathAndQuery, Scheme};
 use http::{Response, StatusCode, Uri, Version};
@@ -14,17 +14,18 @@ use tokio::time::{Instant, timeout_at};
 
 use super::Http;
 use super::answer::{NODE, Reason, is_grpc};
-use super::asking::{Answer, Outbox, Question};
+use super::asking::{Answer, Outbox, Question, grpc_outcome};
 use super::body::{Outgoing, Patience, Source};
-use super::head::{self, Malformed};
+use super::head::{self, ClientAddress, Malformed};
 use super::noted::Noted;
 use super::pool::{Key, Stream};
 use super::upstream::{Kept, UpstreamIo};
-use crate::model::{Moment, Protocol, ServiceName};
-use crate::proxy::instances::Call;
+use crate::model::{Moment, Outcome, Protocol, ServiceName};
+use crate::proxy::call::Call;
 use crate::proxy::traffic::Exchange;
 use crate::proxy::{EntryOptions, Span};
 use crate::telemetry::{Counter, Direction, Door, EventKind};
+use crate::transport::Link;
 
 /// How much time the caller leaves, in milliseconds.
 const DEADLINE: HeaderName = HeaderName::from_static("x-murmesh-deadline-ms");
@@ -36,8 +37,7 @@ pub(super) struct Asked<'a> {
     pub(super) service: &'a ServiceName,
     pub(super) options: &'a EntryOptions,
     pub(super) door: Door,
-    /// Its address.
-    pub(super) client: Option<&'a HeaderValue>,
+    pub(super) client: Option<&'a ClientAddress>,
     /// In a box: it passes through many hands.
     pub(super) head: Box<Parts>,
     pub(super) body: Incoming,
@@ -67,7 +67,11 @@ pub(super) struct Carried {
     key: Key,
     exchange: Exchange,
     pub(super) bytes: Counter,
-    _call: Call,
+    call: Call,
+    /// To the agent of the instance; `None` where that is this one.
+    link: Option<Arc<Link>>,
+    /// Whether its status comes last, as gRPC has it.
+    is_grpc: bool,
     _stream: Option<Stream>,
 }
 
@@ -79,9 +83,23 @@ impl Carried {
         }
     }
 
+    /// The trailers of the response.
+    pub(super) fn handle_trailers(&self, trailers: &HeaderMap) {
+        if self.is_grpc {
+            self.call.judge(grpc_outcome(trailers).unwrap_or(Outcome::Failed));
+        }
+    }
+
+    /// The instance did not say the rest of the response.
+    pub(super) fn cut(&self) {
+        let is_its_fault = self.link.as_ref().is_none_or(|link| link.is_open());
+        self.call.judge(if is_its_fault { Outcome::Failed } else { Outcome::Unknown });
+    }
+
     /// The response is whole. Its connection is kept when it is free for another.
     pub(super) fn end(self, upstream: Option<Kept>) {
         let now = self.http.outbound.clock.now();
+        self.call.judge(if self.is_grpc { Outcome::Failed } else { Outcome::Success });
         if let Some(mut kept) = upstream
             && kept.is_free()
         {
@@ -124,7 +142,9 @@ impl Http {
             head.headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
         let begun_at = self.outbound.clock.now();
-        let outbox = Outbox { source: body, protocol, head };
+        let ip = client.map(|client| client.ip);
+        let choice = options.balancing.choice_by(ip, Some(&head.headers));
+        let outbox = Outbox { choice, is_grpc, source: body, protocol, head };
         let question = Question { http: self, service, options, outbox };
         let outcome = {
             let asking = pin!(question.ask());
@@ -141,7 +161,7 @@ impl Http {
                     source.settle();
                 }
                 let patience = Patience::new(idle_max, deadline);
-                self.relay(service, answer, begun_at, noted, upgrade, patience)
+                self.relay(&question, answer, begun_at, noted, upgrade, patience)
             }
             Err(reason) => {
                 let word = reason.word();
@@ -158,17 +178,18 @@ impl Http {
     /// Hands a response on, with its connection once both sides have agreed to switch.
     fn relay(
         self: &Arc<Self>,
-        service: &ServiceName,
+        question: &Question<'_>,
         answer: Answer,
         begun_at: Moment,
         mut noted: Option<Box<Noted>>,
         upgrade: Option<HeaderValue>,
         patience: Patience,
     ) -> Answered {
-        let Answer { mut response, kept, stream, endpoint, call } = answer;
-        let status = response.status();
+        let Question { service, outbox, .. } = question;
+        let Answer { mut response, kept, stream, call, link } = answer;
+        let (status, endpoint) = (response.status(), call.endpoint());
         if let Some(noted) = &mut noted {
-            noted.answered(service, &endpoint, status.as_u16());
+            noted.answered(service, endpoint, status.as_u16());
         }
         let (peer, name) = (endpoint.member, &endpoint.member_name);
         let node = HeaderValue::from_str(name.as_str()).ok();
@@ -178,8 +199,10 @@ impl Http {
             noted,
             exchange: traffic.exchange(begun_at, status.as_u16()),
             bytes: traffic.bytes,
-            key: (peer, endpoint.instance),
-            _call: call,
+            key: (peer, endpoint.instance.clone()),
+            call,
+            link,
+            is_grpc: outbox.is_grpc,
             _stream: stream,
         };
         let switched_to = upgrade.filter(|_| status == StatusCode::SWITCHING_PROTOCOLS);

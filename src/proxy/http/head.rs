@@ -296,9 +296,17 @@ pub(super) fn upgrade(parts: &Parts) -> Option<HeaderValue> {
     (is_one && is_asked && !is_http).then(|| protocol.clone())
 }
 
-/// A client's address as a header says it.
-pub(super) fn client_address(address: IpAddr) -> Option<HeaderValue> {
-    HeaderValue::from_str(&address.to_canonical().to_string()).ok()
+/// A client's address, also as a header says it.
+pub(super) struct ClientAddress {
+    pub(super) ip: IpAddr,
+    text: HeaderValue,
+}
+
+impl ClientAddress {
+    pub(super) fn new(ip: IpAddr) -> Option<Self> {
+        let text = HeaderValue::from_str(&ip.to_canonical().to_string()).ok()?;
+        Some(Self { ip, text })
+    }
 }
 
 /// Makes a client's headers those of the request that goes to the application: without what
@@ -310,7 +318,7 @@ pub(super) fn client_address(address: IpAddr) -> Option<HeaderValue> {
 /// private.
 pub(super) fn forward_request(
     headers: &mut HeaderMap,
-    client: Option<&HeaderValue>,
+    client: Option<&ClientAddress>,
     upgrade: Option<HeaderValue>,
 ) -> Result<(), Malformed> {
     let mut nominated = Vec::new();
@@ -329,8 +337,8 @@ pub(super) fn forward_request(
         headers.insert(TE, HeaderValue::from_static("trailers"));
     }
     join(headers, COOKIE, b"; ", None); // RFC 9113 8.2.3: HTTP/2 splits it, HTTP/1.1 must not
-    if client.is_some() {
-        join(headers, FORWARDED_FOR, b", ", client);
+    if let Some(client) = client {
+        join(headers, FORWARDED_FOR, b", ", Some(&client.text));
     }
     Ok(())
 }
@@ -675,7 +683,7 @@ mod tests {
             let before: Vec<_> =
                 before.iter().map(|address| ("x-forwarded-for", *address)).collect();
             let mut request = headers(&before);
-            let client = client_address(client.parse().unwrap());
+            let client = ClientAddress::new(client.parse().unwrap());
             forward_request(&mut request, client.as_ref(), None).unwrap();
             assert_eq!(lines(&request), [("x-forwarded-for", after)]);
         }

@@ -215,10 +215,10 @@ impl UpstreamIo {
         let left = Leftover { chunks: vec![from_client], has_ended: false };
         match self.way {
             Way::Local(mut instance) => {
-                carry_locally(client, &mut instance, left, bytes, stalls).await
+                carry_locally(client, &mut instance, left, bytes, stalls, None).await
             }
             Way::Tunnel { mut writer, mut reader, .. } => {
-                carry(client, &mut writer, &mut reader, left, bytes, stalls).await?;
+                carry(client, &mut writer, &mut reader, left, bytes, stalls, None).await?;
                 writer.delivered().await;
                 Ok(())
             }

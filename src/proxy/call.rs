@@ -1,0 +1,101 @@
+//! One call to an instance: in flight while it lives, and with exactly one outcome.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use super::board::{Boards, Picked};
+use crate::mesh::Endpoint;
+use crate::model::{Moment, Outcome};
+
+/// A call in flight, until it is dropped. Its first outcome counts; without one it says nothing about
+/// the instance, unless it took longer than its entry allows.
+#[derive(Debug)]
+pub(super) struct Call {
+    boards: Arc<Boards>,
+    picked: Picked,
+    /// When the instance was asked, in nanoseconds; 0 before.
+    asked_at: AtomicU64,
+    is_answered: AtomicBool,
+    is_judged: AtomicBool,
+    /// From being asked, after which no answer is the instance's fault.
+    limit: Option<Duration>,
+}
+
+impl Call {
+    pub(super) fn new(boards: &Arc<Boards>, picked: Picked, limit: Option<Duration>) -> Self {
+        picked.slot().enter();
+        boards.begin(&picked);
+        Self {
+            boards: Arc::clone(boards),
+            picked,
+            asked_at: AtomicU64::new(0),
+            is_answered: AtomicBool::new(false),
+            is_judged: AtomicBool::new(false),
+            limit,
+        }
+    }
+
+    /// Which instance, as it was seen when it was picked.
+    pub(super) fn endpoint(&self) -> &Endpoint {
+        self.picked.endpoint()
+    }
+
+    /// With what is known of it.
+    pub(super) fn picked(&self) -> &Picked {
+        &self.picked
+    }
+
+    /// All calls of its instance that are in flight from here, itself among them.
+    pub(super) fn count(&self) -> u32 {
+        self.picked.slot().in_flight()
+    }
+
+    /// The instance is asked from now on.
+    pub(super) fn ask(&self) {
+        self.asked_at.store(self.boards.now().as_nanos().max(1), Ordering::Relaxed);
+    }
+
+    /// Its answer begins, or its connection is there.
+    pub(super) fn note_answer(&self) {
+        if let Some((now, waited)) = self.waited()
+            && !self.is_answered.swap(true, Ordering::Relaxed)
+        {
+            self.picked.slot().note_latency(now, waited);
+        }
+    }
+
+    /// How it ended. Only the first word counts.
+    pub(super) fn judge(&self, outcome: Outcome) {
+        if !self.is_judged.load(Ordering::Relaxed) {
+            self.is_judged.store(true, Ordering::Relaxed);
+            self.boards.settle(&self.picked, outcome);
+        }
+    }
+
+    /// The time, and how long the instance has been asked by then.
+    fn waited(&self) -> Option<(Moment, Duration)> {
+        let asked_at = self.asked_at.load(Ordering::Relaxed);
+        let now = self.boards.now();
+        (asked_at > 0).then(|| (now, now.since(Moment::from_nanos(asked_at))))
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        self.picked.slot().leave();
+        if self.is_judged.load(Ordering::Relaxed) {
+            return;
+        }
+        let mut outcome = Outcome::Unknown;
+        if let Some((now, waited)) = self.waited()
+            && !self.is_answered.load(Ordering::Relaxed)
+        {
+            self.picked.slot().note_given_up(now, waited);
+            if self.limit.is_some_and(|limit| waited >= limit) {
+                outcome = Outcome::Failed;
+            }
+        }
+        self.judge(outcome);
+    }
+}
