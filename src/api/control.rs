@@ -11,8 +11,8 @@ use tokio::sync::{mpsc, oneshot};
 use crate::balancer::{Balance, Prefer};
 use crate::catalogue::REQUESTS_MAX;
 use crate::model::{
-    Capacity, Entry, InstanceId, MemberId, MemberName, NameError, Protocol, PublicKey, RequestPattern,
-    ServiceName, Target, Weight,
+    Capacity, Entry, InstanceId, MemberId, MemberName, NameError, Protocol, PublicKey,
+    RequestPattern, ServiceName, Target, Weight,
 };
 use crate::proxy::{
     Balancing, BreakerLimits, CallLimits, EntryOptions, HashKey, ProxyProtocol, Retry, Timeouts,
@@ -428,7 +428,9 @@ impl UpstreamSpec {
             return Some("hash means nothing without balance \"maglev\"");
         }
         if is_by_key && !self.prefer.is_empty() {
-            return Some("prefer means nothing with balance \"maglev\": the key says where calls go");
+            return Some(
+                "prefer means nothing with balance \"maglev\": the key says where calls go",
+            );
         }
         None
     }

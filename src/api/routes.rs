@@ -26,9 +26,7 @@ use super::control::{Control, Drain, ExposeSpec, Lifetime, UpstreamSelector, Ups
 use super::events::{EventsQuery, events};
 use super::openapi::{Parameter, Route, delete, document, get, post, put};
 use super::problem::Refusal;
-use super::{
-    ApiState, Readiness, SettingView, breakers, calls, consul, effective, views,
-};
+use super::{ApiState, Readiness, SettingView, breakers, calls, consul, effective, views};
 use crate::model::{
     Capacity, Entry, InstanceId, MemberId, MemberName, Protocol, RequestPattern, ServiceName,
     Target, Weight,

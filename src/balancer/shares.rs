@@ -160,7 +160,8 @@ mod tests {
             let expected: Vec<_> = weights.iter().map(|w| u64::from(*w) / unit * 2).collect();
             assert_eq!(turns, expected, "{weights:?}");
         }
-        let shares: Shares = [100, 100, 100, 100, 100].map(Weight).into_iter().enumerate().collect();
+        let shares: Shares =
+            [100, 100, 100, 100, 100].map(Weight).into_iter().enumerate().collect();
         let turns: Vec<_> = (0..10).map(|turn| shares.at_turn(turn).unwrap().candidate).collect();
         assert!(turns.windows(2).all(|two| two[0] != two[1]), "never twice in a row: {turns:?}");
         assert_eq!(Shares::default().at_turn(1), None);

@@ -198,7 +198,8 @@ mod tests {
 
     #[test]
     fn preference_is_nearest_first_or_refused() {
-        let tiers = |words: &[&str]| Prefer::try_new(words).map(|it| it.tiers().collect::<Vec<_>>());
+        let tiers =
+            |words: &[&str]| Prefer::try_new(words).map(|it| it.tiers().collect::<Vec<_>>());
         assert_eq!(tiers(&["same-zone", "any"]).unwrap(), [Near::Zone, Near::Any]);
         assert_eq!(tiers(&["same-zone", "same-region", "any"]).unwrap(), Near::ALL);
         assert_eq!(tiers(&[]).unwrap(), []);
@@ -232,7 +233,12 @@ mod tests {
             ("one of four is lost", tier(3, 0, None, None), far, 0..=0),
             ("half is lost", tier(2, 0, None, None), far, 280..=290),
             ("all is lost", tier(0, 0, None, None), far, 1_000..=1_000),
-            ("nothing is ready there", tier(4, 900, Some(1), Some(9_000)), tier(0, 0, None, None), 0..=0),
+            (
+                "nothing is ready there",
+                tier(4, 900, Some(1), Some(9_000)),
+                tier(0, 0, None, None),
+                0..=0,
+            ),
         ] {
             let share = spill(&near, &far);
             assert!(expected.contains(&share), "{why}: {share}");

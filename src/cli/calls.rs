@@ -93,7 +93,9 @@ fn breaker_table(rows: &[BreakerRow]) -> String {
             cell(&row.source),
             cell(or_dash(&row.reason)),
             cell(format!("{failed} of {samples}")),
-            cell(since.map_or("-".to_owned(), |since| humantime::format_duration(since).to_string())),
+            cell(
+                since.map_or("-".to_owned(), |since| humantime::format_duration(since).to_string()),
+            ),
         ]);
     }
     grid.finish(&[6, 7])

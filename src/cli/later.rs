@@ -6,8 +6,8 @@ use clap::error::{ContextKind, ContextValue, Error, ErrorKind};
 use super::exit::Failure;
 
 const VERBS: &[&str] = &[
-    "stat", "top", "tap", "edges", "explain", "policy", "split", "switch", "canary",
-    "fault", "limit", "revoke", "rotate", "operator", "record", "replay", "sim",
+    "stat", "top", "tap", "edges", "explain", "policy", "split", "switch", "canary", "fault",
+    "limit", "revoke", "rotate", "operator", "record", "replay", "sim",
 ];
 
 const FLAGS: &[&str] = &["--deny", "--allow", "--client", "--dns", "--health", "--operator-key"];

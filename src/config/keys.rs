@@ -56,8 +56,8 @@ pub(super) const SECTIONS: &[Section] = &[
         name: "upstream",
         is_list: true,
         keys: &[
-            "service", "listen", "public", "hosts", "timeout", "retry", "balance", "prefer", "hash",
-            "breaker",
+            "service", "listen", "public", "hosts", "timeout", "retry", "balance", "prefer",
+            "hash", "breaker",
         ],
         later: &["as"],
     },

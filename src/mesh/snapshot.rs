@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use crate::balancer::Shares;
 use crate::model::{
-    Capacity, Enrolment, Epoch, InstanceId, InstanceState, Issuer, MemberId, MemberName, MemberPhase,
-    MemberState, Moment, Protocol, RequestPattern, ServiceName, Weight,
+    Capacity, Enrolment, Epoch, InstanceId, InstanceState, Issuer, MemberId, MemberName,
+    MemberPhase, MemberState, Moment, Protocol, RequestPattern, ServiceName, Weight,
 };
 
 /// The mesh as this member sees it. One decision reads one snapshot.

@@ -11,8 +11,8 @@ use super::{
 };
 use crate::membership::Belief;
 use crate::model::{
-    Capacity, EntryVersion, Epoch, InstanceRecord, LimitedInstance, MemberId, MemberPhase, MemberRecord, MemberState, Moment,
-    Protocol, RequestPattern, ServiceName,
+    Capacity, EntryVersion, Epoch, InstanceRecord, LimitedInstance, MemberId, MemberPhase,
+    MemberRecord, MemberState, Moment, Protocol, RequestPattern, ServiceName,
 };
 
 /// How long an announced restart hides a member before it counts as down.

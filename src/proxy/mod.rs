@@ -37,16 +37,15 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
+pub use board::{Boards, BreakerReport, Choice, EndpointReport, Picked, Tried};
 pub use dial::{DialError, MeshStream};
 pub use ingress::{PublicHosts, Route};
-pub use board::{BreakerReport, EndpointReport};
 pub use instances::LocalInstance;
 pub use limits::{
     Balancing, BreakerLimits, CallLimits, HashKey, Ratio, Retry, Scope, Share, Span, Timeouts,
 };
 pub use preamble::ProxyProtocol;
 
-use self::board::{Boards, Choice, Tried};
 use self::budget::Budgets;
 use self::entry::{CONNECTIONS_MAX, Leads, accept};
 use self::http::Http;

@@ -276,12 +276,7 @@ impl Outbound {
     }
 
     /// Whether there is an instance without trouble that was not `tried`.
-    pub(super) fn has_better(
-        &self,
-        service: &ServiceName,
-        choice: &Choice,
-        tried: &Tried,
-    ) -> bool {
+    pub(super) fn has_better(&self, service: &ServiceName, choice: &Choice, tried: &Tried) -> bool {
         let picked = self.pick(service, choice, tried);
         picked.is_ok_and(|picked| self.trouble(picked.endpoint()).is_none())
     }
