@@ -16,6 +16,7 @@ use murmesh::model::{
     Enrolment, Epoch, MemberId, MemberPhase, MemberState, MeshId, Moment, Protocol, PublicKey,
     Weight,
 };
+use murmesh::proxy::EndpointReport;
 use murmesh::runtime::clock::Clock;
 use murmesh::runtime::{Shutdown, TaskGroup};
 use murmesh::telemetry::{Door, EventKind, EventLog, Metrics};
@@ -161,7 +162,7 @@ async fn api_that_forgets_after(forget_after: Duration) -> Api {
         identity: Arc::new(ArcSwap::from_pointee(identity())),
         calls: Calls::new(
             |endpoint| CallView {
-                in_flight: 4,
+                report: EndpointReport { in_flight: 4, ..EndpointReport::default() },
                 trouble: (endpoint.instance.as_str() == "web-4").then_some("unreachable"),
             },
             BTreeMap::new,

@@ -240,13 +240,14 @@ impl Drop for Counted {
 
 /// The endpoint that takes a call, and what is known of it.
 #[derive(Clone, Debug)]
-pub(super) struct Picked {
+pub struct Picked {
     board: Arc<ServiceBoard>,
     at: usize,
 }
 
 impl Picked {
-    pub(super) fn endpoint(&self) -> &Endpoint {
+    /// Which endpoint, as the mesh saw it then.
+    pub fn endpoint(&self) -> &Endpoint {
         self.board.at(self.at).0
     }
 
@@ -261,13 +262,14 @@ impl Picked {
 
 /// Endpoints that one call has gone to. Allocates with the second.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Tried {
+pub struct Tried {
     first: Option<Arc<Slot>>,
     others: Vec<Arc<Slot>>,
 }
 
 impl Tried {
-    pub(super) fn add(&mut self, picked: &Picked) {
+    /// It will not be picked again for this call.
+    pub fn add(&mut self, picked: &Picked) {
         let slot = Arc::clone(picked.slot());
         match &self.first {
             None => self.first = Some(slot),
@@ -282,11 +284,13 @@ impl Tried {
 
 /// How one call is balanced.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Choice {
-    pub(super) balance: Balance,
-    pub(super) prefer: Prefer,
+pub struct Choice {
+    /// The rule.
+    pub balance: Balance,
+    /// How near.
+    pub prefer: Prefer,
     /// Of the key by which calls stay together.
-    pub(super) hash: u64,
+    pub hash: u64,
 }
 
 /// One service as this caller sees it.
@@ -327,11 +331,6 @@ struct Plan {
 }
 
 impl ServiceBoard {
-    /// What the mesh says.
-    pub(super) fn view(&self) -> &ServiceView {
-        &self.view
-    }
-
     /// The endpoint and the slot at a place.
     pub(super) fn at(&self, at: usize) -> (&Endpoint, &Arc<Slot>) {
         (&self.view.endpoints()[at], &self.slots[at])
@@ -568,7 +567,8 @@ impl Boards {
     }
 
     /// The endpoint of `service` that takes the next call, among those that were not `tried`.
-    pub(super) fn pick(
+    /// `is_silent` says of a member whether it has fallen silent.
+    pub fn pick(
         &self,
         snapshot: &Snapshot,
         service: &ServiceName,
@@ -604,7 +604,7 @@ impl Boards {
     }
 
     /// A call to this endpoint ended so.
-    pub(super) fn settle(&self, picked: &Picked, outcome: Outcome) {
+    pub fn settle(&self, picked: &Picked, outcome: Outcome) {
         let event = picked.slot().note_outcome(self.now(), outcome);
         self.tell(picked, event);
     }

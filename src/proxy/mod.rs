@@ -37,7 +37,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-pub use board::{BreakerReport, EndpointReport};
+pub use board::{Boards, BreakerReport, Choice, EndpointReport, Picked, Tried};
 pub use dial::{DialError, MeshStream};
 pub use ingress::{PublicHosts, Route};
 pub use instances::LocalInstance;
@@ -46,7 +46,6 @@ pub use limits::{
 };
 pub use preamble::ProxyProtocol;
 
-use self::board::{Boards, Choice, Tried};
 use self::budget::Budgets;
 use self::entry::{CONNECTIONS_MAX, Leads, accept};
 use self::http::Http;

@@ -366,7 +366,8 @@ impl Metrics {
         let mut services = self.breaker_services.lock();
         if !services.contains(service) {
             if services.len() >= SERIES_MAX / BREAKER_SERIES {
-                return drop(self.series_dropped.inc());
+                self.series_dropped.inc();
+                return;
             }
             services.insert(service.to_owned());
         }

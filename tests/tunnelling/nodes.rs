@@ -111,6 +111,7 @@ impl Node {
             service: service.parse().unwrap(),
             target: Target::Tcp(*address),
             is_draining: false,
+            hard_limit: None,
             proxy_protocol: None,
         };
         self.proxy.set_local(instances.iter().map(local).collect());
@@ -150,7 +151,7 @@ impl Node {
 
     /// What is in flight, as (instance, count).
     pub(super) fn in_flight(&self) -> u32 {
-        self.proxy.in_flight().all().iter().map(|(_, _, count)| count).sum()
+        self.proxy.in_flight()
     }
 }
 

@@ -31,6 +31,7 @@ async fn unix_sockets_serve_on_both_sides() {
         service: "web".parse().unwrap(),
         target: Target::Unix(app),
         is_draining: false,
+        hard_limit: None,
         proxy_protocol: None,
     }]);
     let listen = Target::Unix(entry.clone());
