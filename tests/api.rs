@@ -417,7 +417,7 @@ async fn problems_say_what_to_try() {
     let _turn = beside_others();
     let api = api().await;
     for (method, path, body, status, word, hint) in [
-        ("GET", "/v1/mesh/breakers", "", 404, "not_yet", "later version"),
+        ("GET", "/v1/mesh/edges", "", 404, "not_yet", "later version"),
         ("GET", "/v1/health/state/any", "", 404, "not_yet", "later version"),
         ("PUT", "/v1/agent/check/pass/web", "", 404, "not_yet", "later version"),
         ("GET", "/v1/catalog/services?filter=x", "", 400, "not_yet", "?filter"),
