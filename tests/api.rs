@@ -11,6 +11,7 @@ use murmesh::api::{
     ExposeSpec, Identity, Links, Listener, Local, LogSlot, Pinger, Problem, Readiness,
     UpstreamSpec, routes, serve,
 };
+use murmesh::breaker::Verdict;
 use murmesh::mesh::{Endpoint, EndpointState, Enrolled, MemberView, ServiceView, Snapshot};
 use murmesh::model::{
     Enrolment, Epoch, MemberId, MemberPhase, MemberState, MeshId, Moment, Protocol, PublicKey,
@@ -65,6 +66,7 @@ fn snapshot() -> Snapshot {
         weight: Weight(100),
         state,
         idempotent: Default::default(),
+        verdict: Verdict::Clear,
         changed_at: Moment::START,
     };
     let service = ServiceView::new(

@@ -104,6 +104,7 @@ mod tests {
     use rand::rngs::SmallRng;
 
     use super::*;
+    use crate::breaker::Verdict;
     use crate::mesh::ServiceView;
     use crate::model::{MemberId, Moment, Protocol, Weight};
 
@@ -118,6 +119,7 @@ mod tests {
             weight: Weight(weight),
             state,
             idempotent: Arc::default(),
+            verdict: Verdict::Clear,
             changed_at: Moment::START,
         }
     }

@@ -9,6 +9,7 @@ use super::{
     Appointed, Endpoint, EndpointState, Enrolled, Evidence, MemberView, Mesh, MeshEvent,
     ServiceView, Snapshot,
 };
+use crate::breaker::Verdict;
 use crate::membership::Belief;
 use crate::model::{
     EntryVersion, Epoch, InstanceRecord, MemberId, MemberPhase, MemberRecord, MemberState, Moment,
@@ -257,6 +258,7 @@ impl Mesh {
             tags: instance.tags.clone(),
             weight: instance.weight,
             state: endpoint_state(known.state, record.phase, instance, experience),
+            verdict: Verdict::Clear,
             idempotent: declared(record, instance),
             changed_at: known.record_at.map_or(known.changed_at, |at| known.changed_at.max(at)),
         }

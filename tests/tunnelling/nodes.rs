@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use murmesh::breaker::Verdict;
 use murmesh::mesh::{Endpoint, EndpointState, Evidence, ServiceView, Snapshot};
 use murmesh::model::{MemberId, Moment, Protocol, ServiceName, Target, Weight};
 use murmesh::proxy::{EntryOptions, LocalInstance, Proxy, Settings, Started};
@@ -128,6 +129,7 @@ impl Node {
             weight: Weight::default(),
             state: EndpointState::Ready,
             idempotent: Default::default(),
+            verdict: Verdict::Clear,
             changed_at: Moment::START,
         };
         (service.parse().unwrap(), endpoint)
