@@ -11,6 +11,7 @@ use murmesh::api::{
     ExposeSpec, Identity, Links, Listener, Local, LogSlot, Pinger, Problem, Readiness,
     UpstreamSpec, routes, serve,
 };
+use murmesh::breaker::Verdict;
 use murmesh::mesh::{Endpoint, EndpointState, Enrolled, MemberView, ServiceView, Snapshot};
 use murmesh::model::{
     Enrolment, Epoch, MemberId, MemberPhase, MemberState, MeshId, Moment, Protocol, PublicKey,
@@ -68,6 +69,7 @@ fn snapshot() -> Snapshot {
         zone: "".into(),
         idempotent: Default::default(),
         capacity: Default::default(),
+        verdict: Verdict::Clear,
         changed_at: Moment::START,
     };
     let service = ServiceView::new(

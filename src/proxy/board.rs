@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -15,13 +15,19 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use rand::rngs::SmallRng;
 use rand::{Rng, RngExt, SeedableRng};
+use tokio::sync::{Notify, mpsc};
+use tokio::time::{sleep, timeout};
 
+use super::limits::{BreakerLimits, Scope};
 use super::trouble::Trouble;
 use crate::balancer::{
     Balance, Load, Maglev, Near, Order, PeakEwma, Prefer, Rank, Shares, Stance, Tier, WHOLE,
     slow_start, spill,
 };
-use crate::breaker::{Admission, Breaker, BreakerConfig, BreakerEvent, BreakerState};
+use crate::breaker::{
+    Admission, Breaker, BreakerConfig, BreakerEvent, BreakerState, InstanceKey, OwnWindow, Verdict,
+    Window,
+};
 use crate::mesh::{self, Endpoint, EndpointState, NoEndpoint, ServiceView, Snapshot};
 use crate::model::{InstanceId, MemberId, Moment, Outcome, ServiceName, Weight};
 use crate::runtime::clock::Clock;
@@ -29,6 +35,10 @@ use crate::telemetry::{EventKind, EventLog, Metrics};
 
 /// How old the figures may be by which calls leave the near zone.
 const SPILL_PERIOD: Duration = Duration::from_millis(100);
+/// How often the others are told of calls that changed nothing, and the pause after telling, so that a
+/// burst of failures is told once.
+const TELL_PERIOD: Duration = Duration::from_secs(1);
+const TELL_PAUSE: Duration = Duration::from_millis(20);
 
 /// What a member is to this caller: the part that all its instances share.
 #[derive(Debug, Default)]
@@ -40,10 +50,14 @@ pub(super) struct MemberSlot {
 /// What one endpoint is to this caller.
 #[derive(Debug)]
 pub(super) struct Slot {
+    key: InstanceKey,
+    service: ServiceName,
     pub(super) member: Arc<MemberSlot>,
     /// Its agent refused a call for it.
     pub(super) trouble: Trouble,
     in_flight: AtomicU32,
+    /// Whether the others were not told of the last call.
+    is_news: AtomicBool,
     standing: Mutex<Standing>,
 }
 
@@ -57,6 +71,8 @@ struct Standing {
     opened: Option<(&'static str, Moment)>,
     /// Since when it has taken work, while it is new.
     new_since: Option<Moment>,
+    /// Of the ejection by all callers for which this one took its turn to probe: when it had been tried.
+    probed_after: Option<Moment>,
 }
 
 /// What listings show of an endpoint.
@@ -81,24 +97,32 @@ pub struct BreakerReport {
     pub since: Option<Moment>,
     /// Until when it refuses, if it does.
     pub until: Option<Moment>,
-    /// Calls of late that say something, and those of them that failed.
-    pub samples: u16,
-    /// See `samples`.
-    pub failures: u16,
+    /// What was seen of late.
+    pub window: Window,
 }
 
 impl Slot {
-    fn new(member: Arc<MemberSlot>, config: &BreakerConfig, seed: u64) -> Self {
+    fn new(
+        key: InstanceKey,
+        service: ServiceName,
+        member: Arc<MemberSlot>,
+        config: &BreakerConfig,
+        seed: u64,
+    ) -> Self {
         Self {
+            key,
+            service,
             member,
             trouble: Trouble::default(),
             in_flight: AtomicU32::new(0),
+            is_news: AtomicBool::new(false),
             standing: Mutex::new(Standing {
                 cost: PeakEwma::default(),
                 breaker: Breaker::new(config, seed),
                 breaker_since: None,
                 opened: None,
                 new_since: None,
+                probed_after: None,
             }),
         }
     }
@@ -133,19 +157,45 @@ impl Slot {
         self.standing.lock().cost.handle_given_up(now, waited);
     }
 
-    /// A call has ended; returns what that made of the breaker.
-    pub(super) fn note_outcome(&self, now: Moment, outcome: Outcome) -> Option<BreakerEvent> {
+    /// A call has ended; returns what that made of the breaker, and whether the other callers are to
+    /// be told at once: a stretch of failures has begun, or the breaker has changed.
+    pub(super) fn note_outcome(
+        &self,
+        now: Moment,
+        outcome: Outcome,
+    ) -> (Option<BreakerEvent>, bool) {
         let mut standing = self.standing.lock();
+        standing.breaker.handle_outcome(now, outcome);
+        let event = standing.poll_event(now);
+        let mut is_urgent = event.is_some();
         if outcome.is_failure() {
             standing.cost.handle_failure(now);
+            is_urgent |= standing.breaker.window(now).first_failure_age == Some(Duration::ZERO);
         }
-        standing.breaker.handle_outcome(now, outcome);
-        standing.poll_event(now)
+        if outcome.is_evidence() {
+            self.is_news.store(true, Ordering::Relaxed);
+        }
+        (event, is_urgent)
     }
 
-    /// The call that may try the instance begins, if it is this one.
-    pub(super) fn begin_probe(&self, now: Moment) -> Option<BreakerEvent> {
+    /// What the others are to be told, if there is anything new.
+    fn take_news(&self, now: Moment) -> Option<OwnWindow> {
+        let is_news = self.is_news.swap(false, Ordering::Relaxed);
+        is_news.then(|| OwnWindow {
+            key: self.key.clone(),
+            service: self.service.clone(),
+            window: self.standing.lock().breaker.window(now),
+        })
+    }
+
+    /// A call begins: the one that tries the instance, if nobody else may call it.
+    pub(super) fn begin(&self, now: Moment, verdict: &Verdict) -> Option<BreakerEvent> {
         let mut standing = self.standing.lock();
+        if let Verdict::Ejected(ejection) = verdict
+            && verdict.admits(now) == Admission::Probe
+        {
+            standing.probed_after = Some(ejection.tried_at);
+        }
         if standing.breaker.state() == BreakerState::Closed {
             return None;
         }
@@ -190,8 +240,7 @@ impl Slot {
             reason,
             since: standing.breaker_since,
             until: until.filter(|_| state == BreakerState::Open),
-            samples: window.samples,
-            failures: window.failures,
+            window,
         };
         EndpointReport {
             in_flight: self.in_flight(),
@@ -302,6 +351,8 @@ pub(super) struct ServiceBoard {
     plans: [OnceLock<Plan>; Prefer::COUNT],
     /// Of this caller's member.
     zone: Arc<str>,
+    /// Whose experience counts.
+    scope: Scope,
     table: OnceLock<Table>,
     /// That of the view before.
     made_before: Option<Arc<Made>>,
@@ -362,7 +413,18 @@ impl ServiceBoard {
         let shares = plan.map_or(self.view.ready(), |plan| self.tier(plan, now, rng));
         let nearness = |at: usize| plan.map_or(Some(0), |plan| plan.nearness[at]);
         let pick = |order: &Order<'_>, stance: &dyn Fn(usize) -> Stance, rng| {
-            let caller = mesh::Caller { stance, shares, order, nearness: &nearness };
+            let caller = mesh::Caller {
+                stance,
+                shares,
+                order,
+                now,
+                heeds_others: self.scope == Scope::Mesh,
+                window: &|at| self.slots[at].standing.lock().breaker.window(now),
+                has_probed: &|at, ejection| {
+                    self.slots[at].standing.lock().probed_after == Some(ejection.tried_at)
+                },
+                nearness: &nearness,
+            };
             mesh::pick(&self.view, &caller, rng)
         };
         match choice.balance {
@@ -496,6 +558,8 @@ pub struct Boards {
     clock: Clock,
     metrics: Metrics,
     events: EventLog,
+    /// Something that the other callers should know at once.
+    news: Notify,
     rng: Mutex<SmallRng>,
     services: ArcSwap<BTreeMap<ServiceName, Arc<ServiceBoard>>>,
     slots: Mutex<Slots>,
@@ -505,7 +569,7 @@ pub struct Boards {
 struct Slots {
     members: BTreeMap<MemberId, Known>,
     /// Where the breakers of a service are to be other than usual.
-    configs: BTreeMap<ServiceName, BreakerConfig>,
+    configs: BTreeMap<ServiceName, (BreakerConfig, Scope)>,
     /// Of the next breaker.
     seed: u64,
 }
@@ -526,6 +590,7 @@ impl Boards {
             clock,
             metrics,
             events,
+            news: Notify::new(),
             rng: Mutex::new(SmallRng::seed_from_u64(seed)),
             services: ArcSwap::default(),
             slots: Mutex::new(slots),
@@ -547,12 +612,14 @@ impl Boards {
     }
 
     /// Breakers of `service` are made like this from now on, those that are there anew.
-    pub(super) fn configure(&self, service: &ServiceName, config: &BreakerConfig) {
+    pub(super) fn configure(&self, service: &ServiceName, limits: &BreakerLimits) {
         let mut slots = self.slots.lock();
-        let before = slots.configs.insert(service.clone(), config.clone());
-        if before.unwrap_or_default() == *config {
+        let (config, scope) = (&limits.config(), limits.scope.unwrap_or_default());
+        let before = slots.configs.insert(service.clone(), (config.clone(), scope));
+        if before.unwrap_or_default() == (config.clone(), scope) {
             return;
         }
+        self.services.store(Arc::default()); // made again with the next call
         let Slots { members, seed, .. } = &mut *slots;
         let instances = members.values().flat_map(|known| known.instances.values());
         for (_, slot) in instances.filter(|(of, _)| of == service) {
@@ -594,14 +661,38 @@ impl Boards {
 
     /// A call to this endpoint begins.
     pub(super) fn begin(&self, picked: &Picked) {
-        let event = picked.slot().begin_probe(self.now());
+        let event = picked.slot().begin(self.now(), &picked.endpoint().verdict);
         self.tell(picked, event);
     }
 
     /// A call to this endpoint ended so.
     pub fn settle(&self, picked: &Picked, outcome: Outcome) {
-        let event = picked.slot().note_outcome(self.now(), outcome);
+        let (event, is_urgent) = picked.slot().note_outcome(self.now(), outcome);
+        // Whoever still calls it with success is to say so while others accuse it.
+        let is_wanted = picked.endpoint().verdict == Verdict::Accused;
+        if is_urgent || is_wanted {
+            self.news.notify_one();
+        }
         self.tell(picked, event);
+    }
+
+    /// Tells of own calls, for ever: of a change at once, and else every second of what was called.
+    /// Words that find `windows` full are dropped: the next second has later ones.
+    pub(super) async fn tell_windows(self: Arc<Self>, windows: mpsc::Sender<Vec<OwnWindow>>) {
+        loop {
+            let _ = timeout(TELL_PERIOD, self.news.notified()).await; // nothing urgent: time is up
+            let told = self.take_news();
+            if !told.is_empty() {
+                let _ = windows.try_send(told);
+            }
+            sleep(TELL_PAUSE).await;
+        }
+    }
+
+    fn take_news(&self) -> Vec<OwnWindow> {
+        let (now, slots) = (self.now(), self.slots.lock());
+        let instances = slots.members.values().flat_map(|known| known.instances.values());
+        instances.filter_map(|(_, slot)| slot.take_news(now)).collect()
     }
 
     fn tell(&self, picked: &Picked, event: Option<BreakerEvent>) {
@@ -693,6 +784,7 @@ impl Boards {
                 .members
                 .get(&self.me)
                 .map_or_else(|| "".into(), |me| me.zone.as_str().into()),
+            scope: registry.configs.get(&view.name).map_or(Scope::Mesh, |(_, scope)| *scope),
             table: OnceLock::new(),
             made_before: before.and_then(|before| {
                 let made = before.table.get().map(|table| Arc::clone(&table.made));
@@ -739,9 +831,11 @@ impl Slots {
             return Arc::clone(slot);
         }
         let usual = BreakerConfig::default();
-        let config = self.configs.get(service).unwrap_or(&usual);
+        let config = self.configs.get(service).map_or(&usual, |(config, _)| config);
         self.seed = self.seed.wrapping_add(1);
-        let slot = Arc::new(Slot::new(Arc::clone(&known.slot), config, self.seed));
+        let key = InstanceKey { member, instance: id.clone() };
+        let of_member = Arc::clone(&known.slot);
+        let slot = Arc::new(Slot::new(key, service.clone(), of_member, config, self.seed));
         known.instances.insert(id.clone(), (service.clone(), Arc::clone(&slot)));
         slot
     }
@@ -789,6 +883,7 @@ mod tests {
             weight: Weight(100),
             state: EndpointState::Ready,
             zone: "".into(),
+            verdict: Verdict::Clear,
             idempotent: Arc::default(),
             capacity: Capacity::default(),
             changed_at: Moment::START,
@@ -876,7 +971,9 @@ mod tests {
             Endpoint { capacity: Capacity { soft: Some(2), hard: Some(3) }, ..endpoint(1) };
         let snapshot = snapshot(vec![limited, endpoint(2)]);
         let full = boards.of(&snapshot, &service()).unwrap();
-        (0..2).for_each(|_| drop(full.slots[0].enter()));
+        for _ in 0..2 {
+            full.slots[0].enter();
+        }
         assert_eq!(shares(&boards, &snapshot).into_keys().collect::<Vec<_>>(), [2]);
         let mut tried = Tried::default();
         tried.add(&Picked { board: Arc::clone(&full), at: 1 });
@@ -905,6 +1002,7 @@ mod tests {
             slots,
             plans: Default::default(),
             zone: "eu1/a".into(),
+            scope: Scope::Mesh,
             table: OnceLock::new(),
             made_before: None,
             turn: Arc::default(),
@@ -920,7 +1018,9 @@ mod tests {
             near.count()
         };
         assert_eq!(near_of(1), 1_000);
-        (0..8).for_each(|_| drop(board.slots[0].enter()));
+        for _ in 0..8 {
+            board.slots[0].enter();
+        }
         let left = near_of(2);
         assert!((550..750).contains(&left), "{left} stay at 80 % of the limit");
         (0..8).for_each(|_| board.slots[0].leave());
