@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use murmesh::balancer::{Balance, Prefer};
+use murmesh::breaker::Verdict;
 use murmesh::mesh::{Endpoint, EndpointState, MemberView, ServiceView, Snapshot};
 use murmesh::model::{
     Epoch, MemberId, MemberPhase, MemberState, Moment, Outcome, Protocol, ServiceName, Weight,
@@ -116,6 +117,7 @@ fn endpoint(number: u16) -> Endpoint {
         weight: Weight(100),
         state: EndpointState::Ready,
         zone: format!("eu{}/a", number % 3).into(),
+        verdict: Verdict::Clear,
         idempotent: Arc::default(),
         capacity: Default::default(),
         changed_at: Moment::START,

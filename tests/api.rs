@@ -11,6 +11,7 @@ use murmesh::api::{
     ExposeSpec, Identity, Links, Listener, Local, LogSlot, Pinger, Problem, Readiness,
     UpstreamSpec, routes, serve,
 };
+use murmesh::breaker::Verdict;
 use murmesh::mesh::{Endpoint, EndpointState, Enrolled, MemberView, ServiceView, Snapshot};
 use murmesh::model::{
     Enrolment, Epoch, MemberId, MemberPhase, MemberState, MeshId, Moment, Protocol, PublicKey,
@@ -68,6 +69,7 @@ fn snapshot() -> Snapshot {
         zone: "".into(),
         idempotent: Default::default(),
         capacity: Default::default(),
+        verdict: Verdict::Clear,
         changed_at: Moment::START,
     };
     let service = ServiceView::new(
@@ -417,7 +419,7 @@ async fn problems_say_what_to_try() {
     let _turn = beside_others();
     let api = api().await;
     for (method, path, body, status, word, hint) in [
-        ("GET", "/v1/mesh/breakers", "", 404, "not_yet", "later version"),
+        ("GET", "/v1/mesh/edges", "", 404, "not_yet", "later version"),
         ("GET", "/v1/health/state/any", "", 404, "not_yet", "later version"),
         ("PUT", "/v1/agent/check/pass/web", "", 404, "not_yet", "later version"),
         ("GET", "/v1/catalog/services?filter=x", "", 400, "not_yet", "?filter"),

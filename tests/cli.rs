@@ -169,7 +169,7 @@ fn wrong_command_lines_are_64_and_say_why() {
         (&["events", "--since", "5"], "unit"),
         (&["expose", "web"], "ADDR"),
         (&["expose", "Web", "80"], "only a-z"),
-        (&["breakers"], "not available yet"),
+        (&["edges"], "not available yet"),
         (&["init", "--deny"], "not available yet"),
         (&["join", "murmesh1-x"], "not valid"),
     ] {

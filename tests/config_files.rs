@@ -1,7 +1,9 @@
 //! What the user wrote: every fault at once, nothing taken and ignored.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
+use murmesh::balancer::{Balance, Prefer};
 use murmesh::config::{ConfigError, Overrides, Setting, Settings, load, load_texts};
 
 use crate::support::beside_others;
@@ -88,10 +90,7 @@ fn keys_of_later_versions_are_refused_as_not_available_yet() {
         ("[listen]\nmetrics = \"10.0.0.1:7374\"", "listen.metrics"),
         ("[[expose]]\nname = \"a\"\nto = \"80\"\nallow = [\"b\"]", "expose[0].allow"),
         ("[[expose]]\nname = \"a\"\nto = \"80\"\nhealth = { tcp = true }", "expose[0].health"),
-        (
-            "[[upstream]]\nservice = \"a\"\nlisten = \"80\"\nbalance = \"maglev\"",
-            "upstream[0].balance",
-        ),
+        ("[[upstream]]\nservice = \"a\"\nlisten = \"80\"\nas = \"b\"", "upstream[0].as"),
         ("[telemetry]\notlp = \"http://x\"", "telemetry.otlp"),
         ("[[allow]]\nfrom = \"a\"", "allow"),
     ] {
@@ -102,6 +101,46 @@ fn keys_of_later_versions_are_refused_as_not_available_yet() {
     }
     let text = "[[expose]]\nname = \"a\"\nto = \"80\"\nprotocol = \"udp\"";
     assert!(faults(text)[0].contains("not available yet"));
+}
+
+#[test]
+fn balancing_is_read_and_what_contradicts_itself_is_told() {
+    let _turn = beside_others();
+    let upstream = "[[upstream]]\nservice = \"a\"\nlisten = \"80\"\n";
+    let settings = read(&format!(
+        "{upstream}balance = \"least_request\"\nprefer = [\"same-zone\", \"any\"]\n\
+         breaker = {{ errors = 3, ratio = 0.25, window = \"20s\", min = 4, scope = \"local\" }}\n\
+         [[expose]]\nname = \"b\"\nto = \"81\"\ninflight = {{ soft = 20, hard = 30 }}\n"
+    ))
+    .unwrap();
+    let options = settings.upstreams[0].value.options();
+    assert_eq!(options.balancing.balance, Balance::LeastRequest);
+    assert_eq!(options.balancing.prefer, Prefer::try_new(&["same-zone", "any"]).unwrap());
+    let breaker = options.breaker.unwrap().config();
+    assert_eq!((breaker.errors, breaker.ratio, breaker.samples_min), (3, 0.25, 4));
+    assert_eq!(breaker.window, Duration::from_secs(20));
+    let inflight = settings.exposes[0].value.inflight;
+    assert_eq!((inflight.soft, inflight.hard), (Some(20), Some(30)));
+    for (line, key, expected) in [
+        ("balance = \"best\"", "upstream[0].balance", "peak_ewma, least_request, round_robin"),
+        ("prefer = [\"any\", \"same-zone\"]", "upstream[0].prefer", "nearest first"),
+        ("hash = \"client\"", "upstream[0]", "without balance \"maglev\""),
+        ("balance = \"maglev\"\nhash = \"user\"", "upstream[0].hash", "header:NAME"),
+        ("balance = \"maglev\"\nprefer = [\"any\"]", "upstream[0]", "the key says"),
+        ("breaker = { ratio = 1.5 }", "upstream[0].breaker.ratio", "above 0 and up to 1"),
+        ("breaker = { window = \"5ms\" }", "upstream[0].breaker.window", "1s to 1h"),
+        ("breaker = { errors = 0 }", "upstream[0].breaker.errors", "from 1 to"),
+        ("breaker = { eror = 1 }", "upstream[0].breaker.eror", "did you mean"),
+    ] {
+        let told = faults(&format!("{upstream}{line}\n"));
+        assert_eq!(told.len(), 1, "{line}: {told:?}");
+        assert!(told[0].contains(key) && told[0].contains(expected), "{told:?}");
+    }
+    let expose = "[[expose]]\nname = \"b\"\nto = \"81\"\n";
+    for line in ["inflight = { soft = 3, hard = 2 }", "inflight = { hard = 0 }"] {
+        let told = faults(&format!("{expose}{line}\n"));
+        assert!(told[0].contains("expose[0].inflight"), "{told:?}");
+    }
 }
 
 #[test]

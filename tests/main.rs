@@ -7,6 +7,8 @@
 mod api;
 mod architecture;
 mod attacking;
+mod balancing;
+mod breaking;
 mod checking;
 mod cli;
 mod compromised;

@@ -46,6 +46,8 @@ use crate::transport::gossip::{Durable, Gossip, gossip_channel};
 /// Reports of the data plane that wait for the gossip driver; more are dropped, the next will say
 /// the same.
 const EVIDENCE_LEN: usize = 1_024;
+/// Words of the data plane on instances that wait for the gossip driver: each has all that is new.
+const WINDOWS_LEN: usize = 4;
 
 /// An agent could not start. Everything it had begun is undone; what it wrote into its data directory
 /// is of use to the next start.
@@ -187,6 +189,7 @@ impl Agent {
         let (api_address, api_listeners) = api::listen(&settings, &dir).await?;
 
         let (evidence, evidence_queue) = mpsc::channel(EVIDENCE_LEN);
+        let (windows, _windows_queue) = mpsc::channel(WINDOWS_LEN);
         let access_log = match settings.access_log.value.clone() {
             Some(target) => Some(AccessLog::start(target, metrics.access_log_dropped.clone())?),
             None => None,
@@ -197,6 +200,7 @@ impl Agent {
             limits: Limits { reset_secret: dir.reset_secret()? },
             snapshot: snapshot.clone(),
             evidence,
+            windows,
             events: events.clone(),
             access_log: access_log.clone(),
             metrics: metrics.clone(),

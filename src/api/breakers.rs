@@ -5,8 +5,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::state::ApiState;
-use crate::breaker::BreakerState;
-use crate::mesh::{Endpoint, EndpointState};
+use crate::breaker::{Admission, BreakerState, Grounds, Verdict, Window};
+use crate::mesh::{Endpoint, EndpointState, ServiceView, Snapshot};
+use crate::model::Moment;
 use crate::proxy::EndpointReport;
 
 /// One breaker that is not at rest, in the shape of `/v1/mesh/breakers`.
@@ -22,7 +23,8 @@ pub struct BreakerRow {
     pub caller: String,
     /// `closed`, `open` or `half_open`.
     pub state: String,
-    /// Whose word it is: `local`, this caller's own calls.
+    /// Whose word it is: `local`, this caller's own calls; `mesh`, those of all callers; `owner`, the
+    /// agent in front of it.
     pub source: String,
     /// Why it opened last; empty for one that never did.
     pub reason: String,
@@ -43,52 +45,174 @@ pub struct EvidenceRow {
     pub samples: u16,
     /// Those of them that failed.
     pub failures: u16,
+    /// What its word counts for: `own` for this member's, or how others' were weighed.
+    pub weight: String,
+    /// How long ago its last call failed, in milliseconds.
+    pub last_failure_ms: Option<u64>,
+    /// How long ago its last call succeeded, in milliseconds.
+    pub last_success_ms: Option<u64>,
 }
 
-/// Breakers that are open or try, and those of instances that have failed of late.
+/// Breakers that are open or try, and those of instances that have failed of late: one row for each
+/// word that there is on an instance.
 pub(super) fn breakers(state: &ApiState) -> Vec<BreakerRow> {
-    let (now, snapshot) = (state.clock.now(), state.snapshot());
-    let endpoints = snapshot
-        .services
-        .values()
-        .flat_map(|view| view.endpoints().iter().map(move |endpoint| (&view.name, endpoint)));
-    let row = |(service, endpoint): (_, &Endpoint)| {
-        let breaker = state.calls.of(endpoint).report.breaker?;
-        let is_at_rest = breaker.state == BreakerState::Closed && breaker.failures == 0;
-        let (caller, samples, failures) =
-            (state.name.to_string(), breaker.samples, breaker.failures);
-        (!is_at_rest).then(|| BreakerRow {
-            service: ToString::to_string(service),
-            instance: endpoint.instance.to_string(),
-            node: endpoint.member_name.to_string(),
-            caller: caller.clone(),
-            state: breaker.state.as_str().to_owned(),
-            source: "local".to_owned(),
-            reason: breaker.reason.unwrap_or_default().to_owned(),
-            evidence: vec![EvidenceRow { caller, samples, failures }],
-            since_ms: breaker.since.map(|since| millis(now.since(since))),
-            until_ms: breaker.until.map(|until| millis(until.since(now))),
-        })
-    };
-    endpoints.filter_map(row).collect()
+    let snapshot = state.snapshot();
+    let mut rows = Vec::new();
+    for view in snapshot.services.values() {
+        for endpoint in view.endpoints() {
+            let words = [
+                own_word(state, endpoint),
+                others_word(state, &snapshot, view, endpoint),
+                owner_word(state, endpoint),
+            ];
+            rows.extend(words.into_iter().flatten().map(|word| BreakerRow {
+                service: view.name.to_string(),
+                instance: endpoint.instance.to_string(),
+                node: endpoint.member_name.to_string(),
+                caller: state.name.to_string(),
+                ..word
+            }));
+        }
+    }
+    rows
 }
 
-/// The word of listings for how an endpoint stands: that of its own agent, or else of breakers.
-pub(super) fn state_word(endpoint: &Endpoint, report: &EndpointReport) -> &'static str {
-    match (endpoint.state, report.breaker.map(|breaker| breaker.state)) {
-        (EndpointState::Ready, Some(BreakerState::Open)) => "ejected",
-        (EndpointState::Ready, Some(BreakerState::HalfOpen)) => "probing",
-        (state, _) => state.as_str(),
+fn row(state: BreakerState, source: &str, reason: String) -> BreakerRow {
+    BreakerRow {
+        service: String::new(),
+        instance: String::new(),
+        node: String::new(),
+        caller: String::new(),
+        state: state.as_str().to_owned(),
+        source: source.to_owned(),
+        reason,
+        evidence: Vec::new(),
+        since_ms: None,
+        until_ms: None,
+    }
+}
+
+/// By this member's own calls.
+fn own_word(state: &ApiState, endpoint: &Endpoint) -> Option<BreakerRow> {
+    let now = state.clock.now();
+    let breaker = state.calls.of(endpoint).report.breaker?;
+    let is_at_rest = breaker.state == BreakerState::Closed && breaker.window.failures == 0;
+    let evidence = EvidenceRow {
+        caller: state.name.to_string(),
+        samples: breaker.window.samples,
+        failures: breaker.window.failures,
+        weight: "own".to_owned(),
+        last_failure_ms: breaker.window.last_failure_age.map(millis),
+        last_success_ms: breaker.window.last_success_age.map(millis),
+    };
+    (!is_at_rest).then(|| BreakerRow {
+        evidence: vec![evidence],
+        since_ms: breaker.since.map(|since| millis(now.since(since))),
+        until_ms: breaker.until.map(|until| millis(until.since(now))),
+        ..row(breaker.state, "local", breaker.reason.unwrap_or_default().to_owned())
+    })
+}
+
+/// By all callers together.
+fn others_word(
+    state: &ApiState,
+    snapshot: &Snapshot,
+    view: &ServiceView,
+    endpoint: &Endpoint,
+) -> Option<BreakerRow> {
+    let now = state.clock.now();
+    let (word, since, until) = match &endpoint.verdict {
+        Verdict::Clear | Verdict::Accused => return None,
+        Verdict::Ejected(ejection) => {
+            let until = match endpoint.verdict.admits(now) {
+                Admission::Refuse { until } => Some(until),
+                _ => None,
+            };
+            (BreakerState::Open, ejection.since, until)
+        }
+        Verdict::Probing { since, .. } => (BreakerState::HalfOpen, *since, None),
+    };
+    let grounds = endpoint.verdict.grounds()?;
+    let name = |member| {
+        snapshot.members.get(member).map_or_else(|| member.to_string(), |m| m.name.to_string())
+    };
+    let age = |at: Option<Moment>| at.map(|at| millis(now.since(at)));
+    let evidence = grounds.testimony.iter().map(|told| EvidenceRow {
+        caller: name(&told.caller),
+        samples: told.samples,
+        failures: told.failures,
+        weight: told.weight.as_str().to_owned(),
+        last_failure_ms: age(told.last_failure_at),
+        last_success_ms: age(told.last_success_at),
+    });
+    let ignored = if view.is_failing {
+        ", ignored: most of the service fails"
+    } else if view.is_panic {
+        ", ignored: too much of the service is ejected"
+    } else {
+        ""
+    };
+    Some(BreakerRow {
+        evidence: evidence.collect(),
+        since_ms: Some(millis(now.since(since))),
+        until_ms: until.map(|until| millis(until.since(now))),
+        ..row(word, "mesh", format!("{}{ignored}", told(grounds)))
+    })
+}
+
+/// By its own agent.
+fn owner_word(state: &ApiState, endpoint: &Endpoint) -> Option<BreakerRow> {
+    let since = millis(state.clock.now().since(endpoint.changed_at));
+    (endpoint.state == EndpointState::Failing).then(|| BreakerRow {
+        since_ms: Some(since),
+        ..row(BreakerState::Open, "owner", "its checks fail".to_owned())
+    })
+}
+
+fn told(grounds: &Grounds) -> String {
+    format!(
+        "{} of {} callers saw {} failures, {:.0} % of the calls since",
+        grounds.accusers,
+        grounds.callers,
+        grounds.failures,
+        f64::from(grounds.share) / 10.0
+    )
+}
+
+/// The word of listings for how an endpoint stands: that of its own agent, else that of all callers,
+/// else that of this one's own calls.
+pub(super) fn state_word(
+    view: &ServiceView,
+    endpoint: &Endpoint,
+    report: &EndpointReport,
+) -> &'static str {
+    let own = report.breaker.map(|breaker| breaker.state);
+    let is_heeded = !view.is_failing && !view.is_panic;
+    match (endpoint.state, &endpoint.verdict, own) {
+        (EndpointState::Ready, Verdict::Ejected(_), _) if is_heeded => "ejected",
+        (EndpointState::Ready, _, Some(BreakerState::Open)) => "ejected",
+        (EndpointState::Ready, Verdict::Probing { .. }, _) if is_heeded => "probing",
+        (EndpointState::Ready, _, Some(BreakerState::HalfOpen)) => "probing",
+        (state, ..) => state.as_str(),
     }
 }
 
 /// What breakers say of an endpoint that its agent calls ready.
 pub(super) fn reason(endpoint: &Endpoint, report: &EndpointReport) -> Option<String> {
-    let breaker = report.breaker.filter(|_| endpoint.state == EndpointState::Ready)?;
-    let seen = format!("{} of {} calls from here failed", breaker.failures, breaker.samples);
+    if endpoint.state != EndpointState::Ready {
+        return None;
+    }
+    if let Some(grounds) = endpoint.verdict.grounds() {
+        return Some(told(grounds));
+    }
+    let breaker = report.breaker?;
+    let Window { samples, failures, .. } = breaker.window;
     match breaker.state {
         BreakerState::Closed => None,
-        BreakerState::Open => Some(format!("{}: {seen}", breaker.reason.unwrap_or("open"))),
+        BreakerState::Open => {
+            let why = breaker.reason.unwrap_or("open");
+            Some(format!("{why}: {failures} of {samples} calls from here failed"))
+        }
         BreakerState::HalfOpen => Some("coming back after failures".to_owned()),
     }
 }

@@ -9,15 +9,19 @@ use std::time::Duration;
 
 use crate::model::Moment;
 
-/// In this time all but `1/e` of a peak, or of a penalty, is forgotten. As Finagle and linkerd.
+/// In this time all but `1/e` of a peak is forgotten. As Finagle and linkerd.
 const MEMORY: Duration = Duration::from_secs(10);
 /// Cheaper than this counts as this. It is what an endpoint costs that nobody has called: at nothing it
 /// would attract every call at once. And what is faster differs by noise only.
 const FLOOR_NANOS: f64 = 1e6;
 /// The first failure adds this much; each further doubles what is left of it.
 const PENALTY_MIN_NANOS: f64 = 1e9;
-/// Penalties end here: they are forgotten below the floor after 110 s.
+/// Penalties end here, however often it fails.
 const PENALTY_MAX_NANOS: f64 = 60e9;
+/// In this time all but `1/e` of a penalty is forgotten: after one failure an endpoint is out of favour
+/// for some ten seconds, as long as a breaker's window and its ramp. With the memory of latencies it
+/// would be a minute for a single failure.
+const PENALTY_MEMORY: Duration = Duration::from_secs(2);
 
 /// The cost of calls to one endpoint. 24 bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -31,37 +35,41 @@ pub struct PeakEwma {
 impl PeakEwma {
     /// A call took this long until it was answered.
     pub fn handle_latency(&mut self, now: Moment, latency: Duration) {
-        let kept = self.kept(now);
+        let kept = self.kept(now, MEMORY);
         let sample = latency.as_nanos() as f64;
         let is_peak = sample >= self.latency * kept;
         let averaged = self.latency * kept + sample * (1.0 - kept);
         self.latency = if is_peak { sample } else { averaged };
-        self.penalty *= kept;
+        self.penalty *= self.kept(now, PENALTY_MEMORY);
         self.as_of = now;
     }
 
     /// A caller gave up after this time: it would have taken longer.
     pub fn handle_given_up(&mut self, now: Moment, waited: Duration) {
-        if waited.as_nanos() as f64 > self.latency * self.kept(now) {
+        if waited.as_nanos() as f64 > self.latency * self.kept(now, MEMORY) {
             self.handle_latency(now, waited);
         }
     }
 
     /// A call failed.
     pub fn handle_failure(&mut self, now: Moment) {
-        let kept = self.kept(now);
-        self.latency *= kept;
-        self.penalty = (self.penalty * kept * 2.0).clamp(PENALTY_MIN_NANOS, PENALTY_MAX_NANOS);
+        self.latency *= self.kept(now, MEMORY);
+        let left = self.penalty * self.kept(now, PENALTY_MEMORY);
+        self.penalty = (left * 2.0).clamp(PENALTY_MIN_NANOS, PENALTY_MAX_NANOS);
         self.as_of = now;
     }
 
     /// What a call would cost now, in nanoseconds; at least a millisecond. Changes nothing.
     pub fn cost_at(&self, now: Moment) -> f64 {
-        let cost = self.latency + self.penalty;
-        if cost <= FLOOR_NANOS {
-            return FLOOR_NANOS;
+        if self.latency + self.penalty <= FLOOR_NANOS {
+            return FLOOR_NANOS; // what most endpoints of a local network cost: nothing to work out
         }
-        (cost * self.kept(now)).max(FLOOR_NANOS)
+        let latency = self.latency * self.kept(now, MEMORY);
+        let penalty = match self.penalty {
+            0.0 => 0.0,
+            penalty => penalty * self.kept(now, PENALTY_MEMORY),
+        };
+        (latency + penalty).max(FLOOR_NANOS)
     }
 
     /// The latency of answered calls alone; `None` when nothing was measured, or all of it forgotten.
@@ -72,8 +80,8 @@ impl PeakEwma {
     }
 
     /// The share of the past that still counts.
-    fn kept(&self, now: Moment) -> f64 {
-        (-now.since(self.as_of).as_secs_f64() / MEMORY.as_secs_f64()).exp()
+    fn kept(&self, now: Moment, memory: Duration) -> f64 {
+        (-now.since(self.as_of).as_secs_f64() / memory.as_secs_f64()).exp()
     }
 }
 
@@ -138,6 +146,6 @@ mod tests {
         let mut once = steady(Duration::from_millis(5));
         once.handle_failure(at(30_000));
         assert!(once.cost_at(at(30_000)) >= 1_000.0 * MS);
-        assert!(once.cost_at(at(30_000 + 70_000)) < 2.0 * MS, "and is forgiven in a minute");
+        assert!(once.cost_at(at(45_000)) < 3.0 * MS, "and is forgiven after 15 s");
     }
 }

@@ -39,3 +39,65 @@ impl Default for BreakerConfig {
         }
     }
 }
+
+/// When callers together stop calling an instance, and how they begin again.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SharedConfig {
+    /// Accusers that it takes at least. Default 2: nobody alone.
+    pub quorum_min: usize,
+    /// Share of the service's callers that it takes, 0 to 1. Default 0.1.
+    pub quorum_share: f32,
+    /// Failures that all accusers together have seen. Default 6.
+    pub failures_min: u32,
+    /// Pooled share of failures that it takes, 0 to 1. Default 0.6: as many voices against as for it do
+    /// not eject.
+    pub ratio: f32,
+    /// Most samples that count of one caller: a busy one, or one that lies, has no more voice than
+    /// that. Default 3.
+    pub samples_max: u16,
+    /// How long evidence counts. Default 10 s.
+    pub window: Duration,
+    /// How long callers with contrary evidence have to speak. Default 2 s: in that time enough of them
+    /// call it once more, and where few calls are made the wait costs few.
+    pub rebuttal: Duration,
+    /// Share of the service's callers whose accusation needs only [`SharedConfig::rebuttal_short`], 0
+    /// to 1. Default 0.3.
+    pub crowd_share: f32,
+    /// How long callers with contrary evidence have to speak against a crowd. Default 300 ms.
+    pub rebuttal_short: Duration,
+    /// First time between two probes of the whole mesh, doubled with each that fails. Default 1 s.
+    pub period_min: Duration,
+    /// Longest time between two probes; after as long anyone may probe. Default 60 s.
+    pub period_max: Duration,
+    /// How long it is one caller's turn to probe; then it is the next one's. Default 500 ms.
+    pub turn: Duration,
+    /// Time in which an instance that is back comes from a tenth of its share to all. Default 10 s.
+    pub ramp: Duration,
+    /// Shares of a service's instances ejected above which panic begins, and up to which it ends.
+    /// Default 0.5 and 0.3.
+    pub panic: (f32, f32),
+    /// How long a panic lasts at least. Default 10 s.
+    pub panic_hold: Duration,
+}
+
+impl Default for SharedConfig {
+    fn default() -> Self {
+        Self {
+            quorum_min: 2,
+            quorum_share: 0.1,
+            failures_min: 6,
+            ratio: 0.6,
+            samples_max: 3,
+            window: Duration::from_secs(10),
+            rebuttal: Duration::from_secs(2),
+            crowd_share: 0.3,
+            rebuttal_short: Duration::from_millis(300),
+            period_min: Duration::from_secs(1),
+            period_max: Duration::from_secs(60),
+            turn: Duration::from_millis(500),
+            ramp: Duration::from_secs(10),
+            panic: (0.5, 0.3),
+            panic_hold: Duration::from_secs(10),
+        }
+    }
+}

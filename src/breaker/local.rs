@@ -123,6 +123,7 @@ pub struct Breaker {
     counts: Counts,
     stretch: Option<Stretch>,
     last_success_at: Option<Moment>,
+    last_failure_at: Option<Moment>,
     phase: Phase,
     event: Option<BreakerEvent>,
     seed: u64,
@@ -154,6 +155,7 @@ impl Breaker {
             counts: Counts::new(config.window),
             stretch: None,
             last_success_at: None,
+            last_failure_at: None,
             phase: Phase::Closed { since: Moment::START },
             event: None,
             seed,
@@ -178,13 +180,15 @@ impl Breaker {
             }
             return;
         }
+        let is_back = matches!(self.phase, Phase::Probing { .. }) && outcome == Outcome::Success;
+        if is_back {
+            self.counts.clear(); // what was before it is another story
+            self.stretch = None;
+        }
         self.note(now, outcome);
         match self.phase {
             Phase::Open { .. } => {} // it began before
-            Phase::Probing { .. } if outcome == Outcome::Success => {
-                self.counts.clear();
-                self.phase = Phase::Ramp { since: now };
-            }
+            Phase::Probing { .. } if is_back => self.phase = Phase::Ramp { since: now },
             Phase::Probing { .. } => self.open(now, Trip::Relapse),
             Phase::Closed { .. } => {
                 if let Some(trip) = self.trip(now) {
@@ -215,14 +219,15 @@ impl Breaker {
         }
     }
 
-    /// The call that was told [`Admission::Probe`] begins.
+    /// A call begins that was told [`Admission::Probe`], or that has nowhere else to go: its outcome
+    /// decides. Nothing changes while another call tries.
     pub fn begin_probe(&mut self, now: Moment) {
-        if self.admits(now) == Admission::Probe {
-            if let Phase::Open { .. } = self.phase {
-                self.event = Some(BreakerEvent::HalfOpened);
-            }
-            self.phase = Phase::Probing { since: now };
+        match self.phase {
+            Phase::Open { .. } => self.event = Some(BreakerEvent::HalfOpened),
+            Phase::Probing { since } if now.since(since) >= PROBE_PATIENCE => {}
+            _ => return,
         }
+        self.phase = Phase::Probing { since: now };
     }
 
     /// In the field's words. A ramp that is over is closed from the next outcome on.
@@ -255,6 +260,10 @@ impl Breaker {
             samples,
             failures,
             first_failure_age: stretch.map(|stretch| now.since(stretch.began_at)),
+            last_failure_age: self
+                .last_failure_at
+                .map(|at| now.since(at))
+                .filter(|age| *age < window),
             last_success_age: self
                 .last_success_at
                 .map(|at| now.since(at))
@@ -272,9 +281,9 @@ impl Breaker {
             Outcome::Unreached => self.unreached_in_row.saturating_add(1),
             _ => 0,
         };
-        if !is_failure {
-            self.last_success_at = Some(now);
-        }
+        let last_at =
+            if is_failure { &mut self.last_failure_at } else { &mut self.last_success_at };
+        *last_at = Some(now);
     }
 
     fn trip(&self, now: Moment) -> Option<Trip> {
@@ -460,6 +469,16 @@ mod tests {
     }
 
     #[test]
+    fn call_with_nowhere_else_to_go_decides_before_the_pause_is_over() {
+        let (mut breaker, now) = after(&[Failed; 5]);
+        breaker.begin_probe(now);
+        assert!(matches!(breaker.admits(now), Admission::Refuse { .. }), "it alone tries");
+        breaker.handle_outcome(now, Success);
+        assert_eq!(breaker.admits(now), Admission::Ramp(100));
+        assert_eq!(breaker.window(now).first_failure_age, None);
+    }
+
+    #[test]
     fn outcome_without_evidence_lets_another_call_try() {
         let (mut breaker, now) = probing();
         breaker.handle_outcome(now, Unknown);
@@ -544,7 +563,8 @@ mod tests {
                 }
                 if admission == Admission::Probe {
                     breaker.begin_probe(now);
-                    prop_assert!(!matches!(breaker.admits(now), Admission::Probe | Admission::Pass));
+                    let is_refused = matches!(breaker.admits(now), Admission::Refuse { .. });
+                    prop_assert!(is_refused);
                 }
                 breaker.handle_outcome(now, [Success, Failed, Unreached, Unknown][kind]);
                 if let Some(BreakerEvent::Opened { until, .. }) = breaker.poll_event() {

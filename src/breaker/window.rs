@@ -16,9 +16,11 @@ pub struct Window {
     /// Those of them that failed.
     pub failures: u16,
     /// How long ago the stretch of failures began that goes on now. A stretch begins with a failure and
-    /// ends as soon as the share of failures in it falls below the ratio, or when nothing has failed
-    /// for a window's time: successes of before never water it down.
+    /// ends as soon as the share of failures in it falls to the ratio, or when nothing has failed for a
+    /// window's time: successes of before never water it down.
     pub first_failure_age: Option<Duration>,
+    /// How long ago a call failed last, if that was within the window.
+    pub last_failure_age: Option<Duration>,
     /// How long ago a call succeeded last, if that was within the window.
     pub last_success_age: Option<Duration>,
 }
@@ -40,8 +42,8 @@ impl Tally {
         self.failures += u16::from(is_failure);
     }
 
-    fn has_share(&self, ratio: f32) -> bool {
-        f32::from(self.failures) >= ratio * f32::from(self.samples)
+    fn is_over(&self, ratio: f32) -> bool {
+        f32::from(self.failures) > ratio * f32::from(self.samples)
     }
 }
 
@@ -126,7 +128,7 @@ impl Stretch {
         if is_failure {
             stretch.last_failure_at = now;
         }
-        stretch.tally.has_share(ratio).then_some(stretch)
+        stretch.tally.is_over(ratio).then_some(stretch)
     }
 
     pub(super) fn is_fresh(&self, now: Moment, window: Duration) -> bool {
@@ -178,8 +180,9 @@ mod tests {
             stretch.map(|stretch: Stretch| (stretch.samples(), stretch.failures()))
         };
         assert_eq!(call(true), Some((1, 1)));
-        assert_eq!(call(false), Some((2, 1)));
-        assert_eq!(call(false), None, "a share below the ratio ends it");
+        assert_eq!(call(true), Some((2, 2)));
+        assert_eq!(call(false), Some((3, 2)));
+        assert_eq!(call(false), None, "no more failures than successes");
         assert_eq!((0..900).filter_map(|_| call(false)).next(), None);
         assert_eq!(call(true), Some((1, 1)), "900 successes of before do not count");
         assert_eq!(call(true), Some((2, 2)));

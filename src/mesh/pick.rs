@@ -3,7 +3,9 @@
 use rand::Rng;
 
 use super::{Endpoint, EndpointState, ServiceView};
-use crate::balancer::{Order, Rank, Shares, Stance, choose, scan};
+use crate::balancer::{Load, Order, Rank, Shares, Stance, WHOLE, choose, scan};
+use crate::breaker::{Admission, Ejection, Verdict, Window};
+use crate::model::Moment;
 
 /// What the caller knows beside the view, and how it wants to choose. Endpoints are named by their
 /// place in the view.
@@ -15,6 +17,14 @@ pub struct Caller<'a> {
     pub shares: &'a Shares,
     /// In which order.
     pub order: &'a Order<'a>,
+    /// The time.
+    pub now: Moment,
+    /// Whether it heeds what all callers together hold of an endpoint.
+    pub heeds_others: bool,
+    /// Its own experience with an endpoint of late. Asked only about those that others accuse.
+    pub window: &'a dyn Fn(usize) -> Window,
+    /// Whether it has taken the turn to probe that this ejection offers.
+    pub has_probed: &'a dyn Fn(usize, &Ejection) -> bool,
     /// How near an endpoint is, from 0 on; `None` for one that is not to be used however few are left.
     pub nearness: &'a dyn Fn(usize) -> Option<u8>,
 }
@@ -59,7 +69,13 @@ pub fn pick(
     rng: &mut impl Rng,
 ) -> Result<usize, NoEndpoint> {
     let endpoints = view.endpoints();
-    let stance = |at: usize| stance(&endpoints[at], || (caller.stance)(at));
+    let heeds_others = caller.heeds_others && !view.is_panic && !view.is_failing;
+    let stance = |at: usize| match endpoints[at].state {
+        EndpointState::Ready if heeds_others => heeding(caller, at, &endpoints[at].verdict),
+        EndpointState::Ready => (caller.stance)(at),
+        EndpointState::Doubtful => as_last_resort((caller.stance)(at)),
+        _ => Stance::NEVER,
+    };
     if let Some(at) = choose(caller.shares, caller.order, stance, rng) {
         return Ok(at);
     }
@@ -69,16 +85,30 @@ pub fn pick(
     scan(usable, caller.order, rng).ok_or_else(|| why_none(endpoints))
 }
 
-/// What the mesh says of an endpoint goes before what the caller says.
-fn stance(endpoint: &Endpoint, own: impl FnOnce() -> Stance) -> Stance {
-    match endpoint.state {
-        EndpointState::Ready => own(),
-        EndpointState::Doubtful => {
-            let own = own();
-            Stance { rank: own.rank.min(Rank::LastResort), ..own }
-        }
-        _ => Stance::NEVER,
+/// What all callers hold of an endpoint goes before what this one does, unless its own success is newer.
+fn heeding(caller: &Caller<'_>, at: usize, verdict: &Verdict) -> Stance {
+    let own = (caller.stance)(at);
+    let admission = verdict.admits(caller.now);
+    if admission == Admission::Pass || own.rank == Rank::Never {
+        return own;
     }
+    if let Admission::Ramp(share) = admission {
+        return Stance { share: own.share.min(share), ..own };
+    }
+    if verdict.is_vetoed_by(caller.now, &(caller.window)(at)) {
+        return own;
+    }
+    let is_turn = |ejection: &Ejection| !(caller.has_probed)(at, ejection);
+    match verdict {
+        Verdict::Ejected(ejection) if admission == Admission::Probe && is_turn(ejection) => {
+            Stance { rank: Rank::Willing, share: WHOLE, load: Load::TRIAL }
+        }
+        _ => as_last_resort(own),
+    }
+}
+
+fn as_last_resort(own: Stance) -> Stance {
+    Stance { rank: own.rank.min(Rank::LastResort), ..own }
 }
 
 fn why_none(endpoints: &[Endpoint]) -> NoEndpoint {
@@ -97,13 +127,14 @@ fn why_none(endpoints: &[Endpoint]) -> NoEndpoint {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
+    use std::time::Duration;
 
     use rand::SeedableRng;
     use rand::rngs::SmallRng;
 
     use super::*;
-    use crate::balancer::{Load, WHOLE};
-    use crate::model::{MemberId, Moment, Protocol, ServiceName, Weight};
+    use crate::breaker::Grounds;
+    use crate::model::{MemberId, Protocol, ServiceName, Weight};
 
     fn endpoint(number: u8, state: EndpointState, weight: u16) -> Endpoint {
         Endpoint {
@@ -118,6 +149,7 @@ mod tests {
             zone: "".into(),
             idempotent: Arc::default(),
             capacity: Default::default(),
+            verdict: Verdict::Clear,
             changed_at: Moment::START,
         }
     }
@@ -145,6 +177,10 @@ mod tests {
             stance: &stance,
             shares: view.ready(),
             order: &Order::LeastLoad,
+            now: Moment::START,
+            heeds_others: true,
+            window: &|_| Window::default(),
+            has_probed: &|_, _| false,
             nearness: &|_| Some(0),
         };
         let picked = pick(&view, &caller, &mut SmallRng::seed_from_u64(3));
@@ -174,6 +210,66 @@ mod tests {
                 *expected,
                 "{states:?} {tried:?} {avoided:?}"
             );
+        }
+    }
+
+    /// An ejection at 10 s, after failures up to then, whose probe is anyone's from 70 s on.
+    fn ejected() -> Verdict {
+        let at = Moment::from_secs(10);
+        let grounds = Arc::new(Grounds { last_failure_at: at, ..Grounds::default() });
+        Verdict::Ejected(Ejection {
+            since: at,
+            tried_at: at,
+            period: Duration::from_secs(1),
+            turn: None,
+            anyone_at: Moment::from_secs(70),
+            grounds,
+        })
+    }
+
+    #[test]
+    fn ejected_by_all_is_the_last_resort_unless_own_success_is_newer_or_it_is_to_be_probed() {
+        let success = |secs_ago| Window {
+            last_success_age: Some(Duration::from_secs(secs_ago)),
+            ..Window::default()
+        };
+        let (calm, panic) = (false, true);
+        #[allow(clippy::type_complexity)] // a table: when, own window, probed, panic; who is picked
+        let cases: &[(&str, u64, Window, bool, bool, &[usize])] = &[
+            ("no own evidence", 20, Window::default(), false, calm, &[1]),
+            ("own success of before", 20, success(11), false, calm, &[1]),
+            ("own success since", 20, success(2), false, calm, &[0, 1]),
+            ("panic", 20, Window::default(), false, panic, &[0, 1]),
+            ("its time has come", 71, Window::default(), false, calm, &[0]),
+            ("and was taken", 71, Window::default(), true, calm, &[1]),
+        ];
+        for (why, now, window, has_probed, is_panic, expected) in cases {
+            let mut endpoints: Vec<_> =
+                (0..2).map(|number| endpoint(number, EndpointState::Ready, 100)).collect();
+            endpoints[0].verdict = ejected();
+            let name: ServiceName = "web".parse().unwrap();
+            let mut view = ServiceView::new(name, Protocol::Tcp, endpoints);
+            view.is_panic = *is_panic;
+            let caller = Caller {
+                stance: &|_| Stance {
+                    rank: Rank::Willing,
+                    share: WHOLE,
+                    load: Load { cost: 1.0, in_flight: 0 },
+                },
+                shares: view.ready(),
+                order: &Order::LeastLoad,
+                now: Moment::from_secs(*now),
+                heeds_others: true,
+                window: &|_| *window,
+                has_probed: &|_, _| *has_probed,
+                nearness: &|_| Some(0),
+            };
+            let mut rng = SmallRng::seed_from_u64(3);
+            let mut picked: Vec<_> =
+                (0..100).map(|_| pick(&view, &caller, &mut rng).unwrap()).collect();
+            picked.sort_unstable();
+            picked.dedup();
+            assert_eq!(picked, *expected, "{why}");
         }
     }
 }

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::balancer::Shares;
+use crate::breaker::Verdict;
 use crate::model::{
     Capacity, Enrolment, Epoch, InstanceId, InstanceState, Issuer, MemberId, MemberName,
     MemberPhase, MemberState, Moment, Protocol, RequestPattern, ServiceName, Weight,
@@ -103,6 +104,10 @@ pub struct ServiceView {
     pub name: ServiceName,
     /// As declared by its first endpoint.
     pub protocol: Protocol,
+    /// Whether more than half of it fails: nothing of it is ejected, and retries help nobody.
+    pub is_failing: bool,
+    /// Whether so much of it is ejected that verdicts are to be ignored.
+    pub is_panic: bool,
     endpoints: Vec<Endpoint>,
     ready: Shares,
 }
@@ -113,7 +118,7 @@ impl ServiceView {
         let ready =
             endpoints.iter().enumerate().filter(|(_, one)| one.state == EndpointState::Ready);
         let ready = ready.map(|(at, endpoint)| (at, endpoint.weight)).collect();
-        Self { name, protocol, endpoints, ready }
+        Self { name, protocol, is_failing: false, is_panic: false, endpoints, ready }
     }
 
     /// All of them, whatever their state.
@@ -148,6 +153,8 @@ pub struct Endpoint {
     pub state: EndpointState,
     /// Of its member, for instance `eu1/a`; empty when it has none.
     pub zone: Arc<str>,
+    /// What all callers together hold of it.
+    pub verdict: Verdict,
     /// Requests that may be sent twice.
     pub idempotent: Arc<[RequestPattern]>,
     /// How many calls it takes at a time.

@@ -9,6 +9,7 @@ use super::{
     Appointed, Endpoint, EndpointState, Enrolled, Evidence, MemberView, Mesh, MeshEvent,
     ServiceView, Snapshot,
 };
+use crate::breaker::Verdict;
 use crate::membership::Belief;
 use crate::model::{
     Capacity, EntryVersion, Epoch, InstanceRecord, LimitedInstance, MemberId, MemberPhase,
@@ -258,6 +259,7 @@ impl Mesh {
             weight: instance.weight,
             state: endpoint_state(known.state, record.phase, instance, experience),
             zone: record.zone.as_str().into(),
+            verdict: Verdict::Clear,
             idempotent: declared(record, instance),
             capacity: capacity(record, instance),
             changed_at: known.record_at.map_or(known.changed_at, |at| known.changed_at.max(at)),

@@ -5,9 +5,9 @@
 //! has changed; the objects are kept. So a pick takes no lock but that of the two or three endpoints it
 //! looks at, and allocates nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -15,13 +15,19 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use rand::rngs::SmallRng;
 use rand::{Rng, RngExt, SeedableRng};
+use tokio::sync::{Notify, mpsc};
+use tokio::time::{sleep, timeout};
 
+use super::limits::{BreakerLimits, Scope};
 use super::trouble::Trouble;
 use crate::balancer::{
     Balance, Load, Maglev, Near, Order, PeakEwma, Prefer, Rank, Shares, Stance, Tier, WHOLE,
     slow_start, spill,
 };
-use crate::breaker::{Admission, Breaker, BreakerConfig, BreakerEvent, BreakerState};
+use crate::breaker::{
+    Admission, Breaker, BreakerConfig, BreakerEvent, BreakerState, InstanceKey, OwnWindow, Verdict,
+    Window,
+};
 use crate::mesh::{self, Endpoint, EndpointState, NoEndpoint, ServiceView, Snapshot};
 use crate::model::{InstanceId, MemberId, Moment, Outcome, ServiceName, Weight};
 use crate::runtime::clock::Clock;
@@ -29,6 +35,10 @@ use crate::telemetry::{EventKind, EventLog, Metrics};
 
 /// How old the figures may be by which calls leave the near zone.
 const SPILL_PERIOD: Duration = Duration::from_millis(100);
+/// How often the others are told of calls that changed nothing, and the pause after telling, so that a
+/// burst of failures is told once.
+const TELL_PERIOD: Duration = Duration::from_secs(1);
+const TELL_PAUSE: Duration = Duration::from_millis(20);
 
 /// What a member is to this caller: the part that all its instances share.
 #[derive(Debug, Default)]
@@ -40,10 +50,14 @@ pub(super) struct MemberSlot {
 /// What one endpoint is to this caller.
 #[derive(Debug)]
 pub(super) struct Slot {
+    key: InstanceKey,
+    service: ServiceName,
     pub(super) member: Arc<MemberSlot>,
     /// Its agent refused a call for it.
     pub(super) trouble: Trouble,
     in_flight: AtomicU32,
+    /// Whether the others were not told of the last call.
+    is_news: AtomicBool,
     standing: Mutex<Standing>,
 }
 
@@ -57,6 +71,8 @@ struct Standing {
     opened: Option<(&'static str, Moment)>,
     /// Since when it has taken work, while it is new.
     new_since: Option<Moment>,
+    /// Of the ejection by all callers for which this one took its turn to probe: when it had been tried.
+    probed_after: Option<Moment>,
 }
 
 /// What listings show of an endpoint.
@@ -81,24 +97,32 @@ pub struct BreakerReport {
     pub since: Option<Moment>,
     /// Until when it refuses, if it does.
     pub until: Option<Moment>,
-    /// Calls of late that say something, and those of them that failed.
-    pub samples: u16,
-    /// See `samples`.
-    pub failures: u16,
+    /// What was seen of late.
+    pub window: Window,
 }
 
 impl Slot {
-    fn new(member: Arc<MemberSlot>, config: &BreakerConfig, seed: u64) -> Self {
+    fn new(
+        key: InstanceKey,
+        service: ServiceName,
+        member: Arc<MemberSlot>,
+        config: &BreakerConfig,
+        seed: u64,
+    ) -> Self {
         Self {
+            key,
+            service,
             member,
             trouble: Trouble::default(),
             in_flight: AtomicU32::new(0),
+            is_news: AtomicBool::new(false),
             standing: Mutex::new(Standing {
                 cost: PeakEwma::default(),
                 breaker: Breaker::new(config, seed),
                 breaker_since: None,
                 opened: None,
                 new_since: None,
+                probed_after: None,
             }),
         }
     }
@@ -133,19 +157,45 @@ impl Slot {
         self.standing.lock().cost.handle_given_up(now, waited);
     }
 
-    /// A call has ended; returns what that made of the breaker.
-    pub(super) fn note_outcome(&self, now: Moment, outcome: Outcome) -> Option<BreakerEvent> {
+    /// A call has ended; returns what that made of the breaker, and whether the other callers are to
+    /// be told at once: a stretch of failures has begun, or the breaker has changed.
+    pub(super) fn note_outcome(
+        &self,
+        now: Moment,
+        outcome: Outcome,
+    ) -> (Option<BreakerEvent>, bool) {
         let mut standing = self.standing.lock();
+        standing.breaker.handle_outcome(now, outcome);
+        let event = standing.poll_event(now);
+        let mut is_urgent = event.is_some();
         if outcome.is_failure() {
             standing.cost.handle_failure(now);
+            is_urgent |= standing.breaker.window(now).first_failure_age == Some(Duration::ZERO);
         }
-        standing.breaker.handle_outcome(now, outcome);
-        standing.poll_event(now)
+        if outcome.is_evidence() {
+            self.is_news.store(true, Ordering::Relaxed);
+        }
+        (event, is_urgent)
     }
 
-    /// The call that may try the instance begins, if it is this one.
-    pub(super) fn begin_probe(&self, now: Moment) -> Option<BreakerEvent> {
+    /// What the others are to be told, if there is anything new.
+    fn take_news(&self, now: Moment) -> Option<OwnWindow> {
+        let is_news = self.is_news.swap(false, Ordering::Relaxed);
+        is_news.then(|| OwnWindow {
+            key: self.key.clone(),
+            service: self.service.clone(),
+            window: self.standing.lock().breaker.window(now),
+        })
+    }
+
+    /// A call begins: the one that tries the instance, if nobody else may call it.
+    pub(super) fn begin(&self, now: Moment, verdict: &Verdict) -> Option<BreakerEvent> {
         let mut standing = self.standing.lock();
+        if let Verdict::Ejected(ejection) = verdict
+            && verdict.admits(now) == Admission::Probe
+        {
+            standing.probed_after = Some(ejection.tried_at);
+        }
         if standing.breaker.state() == BreakerState::Closed {
             return None;
         }
@@ -190,8 +240,7 @@ impl Slot {
             reason,
             since: standing.breaker_since,
             until: until.filter(|_| state == BreakerState::Open),
-            samples: window.samples,
-            failures: window.failures,
+            window,
         };
         EndpointReport {
             in_flight: self.in_flight(),
@@ -302,6 +351,8 @@ pub(super) struct ServiceBoard {
     plans: [OnceLock<Plan>; Prefer::COUNT],
     /// Of this caller's member.
     zone: Arc<str>,
+    /// Whose experience counts.
+    scope: Scope,
     table: OnceLock<Table>,
     /// That of the view before.
     made_before: Option<Arc<Made>>,
@@ -362,7 +413,18 @@ impl ServiceBoard {
         let shares = plan.map_or(self.view.ready(), |plan| self.tier(plan, now, rng));
         let nearness = |at: usize| plan.map_or(Some(0), |plan| plan.nearness[at]);
         let pick = |order: &Order<'_>, stance: &dyn Fn(usize) -> Stance, rng| {
-            let caller = mesh::Caller { stance, shares, order, nearness: &nearness };
+            let caller = mesh::Caller {
+                stance,
+                shares,
+                order,
+                now,
+                heeds_others: self.scope == Scope::Mesh,
+                window: &|at| self.slots[at].standing.lock().breaker.window(now),
+                has_probed: &|at, ejection| {
+                    self.slots[at].standing.lock().probed_after == Some(ejection.tried_at)
+                },
+                nearness: &nearness,
+            };
             mesh::pick(&self.view, &caller, rng)
         };
         match choice.balance {
@@ -496,6 +558,8 @@ pub struct Boards {
     clock: Clock,
     metrics: Metrics,
     events: EventLog,
+    /// Something that the other callers should know at once.
+    news: Notify,
     rng: Mutex<SmallRng>,
     services: ArcSwap<BTreeMap<ServiceName, Arc<ServiceBoard>>>,
     slots: Mutex<Slots>,
@@ -505,7 +569,7 @@ pub struct Boards {
 struct Slots {
     members: BTreeMap<MemberId, Known>,
     /// Where the breakers of a service are to be other than usual.
-    configs: BTreeMap<ServiceName, BreakerConfig>,
+    configs: BTreeMap<ServiceName, (BreakerConfig, Scope)>,
     /// Of the next breaker.
     seed: u64,
 }
@@ -526,6 +590,7 @@ impl Boards {
             clock,
             metrics,
             events,
+            news: Notify::new(),
             rng: Mutex::new(SmallRng::seed_from_u64(seed)),
             services: ArcSwap::default(),
             slots: Mutex::new(slots),
@@ -547,12 +612,14 @@ impl Boards {
     }
 
     /// Breakers of `service` are made like this from now on, those that are there anew.
-    pub(super) fn configure(&self, service: &ServiceName, config: &BreakerConfig) {
+    pub(super) fn configure(&self, service: &ServiceName, limits: &BreakerLimits) {
         let mut slots = self.slots.lock();
-        let before = slots.configs.insert(service.clone(), config.clone());
-        if before.unwrap_or_default() == *config {
+        let (config, scope) = (&limits.config(), limits.scope.unwrap_or_default());
+        let before = slots.configs.insert(service.clone(), (config.clone(), scope));
+        if before.unwrap_or_default() == (config.clone(), scope) {
             return;
         }
+        self.services.store(Arc::default()); // made again with the next call
         let Slots { members, seed, .. } = &mut *slots;
         let instances = members.values().flat_map(|known| known.instances.values());
         for (_, slot) in instances.filter(|(of, _)| of == service) {
@@ -599,14 +666,38 @@ impl Boards {
 
     /// A call to this endpoint begins.
     pub(super) fn begin(&self, picked: &Picked) {
-        let event = picked.slot().begin_probe(self.now());
+        let event = picked.slot().begin(self.now(), &picked.endpoint().verdict);
         self.tell(picked, event);
     }
 
     /// A call to this endpoint ended so.
     pub fn settle(&self, picked: &Picked, outcome: Outcome) {
-        let event = picked.slot().note_outcome(self.now(), outcome);
+        let (event, is_urgent) = picked.slot().note_outcome(self.now(), outcome);
+        // Whoever still calls it with success is to say so while others accuse it.
+        let is_wanted = picked.endpoint().verdict == Verdict::Accused;
+        if is_urgent || is_wanted {
+            self.news.notify_one();
+        }
         self.tell(picked, event);
+    }
+
+    /// Tells of own calls, for ever: of a change at once, and else every second of what was called.
+    /// Words that find `windows` full are dropped: the next second has later ones.
+    pub(super) async fn tell_windows(self: Arc<Self>, windows: mpsc::Sender<Vec<OwnWindow>>) {
+        loop {
+            let _ = timeout(TELL_PERIOD, self.news.notified()).await; // nothing urgent: time is up
+            let told = self.take_news();
+            if !told.is_empty() {
+                let _ = windows.try_send(told);
+            }
+            sleep(TELL_PAUSE).await;
+        }
+    }
+
+    fn take_news(&self) -> Vec<OwnWindow> {
+        let (now, slots) = (self.now(), self.slots.lock());
+        let instances = slots.members.values().flat_map(|known| known.instances.values());
+        instances.filter_map(|(_, slot)| slot.take_news(now)).collect()
     }
 
     fn tell(&self, picked: &Picked, event: Option<BreakerEvent>) {
@@ -698,6 +789,7 @@ impl Boards {
                 .members
                 .get(&self.me)
                 .map_or_else(|| "".into(), |me| me.zone.as_str().into()),
+            scope: registry.configs.get(&view.name).map_or(Scope::Mesh, |(_, scope)| *scope),
             table: OnceLock::new(),
             made_before: before.and_then(|before| {
                 let made = before.table.get().map(|table| Arc::clone(&table.made));
@@ -724,9 +816,10 @@ impl ServiceBoard {
             !matches!(endpoint.state, EndpointState::Down | EndpointState::Failing)
         };
         let known = self.view.endpoints().iter().zip(&self.slots);
-        let known: Vec<_> = known.filter(|(endpoint, _)| takes_work(endpoint)).collect();
+        let known = known.filter(|(endpoint, _)| takes_work(endpoint));
+        let known: BTreeSet<_> = known.map(|(_, slot)| Arc::as_ptr(slot)).collect();
         for (endpoint, slot) in next.endpoints().iter().zip(slots) {
-            let was_there = known.iter().any(|(_, known)| Arc::ptr_eq(known, slot));
+            let was_there = known.contains(&Arc::as_ptr(slot));
             if endpoint.state == EndpointState::Ready && !was_there {
                 slot.standing.lock().new_since = Some(endpoint.changed_at);
             }
@@ -743,9 +836,11 @@ impl Slots {
             return Arc::clone(slot);
         }
         let usual = BreakerConfig::default();
-        let config = self.configs.get(service).unwrap_or(&usual);
+        let config = self.configs.get(service).map_or(&usual, |(config, _)| config);
         self.seed = self.seed.wrapping_add(1);
-        let slot = Arc::new(Slot::new(Arc::clone(&known.slot), config, self.seed));
+        let key = InstanceKey { member, instance: id.clone() };
+        let of_member = Arc::clone(&known.slot);
+        let slot = Arc::new(Slot::new(key, service.clone(), of_member, config, self.seed));
         known.instances.insert(id.clone(), (service.clone(), Arc::clone(&slot)));
         slot
     }
@@ -768,5 +863,190 @@ impl fmt::Debug for Boards {
 impl fmt::Debug for ServiceBoard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "ServiceBoard({})", self.view.name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Capacity, Protocol};
+
+    const ME: MemberId = MemberId::from_bytes([255; 16]);
+
+    fn boards() -> Boards {
+        Boards::new(ME, Clock::new(), Metrics::new(), EventLog::new("me"), 1)
+    }
+
+    fn endpoint(number: u8) -> Endpoint {
+        Endpoint {
+            instance: format!("web-{number}").parse().unwrap(),
+            member: MemberId::from_bytes([number; 16]),
+            member_name: format!("node-{number}").parse().unwrap(),
+            address: "127.0.0.1:7370".parse().unwrap(),
+            port: 80,
+            tags: Vec::new(),
+            weight: Weight(100),
+            state: EndpointState::Ready,
+            zone: "".into(),
+            verdict: Verdict::Clear,
+            idempotent: Arc::default(),
+            capacity: Capacity::default(),
+            changed_at: Moment::START,
+        }
+    }
+
+    fn service() -> ServiceName {
+        "web".parse().unwrap()
+    }
+
+    fn snapshot(endpoints: Vec<Endpoint>) -> Snapshot {
+        let mut snapshot = Snapshot::default();
+        let view = ServiceView::new(service(), Protocol::Http, endpoints);
+        snapshot.services.insert(service(), Arc::new(view));
+        snapshot
+    }
+
+    fn pick(boards: &Boards, snapshot: &Snapshot, tried: &Tried) -> Result<Picked, NoEndpoint> {
+        boards.pick(snapshot, &service(), &Choice::default(), tried, |_| false)
+    }
+
+    /// How many of 1,000 picks go to each, by the number of its member.
+    fn shares(boards: &Boards, snapshot: &Snapshot) -> BTreeMap<u8, u32> {
+        let mut shares = BTreeMap::new();
+        for _ in 0..1_000 {
+            let picked = pick(boards, snapshot, &Tried::default()).unwrap();
+            *shares.entry(picked.endpoint().member.as_bytes()[0]).or_default() += 1;
+        }
+        shares
+    }
+
+    /// One call to `number` that ends like this.
+    fn call(boards: &Boards, snapshot: &Snapshot, number: usize, outcome: Outcome) {
+        let board = boards.of(snapshot, &service()).unwrap();
+        let picked = Picked { board, at: number };
+        boards.begin(&picked);
+        boards.settle(&picked, outcome);
+    }
+
+    #[test]
+    fn what_is_known_of_an_endpoint_outlives_every_change_of_the_mesh() {
+        let boards = boards();
+        let before = snapshot(vec![endpoint(1), endpoint(2)]);
+        (0..5).for_each(|_| call(&boards, &before, 0, Outcome::Failed));
+        let after = snapshot(vec![endpoint(0), endpoint(1), endpoint(2)]);
+        let report = boards.report(&endpoint(1));
+        assert_eq!(report.breaker.unwrap().state, BreakerState::Open);
+        assert!(!shares(&boards, &after).contains_key(&1), "its place is another, its breaker not");
+        let gone = snapshot(vec![endpoint(2)]);
+        shares(&boards, &gone);
+        assert_eq!(boards.report(&endpoint(1)), EndpointReport::default(), "it is forgotten");
+    }
+
+    #[test]
+    fn open_breaker_is_the_last_resort_and_refused_connections_open_it_sooner() {
+        let boards = boards();
+        let snapshot = snapshot(vec![endpoint(1), endpoint(2)]);
+        (0..2).for_each(|_| call(&boards, &snapshot, 0, Outcome::Unreached));
+        assert_eq!(shares(&boards, &snapshot).into_keys().collect::<Vec<_>>(), [2]);
+        let mut tried = Tried::default();
+        tried.add(&pick(&boards, &snapshot, &tried).unwrap());
+        let last = pick(&boards, &snapshot, &tried).unwrap();
+        assert_eq!(last.endpoint().member, endpoint(1).member, "nobody else is left");
+        tried.add(&last);
+        assert_eq!(pick(&boards, &snapshot, &tried).unwrap_err(), NoEndpoint::NoEndpoints);
+        assert_eq!(boards.metrics.breakers("web", "open", "local"), 1);
+    }
+
+    #[test]
+    fn new_instance_begins_with_a_tenth_and_those_of_the_first_view_are_not_new() {
+        let boards = boards();
+        let two = snapshot(vec![endpoint(1), endpoint(2)]);
+        assert!(shares(&boards, &two).values().all(|share| (400..600).contains(share)));
+        let mut new = endpoint(3);
+        new.changed_at = boards.now();
+        let three = snapshot(vec![endpoint(1), endpoint(2), new]);
+        let share = shares(&boards, &three).get(&3).copied().unwrap_or(0);
+        assert!((5..80).contains(&share), "{share} of 1,000 for a tenth of a third");
+    }
+
+    #[test]
+    fn full_ones_are_gone_around_and_used_when_all_are_full() {
+        let boards = boards();
+        let limited =
+            Endpoint { capacity: Capacity { soft: Some(2), hard: Some(3) }, ..endpoint(1) };
+        let snapshot = snapshot(vec![limited, endpoint(2)]);
+        let full = boards.of(&snapshot, &service()).unwrap();
+        for _ in 0..2 {
+            full.slots[0].enter();
+        }
+        assert_eq!(shares(&boards, &snapshot).into_keys().collect::<Vec<_>>(), [2]);
+        let mut tried = Tried::default();
+        tried.add(&Picked { board: Arc::clone(&full), at: 1 });
+        assert!(pick(&boards, &snapshot, &tried).is_ok(), "full is better than nothing");
+        full.slots[0].leave();
+        assert!(shares(&boards, &snapshot).contains_key(&1));
+    }
+
+    #[test]
+    fn calls_prefer_the_near_zone_and_leave_it_as_it_fills() {
+        let boards = boards();
+        let zoned = |number, zone: &str| Endpoint {
+            zone: zone.into(),
+            capacity: Capacity { soft: Some(10), hard: None },
+            ..endpoint(number)
+        };
+        let snapshot = snapshot(vec![zoned(1, "eu1/a"), zoned(2, "eu1/b"), zoned(3, "us1/a")]);
+        let view = Arc::clone(&snapshot.services[&service()]);
+        let slots: Vec<_> = view
+            .endpoints()
+            .iter()
+            .map(|one| boards.slots.lock().slot(one.member, &service(), &one.instance))
+            .collect();
+        let board = ServiceBoard {
+            view,
+            slots,
+            plans: Default::default(),
+            zone: "eu1/a".into(),
+            scope: Scope::Mesh,
+            table: OnceLock::new(),
+            made_before: None,
+            turn: Arc::default(),
+        };
+        let prefer = Prefer::try_new(&["same-zone", "any"]).unwrap();
+        let choice = Choice { prefer, ..Choice::default() };
+        let mut rng = SmallRng::seed_from_u64(3);
+        let mut near_of = |now: u64| {
+            let near = (0..1_000).filter(|_| {
+                let now = Moment::from_secs(now);
+                board.pick(&choice, &Tried::default(), now, |_| false, &mut rng) == Ok(0)
+            });
+            near.count()
+        };
+        assert_eq!(near_of(1), 1_000);
+        for _ in 0..8 {
+            board.slots[0].enter();
+        }
+        let left = near_of(2);
+        assert!((550..750).contains(&left), "{left} stay at 80 % of the limit");
+        (0..8).for_each(|_| board.slots[0].leave());
+        assert_eq!(near_of(3), 1_000, "and all are back");
+    }
+
+    #[test]
+    fn table_is_kept_while_the_same_instances_are_ready() {
+        let boards = boards();
+        let choice = Choice { balance: Balance::Maglev, hash: 7, ..Choice::default() };
+        let led = |snapshot: &Snapshot| {
+            let picked = boards.pick(snapshot, &service(), &choice, &Tried::default(), |_| false);
+            let board = boards.of(snapshot, &service()).unwrap();
+            (picked.unwrap().endpoint().member, Arc::clone(&board.table().made))
+        };
+        let (first, made) = led(&snapshot(vec![endpoint(1), endpoint(2)]));
+        let down = Endpoint { state: EndpointState::Down, ..endpoint(0) };
+        let (second, same) = led(&snapshot(vec![down, endpoint(1), endpoint(2)]));
+        assert!(Arc::ptr_eq(&made, &same), "what is down has no place in it");
+        assert_eq!(first, second);
+        let (_, other) = led(&snapshot(vec![endpoint(1)]));
+        assert!(!Arc::ptr_eq(&made, &other));
     }
 }

@@ -57,6 +57,7 @@ use self::outbound::{Ask, Greeting, Outbound};
 use self::pipe::{Pipe, pipe};
 use self::stalls::Stalls;
 use self::traffic::Traffic;
+use crate::breaker::OwnWindow;
 use crate::mesh::{self, Evidence, NoEndpoint, Snapshot};
 use crate::model::{InstanceId, MemberId, ServiceName, Target};
 use crate::runtime::clock::Clock;
@@ -86,6 +87,8 @@ pub struct Settings {
     pub snapshot: Arc<ArcSwap<Snapshot>>,
     /// Where the data plane tells what it sees of members. Words that find it full are dropped.
     pub evidence: mpsc::Sender<(MemberId, Evidence)>,
+    /// Where the data plane tells what its calls saw of instances. Words that find it full are dropped.
+    pub windows: mpsc::Sender<Vec<OwnWindow>>,
     /// All metrics.
     pub metrics: Metrics,
     /// What happened.
@@ -385,7 +388,7 @@ impl DataPlane {
         seed: u64,
     ) -> Result<(Self, mpsc::Receiver<Command>, mpsc::Receiver<Incoming>, Shared), StartError> {
         let Settings { metrics, events, clock, shutdown, snapshot, evidence, .. } = settings;
-        let access_log = settings.access_log;
+        let (access_log, windows) = (settings.access_log, settings.windows);
         let [tasks, streams, refusals] = [(); 3].map(|()| TaskGroup::new(shutdown.clone()));
         let me = settings.credentials.member_id();
         let (listen, limits) = (settings.listen, &settings.limits);
@@ -437,6 +440,7 @@ impl DataPlane {
         let (own, weak) = (Arc::clone(&instances), Arc::downgrade(&outbound));
         let proxy = Proxy { commands, instances: own, boards, outbound: weak };
         let http = Arc::new(Http::new(Arc::clone(&outbound), streams.clone(), access_log));
+        tasks.spawn("tell windows", Arc::clone(&outbound.boards).tell_windows(windows));
         tasks.spawn("http pool", Arc::clone(&http).sweep());
         let plane = Self {
             endpoint: endpoint.clone(),
@@ -567,7 +571,7 @@ impl DataPlane {
     fn configure(&self, leads: &Leads) {
         if let Leads::Service { service, options } = leads {
             let limits = options.breaker.clone().unwrap_or_default();
-            self.outbound.boards.configure(service, &limits.config());
+            self.outbound.boards.configure(service, &limits);
         }
     }
 

@@ -62,7 +62,8 @@ fn request_that_is_declared_idempotent_is_sent_again_and_no_other_is() {
     let (instance, (losing, lost)) = (Instance::start("good"), rude(Rude::Says("")));
     let stage = Stage::of("http", &[]);
     offer(&stage, &[instance.address, losing]);
-    let entry = stage.a().upstream("web");
+    // At random: by its failures the losing one would be left alone.
+    let entry = stage.a().upstream_by("web", "random");
     eventually("the losing instance had a GET", 4 * SOON, || {
         let answer = Client::to(entry).unwrap().get("/echo").unwrap();
         assert_eq!(answer.status, 200, "{answer:?}");
@@ -125,7 +126,8 @@ fn request_that_takes_long_is_asked_of_a_second_instance_where_the_caller_wants_
     let (stage, entry) = (Stage::of("http", &[]), free_address());
     let file = stage.mesh.home.path().join("a").join("conf.toml");
     let text = format!(
-        "[[upstream]]\nservice = \"web\"\nlisten = \"{entry}\"\nretry = {{ hedge = \"30ms\" }}\n"
+        "[[upstream]]\nservice = \"web\"\nlisten = \"{entry}\"\nbalance = \"round_robin\"\n\
+         retry = {{ hedge = \"30ms\" }}\n"
     );
     fs::write(&file, text).unwrap();
     let mut caller = Agent::new(&stage.mesh.home, "c");

@@ -4,6 +4,7 @@
 //! process and server ends with the value that owns it, also when a test panics.
 
 mod agent;
+pub mod backends;
 mod bytes;
 mod clients;
 mod http;

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use murmesh::breaker::Verdict;
 use murmesh::mesh::{Endpoint, EndpointState, Evidence, ServiceView, Snapshot};
 use murmesh::model::{MemberId, Moment, Protocol, ServiceName, Target, Weight};
 use murmesh::proxy::{EntryOptions, LocalInstance, Proxy, Settings, Started};
@@ -53,6 +54,7 @@ impl Node {
 
     pub(super) async fn start_at(credentials: NodeCredentials, listen: SocketAddr) -> Self {
         let (evidence_in, evidence) = mpsc::channel(64);
+        let (windows, _) = mpsc::channel(1);
         let (metrics, events) = (Metrics::new(), EventLog::new(credentials.name().as_str()));
         let snapshot = Arc::<ArcSwap<Snapshot>>::default();
         let started = Proxy::start(Settings {
@@ -61,6 +63,7 @@ impl Node {
             limits: Limits { reset_secret: [7; 32] }, // the same after every restart
             snapshot: Arc::clone(&snapshot),
             evidence: evidence_in,
+            windows,
             metrics: metrics.clone(),
             events: events.clone(),
             access_log: None,
@@ -131,6 +134,7 @@ impl Node {
             zone: "".into(),
             idempotent: Default::default(),
             capacity: Default::default(),
+            verdict: Verdict::Clear,
             changed_at: Moment::START,
         };
         (service.parse().unwrap(), endpoint)

@@ -1,0 +1,69 @@
+//! How far the accusation of one instance has come.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Grounds, SharedConfig};
+use crate::model::Moment;
+
+/// One instance that is, or was, accused by a quorum.
+#[derive(Clone, Debug)]
+pub(super) struct Case {
+    pub(super) stage: Stage,
+    /// The first failure that was told.
+    pub(super) onset: Moment,
+    /// Ejections since it was well for a while: doubles the time between probes.
+    pub(super) relapses: u32,
+    /// Accusations that were outweighed since it was well for a while: doubles the time until a mere
+    /// quorum is heard again.
+    pub(super) dismissals: u32,
+    /// Whether this node has said something against the accusation.
+    pub(super) has_rebutted: bool,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum Stage {
+    /// A quorum accuses; others may still object.
+    Accused { since: Moment },
+    /// Nobody calls it.
+    Ejected { since: Moment, tried_at: Moment, grounds: Arc<Grounds> },
+    /// It answered: its share grows.
+    Returning { since: Moment, grounds: Arc<Grounds> },
+    /// It is back, or the accusation was outweighed; what comes next is judged by what was.
+    Watched { since: Moment },
+}
+
+impl Case {
+    pub(super) const fn new(now: Moment, onset: Moment) -> Self {
+        let stage = Stage::Accused { since: now };
+        Self { stage, onset, relapses: 0, dismissals: 0, has_rebutted: false }
+    }
+
+    /// Time between two probes of the whole mesh.
+    pub(super) fn period(&self, config: &SharedConfig) -> Duration {
+        let doublings = self.relapses.saturating_sub(1).min(16);
+        config.period_min.saturating_mul(1 << doublings).min(config.period_max)
+    }
+
+    /// How long a mere quorum is not heard after accusations were outweighed: a crowd is.
+    pub(super) fn deafness(&self, config: &SharedConfig) -> Duration {
+        match self.dismissals {
+            0 => Duration::ZERO,
+            more => config.rebuttal.saturating_mul(1 << more.min(16)).min(config.period_max),
+        }
+    }
+
+    /// Evidence of before then does not count any more.
+    pub(super) const fn since(&self) -> Moment {
+        match self.stage {
+            Stage::Accused { .. } => Moment::START,
+            Stage::Ejected { since, .. }
+            | Stage::Returning { since, .. }
+            | Stage::Watched { since } => since,
+        }
+    }
+
+    pub(super) const fn is_ejected(&self) -> bool {
+        matches!(self.stage, Stage::Ejected { .. })
+    }
+}
