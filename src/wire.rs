@@ -12,7 +12,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::model::{
-    Enrolment, Genesis, Idempotent, Invite, Issuer, MemberId, MemberRecord, Operator,
+    Enrolment, Genesis, Idempotent, Invite, Issuer, MemberId, MemberRecord, Observations, Operator,
 };
 
 /// Most bytes that one value may take, encoded or while it is decoded.
@@ -138,6 +138,7 @@ impl Payload for Issuer {
 }
 
 impl Payload for Operator {}
+impl Payload for Observations {}
 
 /// Encodes a payload behind its version.
 pub fn encode_payload<T: Payload>(value: &T) -> Result<Vec<u8>, WireError> {
@@ -170,10 +171,11 @@ pub(crate) mod golden {
     use serde::de::DeserializeOwned;
 
     /// Of each version what it added: a name and its bytes as hex in each line. Lines are never edited.
-    const WIRE: [&str; 3] = [
+    const WIRE: [&str; 4] = [
         include_str!("../tests/golden/wire-1.txt"),
         include_str!("../tests/golden/wire-2.txt"),
         include_str!("../tests/golden/wire-3.txt"),
+        include_str!("../tests/golden/wire-4.txt"),
     ];
 
     /// Fails unless this version reads the golden bytes of `name` as `value`, and writes them back.
@@ -231,7 +233,8 @@ pub(crate) mod golden {
 mod tests {
     use super::*;
     use crate::model::{
-        InstanceRecord, InstanceState, MemberId, MemberPhase, Protocol, PublicKey, Unlisted, Weight,
+        InstanceRecord, InstanceState, MemberId, MemberPhase, ObservedWindow, Protocol, PublicKey,
+        Unlisted, Weight,
     };
 
     fn record() -> MemberRecord {
@@ -281,6 +284,22 @@ mod tests {
             nonce: [5; 16],
         };
         check("payload/genesis", &genesis);
+        let window = ObservedWindow {
+            member: id,
+            instance: "web".parse().unwrap(),
+            samples: 300,
+            failures: 7,
+            first_failure_age_ms: Some(1_500),
+            last_failure_age_ms: Some(20),
+            last_success_age_ms: None,
+        };
+        let observations = Observations {
+            calls: vec!["web".parse().unwrap()],
+            called: 10,
+            accused: 1,
+            windows: vec![window],
+        };
+        check("payload/observations", &observations);
         check_older("payload/record", &record());
         let idempotent = Idempotent {
             instance: "web".parse().unwrap(),

@@ -270,7 +270,7 @@ async fn metrics(State(state): State<ApiState>) -> Answer {
     let mut endpoints: BTreeMap<(&str, &'static str), i64> = BTreeMap::new();
     for view in snapshot.services.values() {
         for endpoint in view.endpoints() {
-            *endpoints.entry((view.name.as_str(), endpoint.state.as_str())).or_default() += 1;
+            *endpoints.entry((view.name.as_str(), endpoint.state_word())).or_default() += 1;
         }
     }
     state.metrics.set_endpoints(endpoints.into_iter().map(|((service, state), count)| {

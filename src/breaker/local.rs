@@ -281,7 +281,8 @@ impl Breaker {
             Outcome::Unreached => self.unreached_in_row.saturating_add(1),
             _ => 0,
         };
-        let last_at = if is_failure { &mut self.last_failure_at } else { &mut self.last_success_at };
+        let last_at =
+            if is_failure { &mut self.last_failure_at } else { &mut self.last_success_at };
         *last_at = Some(now);
     }
 
