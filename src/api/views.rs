@@ -384,7 +384,7 @@ pub(super) fn rotation(state: &ApiState) -> Rotation {
         let word = match own.next() {
             _ if local.out.maintenance.contains_key(&spec.id) => EndpointState::Maint.as_str(),
             _ if local.out.is_draining(&spec.id) => EndpointState::Draining.as_str(),
-            Some(endpoint) => endpoint.state.as_str(),
+            Some(endpoint) => endpoint.state_word(),
             None => "pending",
         };
         OwnInstance {

@@ -143,7 +143,10 @@ fn request_that_takes_long_is_asked_of_a_second_instance_where_the_caller_wants_
     let asked = asked.load(Ordering::Relaxed);
     let hedged = caller.metric("murmesh_retries_total", &["result=\"success\""]);
     // One that the good instance answers late is asked of the mute one beside it.
-    assert!(hedged > 0.0 && hedged <= asked as f64, "{asked} were mute, {hedged} answered elsewhere");
+    assert!(
+        hedged > 0.0 && hedged <= asked as f64,
+        "{asked} were mute, {hedged} answered elsewhere"
+    );
 }
 
 #[test]
