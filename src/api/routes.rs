@@ -278,6 +278,8 @@ async fn metrics(State(state): State<ApiState>) -> Answer {
     state.metrics.set_endpoints(endpoints.into_iter().map(|((service, state), count)| {
         (EndpointLabels { service: service.to_owned(), state }, count)
     }));
+    let panics = snapshot.services.values().map(|view| (view.name.to_string(), view.is_panic));
+    state.metrics.set_breaker_panic(panics);
     let text = state.metrics.encode().map_err(|_| {
         let status = StatusCode::INTERNAL_SERVER_ERROR;
         Refusal::new(status, "failed", "The agent failed", "the metrics could not be written")

@@ -316,6 +316,7 @@ impl Http {
                     if early == Some(Outcome::Failed)
                         && reached < options.limits.retry.tries()
                         && outbox.may_repeat(call.endpoint())
+                        && !outbound.is_failing(service)
                         && outbound.has_better(service, &outbox.choice, &search.tried)
                         && outbound.may_retry(&budget, DialError::Lost)
                     {
@@ -362,7 +363,7 @@ impl Http {
                     outbound.avoid(&call, avoid, reason);
                     last = Some(reason);
                     reached += 1;
-                    if reached >= options.limits.retry.tries() {
+                    if reached >= options.limits.retry.tries() || outbound.is_failing(service) {
                         return Err(Reason::Lost);
                     }
                 }
