@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 
 use crate::model::{
     Enrolment, Genesis, Idempotent, Invite, Issuer, LimitedInstance, MemberId, MemberRecord,
-    Operator,
+    Observations, Operator,
 };
 
 /// Most bytes that one value may take, encoded or while it is decoded.
@@ -141,6 +141,7 @@ impl Payload for Issuer {
 }
 
 impl Payload for Operator {}
+impl Payload for Observations {}
 
 /// Encodes a payload behind its version.
 pub fn encode_payload<T: Payload>(value: &T) -> Result<Vec<u8>, WireError> {
@@ -235,7 +236,8 @@ pub(crate) mod golden {
 mod tests {
     use super::*;
     use crate::model::{
-        InstanceRecord, InstanceState, MemberId, MemberPhase, Protocol, PublicKey, Unlisted, Weight,
+        InstanceRecord, InstanceState, MemberId, MemberPhase, ObservedWindow, Protocol, PublicKey,
+        Unlisted, Weight,
     };
 
     fn record() -> MemberRecord {
@@ -286,6 +288,22 @@ mod tests {
             nonce: [5; 16],
         };
         check("payload/genesis", &genesis);
+        let window = ObservedWindow {
+            member: id,
+            instance: "web".parse().unwrap(),
+            samples: 300,
+            failures: 7,
+            first_failure_age_ms: Some(1_500),
+            last_failure_age_ms: Some(20),
+            last_success_age_ms: None,
+        };
+        let observations = Observations {
+            calls: vec!["web".parse().unwrap()],
+            called: 10,
+            accused: 1,
+            windows: vec![window],
+        };
+        check("payload/observations", &observations);
         check_older("payload/record", &record());
         let idempotent = Idempotent {
             instance: "web".parse().unwrap(),

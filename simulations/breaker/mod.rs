@@ -72,6 +72,11 @@ fn explore() {
         s.shared.samples_max = ms("CAP", 3).as_millis() as u16;
         let s = &s;
         if std::env::var("ONLY").is_ok_and(|only| !name.contains(&only)) { continue }
+        if std::env::var("MANY").is_ok() {
+            let all: Vec<_> = (1..=20).map(|seed| { let r = run(s, Way::Shared, seed); (r.failed, r.ejected.len(), r.reports, r.failed_in(45.0,60.0)) }).collect();
+            println!("{name:13} shared  many: {all:?}");
+            continue;
+        }
         for way in Way::ALL.into_iter().take(std::env::var("WAYS").map_or(3, |n| n.parse().unwrap())) {
             let r = run(s, way, 1);
             println!("{name:13} {:10}: calls {} failed {:5} honest {:5} after3s {:5} after45 {:5} opened {:4} reports {} ejected {} quorum {:?} first {:?} last {:?}", way.as_str(), r.calls, r.failed, r.honest_failed, r.failed_in(13.0, 60.0), r.failed_in(45.0, 60.0), r.opened, r.reports, r.ejected.len(), r.quorum_at.get(&0), r.ejected.first(), r.ejected.iter().max());

@@ -91,7 +91,7 @@ fn route(state: &ApiState, view: &ServiceView, request: Option<(&str, &str)>) ->
         RouteInstance {
             node: endpoint.member_name.to_string(),
             instance: endpoint.instance.to_string(),
-            state: endpoint.state.as_str().to_owned(),
+            state: endpoint.state_word().to_owned(),
             share: (1_000.0 * weight / f64::from(weights.max(1))).round() / 10.0,
             avoided: state.calls.of(endpoint).trouble.unwrap_or_default().to_owned(),
         }

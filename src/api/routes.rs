@@ -271,7 +271,7 @@ async fn metrics(State(state): State<ApiState>) -> Answer {
     let mut endpoints: BTreeMap<(&str, &'static str), i64> = BTreeMap::new();
     for view in snapshot.services.values() {
         for endpoint in view.endpoints() {
-            let word = breakers::state_word(view, endpoint, &state.calls.of(endpoint).report);
+            let word = breakers::state_word(endpoint, &state.calls.of(endpoint).report);
             *endpoints.entry((view.name.as_str(), word)).or_default() += 1;
         }
     }

@@ -63,6 +63,10 @@ impl Case {
         }
     }
 
+    pub(super) const fn is_accused(&self) -> bool {
+        matches!(self.stage, Stage::Accused { .. })
+    }
+
     pub(super) const fn is_ejected(&self) -> bool {
         matches!(self.stage, Stage::Ejected { .. })
     }

@@ -61,7 +61,7 @@ pub struct SharedConfig {
     /// call it once more, and where few calls are made the wait costs few.
     pub rebuttal: Duration,
     /// Share of the service's callers whose accusation needs only [`SharedConfig::rebuttal_short`], 0
-    /// to 1. Default 0.3.
+    /// to 1. Default 0.25.
     pub crowd_share: f32,
     /// How long callers with contrary evidence have to speak against a crowd. Default 300 ms.
     pub rebuttal_short: Duration,
@@ -90,7 +90,7 @@ impl Default for SharedConfig {
             samples_max: 3,
             window: Duration::from_secs(10),
             rebuttal: Duration::from_secs(2),
-            crowd_share: 0.3,
+            crowd_share: 0.25,
             rebuttal_short: Duration::from_millis(300),
             period_min: Duration::from_secs(1),
             period_max: Duration::from_secs(60),

@@ -8,7 +8,7 @@ use crate::model::{MemberId, Moment};
 const TESTIMONY_MAX: usize = 32;
 
 /// Why a verdict is as it is: who said what, and how it was weighed.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Grounds {
     /// Members that call the service.
     pub callers: usize,
@@ -31,7 +31,7 @@ pub struct Grounds {
 }
 
 /// One caller's word, on this node's clock.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Testimony {
     /// Who.
     pub caller: MemberId,

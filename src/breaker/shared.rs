@@ -51,7 +51,7 @@ const CARE_MAX: u16 = 5;
 const CASES_MAX: usize = 4096;
 
 /// Something that the shared breaker decided or wants.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SharedEvent {
     /// A quorum accuses an instance: give this node's own window of it, if it has one.
     WindowWanted(InstanceKey),
@@ -357,12 +357,19 @@ impl SharedBreaker {
         self.services.get(service).is_some_and(|service| service.panic_since.is_some())
     }
 
-    /// How full each store is that peers can fill.
-    pub fn store_sizes(&self) -> [StoreSize; 2] {
-        [
-            StoreSize::new("cases of instances", self.cases.len(), CASES_MAX),
-            StoreSize::new("reports of callers", self.reports.len(), usize::MAX),
-        ]
+    /// Whether this member's word is known.
+    pub fn has_heard(&self, member: MemberId) -> bool {
+        self.reports.contains_key(&member)
+    }
+
+    /// How many members' words are known; bounded by whoever forgets those that are gone.
+    pub fn heard(&self) -> usize {
+        self.reports.len()
+    }
+
+    /// How full the store of cases is.
+    pub fn cases_size(&self) -> StoreSize {
+        StoreSize::new("accused instances", self.cases.len(), CASES_MAX)
     }
 
     fn deadlines(&self) -> [Option<Moment>; 3] {
@@ -476,13 +483,14 @@ impl SharedBreaker {
             return None;
         }
         self.look_at(now, service);
-        if !all.is_carried(&self.config) && now.since(since) >= self.config.rebuttal {
+        let is_late = now.since(since) >= self.config.rebuttal;
+        if self.is_well_here(key, case) || (is_late && !all.is_carried(&self.config)) {
             let stage = Stage::Watched { since: now };
             let dismissals = case.dismissals + 1;
             self.events.push_back(SharedEvent::Dismissed(key.clone()));
             return Some(Some(Case { stage, dismissals, ..case.clone() }));
         }
-        if !grounds.is_carried(&self.config) || !self.may_eject(service, key) {
+        if !grounds.is_carried(&self.config) || !self.may_eject(now, service, key) {
             return None;
         }
         Some(Some(self.eject(now, key, case, grounds)))
@@ -540,7 +548,7 @@ impl SharedBreaker {
             // A tenth of the calls makes a tenth of the evidence: less has to do.
             let is_relapse = grounds.accusers >= self.config.quorum_min
                 && f32::from(grounds.share) >= self.config.ratio * 1_000.0;
-            if is_relapse && self.may_eject(service, key) {
+            if is_relapse && self.may_eject(now, service, key) {
                 return Some(Some(self.eject(now, key, case, grounds)));
             }
             if now.since(since) < self.config.ramp {
@@ -568,12 +576,28 @@ impl SharedBreaker {
         Case { stage, relapses: case.relapses + 1, ..case.clone() }
     }
 
-    fn may_eject(&self, service: &ServiceName, key: &InstanceKey) -> bool {
-        let Some(service) = self.services.get(service) else { return false };
+    /// Whether this node's own calls have only succeeded since the first failure that was told: its
+    /// own experience goes before what others say.
+    fn is_well_here(&self, key: &InstanceKey, case: &Case) -> bool {
+        let own = self.own.windows.get(key);
+        own.is_some_and(|seen| seen.failures == 0 && seen.is_well_after(case.onset))
+    }
+
+    /// Not the last one, and not while more than half are accused, be others heard or not: then it is
+    /// rather the service.
+    fn may_eject(&self, now: Moment, name: &ServiceName, key: &InstanceKey) -> bool {
+        let Some(service) = self.services.get(name) else { return false };
         let is_left = |other: &&InstanceKey| {
             *other != key && !self.cases.get(*other).is_some_and(Case::is_ejected)
         };
-        !service.is_failing && service.instances.iter().any(|other| is_left(&other))
+        let is_accused = |key: &&InstanceKey| {
+            self.cases.contains_key(*key)
+                && self.weigh(now, key, Bench::All).is_carried(&self.config)
+        };
+        let accused = service.instances.iter().filter(is_accused).count();
+        !service.is_failing
+            && accused * 2 <= service.instances.len()
+            && service.instances.iter().any(|other| is_left(&other))
     }
 
     fn credible(&self) -> impl Iterator<Item = (MemberId, &Report)> + Clone {
@@ -589,7 +613,8 @@ impl SharedBreaker {
         let rebuttal = self.rebuttal(&all);
         let is_heard = match case.stage {
             Stage::Accused { since } => now.since(since) >= rebuttal,
-            _ => true,
+            Stage::Ejected { .. } | Stage::Returning { .. } => true,
+            Stage::Watched { .. } => false,
         };
         is_heard && all.is_carried(&self.config)
     }
@@ -666,8 +691,10 @@ impl SharedBreaker {
             return match case.map(|case| &case.stage) {
                 None | Some(Stage::Watched { .. } | Stage::Returning { .. }) => is_enough,
                 Some(Stage::Accused { .. }) => {
+                    // Without this node, which others have not heard.
                     let is_crowd = || {
-                        let all = self.weigh(now, key, Bench::All);
+                        let mut all = self.weigh(now, key, Bench::All);
+                        all.accusers = all.accusers.saturating_sub(1);
                         all.is_crowd(&self.config)
                     };
                     was_said || (is_enough && !is_crowd())
@@ -731,12 +758,21 @@ impl SharedBreaker {
                 }
                 _ => false,
             };
+            // The first failure that this node knew of was another one when it spoke.
+            let is_dated = |said: Option<&Seen>| {
+                let is_accused = self.cases.get(key).is_some_and(Case::is_accused);
+                is_accused
+                    && said.is_some_and(|said| {
+                        let all = self.weigh(now, key, Bench::All);
+                        said.last_success_at <= Some(all.first_failure_at)
+                    })
+            };
             let is_stale = self.is_failing_of(key)
                 && before.is_some_and(|said| said.last_failure_at.is_none_or(|at| at < fresh_from))
                 && seen.last_failure_at.is_some_and(|at| at >= fresh_from);
             let is_news = match seen.is_accusing() {
                 true => is_new || is_more || is_probe || is_stale,
-                false => !is_told || is_back(before),
+                false => !is_told || is_back(before) || is_dated(before),
             };
             if is_news {
                 let soon =

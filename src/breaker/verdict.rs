@@ -8,7 +8,7 @@ use super::{Admission, Grounds, Window};
 use crate::model::Moment;
 
 /// What all callers together hold of an instance, as this node sees it.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Verdict {
     /// Nothing speaks against it.
     #[default]
@@ -30,7 +30,7 @@ pub enum Verdict {
 }
 
 /// An instance that nobody calls.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ejection {
     /// Since when.
     pub since: Moment,

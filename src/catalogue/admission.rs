@@ -6,6 +6,7 @@
 //! | enrolment | an active issuer | the member id, hash of the enrolled key |
 //! | invite | an active issuer | the hash of the token's public key |
 //! | record | an enrolled member | itself, under its enrolled name, with services it may offer |
+//! | observations | an enrolled member | what it saw of others' instances |
 //! | any other | the root, an active issuer or an enrolled member | relayed, not applied |
 //!
 //! What an issuer said before the root took it back is kept by everybody, also by those who hear of it
@@ -15,7 +16,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::model::{
-    Enrolment, Entry, EntryKind, Invite, Issuer, MemberId, MemberRecord, PublicKey,
+    Enrolment, Entry, EntryKind, Invite, Issuer, MemberId, MemberRecord, Observations, PublicKey,
 };
 
 use super::{Catalogue, decode};
@@ -42,6 +43,8 @@ pub enum Content {
     Invite(Arc<Invite>),
     /// The root's word about an issuer.
     Issuer(Arc<Issuer>),
+    /// What a member saw of others' instances.
+    Observations(Arc<Observations>),
     /// Kept for others, not applied: a kind that this version does not know, or the word of a member
     /// whose issuers were all taken back.
     Relayed,
@@ -77,8 +80,11 @@ impl Catalogue {
                 let invite = decode::<Invite>(entry);
                 Ok(about(invite, key.subject, |invite| invite.key, Content::Invite))
             }
-            EntryKind::RECORD if key.subject != [0; 16] => Err(Refusal::NoRight("subject")),
+            EntryKind::RECORD | EntryKind::OBSERVATIONS if key.subject != [0; 16] => {
+                Err(Refusal::NoRight("subject"))
+            }
             EntryKind::RECORD => self.admit_record(entry),
+            EntryKind::OBSERVATIONS => self.admit_observations(entry),
             _ if self.is_known(entry.signer()) => Ok(Content::Relayed),
             _ => Err(Refusal::NoGround),
         }
@@ -99,6 +105,17 @@ impl Catalogue {
             true => Ok(Content::Record(record)),
             false => Err(Refusal::NoGround),
         }
+    }
+
+    fn admit_observations(&self, entry: &Entry) -> Result<Content, Refusal> {
+        if self.enrolments(entry.key().owner).next().is_none() {
+            return Err(Refusal::NoGround);
+        }
+        let observations = decode::<Observations>(entry).filter(|observations| {
+            observations.calls.len() <= Observations::CALLS_MAX
+                && observations.windows.len() <= Observations::WINDOWS_MAX
+        });
+        Ok(observations.map_or(Content::Unreadable, Content::Observations))
     }
 
     fn is_known(&self, signer: PublicKey) -> bool {

@@ -23,7 +23,7 @@ use std::sync::Arc;
 
 use crate::model::{
     Digest, Enrolment, Entry, EntryHash, EntryKey, EntryKind, EntryVersion, Epoch, Issuer,
-    ItemHash, MemberId, MemberName, MemberRecord, MeshId, PublicKey, StoreSize,
+    ItemHash, MemberId, MemberName, MemberRecord, MeshId, Observations, PublicKey, StoreSize,
 };
 use crate::wire;
 
@@ -222,6 +222,15 @@ impl Catalogue {
     pub fn record(&self, member: MemberId) -> Option<(&Arc<MemberRecord>, EntryVersion)> {
         match self.entries.get(&record_key(member))? {
             Stored { content: Content::Record(record), entry } => Some((record, entry.version())),
+            _ => None,
+        }
+    }
+
+    /// What a member said last of others' instances.
+    pub fn observations(&self, member: MemberId) -> Option<&Arc<Observations>> {
+        let kind = EntryKind::OBSERVATIONS;
+        match &self.entries.get(&EntryKey { kind, owner: member, subject: [0; 16] })?.content {
+            Content::Observations(observations) => Some(observations),
             _ => None,
         }
     }

@@ -57,5 +57,12 @@ impl Quotas {
 }
 
 const fn is_applied(kind: EntryKind) -> bool {
-    matches!(kind, EntryKind::RECORD | EntryKind::ENROLMENT | EntryKind::INVITE | EntryKind::ISSUER)
+    matches!(
+        kind,
+        EntryKind::RECORD
+            | EntryKind::OBSERVATIONS
+            | EntryKind::ENROLMENT
+            | EntryKind::INVITE
+            | EntryKind::ISSUER
+    )
 }

@@ -18,6 +18,7 @@ mod dials;
 mod exchange;
 mod hint;
 mod message;
+mod observe;
 mod pick;
 mod publication;
 mod relay;
@@ -29,6 +30,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use crate::breaker::{SharedBreaker, SharedConfig};
 use crate::catalogue::{Catalogue, Signatures, Verdict, Verify, record_key};
 use crate::membership::{Belief, Carrier, Contact, Identity, Membership};
 use crate::model::{
@@ -94,11 +96,16 @@ pub struct Mesh {
     now: Moment,
     catalogue: Catalogue,
     membership: Membership,
+    shared: SharedBreaker,
+    /// Of this node's last observations in this epoch.
+    observations_version: u64,
     publication: Publication,
     exchange: Exchange,
     /// The last epoch that is durable.
     epochs_until: Epoch,
     is_settled: bool,
+    /// Whether what an earlier run left has been read.
+    is_begun: bool,
     has_left: bool,
     /// When the detector is to be told of the leave.
     leave_at: Option<Moment>,
@@ -157,12 +164,15 @@ impl Mesh {
             id,
             now,
             membership: Membership::new(now, profile, identity, epochs_until, rng_seed),
+            shared: SharedBreaker::new(SharedConfig::default(), id, rng_seed),
+            observations_version: 0,
             publication: Publication::new(now, &config),
             exchange: Exchange::default(),
             catalogue,
             signer,
             epochs_until,
             is_settled: false,
+            is_begun: false,
             has_left: false,
             leave_at: None,
             settle_by: now + SETTLE_WITHIN,
@@ -251,6 +261,7 @@ impl Mesh {
         self.membership.handle_timeout(now, due);
         self.say_hello(now);
         self.continue_repair(now);
+        self.shared.handle_timeout(now);
         if self.is_settled && self.publication.take_due(now) {
             self.publish_record(now);
         }
@@ -366,7 +377,8 @@ impl Mesh {
         let publish = self.publication.next_deadline().filter(|_| self.is_settled);
         let repair = self.exchange.next_deadline().filter(|_| self.is_settled && !self.has_left);
         let detector = self.membership.poll_timeout();
-        [settle, publish, repair, detector, self.leave_at, Some(self.tick_at)]
+        let shared = self.shared.poll_timeout().filter(|_| self.is_settled && !self.has_left);
+        [settle, publish, repair, detector, shared, self.leave_at, Some(self.tick_at)]
             .into_iter()
             .flatten()
             .min()
@@ -471,6 +483,8 @@ impl Mesh {
             StoreSize::new("addresses", self.addresses.len(), exchange::ADDRESSES_MAX),
             StoreSize::new("known members", self.known.len(), entries),
             self.catalogue.store_size(),
+            self.shared.cases_size(),
+            StoreSize::new("heard callers", self.shared.heard(), entries),
         ];
         own.into_iter().chain(self.exchange.store_sizes()).chain(self.membership.store_sizes())
     }
@@ -494,6 +508,7 @@ impl Mesh {
         }
         // What the disk had is no news, neither for the disk nor for others.
         self.handle_catalogue(now);
+        self.is_begun = true;
         self.news.clear();
         let is_old = |event: &MeshEvent| {
             matches!(event, MeshEvent::EntryAccepted(_) | MeshEvent::InstanceAdded { .. })

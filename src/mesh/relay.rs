@@ -23,6 +23,7 @@ impl Mesh {
     pub(super) fn drain(&mut self, now: Moment) {
         self.now = now;
         loop {
+            self.drain_shared(now);
             self.handle_catalogue(now);
             let Some(event) = self.membership.poll_event() else { break };
             self.handle_membership(now, event);
@@ -80,9 +81,15 @@ impl Mesh {
         previous: Option<&Content>,
     ) {
         let (key, version) = (entry.key(), entry.version());
-        // Readers see nothing of invites, nor of what is only relayed.
-        self.is_changed |= !matches!(content, Content::Invite(_) | Content::Relayed);
+        // Readers see nothing of invites, nor of what is only relayed; of observations what the shared
+        // breaker makes of them.
+        let is_seen =
+            !matches!(content, Content::Invite(_) | Content::Observations(_) | Content::Relayed);
+        self.is_changed |= is_seen;
         self.news.push(key);
+        if let Content::Observations(observations) = content {
+            return self.handle_observations(now, key.owner, observations); // too short-lived for a disk
+        }
         self.events.push_back(MeshEvent::EntryAccepted(entry));
         let Content::Record(record) = content else { return };
         let member = key.owner;
@@ -206,7 +213,11 @@ impl Mesh {
     fn spread_news(&mut self, now: Moment) {
         let news = std::mem::take(&mut self.news);
         let is_few = news.len() <= NEWS_MAX;
-        for key in news.into_iter().filter(|key| is_few || key.owner == self.id) {
+        let me = self.id;
+        for key in news.into_iter().filter(|key| is_few || key.owner == me) {
+            if self.push_observations(&key) {
+                continue;
+            }
             let hint = self.catalogue.entry(&key).map(Hint::of).and_then(|hint| hint.encode());
             if let Some(hint) = hint {
                 self.membership.spread(now, &hint); // when it is full, repair spreads the news

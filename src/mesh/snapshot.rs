@@ -164,6 +164,16 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
+    /// The word used in tables, JSON and metrics: what the instance and its member say goes before what
+    /// its callers hold of it.
+    pub const fn state_word(&self) -> &'static str {
+        match (self.state, &self.verdict) {
+            (EndpointState::Ready, Verdict::Ejected(_)) => "ejected",
+            (EndpointState::Ready, Verdict::Probing { .. }) => "probing",
+            (state, _) => state.as_str(),
+        }
+    }
+
     /// Whether a request may be sent again although the instance may have had it.
     pub fn is_idempotent(&self, method: &str, path: &str) -> bool {
         self.idempotent.iter().any(|pattern| pattern.matches(method, path))
@@ -201,8 +211,7 @@ impl EndpointState {
         }
     }
 
-    /// The word used in tables, JSON and metrics (one of ready, ejected, probing, draining,
-    /// failing, maint, down).
+    /// The word used in tables, JSON and metrics; see [`Endpoint::state_word`].
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Ready => "ready",

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use bytes::Bytes;
 
+use crate::breaker::SharedEvent;
 use crate::model::{
     Entry, EntryHash, EntryKey, Epoch, InstanceId, MemberId, MemberName, MemberState,
 };
@@ -123,6 +124,8 @@ pub enum MeshEvent {
         /// Which.
         instance: InstanceId,
     },
+    /// The breaker that all callers share has decided something.
+    Breaker(SharedEvent),
     /// An entry was accepted: keep it on disk under its key.
     EntryAccepted(Entry),
     /// An entry was refused; nothing changed.

@@ -9,7 +9,7 @@ use super::{
     Appointed, Endpoint, EndpointState, Enrolled, Evidence, MemberView, Mesh, MeshEvent,
     ServiceView, Snapshot,
 };
-use crate::breaker::Verdict;
+use crate::breaker::InstanceKey;
 use crate::membership::Belief;
 use crate::model::{
     Capacity, EntryVersion, Epoch, InstanceRecord, LimitedInstance, MemberId, MemberPhase,
@@ -71,7 +71,7 @@ impl Known {
         failure.is_some() || (answer.is_some() && !is_there)
     }
 
-    fn is_there(&self) -> bool {
+    pub(super) fn is_there(&self) -> bool {
         matches!(self.state, MemberState::Alive | MemberState::Suspect)
     }
 
@@ -118,6 +118,7 @@ impl Mesh {
     pub(super) fn look_at(&mut self, now: Moment, id: MemberId) {
         let Some((record, _)) = self.catalogue.record(id) else { return };
         let state = self.state_of(now, id, record);
+        self.note_instances(now, id, state);
         let known = self.known.entry(id).or_insert_with(|| Known::new(now));
         let is_back =
             !known.is_there() && matches!(state, MemberState::Alive | MemberState::Suspect);
@@ -190,7 +191,10 @@ impl Mesh {
             snapshot.members.insert(id, Arc::new(view));
         }
         let views = services.into_iter().map(|(name, (protocol, endpoints))| {
-            (name.clone(), Arc::new(ServiceView::new(name, protocol, endpoints)))
+            let mut view = ServiceView::new(name.clone(), protocol, endpoints);
+            view.is_failing = self.shared.is_failing(&name);
+            view.is_panic = self.shared.is_panic(&name);
+            (name, Arc::new(view))
         });
         snapshot.services = views.collect();
         let appointed = self.catalogue.issuers().map(|(id, issuer)| {
@@ -249,6 +253,7 @@ impl Mesh {
             true => Some(Evidence::Answered),
             false => known.experience(self.now),
         };
+        let key = InstanceKey { member, instance: instance.id.clone() };
         Endpoint {
             instance: instance.id.clone(),
             member,
@@ -259,7 +264,7 @@ impl Mesh {
             weight: instance.weight,
             state: endpoint_state(known.state, record.phase, instance, experience),
             zone: record.zone.as_str().into(),
-            verdict: Verdict::Clear,
+            verdict: self.shared.verdict(&key),
             idempotent: declared(record, instance),
             capacity: capacity(record, instance),
             changed_at: known.record_at.map_or(known.changed_at, |at| known.changed_at.max(at)),

@@ -79,6 +79,18 @@ pub enum EventKind {
     InstanceRemoved,
     /// An instance has other properties.
     InstanceChanged,
+    /// The callers of an instance agree not to call it.
+    InstanceEjected,
+    /// Callers accused an instance, and others saw it succeed.
+    AccusationDismissed,
+    /// An ejected instance answered, and gets a growing share.
+    InstanceReturning,
+    /// An instance that was ejected has its whole share again.
+    InstanceReturned,
+    /// Most of a service fails, or does no more.
+    ServiceFailing,
+    /// So much of a service is ejected that all of it is called again, or is no more.
+    BreakerPanic,
     /// An own instance accepts no connection.
     InstanceUnreachable,
     /// A member's gossip is what no agent sends, or was found to be untrue.

@@ -11,8 +11,9 @@ use tracing::debug;
 use super::super::Standing;
 use super::pool::{Input, Pool};
 use super::{Command, Durable, Gossip};
+use crate::breaker::{InstanceKey, SharedEvent};
 use crate::mesh::{Destination, Evidence, Lane, Mesh, MeshEvent, Snapshot};
-use crate::model::{EntryKind, Epoch, MemberId, MemberState, Moment};
+use crate::model::{Entry, EntryKind, Epoch, MemberId, MemberState, Moment};
 use crate::runtime::clock::Clock;
 use crate::telemetry::{EventKind, EventLog, Metrics};
 use crate::tls::{Dismissed, Trust};
@@ -256,6 +257,7 @@ impl Driver {
             Command::StoreSizes(reply) => {
                 let _ = reply.send(self.mesh.store_sizes().collect());
             }
+            Command::Windows(windows) => self.mesh.handle_windows(now, windows),
             Command::Seed(address) => self.mesh.add_seed(now, address),
             Command::Address(address) => self.mesh.set_address(now, address),
             Command::RetryContacts => self.mesh.retry_contacts(now),
@@ -304,7 +306,8 @@ impl Driver {
 
     fn hand_over(&mut self) {
         self.durable_due = None;
-        let entries = self.mesh.entries().cloned().collect();
+        let lasts = |entry: &&Entry| entry.key().kind != EntryKind::OBSERVATIONS;
+        let entries = self.mesh.entries().filter(lasts).cloned().collect();
         let (remembered, epochs_needed) = (self.mesh.remembered(), self.epochs_needed);
         self.durable.send_replace(Durable { entries, remembered, epochs_needed });
     }
@@ -394,6 +397,7 @@ impl Driver {
                 let on = format!("changed at {}", self.name_of(member));
                 self.events.record(EventKind::InstanceChanged, instance, on);
             }
+            MeshEvent::Breaker(event) => self.handle_breaker(event),
             MeshEvent::EntryAccepted(entry) => {
                 // Whom the root took a right must not have it again because this machine lost power.
                 let is_of_root = entry.key().kind == EntryKind::ISSUER;
@@ -442,6 +446,52 @@ impl Driver {
             }
             MeshEvent::Healed => {
                 record(EventKind::Healed, self.pool.me(), "others are heard again")
+            }
+        }
+    }
+
+    fn handle_breaker(&self, event: SharedEvent) {
+        let named = |key: &InstanceKey| format!("{}@{}", key.instance, self.name_of(key.member));
+        let record = |kind, subject: String, reason: String| {
+            self.events.record(kind, subject, reason);
+        };
+        match event {
+            SharedEvent::WindowWanted(_) => {} // its callers read its verdict
+            SharedEvent::Ejected { key, grounds } => {
+                let reason = format!(
+                    "{} of {} callers saw {} failures, {} % of what counts",
+                    grounds.accusers,
+                    grounds.callers,
+                    grounds.failures,
+                    grounds.share / 10
+                );
+                record(EventKind::InstanceEjected, named(&key), reason);
+            }
+            SharedEvent::Dismissed(key) => {
+                let reason = "other callers saw it succeed".to_owned();
+                record(EventKind::AccusationDismissed, named(&key), reason);
+            }
+            SharedEvent::Returning { key, by } => {
+                let reason = format!("it answered {}", self.name_of(by));
+                record(EventKind::InstanceReturning, named(&key), reason);
+            }
+            SharedEvent::Returned(key) => {
+                let reason = "it took its whole share without a relapse".to_owned();
+                record(EventKind::InstanceReturned, named(&key), reason);
+            }
+            SharedEvent::Failing { service, is_failing } => {
+                let reason = match is_failing {
+                    true => "more than half of its instances fail: none is ejected",
+                    false => "no more than half of its instances fail",
+                };
+                record(EventKind::ServiceFailing, service.to_string(), reason.to_owned());
+            }
+            SharedEvent::Panic { service, is_panic } => {
+                let reason = match is_panic {
+                    true => "most of its instances are ejected: all are called again",
+                    false => "few of its instances are ejected",
+                };
+                record(EventKind::BreakerPanic, service.to_string(), reason.to_owned());
             }
         }
     }

@@ -15,6 +15,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{Endpoint, Incoming};
+use crate::breaker::OwnWindow;
 use crate::mesh::{Evidence, Mesh, Snapshot};
 use crate::model::{Entry, EntryKind, Epoch, MemberId, MemberName, MemberPhase, Offer, StoreSize};
 use crate::runtime::TaskGroup;
@@ -46,6 +47,7 @@ enum Command {
     EntriesAbout(EntryKind, [u8; 16], oneshot::Sender<Vec<Entry>>),
     Holders(MemberName, oneshot::Sender<Vec<MemberId>>),
     StoreSizes(oneshot::Sender<Vec<StoreSize>>),
+    Windows(Vec<OwnWindow>),
     Seed(SocketAddr),
     Address(SocketAddr),
     RetryContacts,
@@ -102,6 +104,12 @@ impl GossipHandle {
         let (reply, answer) = oneshot::channel();
         self.commands.send(command(reply)).await.ok()?;
         answer.await.ok()
+    }
+
+    /// Gives what this agent's own calls saw; see [`Mesh::handle_windows`] for when. Returns whether it
+    /// was taken: when commands wait already, the next windows have to do.
+    pub fn give_windows(&self, windows: Vec<OwnWindow>) -> bool {
+        self.commands.try_send(Command::Windows(windows)).is_ok()
     }
 
     /// One more address where a member may answer.
