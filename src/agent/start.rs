@@ -189,7 +189,7 @@ impl Agent {
         let (api_address, api_listeners) = api::listen(&settings, &dir).await?;
 
         let (evidence, evidence_queue) = mpsc::channel(EVIDENCE_LEN);
-        let (windows, _windows_queue) = mpsc::channel(WINDOWS_LEN);
+        let (windows, mut windows_queue) = mpsc::channel(WINDOWS_LEN);
         let access_log = match settings.access_log.value.clone() {
             Some(target) => Some(AccessLog::start(target, metrics.access_log_dropped.clone())?),
             None => None,
@@ -217,6 +217,12 @@ impl Agent {
         let advertise = advertised(told.as_ref(), mesh_address).await?;
 
         let (gossip, commands) = gossip_channel();
+        let teller = gossip.clone();
+        tasks.spawn("tell windows", async move {
+            while let Some(told) = windows_queue.recv().await {
+                teller.give_windows(told); // not taken: the next are later ones
+            }
+        });
         let desk = Arc::new(Mutex::new(IssuerDesk::open(
             dir.authority()?,
             credentials.clone(),

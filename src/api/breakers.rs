@@ -181,19 +181,11 @@ fn told(grounds: &Grounds) -> String {
 
 /// The word of listings for how an endpoint stands: that of its own agent, else that of all callers,
 /// else that of this one's own calls.
-pub(super) fn state_word(
-    view: &ServiceView,
-    endpoint: &Endpoint,
-    report: &EndpointReport,
-) -> &'static str {
-    let own = report.breaker.map(|breaker| breaker.state);
-    let is_heeded = !view.is_failing && !view.is_panic;
-    match (endpoint.state, &endpoint.verdict, own) {
-        (EndpointState::Ready, Verdict::Ejected(_), _) if is_heeded => "ejected",
-        (EndpointState::Ready, _, Some(BreakerState::Open)) => "ejected",
-        (EndpointState::Ready, Verdict::Probing { .. }, _) if is_heeded => "probing",
-        (EndpointState::Ready, _, Some(BreakerState::HalfOpen)) => "probing",
-        (state, ..) => state.as_str(),
+pub(super) fn state_word(endpoint: &Endpoint, report: &EndpointReport) -> &'static str {
+    match (endpoint.state_word(), report.breaker.map(|breaker| breaker.state)) {
+        ("ready", Some(BreakerState::Open)) => "ejected",
+        ("ready", Some(BreakerState::HalfOpen)) => "probing",
+        (word, _) => word,
     }
 }
 

@@ -271,13 +271,15 @@ async fn metrics(State(state): State<ApiState>) -> Answer {
     let mut endpoints: BTreeMap<(&str, &'static str), i64> = BTreeMap::new();
     for view in snapshot.services.values() {
         for endpoint in view.endpoints() {
-            let word = breakers::state_word(view, endpoint, &state.calls.of(endpoint).report);
+            let word = breakers::state_word(endpoint, &state.calls.of(endpoint).report);
             *endpoints.entry((view.name.as_str(), word)).or_default() += 1;
         }
     }
     state.metrics.set_endpoints(endpoints.into_iter().map(|((service, state), count)| {
         (EndpointLabels { service: service.to_owned(), state }, count)
     }));
+    let panics = snapshot.services.values().map(|view| (view.name.to_string(), view.is_panic));
+    state.metrics.set_breaker_panic(panics);
     let text = state.metrics.encode().map_err(|_| {
         let status = StatusCode::INTERNAL_SERVER_ERROR;
         Refusal::new(status, "failed", "The agent failed", "the metrics could not be written")

@@ -357,7 +357,7 @@ pub(super) fn endpoints(state: &ApiState, service: &ServiceName) -> Vec<Endpoint
             instance: endpoint.instance.to_string(),
             node: endpoint.member_name.to_string(),
             address: endpoint.address.to_string(),
-            state: breakers::state_word(view, endpoint, &calls.report).to_owned(),
+            state: breakers::state_word(endpoint, &calls.report).to_owned(),
             reason: match local.out.maintenance.get(&endpoint.instance) {
                 Some(why) if endpoint.member == state.me => format!("maintenance: {why}"),
                 _ => breakers::reason(endpoint, &calls.report)

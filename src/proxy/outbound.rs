@@ -380,6 +380,11 @@ impl Outbound {
         Ok(self.clock.now().since(begun_at))
     }
 
+    /// Whether most of the service fails, so that another instance would fail, too.
+    pub(super) fn is_failing(&self, service: &ServiceName) -> bool {
+        self.snapshot.load().services.get(service).is_some_and(|view| view.is_failing)
+    }
+
     /// Takes one retry from the budget, if it is charged after this; one that is not left is counted.
     pub(super) fn may_retry(&self, budget: &RetryBudget, after: DialError) -> bool {
         let is_charged = matches!(after, DialError::Overflow | DialError::Lost | DialError::Silent);

@@ -114,6 +114,11 @@ struct BreakerLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ServiceLabels {
+    service: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct StateLabels {
     state: &'static str,
 }
@@ -186,6 +191,7 @@ pub struct Metrics {
     gossip_dropped: Family<ReasonLabels, Counter>,
     retries: Family<ResultLabels, Counter>,
     breakers: Family<BreakerLabels, Counter>,
+    breaker_panic: Family<ServiceLabels, Gauge>,
     /// Services whose breakers are counted.
     breaker_services: Arc<Mutex<BTreeSet<String>>>,
     renewals: Family<ResultLabels, Counter>,
@@ -270,8 +276,9 @@ impl Metrics {
             "series_dropped" "Series not made because a family was full" Counter::default();
             "member_flaps" "Members back within a minute of being down" Counter::default();
         };
-        let breakers = table! {
+        let (breakers, breaker_panic) = table! {
             "breaker_transitions" "Breakers that changed their state, by who said so" Family::default();
+            "breaker_panic" "1 for services of which so much is ejected that verdicts are ignored" Family::default();
         };
         let (sent, received, bytes_sent, bytes_received, turn) = table! {
             "gossip_datagrams_sent" "Gossip datagrams sent" Counter::default();
@@ -303,6 +310,7 @@ impl Metrics {
             gossip_dropped,
             retries,
             breakers,
+            breaker_panic,
             breaker_services: Arc::default(),
             renewals,
             series: Arc::default(),
@@ -398,6 +406,14 @@ impl Metrics {
         self.endpoints.clear();
         for (labels, count) in counts.into_iter().take(SERIES_MAX) {
             self.endpoints.get_or_create(&labels).set(count);
+        }
+    }
+
+    /// Sets of which services so much is ejected that verdicts are ignored; forgets services not named.
+    pub fn set_breaker_panic(&self, services: impl IntoIterator<Item = (String, bool)>) {
+        self.breaker_panic.clear();
+        for (service, is_panic) in services.into_iter().take(SERIES_MAX) {
+            self.breaker_panic.get_or_create(&ServiceLabels { service }).set(is_panic.into());
         }
     }
 

@@ -172,6 +172,7 @@ impl Question<'_> {
                     let is_worth_another = outcome == Some(Outcome::Failed)
                         && reached + 1 < limits.retry.tries()
                         && self.outbox.may_repeat(call.endpoint())
+                        && !outbound.is_failing(self.service)
                         && outbound.has_better(self.service, &choice, &search.tried);
                     let link = way.ok().and_then(Reach::into_link);
                     let answer = Answer { response, kept, stream, call, link };
@@ -194,7 +195,7 @@ impl Question<'_> {
                     outbound.avoid(&call, avoid, reason);
                     last = Some(reason);
                     reached += 1;
-                    if reached >= limits.retry.tries() {
+                    if reached >= limits.retry.tries() || outbound.is_failing(self.service) {
                         return Err(Reason::Lost);
                     }
                 }
@@ -226,7 +227,9 @@ impl Question<'_> {
     /// of two can be given what the client sends.
     fn hedge_after(&self, endpoint: &Endpoint) -> Option<Duration> {
         let after = self.options.limits.retry.hedge?;
-        let may = self.outbox.source.is_none() && self.outbox.may_repeat(endpoint);
+        let may = self.outbox.source.is_none()
+            && self.outbox.may_repeat(endpoint)
+            && !self.http.outbound.is_failing(self.service);
         may.then_some(after.0)
     }
 
