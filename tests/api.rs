@@ -123,7 +123,9 @@ async fn stand_in(mut commands: mpsc::Receiver<Control>) {
                     _ => Ok(()),
                 }));
             }
-            Control::Join { reply, .. } | Control::Drain { reply, .. } => {
+            Control::Join { reply, .. }
+            | Control::Drain { reply, .. }
+            | Control::TellCheck { reply, .. } => {
                 drop(reply.send(Ok(())));
             }
             Control::Upstream { spec, reply, .. } => drop(reply.send(Ok(spec))),
@@ -164,6 +166,7 @@ async fn api_that_forgets_after(forget_after: Duration) -> Api {
             },
             BTreeMap::new,
         ),
+        health: watch::channel(Arc::default()).1,
         links: Links::new(|_| None),
         pinger: Pinger::new(|_, _| Box::pin(async { Err("unreachable") })),
         checks: Checks::new(|_| Box::pin(async { vec![Check::pass("agent", "ready")] })),

@@ -11,6 +11,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("wire", 0),
     ("balancer", 1),
     ("catalogue", 1),
+    ("health", 1),
     ("membership", 1),
     ("mesh", 2),
     ("runtime", 3),

@@ -15,6 +15,7 @@ mod consul;
 mod dismissing;
 mod embedding;
 mod gateway;
+mod healthy;
 mod hostile;
 mod http;
 mod joining;

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::catalogue::REQUESTS_MAX;
@@ -13,7 +13,10 @@ use crate::model::{
     Entry, InstanceId, MemberId, MemberName, NameError, Protocol, PublicKey, RequestPattern,
     ServiceName, Target, Weight,
 };
-use crate::proxy::{CallLimits, EntryOptions, ProxyProtocol, Retry, Timeouts};
+use crate::health::CheckResult;
+use crate::proxy::{
+    CHECKS_MAX, CallLimits, CheckSpec, EntryOptions, ProxyProtocol, Retry, Timeouts,
+};
 use crate::transport::enrolment::{InviteOptions, InviteView, Parting};
 
 /// How many commands may wait. People and deploy scripts write them one at a time; a queue that is
@@ -56,6 +59,18 @@ pub enum Control {
         /// Why it is out; in again when absent.
         reason: Option<String>,
         /// [`ControlError::NotFound`] when nothing has that id.
+        reply: Reply<()>,
+    },
+    /// Say for an application how it is.
+    TellCheck {
+        /// The id of a check with a ttl.
+        check: String,
+        /// How it is.
+        result: CheckResult,
+        /// For people.
+        output: String,
+        /// [`ControlError::NotFound`] when no check has that id, [`ControlError::Conflict`] when the
+        /// agent runs it itself.
         reply: Reply<()>,
     },
     /// Take this member or an instance of it out of rotation, or back in; those calls that it has go
@@ -256,6 +271,28 @@ pub struct ExposeSpec {
     /// How it is told who calls: not at all unless set. It must expect that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub proxy_protocol: Option<ProxyProtocol>,
+    /// All of these must pass, or it takes no work: at most [`CHECKS_MAX`]. None: it is taken for well.
+    #[serde(
+        default,
+        rename = "health",
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "one_or_more"
+    )]
+    pub checks: Vec<CheckSpec>,
+}
+
+/// A check, or a list of them.
+fn one_or_more<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<CheckSpec>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum OneOrMore {
+        More(Vec<CheckSpec>),
+        One(CheckSpec),
+    }
+    Ok(match OneOrMore::deserialize(from)? {
+        OneOrMore::One(check) => vec![check],
+        OneOrMore::More(checks) => checks,
+    })
 }
 
 impl ExposeSpec {
@@ -283,7 +320,14 @@ impl ExposeSpec {
             weight: Weight::default(),
             idempotent: Vec::new(),
             proxy_protocol: None,
+            checks: Vec::new(),
         })
+    }
+
+    /// The same without what may be a secret: for whoever has no token.
+    pub fn without_secrets(mut self) -> Self {
+        self.checks = self.checks.into_iter().map(CheckSpec::without_secrets).collect();
+        self
     }
 
     /// What is different from `before`, for people: `weight 100 -> 50`. Empty when nothing is.
@@ -305,7 +349,19 @@ impl ExposeSpec {
         };
         let pairs = words(before).into_iter().zip(words(self));
         let changed = pairs.filter(|((_, old), (_, new))| old != new);
-        changed.map(|((name, old), (_, new))| format!("{name} {old} -> {new}")).collect()
+        let mut changes: Vec<_> =
+            changed.map(|((name, old), (_, new))| format!("{name} {old} -> {new}")).collect();
+        if before.checks != self.checks {
+            let summary = |spec: &Self| match spec.checks.is_empty() {
+                true => "none".to_owned(),
+                false => spec.checks.iter().map(CheckSpec::summary).collect::<Vec<_>>().join(", "),
+            };
+            changes.push(match (summary(before), summary(self)) {
+                (old, new) if old == new => format!("health {new}, otherwise"),
+                (old, new) => format!("health {old} -> {new}"),
+            });
+        }
+        changes
     }
 
     /// Refuses what this version cannot do and what does not fit a record.
@@ -318,6 +374,9 @@ impl ExposeSpec {
         }
         if self.idempotent.len() > REQUESTS_MAX {
             return Err(SpecError::Idempotent(self.idempotent.len()));
+        }
+        if self.checks.len() > CHECKS_MAX {
+            return Err(SpecError::Checks(self.checks.len()));
         }
         if self.weight.0 > WEIGHT_MAX {
             return Err(SpecError::Weight(self.weight.0));
@@ -391,6 +450,9 @@ pub enum SpecError {
     /// There are this many.
     #[error("{0} patterns of idempotent requests are too many, at most {REQUESTS_MAX} are allowed")]
     Idempotent(usize),
+    /// There are this many.
+    #[error("{0} checks are too many, at most {CHECKS_MAX} are allowed")]
+    Checks(usize),
     /// It would drown all others.
     #[error("weight {0} is over {WEIGHT_MAX}")]
     Weight(u16),

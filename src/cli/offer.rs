@@ -18,6 +18,7 @@ use crate::api::control::WEIGHT_MAX;
 use crate::api::views::{IssuerRow, Service};
 use crate::api::{ExposeRequest, ExposeSpec, Exposed, SettingView, UNTIL_RESTART, UpstreamSpec};
 use crate::model::{InstanceId, Protocol, RequestPattern, ServiceName, Target, Weight};
+use crate::proxy::CheckSpec;
 
 /// How long `expose` waits for the instance to accept one connection: it is only to warn.
 const PROBE_TIME_MAX: Duration = Duration::from_millis(500);
@@ -49,6 +50,10 @@ pub(super) struct ExposeArgs {
     /// Requests that the instance may get twice, such as "GET *": sent again when it fails
     #[arg(long, value_name = "METHOD PATH")]
     idempotent: Vec<RequestPattern>,
+    /// A check that must pass, or it takes no work: /ready (HTTP), tcp, grpc, grpc:SERVICE or ttl=30s;
+    /// may be repeated
+    #[arg(long, value_name = "PATH|tcp|grpc|ttl=TIME")]
+    health: Vec<CheckSpec>,
     #[command(flatten)]
     listing: Listing,
 }
@@ -108,6 +113,7 @@ pub(super) async fn expose(global: &Global, args: ExposeArgs) -> Outcome {
         weight: args.weight.map(Weight),
         idempotent: args.idempotent,
         proxy_protocol: None,
+        health: args.health.into_iter().map(Into::into).collect(),
     };
     let exposed: Exposed = client.change(Method::POST, "/v1/mesh/expose", &request).await?;
     let Exposed { spec, changes } = exposed;
@@ -150,8 +156,10 @@ async fn list_exposed(client: &Client, listing: Listing) -> Outcome {
 }
 
 fn exposed_table(rows: &[ExposeSpec]) -> String {
-    let mut grid = Grid::new(["ID", "SERVICE", "TO", "PORT", "PROTOCOL", "WEIGHT", "TAGS"]);
+    let head = ["ID", "SERVICE", "TO", "PORT", "PROTOCOL", "WEIGHT", "TAGS", "HEALTH"];
+    let mut grid = Grid::new(head);
     for spec in rows {
+        let checks: Vec<_> = spec.checks.iter().map(CheckSpec::summary).collect();
         grid.row([
             cell(&spec.id),
             cell(&spec.service),
@@ -160,6 +168,7 @@ fn exposed_table(rows: &[ExposeSpec]) -> String {
             cell(spec.protocol),
             cell(spec.weight.0),
             cell(or_dash(&spec.tags.join(","))),
+            cell(or_dash(&checks.join(", "))),
         ]);
     }
     grid.finish(&[3, 5])

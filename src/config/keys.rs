@@ -48,8 +48,9 @@ pub(super) const SECTIONS: &[Section] = &[
             "weight",
             "idempotent",
             "proxy_protocol",
+            "health",
         ],
-        later: &["meta", "allow", "inflight", "drain", "health"],
+        later: &["meta", "allow", "inflight", "drain"],
     },
     Section {
         name: "upstream",

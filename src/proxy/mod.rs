@@ -5,6 +5,7 @@
 
 mod both;
 mod budget;
+mod checker;
 mod dial;
 mod entry;
 mod http;
@@ -36,6 +37,10 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
+pub use checker::{
+    CHECKS_MAX, CheckError, CheckReport, CheckSpec, CheckedInstance, Checker, HealthChecks, Report,
+    Reports, WordError, WrittenCheck, WrittenStatus,
+};
 pub use dial::{DialError, MeshStream};
 pub use ingress::{PublicHosts, Route};
 pub use instances::{InFlight, LocalInstance};
@@ -54,7 +59,7 @@ use self::pipe::{Pipe, pipe};
 use self::stalls::Stalls;
 use self::traffic::Traffic;
 use crate::mesh::{self, Evidence, NoEndpoint, Snapshot};
-use crate::model::{MemberId, ServiceName, Target};
+use crate::model::{InstanceId, MemberId, ServiceName, Target};
 use crate::runtime::clock::Clock;
 use crate::runtime::entropy::{self, EntropyError};
 use crate::runtime::{Shutdown, TaskGroup, Thread, ThreadError};
@@ -64,6 +69,8 @@ use crate::transport::{BindError, Endpoint, Incoming, Limits, LinkView, Peers, R
 
 /// Commands that wait for the data thread.
 const COMMANDS_MAX: usize = 64;
+/// Names of instances that refused a connection and wait to be checked; more will be refused again.
+const REFUSED_MAX: usize = 64;
 /// How long closing waits for peers to hear of it.
 const CLOSE_TIME_MAX: Duration = Duration::from_millis(500);
 /// How long closing waits for refusals on their way: some round trips, and no reason to wait for a
@@ -104,6 +111,8 @@ pub struct Started {
     pub gossip: mpsc::Receiver<Incoming>,
     /// Attempts to join. Dropped by members that are no issuer.
     pub enrolment: mpsc::Receiver<Incoming>,
+    /// Own instances that refused a connection; one that is not read in time is named again.
+    pub refused: mpsc::Receiver<InstanceId>,
     /// Ends after [`Proxy::close`].
     pub thread: Thread,
 }
@@ -194,9 +203,9 @@ impl Proxy {
                 }
             }
         })?;
-        let (proxy, endpoint, gossip, enrolment) =
+        let (proxy, endpoint, gossip, enrolment, refused) =
             readiness.await.map_err(|_| StartError::Ended)??;
-        Ok(Started { proxy, endpoint, gossip, enrolment, thread })
+        Ok(Started { proxy, endpoint, gossip, enrolment, refused, thread })
     }
 
     /// Opens a local entry to `service`, which need not exist yet. Returns where it listens.
@@ -357,7 +366,13 @@ struct DataPlane {
     refusals: TaskGroup,
 }
 
-type Shared = (Proxy, Endpoint, mpsc::Receiver<Incoming>, mpsc::Receiver<Incoming>);
+type Shared = (
+    Proxy,
+    Endpoint,
+    mpsc::Receiver<Incoming>,
+    mpsc::Receiver<Incoming>,
+    mpsc::Receiver<InstanceId>,
+);
 
 impl DataPlane {
     #[allow(clippy::type_complexity)] // named where it is taken apart
@@ -382,7 +397,8 @@ impl DataPlane {
             revoker.clone(),
             clock,
         );
-        let (instances, in_flight) = (Arc::<Instances>::default(), InFlight::default());
+        let (refuse, refused) = mpsc::channel(REFUSED_MAX);
+        let (instances, in_flight) = (Arc::new(Instances::new(refuse)), InFlight::default());
         let (traffic, stalls) = (Traffic::new(metrics.clone()), Stalls::default());
         let inbound = Arc::new(Inbound {
             me,
@@ -435,7 +451,7 @@ impl DataPlane {
             streams,
             refusals,
         };
-        Ok((plane, inbox, queues.data, (proxy, endpoint, queues.gossip, queues.enrolment)))
+        Ok((plane, inbox, queues.data, (proxy, endpoint, queues.gossip, queues.enrolment, refused)))
     }
 
     /// Serves until it is closed or every handle is gone.

@@ -79,6 +79,10 @@ pub enum EventKind {
     InstanceRemoved,
     /// An instance has other properties.
     InstanceChanged,
+    /// The checks of an own instance fail: it takes no work.
+    InstanceFailing,
+    /// They pass again, or for the first time.
+    InstancePassing,
     /// An own instance accepts no connection.
     InstanceUnreachable,
     /// A member's gossip is what no agent sends, or was found to be untrue.
