@@ -12,6 +12,7 @@ mod cli;
 mod compromised;
 mod config_files;
 mod consul;
+mod deploying;
 mod dismissing;
 mod embedding;
 mod gateway;

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use crate::api::{ExposeSpec, OutOfRotation};
 use crate::model::{
-    InstanceId, InstanceRecord, InstanceState, Offer, PAYLOAD_LEN_MAX, Protocol, ServiceName, Target,
+    InstanceId, InstanceRecord, InstanceState, Offer, PAYLOAD_LEN_MAX, Protocol, ServiceName,
+    Target,
 };
 use crate::proxy::{CheckedInstance, LocalInstance};
 use crate::wire;
@@ -208,9 +209,8 @@ impl LocalServices {
 
     /// What takes new calls: offered, in rotation, well and of some weight.
     pub fn ready(&self) -> impl Iterator<Item = &ExposeSpec> {
-        let is_in = |instance: &&ExposeSpec| {
-            !self.out.contains(&instance.id) && !self.is_failing(instance)
-        };
+        let is_in =
+            |instance: &&ExposeSpec| !self.out.contains(&instance.id) && !self.is_failing(instance);
         self.offered().filter(|instance| instance.weight.0 > 0).filter(is_in)
     }
 
@@ -329,9 +329,8 @@ mod tests {
         let id: InstanceId = "web".parse().unwrap();
         let mut local = LocalServices::default();
         assert_eq!(local.maintain(&id, None), Err(LocalError::Unknown(id.clone())));
-        let state = |local: &LocalServices| {
-            (local.offers()[0].record.state, local.targets()[0].state)
-        };
+        let state =
+            |local: &LocalServices| (local.offers()[0].record.state, local.targets()[0].state);
         local.expose(spec("web", "127.0.0.1:80")).unwrap();
         local.maintain(&id, Some("disk".to_owned())).unwrap();
         local.expose(spec("web", "127.0.0.1:81")).unwrap();
@@ -348,10 +347,8 @@ mod tests {
     #[test]
     fn an_instance_with_checks_takes_work_only_where_they_passed() {
         let mut local = LocalServices::default();
-        let checked = |to: &str| ExposeSpec {
-            checks: vec!["tcp".parse().unwrap()],
-            ..spec("web", to)
-        };
+        let checked =
+            |to: &str| ExposeSpec { checks: vec!["tcp".parse().unwrap()], ..spec("web", to) };
         local.expose(checked("127.0.0.1:80")).unwrap();
         let state = |local: &LocalServices| local.offers()[0].record.state;
         assert_eq!(state(&local), InstanceState::Failing);

@@ -205,13 +205,8 @@ impl Agent {
         })
         .await?;
         threads.push(data.thread);
-        let (health, checker) = Checker::new(
-            data.refused,
-            entropy::seed()?,
-            clock,
-            events.clone(),
-            metrics.clone(),
-        );
+        let (health, checker) =
+            Checker::new(data.refused, entropy::seed()?, clock, events.clone(), metrics.clone());
         tasks.spawn("checker", checker.run());
         // Before anybody hears of them: the first record of this run names them all, as that of an
         // earlier one did.

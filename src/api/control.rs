@@ -4,16 +4,20 @@
 //! owns the receiver and answers every command, also while it drains.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::marker::PhantomData;
 
+use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
+use serde::de::{MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::catalogue::REQUESTS_MAX;
+use crate::health::CheckResult;
 use crate::model::{
     Entry, InstanceId, MemberId, MemberName, NameError, Protocol, PublicKey, RequestPattern,
     ServiceName, Target, Weight,
 };
-use crate::health::CheckResult;
 use crate::proxy::{
     CHECKS_MAX, CallLimits, CheckSpec, EntryOptions, ProxyProtocol, Retry, Timeouts,
 };
@@ -281,18 +285,29 @@ pub struct ExposeSpec {
     pub checks: Vec<CheckSpec>,
 }
 
-/// A check, or a list of them.
-fn one_or_more<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<CheckSpec>, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum OneOrMore {
-        More(Vec<CheckSpec>),
-        One(CheckSpec),
+/// One of these, or a list of them.
+pub(super) fn one_or_more<'de, T, D>(from: D) -> Result<Vec<T>, D::Error>
+where
+    T: Deserialize<'de>,
+    D: Deserializer<'de>,
+{
+    struct OneOrMore<T>(PhantomData<T>);
+    impl<'de, T: Deserialize<'de>> Visitor<'de> for OneOrMore<T> {
+        type Value = Vec<T>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a map or a list of maps")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Vec<T>, A::Error> {
+            T::deserialize(MapAccessDeserializer::new(map)).map(|one| vec![one])
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, seq: A) -> Result<Vec<T>, A::Error> {
+            Vec::deserialize(SeqAccessDeserializer::new(seq))
+        }
     }
-    Ok(match OneOrMore::deserialize(from)? {
-        OneOrMore::One(check) => vec![check],
-        OneOrMore::More(checks) => checks,
-    })
+    from.deserialize_any(OneOrMore(PhantomData))
 }
 
 impl ExposeSpec {

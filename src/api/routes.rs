@@ -22,7 +22,9 @@ use tracing::info;
 
 use super::blocking::Served;
 use super::check::Check;
-use super::control::{Control, Drain, ExposeSpec, Lifetime, UpstreamSelector, UpstreamSpec};
+use super::control::{
+    Control, Drain, ExposeSpec, Lifetime, UpstreamSelector, UpstreamSpec, one_or_more,
+};
 use super::events::{EventsQuery, events};
 use super::openapi::{Parameter, Route, delete, document, get, post, put};
 use super::problem::Refusal;
@@ -452,7 +454,7 @@ pub struct ExposeRequest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub proxy_protocol: Option<ProxyProtocol>,
     /// All of these must pass, or it takes no work.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "one_or_more")]
     pub health: Vec<WrittenCheck>,
 }
 

@@ -282,10 +282,14 @@ impl Reader<'_> {
             return None;
         };
         let faults = self.faults.len();
-        self.known(table, at, &[
-            "http", "tcp", "grpc", "command", "ttl", "at", "status", "header", "interval",
-            "timeout", "rise", "fall",
-        ]);
+        self.known(
+            table,
+            at,
+            &[
+                "http", "tcp", "grpc", "command", "ttl", "at", "status", "header", "interval",
+                "timeout", "rise", "fall",
+            ],
+        );
         let span = |text: &str| Span::try_from(text.to_owned());
         let text = |text: &str| Ok(text.to_owned());
         let mut written = WrittenCheck {

@@ -72,7 +72,8 @@ impl Instances {
         id: &InstanceId,
         caller: Option<&CalledBy>,
     ) -> Result<LocalSocket, Refusal> {
-        let reason = match timeout(CONNECT_TIME_MAX, open(&self.admit(service, id)?, caller)).await {
+        let reason = match timeout(CONNECT_TIME_MAX, open(&self.admit(service, id)?, caller)).await
+        {
             Ok(Ok(socket)) => return Ok(socket),
             Ok(Err(error)) if is_ours(&error) => {
                 return Err(Refusal::new(RefusalCode::OVERFLOW, error.to_string()));

@@ -52,9 +52,9 @@ fn check(value: &Value) -> Result<CheckSpec, Refusal> {
     }
     let span = |key: &'static str| match text(key)? {
         None => Ok(None),
-        Some(text) => Span::try_from(text).map(Some).map_err(|error| {
-            Refusal::malformed(format!("Check.{key}: {error}"))
-        }),
+        Some(text) => Span::try_from(text)
+            .map(Some)
+            .map_err(|error| Refusal::malformed(format!("Check.{key}: {error}"))),
     };
     let mut written = WrittenCheck {
         id: text("CheckID")?,

@@ -113,7 +113,8 @@ mod tests {
     async fn a_program_that_is_given_up_is_killed_with_what_it_started() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("pids");
-        let script = format!("sleep 600 & echo $! $$ > {}.new; mv {0}.new {0}; wait", file.display());
+        let script =
+            format!("sleep 600 & echo $! $$ > {}.new; mv {0}.new {0}; wait", file.display());
         let words = ["sh", "-c", &script].map(str::to_owned);
         let pids = async {
             loop {

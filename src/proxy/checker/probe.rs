@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use http::header::{CONTENT_TYPE, HOST, TE};
+use http::header::{CONNECTION, CONTENT_TYPE, HOST, TE};
 use http::{HeaderMap, Method, Request, StatusCode, Uri};
 use http_body_util::{BodyExt, Empty};
 use hyper::client::conn::http1;
@@ -88,6 +88,7 @@ async fn http(
         }
         false => {
             let mut request = request(Method::GET, path, headers)?;
+            request.headers_mut().insert(CONNECTION, http::HeaderValue::from_static("close"));
             if !request.headers().contains_key(HOST) {
                 let authority = authority.parse().map_err(|_| "no host".to_owned())?;
                 request.headers_mut().insert(HOST, authority);
@@ -173,8 +174,7 @@ async fn exchange(
 ) -> Result<Answer, Fault> {
     let failed = |error: h2::Error| error.to_string();
     let mut builder = h2::client::Builder::new();
-    let handshake =
-        builder.max_header_list_size(HEAD_LEN_MAX as u32).handshake::<_, Bytes>(stream);
+    let handshake = builder.max_header_list_size(HEAD_LEN_MAX as u32).handshake::<_, Bytes>(stream);
     let (sender, connection) = handshake.await.map_err(failed)?;
     let exchange = async {
         let mut sender = sender.ready().await.map_err(failed)?;

@@ -289,13 +289,8 @@ impl TryFrom<WrittenCheck> for CheckSpec {
 
     fn try_from(written: WrittenCheck) -> Result<Self, CheckError> {
         let WrittenCheck { http, tcp, grpc, command, ttl, at, header, .. } = written;
-        let kinds = [
-            http.is_some(),
-            tcp == Some(true),
-            grpc.is_some(),
-            command.is_some(),
-            ttl.is_some(),
-        ];
+        let kinds =
+            [http.is_some(), tcp == Some(true), grpc.is_some(), command.is_some(), ttl.is_some()];
         if kinds.iter().filter(|is_set| **is_set).count() != 1 {
             return Err(CheckError::Kind);
         }
@@ -454,7 +449,8 @@ impl FromStr for CheckSpec {
                 }
                 (_, Some(ttl)) => {
                     let ttl = Span::try_from(ttl.to_owned());
-                    let ttl = ttl.map_err(|_| refused("ttl", text, "a time with a unit: ttl=30s"))?;
+                    let ttl =
+                        ttl.map_err(|_| refused("ttl", text, "a time with a unit: ttl=30s"))?;
                     WrittenCheck { ttl: Some(ttl), ..WrittenCheck::default() }
                 }
                 _ => {
@@ -490,7 +486,10 @@ mod tests {
             let spec = read(text).unwrap();
             assert_eq!(toml::to_string(&spec).unwrap(), text);
         }
-        assert!(read("http = \"/\"\nstatus = 204").unwrap().probe != read("http = \"/\"").unwrap().probe);
+        assert!(
+            read("http = \"/\"\nstatus = 204").unwrap().probe
+                != read("http = \"/\"").unwrap().probe
+        );
     }
 
     #[test]
