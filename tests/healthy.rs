@@ -370,10 +370,12 @@ fn an_application_pushes_its_own_word_through_a_client_of_consul_and_its_silence
     eventually("it passes", SOON, || check(passing() == 1, passing()));
     // The same again with another ttl: it keeps its state, and is told again.
     push("2s");
+    eventually("its silence is noticed", SOON, || {
+        let row = far.get("/v1/health/service/web");
+        let own = &row[0]["Checks"][1];
+        check(own["Status"] == "critical" && own["Output"] == "no word for 2s", row.clone())
+    });
     everywhere(&mesh, "web", "far", "failing");
-    let row = far.get("/v1/health/service/web");
-    let own = &row[0]["Checks"][1];
-    assert_eq!((&own["Status"], &own["Output"]), (&"critical".into(), &"no word for 2s".into()));
     eventually("it passes no more", SOON, || check(passing() == 0, passing()));
 }
 

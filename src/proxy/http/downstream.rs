@@ -9,15 +9,15 @@ use std::io::{self, IoSlice};
 use std::net::IpAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::future::BoxFuture;
-use http::header::UPGRADE;
+use http::header::{CONNECTION, UPGRADE};
 use http::request::Parts;
-use http::{Method, Request, Response, StatusCode, Version};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper::server::conn::{http1, http2};
@@ -76,6 +76,8 @@ struct Client {
     address: Option<IpAddr>,
     /// Exchanges under way.
     in_flight: AtomicU32,
+    /// Whether the connection ends with the answer that is under way, which may be long.
+    is_last: AtomicBool,
     /// Of HTTP/1.1.
     front: Mutex<Front>,
 }
@@ -274,6 +276,15 @@ async fn serve_http1(client: Client, socket: LocalSocket, begun: Bytes) -> Optio
     None
 }
 
+/// Whether the connection ends with the exchange whose head this is.
+fn ends(version: Version, headers: &HeaderMap) -> bool {
+    let says = |word: &str| {
+        let values = headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
+        values.flat_map(|value| value.split(',')).any(|said| said.trim().eq_ignore_ascii_case(word))
+    };
+    says("close") || (version == Version::HTTP_10 && !says("keep-alive"))
+}
+
 /// Ends our side. One that may still be sending is listened to for a while.
 async fn linger(mut socket: LocalSocket, is_sending: bool) {
     if socket.writer().end().await.is_err() || !is_sending {
@@ -287,12 +298,15 @@ impl Client {
     fn new(http: Arc<Http>, site: Site, socket: &LocalSocket) -> Self {
         let front = Front { gate: Gate::new(), refused: None, reader: None, onward: None };
         let (address, in_flight) = (socket.peer(), AtomicU32::new(0));
-        Self { http, site, address, in_flight, front: Mutex::new(front) }
+        let (is_last, front) = (AtomicBool::new(false), Mutex::new(front));
+        Self { http, site, address, in_flight, is_last, front }
     }
 
-    /// Whether nothing is under way, nor has begun.
+    /// Whether nothing is under way but the rest of an answer, and another request may come.
     fn is_resting(&self) -> bool {
-        self.in_flight.load(Ordering::Relaxed) == 0 && self.front.lock().gate.is_between_messages()
+        self.in_flight.load(Ordering::Relaxed) == 0
+            && !self.is_last.load(Ordering::Relaxed)
+            && self.front.lock().gate.is_between_messages()
     }
 
     async fn answer_http1(&self, request: Request<Incoming>) -> Response<Outgoing> {
@@ -300,11 +314,15 @@ impl Client {
         // Only then the gate waits; another one may have passed behind this request, and wait still.
         let asked_onward =
             request.method() == Method::CONNECT || request.headers().contains_key(UPGRADE);
+        let asked_to_end = ends(request.version(), request.headers());
         let response = match self.refusal(&request) {
             Some(malformed) => self.refuse(Reason::Malformed(malformed), None, false),
             None => self.answer(request).await,
         };
         let response = self.released(response);
+        if asked_to_end || ends(response.version(), response.headers()) {
+            self.is_last.store(true, Ordering::Relaxed);
+        }
         self.in_flight.fetch_sub(1, Ordering::Relaxed);
         let mut front = self.front.lock();
         if asked_onward && front.onward.is_none() {
