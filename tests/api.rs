@@ -419,7 +419,7 @@ async fn problems_say_what_to_try() {
     for (method, path, body, status, word, hint) in [
         ("GET", "/v1/mesh/breakers", "", 404, "not_yet", "later version"),
         ("GET", "/v1/health/state/any", "", 404, "not_yet", "later version"),
-        ("PUT", "/v1/agent/check/pass/web", "", 404, "not_yet", "later version"),
+        ("PUT", "/v1/agent/check/register", "", 404, "not_yet", "later version"),
         ("GET", "/v1/catalog/services?filter=x", "", 400, "not_yet", "?filter"),
         ("GET", "/v1/health/service/web?wait=5&index=1", "", 400, "malformed", "unit"),
         ("GET", "/v1/health/service/web?index=x", "", 400, "malformed", "X-Consul-Index"),

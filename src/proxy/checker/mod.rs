@@ -260,7 +260,7 @@ impl Checker {
         deadlines.min().filter(|_| self.running.len() < RUNS_MAX)
     }
 
-    /// Begins what is due, the latest first, as far as there are places.
+    /// Begins what is due, as far as there are places: what has waited longest goes first.
     fn begin_due(&mut self) {
         let now = self.clock.now();
         let is_late = |checked: &Checked| checked.health.poll_timeout().is_some_and(|at| at <= now);

@@ -276,13 +276,15 @@ async fn serve_http1(client: Client, socket: LocalSocket, begun: Bytes) -> Optio
     None
 }
 
-/// Whether the connection ends with the exchange whose head this is.
-fn ends(version: Version, headers: &HeaderMap) -> bool {
-    let says = |word: &str| {
-        let values = headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
-        values.flat_map(|value| value.split(',')).any(|said| said.trim().eq_ignore_ascii_case(word))
-    };
-    says("close") || (version == Version::HTTP_10 && !says("keep-alive"))
+/// Whether a client that asks so wants the connection to end with the answer.
+fn is_last(version: Version, headers: &HeaderMap) -> bool {
+    says(headers, "close") || (version == Version::HTTP_10 && !says(headers, "keep-alive"))
+}
+
+/// Whether `Connection` has this word.
+fn says(headers: &HeaderMap, word: &str) -> bool {
+    let values = headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| value.split(',')).any(|said| said.trim().eq_ignore_ascii_case(word))
 }
 
 /// Ends our side. One that may still be sending is listened to for a while.
@@ -314,13 +316,13 @@ impl Client {
         // Only then the gate waits; another one may have passed behind this request, and wait still.
         let asked_onward =
             request.method() == Method::CONNECT || request.headers().contains_key(UPGRADE);
-        let asked_to_end = ends(request.version(), request.headers());
+        let asked_to_end = is_last(request.version(), request.headers());
         let response = match self.refusal(&request) {
             Some(malformed) => self.refuse(Reason::Malformed(malformed), None, false),
             None => self.answer(request).await,
         };
         let response = self.released(response);
-        if asked_to_end || ends(response.version(), response.headers()) {
+        if asked_to_end || says(response.headers(), "close") {
             self.is_last.store(true, Ordering::Relaxed);
         }
         self.in_flight.fetch_sub(1, Ordering::Relaxed);
