@@ -63,7 +63,7 @@
 //! | layer | modules | what lives there |
 //! |---|---|---|
 //! | L0 | [`model`], [`wire`] | nouns; the one codec |
-//! | L1 | [`membership`], [`catalogue`], [`breaker`], [`balancer`] | pure state machines, unaware of each other |
+//! | L1 | [`membership`], [`catalogue`], [`health`], [`breaker`], [`balancer`] | pure state machines, unaware of each other |
 //! | L2 | [`mesh`] | the machines of L1 joined into one pure node: what simulations drive |
 //! | L3 | [`runtime`], [`telemetry`], [`tls`] | clock, tasks, shutdown; logs, metrics; certificates |
 //! | L4 | [`transport`] | one UDP port, QUIC, mutual TLS; the gossip driver |
@@ -81,6 +81,7 @@ pub mod wire;
 pub mod balancer;
 pub mod breaker;
 pub mod catalogue;
+pub mod health;
 pub mod membership;
 
 pub mod mesh;
@@ -108,5 +109,5 @@ pub use model::{
     InstanceId, MemberId, MemberName, MemberPhase, MemberState, NameError, ServiceName, Target,
     Unlisted, Weight,
 };
-pub use proxy::{DialError, MeshStream};
+pub use proxy::{CheckSpec, DialError, MeshStream};
 pub use tls::store::{DataDir, InitOptions, InitReport, StoreError, init};

@@ -128,7 +128,9 @@ async fn stand_in(mut commands: mpsc::Receiver<Control>) {
                     _ => Ok(()),
                 }));
             }
-            Control::Join { reply, .. } | Control::Drain { reply, .. } => {
+            Control::Join { reply, .. }
+            | Control::Drain { reply, .. }
+            | Control::TellCheck { reply, .. } => {
                 drop(reply.send(Ok(())));
             }
             Control::Upstream { spec, reply, .. } => drop(reply.send(Ok(spec))),
@@ -169,6 +171,7 @@ async fn api_that_forgets_after(forget_after: Duration) -> Api {
             },
             BTreeMap::new,
         ),
+        health: watch::channel(Arc::default()).1,
         links: Links::new(|_| None),
         pinger: Pinger::new(|_, _| Box::pin(async { Err("unreachable") })),
         checks: Checks::new(|_| Box::pin(async { vec![Check::pass("agent", "ready")] })),
@@ -421,7 +424,7 @@ async fn problems_say_what_to_try() {
     for (method, path, body, status, word, hint) in [
         ("GET", "/v1/mesh/edges", "", 404, "not_yet", "later version"),
         ("GET", "/v1/health/state/any", "", 404, "not_yet", "later version"),
-        ("PUT", "/v1/agent/check/pass/web", "", 404, "not_yet", "later version"),
+        ("PUT", "/v1/agent/check/register", "", 404, "not_yet", "later version"),
         ("GET", "/v1/catalog/services?filter=x", "", 400, "not_yet", "?filter"),
         ("GET", "/v1/health/service/web?wait=5&index=1", "", 400, "malformed", "unit"),
         ("GET", "/v1/health/service/web?index=x", "", 400, "malformed", "X-Consul-Index"),

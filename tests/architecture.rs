@@ -12,6 +12,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("balancer", 1),
     ("breaker", 1),
     ("catalogue", 1),
+    ("health", 1),
     ("membership", 1),
     ("mesh", 2),
     ("runtime", 3),

@@ -89,7 +89,6 @@ fn keys_of_later_versions_are_refused_as_not_available_yet() {
         ("[listen]\ndns = \"127.0.0.1:7353\"", "listen.dns"),
         ("[listen]\nmetrics = \"10.0.0.1:7374\"", "listen.metrics"),
         ("[[expose]]\nname = \"a\"\nto = \"80\"\nallow = [\"b\"]", "expose[0].allow"),
-        ("[[expose]]\nname = \"a\"\nto = \"80\"\nhealth = { tcp = true }", "expose[0].health"),
         ("[[upstream]]\nservice = \"a\"\nlisten = \"80\"\nas = \"b\"", "upstream[0].as"),
         ("[telemetry]\notlp = \"http://x\"", "telemetry.otlp"),
         ("[[allow]]\nfrom = \"a\"", "allow"),

@@ -21,7 +21,7 @@ use crate::mesh::Snapshot;
 use crate::model::{
     Entry, InstanceId, MemberId, MemberName, MemberState, PublicKey, ServiceName, Target,
 };
-use crate::proxy::Proxy;
+use crate::proxy::{HealthChecks, Proxy, Reports, WordError};
 use crate::telemetry::{AccessLog, EventKind, EventLog};
 use crate::tls::store::DataDir;
 use crate::transport::Endpoint;
@@ -64,6 +64,9 @@ pub(super) struct Controller {
     pub(super) joined: BTreeSet<SocketAddr>,
     pub(super) view: watch::Sender<Arc<Local>>,
     pub(super) proxy: Proxy,
+    pub(super) health: HealthChecks,
+    /// What its checks say, as it changes.
+    pub(super) reports: watch::Receiver<Arc<Reports>>,
     pub(super) gossip: GossipHandle,
     pub(super) desk: Arc<Mutex<IssuerDesk>>,
     pub(super) me: MemberId,
@@ -92,10 +95,21 @@ impl Controller {
                     None => return,
                 },
                 Ok(()) = self.allowed.changed() => self.keep_to_allowed().await,
+                Ok(()) = self.reports.changed() => self.keep_to_checks().await,
                 Ok(()) = self.snapshots.changed(), if !self.runtime.forgotten.is_empty() => {
                     self.remember_returned();
                 }
             }
+        }
+    }
+
+    /// Takes instances out whose checks fail, and in those whose checks pass.
+    async fn keep_to_checks(&mut self) {
+        let reports = Arc::clone(&self.reports.borrow_and_update());
+        let passing = reports.iter().filter(|(_, report)| report.reason.is_none());
+        let passing = passing.map(|(id, report)| (id.clone(), report.target.clone())).collect();
+        if self.services.set_passing(passing) {
+            self.publish().await;
         }
     }
 
@@ -130,6 +144,10 @@ impl Controller {
             }
             Control::Drain { instance, drain, reply } => {
                 drop(reply.send(self.drain(instance.as_ref(), drain).await));
+            }
+            Control::TellCheck { check, result, output, reply } => {
+                let told = self.health.tell(check.clone(), result, output).await;
+                drop(reply.send(told.map_err(|error| word_error(error, check))));
             }
             Control::Join { address, reply } => drop(reply.send(self.join(&address).await)),
             Control::Upstream { spec, lifetime: Lifetime::Run, reply } => {
@@ -299,6 +317,7 @@ impl Controller {
 
     /// The data plane first, so that whoever hears of an instance finds it.
     pub(super) async fn publish(&self) {
+        self.health.check(self.services.checked());
         self.proxy.set_local(self.services.targets());
         self.gossip.set_offers(self.services.offers()).await;
         self.show();
@@ -474,6 +493,14 @@ pub(super) fn local_error(error: LocalError) -> ControlError {
             ControlError::Conflict(error.to_string())
         }
         other => ControlError::Invalid(other.to_string()),
+    }
+}
+
+fn word_error(error: WordError, check: String) -> ControlError {
+    match error {
+        WordError::Unknown => ControlError::NotFound { what: "check", name: check },
+        WordError::NotTold => ControlError::Conflict(format!("{check}: {error}")),
+        WordError::Stopping => ControlError::Stopping,
     }
 }
 

@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use crate::api::{ExposeSpec, OutOfRotation};
 use crate::model::{
     InstanceId, InstanceRecord, InstanceState, Offer, PAYLOAD_LEN_MAX, Protocol, ServiceName,
+    Target,
 };
-use crate::proxy::LocalInstance;
+use crate::proxy::{CheckedInstance, LocalInstance};
 use crate::wire;
 
 /// Instances that one member may expose.
@@ -61,12 +62,14 @@ pub struct LocalServices {
     /// Kept for what is not exposed now, too, so that a restart brings it back as it was; at most
     /// [`INSTANCES_MAX`] of those.
     out: OutOfRotation,
+    /// Where the checks of which instance pass: at another address it is another instance.
+    passing: BTreeMap<InstanceId, Target>,
 }
 
 impl LocalServices {
     /// None yet; only `allowed` may be offered. Those of `out` begin out of rotation.
     pub fn new(allowed: Option<Vec<ServiceName>>, out: OutOfRotation) -> Self {
-        Self { instances: BTreeMap::new(), allowed, out }
+        Self { instances: BTreeMap::new(), allowed, out, passing: BTreeMap::new() }
     }
 
     /// From now on only `allowed` may be offered.
@@ -168,14 +171,47 @@ impl LocalServices {
         }
     }
 
+    /// Takes note of the instances whose checks pass, and where. Returns whether that changes what any
+    /// of them is taken for.
+    pub fn set_passing(&mut self, passing: BTreeMap<InstanceId, Target>) -> bool {
+        let failing = |services: &Self| -> Vec<InstanceId> {
+            let failing = services.declared().filter(|instance| services.is_failing(instance));
+            failing.map(|instance| instance.id.clone()).collect()
+        };
+        let before = failing(self);
+        self.passing = passing;
+        before != failing(self)
+    }
+
+    /// Whether the instance has checks that do not pass, or have not yet.
+    fn is_failing(&self, instance: &ExposeSpec) -> bool {
+        !instance.checks.is_empty() && self.passing.get(&instance.id) != Some(&instance.to)
+    }
+
+    /// What is to be checked, by id.
+    pub fn checked(&self) -> Vec<CheckedInstance> {
+        let checked = self.offered().filter(|instance| !instance.checks.is_empty());
+        let checked = checked.map(|instance| CheckedInstance {
+            id: instance.id.clone(),
+            service: instance.service.clone(),
+            target: instance.to.clone(),
+            protocol: instance.protocol,
+            proxy_protocol: instance.proxy_protocol,
+            checks: instance.checks.clone(),
+        });
+        checked.collect()
+    }
+
     /// What is out of rotation.
     pub fn out(&self) -> &OutOfRotation {
         &self.out
     }
 
-    /// What takes new calls: offered, in rotation and of some weight.
+    /// What takes new calls: offered, in rotation, well and of some weight.
     pub fn ready(&self) -> impl Iterator<Item = &ExposeSpec> {
-        self.offered().filter(|instance| instance.weight.0 > 0 && !self.out.contains(&instance.id))
+        let is_in =
+            |instance: &&ExposeSpec| !self.out.contains(&instance.id) && !self.is_failing(instance);
+        self.offered().filter(|instance| instance.weight.0 > 0).filter(is_in)
     }
 
     /// All that was declared, by id.
@@ -212,13 +248,20 @@ impl LocalServices {
             tags: instance.tags.clone(),
             weight: instance.weight,
             // That the whole member drains is said once, by its phase.
-            state: if self.out.maintenance.contains_key(&instance.id) {
-                InstanceState::Maint
-            } else if self.out.draining.contains(&instance.id) {
-                InstanceState::Draining
-            } else {
-                InstanceState::Ready
-            },
+            state: self.state(instance),
+        }
+    }
+
+    /// What the operator says goes before what checks say.
+    fn state(&self, instance: &ExposeSpec) -> InstanceState {
+        if self.out.maintenance.contains_key(&instance.id) {
+            InstanceState::Maint
+        } else if self.out.draining.contains(&instance.id) {
+            InstanceState::Draining
+        } else if self.is_failing(instance) {
+            InstanceState::Failing
+        } else {
+            InstanceState::Ready
         }
     }
 
@@ -228,7 +271,10 @@ impl LocalServices {
             id: instance.id.clone(),
             service: instance.service.clone(),
             target: instance.to.clone(),
-            is_draining: self.out.contains(&instance.id),
+            state: match self.state(instance) {
+                InstanceState::Ready if self.out.node_draining => InstanceState::Draining,
+                state => state,
+            },
             hard_limit: instance.inflight.hard,
             proxy_protocol: instance.proxy_protocol,
         };
@@ -285,20 +331,38 @@ mod tests {
         let id: InstanceId = "web".parse().unwrap();
         let mut local = LocalServices::default();
         assert_eq!(local.maintain(&id, None), Err(LocalError::Unknown(id.clone())));
-        let state = |local: &LocalServices| {
-            (local.offers()[0].record.state, local.targets()[0].is_draining)
-        };
+        let state =
+            |local: &LocalServices| (local.offers()[0].record.state, local.targets()[0].state);
         local.expose(spec("web", "127.0.0.1:80")).unwrap();
         local.maintain(&id, Some("disk".to_owned())).unwrap();
         local.expose(spec("web", "127.0.0.1:81")).unwrap();
-        assert_eq!(state(&local), (InstanceState::Maint, true));
+        assert_eq!(state(&local), (InstanceState::Maint, InstanceState::Maint));
         local.maintain(&id, None).unwrap();
-        assert_eq!(state(&local), (InstanceState::Ready, false));
+        assert_eq!(state(&local), (InstanceState::Ready, InstanceState::Ready));
 
         local.maintain(&id, Some("disk".to_owned())).unwrap();
         local.unexpose(&id).unwrap();
         local.expose(spec("web", "127.0.0.1:80")).unwrap();
-        assert_eq!(state(&local), (InstanceState::Ready, false));
+        assert_eq!(state(&local), (InstanceState::Ready, InstanceState::Ready));
+    }
+
+    #[test]
+    fn an_instance_with_checks_takes_work_only_where_they_passed() {
+        let mut local = LocalServices::default();
+        let checked =
+            |to: &str| ExposeSpec { checks: vec!["tcp".parse().unwrap()], ..spec("web", to) };
+        local.expose(checked("127.0.0.1:80")).unwrap();
+        let state = |local: &LocalServices| local.offers()[0].record.state;
+        assert_eq!(state(&local), InstanceState::Failing);
+        assert_eq!(local.ready().count(), 0);
+        let passing = BTreeMap::from([("web".parse().unwrap(), "127.0.0.1:80".parse().unwrap())]);
+        assert!(local.set_passing(passing.clone()));
+        assert_eq!((state(&local), local.ready().count()), (InstanceState::Ready, 1));
+        assert!(!local.set_passing(passing));
+        local.expose(checked("127.0.0.1:81")).unwrap();
+        assert_eq!(state(&local), InstanceState::Failing, "another one, and nobody looked yet");
+        local.expose(spec("web", "127.0.0.1:81")).unwrap();
+        assert_eq!(state(&local), InstanceState::Ready, "without checks nobody asks");
     }
 
     #[test]

@@ -30,7 +30,7 @@ use crate::catalogue::{Catalogue, Signatures};
 use crate::config::{Origin, RuntimeFile, Setting, Settings};
 use crate::mesh::{self, Mesh, MeshConfig, Snapshot};
 use crate::model::{Entry, EntryKind, InstanceId, ServiceName, Target};
-use crate::proxy::{self, DialError, Proxy};
+use crate::proxy::{self, Checker, DialError, Proxy};
 use crate::runtime::clock::Clock;
 use crate::runtime::{Shutdown, Stage, TaskGroup, Thread, ThreadError, entropy, limits};
 use crate::telemetry::{AccessLog, AccessLogError, EventKind, EventLog, Metrics};
@@ -209,6 +209,9 @@ impl Agent {
         })
         .await?;
         threads.push(data.thread);
+        let (health, checker) =
+            Checker::new(data.refused, entropy::seed()?, clock, events.clone(), metrics.clone());
+        tasks.spawn("checker", checker.run());
         // Before anybody hears of them: the first record of this run names them all, as that of an
         // earlier one did.
         data.proxy.set_local(services.targets());
@@ -365,6 +368,8 @@ impl Agent {
             joined: BTreeSet::new(),
             view,
             proxy: data.proxy.clone(),
+            reports: health.reports(),
+            health: health.clone(),
             gossip: gossip.clone(),
             desk,
             me: credentials.member_id(),
@@ -405,6 +410,7 @@ impl Agent {
                 },
                 move || own_calls.in_flight_of(&me),
             ),
+            health: health.reports(),
             links: Links::new(move |member| links.link(member)),
             certificates,
             pinger: Pinger::new(move |service, endpoint| {

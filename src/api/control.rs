@@ -4,18 +4,24 @@
 //! owns the receiver and answers every command, also while it drains.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::marker::PhantomData;
 
-use serde::{Deserialize, Serialize};
+use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
+use serde::de::{MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::balancer::{Balance, Prefer};
 use crate::catalogue::REQUESTS_MAX;
+use crate::health::CheckResult;
 use crate::model::{
     Capacity, Entry, InstanceId, MemberId, MemberName, NameError, Protocol, PublicKey,
     RequestPattern, ServiceName, Target, Weight,
 };
 use crate::proxy::{
-    Balancing, BreakerLimits, CallLimits, EntryOptions, HashKey, ProxyProtocol, Retry, Timeouts,
+    Balancing, BreakerLimits, CHECKS_MAX, CallLimits, CheckSpec, EntryOptions, HashKey,
+    ProxyProtocol, Retry, Timeouts,
 };
 use crate::transport::enrolment::{InviteOptions, InviteView, Parting};
 
@@ -59,6 +65,18 @@ pub enum Control {
         /// Why it is out; in again when absent.
         reason: Option<String>,
         /// [`ControlError::NotFound`] when nothing has that id.
+        reply: Reply<()>,
+    },
+    /// Say for an application how it is.
+    TellCheck {
+        /// The id of a check with a ttl.
+        check: String,
+        /// How it is.
+        result: CheckResult,
+        /// For people.
+        output: String,
+        /// [`ControlError::NotFound`] when no check has that id, [`ControlError::Conflict`] when the
+        /// agent runs it itself.
         reply: Reply<()>,
     },
     /// Take this member or an instance of it out of rotation, or back in; those calls that it has go
@@ -262,6 +280,39 @@ pub struct ExposeSpec {
     /// How it is told who calls: not at all unless set. It must expect that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub proxy_protocol: Option<ProxyProtocol>,
+    /// All of these must pass, or it takes no work: at most [`CHECKS_MAX`]. None: it is taken for well.
+    #[serde(
+        default,
+        rename = "health",
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "one_or_more"
+    )]
+    pub checks: Vec<CheckSpec>,
+}
+
+/// One of these, or a list of them.
+pub(super) fn one_or_more<'de, T, D>(from: D) -> Result<Vec<T>, D::Error>
+where
+    T: Deserialize<'de>,
+    D: Deserializer<'de>,
+{
+    struct OneOrMore<T>(PhantomData<T>);
+    impl<'de, T: Deserialize<'de>> Visitor<'de> for OneOrMore<T> {
+        type Value = Vec<T>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a map or a list of maps")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Vec<T>, A::Error> {
+            T::deserialize(MapAccessDeserializer::new(map)).map(|one| vec![one])
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, seq: A) -> Result<Vec<T>, A::Error> {
+            Vec::deserialize(SeqAccessDeserializer::new(seq))
+        }
+    }
+    from.deserialize_any(OneOrMore(PhantomData))
 }
 
 impl ExposeSpec {
@@ -290,7 +341,14 @@ impl ExposeSpec {
             idempotent: Vec::new(),
             inflight: Capacity::default(),
             proxy_protocol: None,
+            checks: Vec::new(),
         })
+    }
+
+    /// The same without what may be a secret: for whoever has no token.
+    pub fn without_secrets(mut self) -> Self {
+        self.checks = self.checks.into_iter().map(CheckSpec::without_secrets).collect();
+        self
     }
 
     /// What is different from `before`, for people: `weight 100 -> 50`. Empty when nothing is.
@@ -315,7 +373,19 @@ impl ExposeSpec {
         };
         let pairs = words(before).into_iter().zip(words(self));
         let changed = pairs.filter(|((_, old), (_, new))| old != new);
-        changed.map(|((name, old), (_, new))| format!("{name} {old} -> {new}")).collect()
+        let mut changes: Vec<_> =
+            changed.map(|((name, old), (_, new))| format!("{name} {old} -> {new}")).collect();
+        if before.checks != self.checks {
+            let summary = |spec: &Self| match spec.checks.is_empty() {
+                true => "none".to_owned(),
+                false => spec.checks.iter().map(CheckSpec::summary).collect::<Vec<_>>().join(", "),
+            };
+            changes.push(match (summary(before), summary(self)) {
+                (old, new) if old == new => format!("health {new}, otherwise"),
+                (old, new) => format!("health {old} -> {new}"),
+            });
+        }
+        changes
     }
 
     /// Refuses what this version cannot do and what does not fit a record.
@@ -328,6 +398,9 @@ impl ExposeSpec {
         }
         if self.idempotent.len() > REQUESTS_MAX {
             return Err(SpecError::Idempotent(self.idempotent.len()));
+        }
+        if self.checks.len() > CHECKS_MAX {
+            return Err(SpecError::Checks(self.checks.len()));
         }
         if self.weight.0 > WEIGHT_MAX {
             return Err(SpecError::Weight(self.weight.0));
@@ -453,6 +526,9 @@ pub enum SpecError {
     /// There are this many.
     #[error("{0} patterns of idempotent requests are too many, at most {REQUESTS_MAX} are allowed")]
     Idempotent(usize),
+    /// There are this many.
+    #[error("{0} checks are too many, at most {CHECKS_MAX} are allowed")]
+    Checks(usize),
     /// It would drown all others.
     #[error("weight {0} is over {WEIGHT_MAX}")]
     Weight(u16),

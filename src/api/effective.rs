@@ -49,7 +49,8 @@ fn effective(asked: &[SettingView], local: &Local) -> Vec<SettingView> {
 fn of_machine(local: &Local) -> Vec<SettingView> {
     let view = |key: String, value| SettingView { key, value, origin: RUNTIME.to_owned() };
     let exposed = local.exposed.iter().chain(&local.withheld);
-    let exposed = exposed.map(|spec| view(format!("expose.{}", spec.id), json!(spec)));
+    let exposed = exposed
+        .map(|spec| view(format!("expose.{}", spec.id), json!(spec.clone().without_secrets())));
     let open = local
         .upstreams
         .iter()

@@ -22,7 +22,9 @@ use tracing::info;
 
 use super::blocking::Served;
 use super::check::Check;
-use super::control::{Control, Drain, ExposeSpec, Lifetime, UpstreamSelector, UpstreamSpec};
+use super::control::{
+    Control, Drain, ExposeSpec, Lifetime, UpstreamSelector, UpstreamSpec, one_or_more,
+};
 use super::events::{EventsQuery, events};
 use super::openapi::{Parameter, Route, delete, document, get, post, put};
 use super::problem::Refusal;
@@ -31,7 +33,7 @@ use crate::model::{
     Capacity, Entry, InstanceId, MemberId, MemberName, Protocol, RequestPattern, ServiceName,
     Target, Weight,
 };
-use crate::proxy::ProxyProtocol;
+use crate::proxy::{ProxyProtocol, WrittenCheck};
 use crate::runtime::clock;
 use crate::telemetry::{EndpointLabels, Log, LoggingError};
 use crate::transport::enrolment::{InviteOptions, Parting};
@@ -55,6 +57,7 @@ const DC: Parameter = Parameter { name: "dc", text: "Only nodes of this region; 
 const NEAR: Parameter =
     Parameter { name: "near", text: "A node, or _agent: those of its zone and region first" };
 const TAG: Parameter = Parameter { name: "tag", text: "Only instances with this tag; repeatable" };
+const NOTE: Parameter = Parameter { name: "note", text: "Shown in listings of this machine" };
 const PASSING: Parameter = Parameter { name: "passing", text: "Only instances that take work" };
 
 /// Every route: what is served and what `/openapi.json` tells are made of this.
@@ -69,12 +72,18 @@ fn table() -> Vec<Route> {
         get("/v1/agent/services", "What this machine offers", consul::agent_services),
         put(
             "/v1/agent/service/register",
-            "Offer an instance, over restarts; the same ID again replaces it. Checks are refused, \
-             Meta is not kept",
+            "Offer an instance with its checks, over restarts; the same ID again replaces it. Meta is \
+             not kept",
             consul::register,
         )
-        .body(r#"{"Name":"web","ID":"web-1","Port":8080,"Tags":["v2"]}"#),
+        .body(r#"{"Name":"web","ID":"web-1","Port":8080,"Check":{"TTL":"30s"}}"#),
         put("/v1/agent/service/deregister/{id}", "Take an instance back", consul::deregister),
+        get("/v1/agent/checks", "The checks of this machine's instances", consul::agent_checks),
+        put("/v1/agent/check/pass/{id}", "Say that all is well: a check with a TTL", consul::pass)
+            .query(&[NOTE]),
+        put("/v1/agent/check/warn/{id}", "The same, but worth a look", consul::warn).query(&[NOTE]),
+        put("/v1/agent/check/fail/{id}", "Say that the instance takes no work", consul::fail)
+            .query(&[NOTE]),
         put(
             "/v1/agent/service/maintenance/{id}",
             "Take an instance out of rotation, or back in; over restarts",
@@ -418,7 +427,9 @@ async fn config(State(state): State<ApiState>) -> Json<Vec<SettingView>> {
 }
 
 async fn exposed(State(state): State<ApiState>) -> Response {
-    Json(&state.local().exposed).into_response()
+    let exposed = state.local().exposed.clone();
+    let shown: Vec<_> = exposed.into_iter().map(ExposeSpec::without_secrets).collect();
+    Json(shown).into_response()
 }
 
 /// The body of `POST /v1/mesh/expose`: what is absent has its default.
@@ -453,6 +464,9 @@ pub struct ExposeRequest {
     /// `v2` for an instance that expects to be told who calls.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub proxy_protocol: Option<ProxyProtocol>,
+    /// All of these must pass, or it takes no work.
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "one_or_more")]
+    pub health: Vec<WrittenCheck>,
 }
 
 /// The answer to `POST /v1/mesh/expose`: 201 for a new instance, 200 for one that was there.
@@ -478,6 +492,8 @@ async fn expose(State(state): State<ApiState>, request: Request) -> Answer {
     spec.idempotent = asked.idempotent;
     spec.inflight = asked.inflight;
     spec.proxy_protocol = asked.proxy_protocol;
+    let checks = asked.health.into_iter().map(WrittenCheck::strict).collect::<Result<_, _>>();
+    spec.checks = checks.map_err(|error| malformed(&format_args!("health: {error}")))?;
     let spec = spec.check().map_err(|error| malformed(&error))?;
     let accepted = spec.clone();
     let lifetime = Lifetime::Restarts;

@@ -14,7 +14,7 @@ use super::check::Checks;
 use super::control::{Control, ExposeSpec, OutOfRotation, UpstreamSpec};
 use crate::mesh::{Endpoint, Snapshot};
 use crate::model::{InstanceId, MemberId, MemberName, MeshId, ServiceName, Target};
-use crate::proxy::EndpointReport;
+use crate::proxy::{EndpointReport, Reports};
 use crate::runtime::clock::Clock;
 use crate::telemetry::{EventLog, Log, Metrics};
 use crate::tls::NodeCredentials;
@@ -38,6 +38,8 @@ pub struct ApiState {
     pub identity: Arc<ArcSwap<Identity>>,
     /// What this agent's own calls tell of each endpoint.
     pub calls: Calls,
+    /// What the checks of this machine's instances say.
+    pub health: watch::Receiver<Arc<Reports>>,
     /// The data connections to other members.
     pub links: Links,
     /// What the public gateway proves itself with; empty where there is none.
@@ -92,6 +94,11 @@ impl ApiState {
             }
             () => self.identity.load().disowned,
         }
+    }
+
+    /// What the checks of this machine's instances say now.
+    pub fn reports(&self) -> Arc<Reports> {
+        Arc::clone(&self.health.borrow())
     }
 
     /// What this machine offers and opens now.

@@ -348,7 +348,7 @@ pub(super) fn endpoints(state: &ApiState, service: &ServiceName) -> Vec<Endpoint
     let now = state.clock.now();
     let snapshot = state.snapshot();
     let Some(view) = snapshot.services.get(service) else { return Vec::new() };
-    let local = state.local();
+    let (local, reports) = (state.local(), state.reports());
     let row = |endpoint: &Endpoint| {
         let calls = state.calls.of(endpoint);
         let node = snapshot.members.get(&endpoint.member).map(|member| member.state);
@@ -360,8 +360,16 @@ pub(super) fn endpoints(state: &ApiState, service: &ServiceName) -> Vec<Endpoint
             state: breakers::state_word(endpoint, &calls.report).to_owned(),
             reason: match local.out.maintenance.get(&endpoint.instance) {
                 Some(why) if endpoint.member == state.me => format!("maintenance: {why}"),
-                _ => breakers::reason(endpoint, &calls.report)
-                    .unwrap_or_else(|| reason(endpoint, node, calls.trouble)),
+                _ => match reports.get(&endpoint.instance).and_then(|own| own.reason.as_deref()) {
+                    Some(why)
+                        if endpoint.member == state.me
+                            && endpoint.state == EndpointState::Failing =>
+                    {
+                        why.to_owned()
+                    }
+                    _ => breakers::reason(endpoint, &calls.report)
+                        .unwrap_or_else(|| reason(endpoint, node, calls.trouble)),
+                },
             },
             weight: endpoint.weight.0,
             tags: endpoint.tags.clone(),
@@ -431,7 +439,7 @@ pub(super) fn reason(
         }
         EndpointState::Doubtful => "its node is down by hearsay; used as the last resort",
         EndpointState::Draining => "it finishes what it has",
-        EndpointState::Failing => "its own agent's checks fail",
+        EndpointState::Failing => "the checks of its own agent fail; that one says why",
         EndpointState::Maint => "taken out by its operator",
         EndpointState::Down => match node {
             Some(MemberState::Restarting) => "its node announced a restart",

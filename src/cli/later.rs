@@ -10,7 +10,7 @@ const VERBS: &[&str] = &[
     "limit", "revoke", "rotate", "operator", "record", "replay", "sim",
 ];
 
-const FLAGS: &[&str] = &["--deny", "--allow", "--client", "--dns", "--health", "--operator-key"];
+const FLAGS: &[&str] = &["--deny", "--allow", "--client", "--dns", "--operator-key"];
 
 /// The answer to a command line that only a later version understands.
 pub(super) fn not_yet(error: &Error) -> Option<Failure> {

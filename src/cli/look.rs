@@ -200,8 +200,12 @@ fn event_line(event: &Event) -> String {
         EventKind::MemberUp
         | EventKind::Healed
         | EventKind::InstanceAdded
+        | EventKind::InstancePassing
         | EventKind::Restored => GREEN,
-        EventKind::MemberDown | EventKind::DuplicateKey | EventKind::Isolated => RED,
+        EventKind::MemberDown
+        | EventKind::InstanceFailing
+        | EventKind::DuplicateKey
+        | EventKind::Isolated => RED,
         EventKind::MemberSuspect
         | EventKind::MemberRestarting
         | EventKind::RenewalFailed

@@ -369,7 +369,6 @@ mod tests {
         }
         for words in [
             "murmesh init --deny",
-            "murmesh expose a 1 --health /ready",
             "murmesh invite --client",
             "murmesh agent --dns 127.0.0.1:53",
             "murmesh expose a 1 --allow b",

@@ -19,7 +19,7 @@ use crate::api::views::{IssuerRow, Service};
 use crate::api::{ExposeRequest, ExposeSpec, Exposed, SettingView, UNTIL_RESTART, UpstreamSpec};
 use crate::balancer::{Balance, Prefer};
 use crate::model::{Capacity, InstanceId, Protocol, RequestPattern, ServiceName, Target, Weight};
-use crate::proxy::HashKey;
+use crate::proxy::{CheckSpec, HashKey};
 
 /// How long `expose` waits for the instance to accept one connection: it is only to warn.
 const PROBE_TIME_MAX: Duration = Duration::from_millis(500);
@@ -57,6 +57,10 @@ pub(super) struct ExposeArgs {
     /// Calls at a time above which the next is refused
     #[arg(long, value_name = "CALLS", value_parser = whole_number::<u32>)]
     hard_limit: Option<u32>,
+    /// A check that must pass, or it takes no work: /ready (HTTP), tcp, grpc, grpc:SERVICE or ttl=30s;
+    /// may be repeated
+    #[arg(long, value_name = "PATH|tcp|grpc|ttl=TIME")]
+    health: Vec<CheckSpec>,
     #[command(flatten)]
     listing: Listing,
 }
@@ -135,6 +139,7 @@ pub(super) async fn expose(global: &Global, args: ExposeArgs) -> Outcome {
         idempotent: args.idempotent,
         inflight: Capacity { soft: args.soft_limit, hard: args.hard_limit },
         proxy_protocol: None,
+        health: args.health.into_iter().map(Into::into).collect(),
     };
     let exposed: Exposed = client.change(Method::POST, "/v1/mesh/expose", &request).await?;
     let Exposed { spec, changes } = exposed;
@@ -177,8 +182,10 @@ async fn list_exposed(client: &Client, listing: Listing) -> Outcome {
 }
 
 fn exposed_table(rows: &[ExposeSpec]) -> String {
-    let mut grid = Grid::new(["ID", "SERVICE", "TO", "PORT", "PROTOCOL", "WEIGHT", "TAGS"]);
+    let head = ["ID", "SERVICE", "TO", "PORT", "PROTOCOL", "WEIGHT", "TAGS", "HEALTH"];
+    let mut grid = Grid::new(head);
     for spec in rows {
+        let checks: Vec<_> = spec.checks.iter().map(CheckSpec::summary).collect();
         grid.row([
             cell(&spec.id),
             cell(&spec.service),
@@ -187,6 +194,7 @@ fn exposed_table(rows: &[ExposeSpec]) -> String {
             cell(spec.protocol),
             cell(spec.weight.0),
             cell(or_dash(&spec.tags.join(","))),
+            cell(or_dash(&checks.join(", "))),
         ]);
     }
     grid.finish(&[3, 5])

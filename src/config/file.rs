@@ -22,7 +22,8 @@ use crate::catalogue::REQUESTS_MAX;
 use crate::membership::Profile;
 use crate::model::{Capacity, InstanceId, MemberName, RequestPattern, ServiceName, Target, Weight};
 use crate::proxy::{
-    BreakerLimits, HashKey, ProxyProtocol, Ratio, Retry, Scope, Share, Span, Timeouts,
+    BreakerLimits, CHECKS_MAX, CheckSpec, HashKey, ProxyProtocol, Ratio, Retry, Scope, Share, Span,
+    Timeouts, WrittenCheck, WrittenStatus,
 };
 use crate::telemetry::LogFormat;
 use crate::tls::public::CertificateFiles;
@@ -246,6 +247,7 @@ impl Reader<'_> {
             requests
         });
         let inflight = self.capacity(table, at);
+        let checks = self.checks(table, at);
         let (Some(service), Some(to)) = (service, to) else { return };
         let Ok(mut spec) = ExposeSpec::new(service, to) else { return };
         spec.id = id.unwrap_or(spec.id);
@@ -255,11 +257,85 @@ impl Reader<'_> {
         spec.tags = tags.unwrap_or_default();
         spec.idempotent = idempotent.unwrap_or_default();
         spec.inflight = inflight;
+        spec.checks = checks;
         spec.proxy_protocol = self.text(table, at, "proxy_protocol", |text| match text {
             "v2" => Ok(ProxyProtocol::V2),
             _ => Err("expected v2".to_owned()),
         });
         settings.exposes.push(Setting::new(spec, self.origin(span)));
+    }
+
+    /// One check, or a list of them.
+    fn checks(&mut self, table: &DeTable<'_>, at: &str) -> Vec<CheckSpec> {
+        let Some(value) = table.get("health") else { return Vec::new() };
+        let at = format!("{at}.health");
+        let DeValue::Array(items) = value.get_ref() else {
+            return self.check(value, &at).into_iter().collect();
+        };
+        if items.len() > CHECKS_MAX {
+            self.refuse(value, &at, format!("expected at most {CHECKS_MAX}"));
+        }
+        let items = items.iter().enumerate();
+        items.filter_map(|(index, item)| self.check(item, &format!("{at}[{index}]"))).collect()
+    }
+
+    fn check(&mut self, value: &Value<'_>, at: &str) -> Option<CheckSpec> {
+        let DeValue::Table(table) = value.get_ref() else {
+            let message = "expected { http = \"/ready\" }, or tcp, grpc, command or ttl";
+            self.refuse(value, at, message.to_owned());
+            return None;
+        };
+        let faults = self.faults.len();
+        self.known(
+            table,
+            at,
+            &[
+                "http", "tcp", "grpc", "command", "ttl", "at", "status", "header", "interval",
+                "timeout", "rise", "fall",
+            ],
+        );
+        let span = |text: &str| Span::try_from(text.to_owned());
+        let text = |text: &str| Ok(text.to_owned());
+        let mut written = WrittenCheck {
+            http: self.text(table, at, "http", text),
+            tcp: self.switch(table, at, "tcp"),
+            grpc: self.text(table, at, "grpc", text),
+            ttl: self.text(table, at, "ttl", span),
+            at: self.text(table, at, "at", parse::<Target>),
+            interval: self.text(table, at, "interval", span),
+            timeout: self.text(table, at, "timeout", span),
+            rise: self.number(table, at, "rise", 1, 100),
+            fall: self.number(table, at, "fall", 1, 100),
+            ..WrittenCheck::default()
+        };
+        if let Some(command) = table.get("command") {
+            written.command = Some(self.list(command, &format!("{at}.command"), text));
+        }
+        if let Some(status) = table.get("status") {
+            written.status = match status.get_ref() {
+                DeValue::Integer(_) => {
+                    self.number(table, at, "status", 100, 599).map(WrittenStatus::Code)
+                }
+                _ => self.text(table, at, "status", text).map(WrittenStatus::Set),
+            };
+        }
+        if let Some(header) = table.get("header") {
+            let at = format!("{at}.header");
+            match header.get_ref() {
+                DeValue::Table(fields) => {
+                    let fields = fields.iter().map(|(name, value)| {
+                        let at = format!("{at}.{}", name.get_ref());
+                        Some((name.get_ref().to_string(), self.parsed(value, &at, text)?))
+                    });
+                    written.header = fields.collect::<Option<_>>().unwrap_or_default();
+                }
+                _ => self.refuse(header, &at, "expected { name = \"value\" }".to_owned()),
+            }
+        }
+        if self.faults.len() > faults {
+            return None; // each was told where it stands
+        }
+        CheckSpec::try_from(written).map_err(|error| self.refuse(value, at, error.to_string())).ok()
     }
 
     fn upstream(
@@ -415,16 +491,21 @@ impl Reader<'_> {
             let expected = format!("expected {{ {} = .. }}", known.join(" = .., "));
             return self.refuse(value, &at, expected);
         };
-        for (name, _) in inner {
+        self.known(inner, &at, known);
+        read(self, inner, &at);
+    }
+
+    /// Refuses every key of `table` that is not `known`.
+    fn known(&mut self, table: &DeTable<'_>, at: &str, known: &'static [&'static str]) {
+        for (name, _) in table {
             let key: &str = name.get_ref();
             if known.contains(&key) {
                 continue;
             }
-            let name_at = format!("{at}.{}", name.get_ref());
-            let standing = Standing::Unknown(keys::nearest(name.get_ref(), known.iter().copied()));
-            self.refuse_key(name.span(), &name_at, name.get_ref(), &standing, "key");
+            let name_at = format!("{at}.{key}");
+            let standing = Standing::Unknown(keys::nearest(key, known.iter().copied()));
+            self.refuse_key(name.span(), &name_at, key, &standing, "key");
         }
-        read(self, inner, &at);
     }
 
     /// Reads a text into a setting, where it is there.

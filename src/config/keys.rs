@@ -49,8 +49,9 @@ pub(super) const SECTIONS: &[Section] = &[
             "idempotent",
             "inflight",
             "proxy_protocol",
+            "health",
         ],
-        later: &["meta", "allow", "drain", "health"],
+        later: &["meta", "allow", "drain"],
     },
     Section {
         name: "upstream",

@@ -219,7 +219,9 @@ impl Settings {
         ];
         for expose in &self.exposes {
             let key = format!("expose.{}", expose.value.id);
-            views.push(view(&key, expose, |spec| serde_json::to_value(spec).unwrap_or_default()));
+            views.push(view(&key, expose, |spec| {
+                serde_json::to_value(spec.clone().without_secrets()).unwrap_or_default()
+            }));
         }
         for upstream in &self.upstreams {
             let key = format!("upstream.{}", upstream.value.service);

@@ -6,11 +6,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::local::LocalSocket;
 use super::preamble::{self, CalledBy, ProxyProtocol};
-use crate::model::{InstanceId, ServiceName, Target};
+use crate::model::{InstanceId, InstanceState, ServiceName, Target};
 use crate::transport::tunnel::{Refusal, RefusalCode};
 
 /// How long an instance may take to accept a connection: a lost SYN is repeated after a second, and a
@@ -26,8 +27,8 @@ pub struct LocalInstance {
     pub service: ServiceName,
     /// Where it listens.
     pub target: Target,
-    /// Whether it finishes what it has and takes nothing new.
-    pub is_draining: bool,
+    /// Whether it takes new calls, and if not, why.
+    pub state: InstanceState,
     /// Calls at a time above which the next is refused; no limit when absent.
     pub hard_limit: Option<u32>,
     /// How it wants to be told who calls, if it does.
@@ -35,13 +36,20 @@ pub struct LocalInstance {
 }
 
 /// This member's own instances. Replaced whole, read without a lock.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Instances {
     by_id: ArcSwap<BTreeMap<InstanceId, LocalInstance>>,
     is_draining: AtomicBool,
+    /// Told which refused a connection. Full: it was told so a moment ago.
+    refused: mpsc::Sender<InstanceId>,
 }
 
 impl Instances {
+    /// None yet.
+    pub(super) fn new(refused: mpsc::Sender<InstanceId>) -> Self {
+        Self { by_id: ArcSwap::default(), is_draining: AtomicBool::new(false), refused }
+    }
+
     pub(super) fn set(&self, instances: Vec<LocalInstance>) {
         let by_id = instances.into_iter().map(|instance| (instance.id.clone(), instance)).collect();
         self.by_id.store(Arc::new(by_id));
@@ -72,31 +80,16 @@ impl Instances {
             let reason = "the instance has as many calls as it takes";
             return Err(Refusal::new(RefusalCode::OVERFLOW, reason));
         }
-        Self::reach(&instance, caller).await
-    }
-
-    async fn reach(
-        instance: &LocalInstance,
-        caller: Option<&CalledBy>,
-    ) -> Result<LocalSocket, Refusal> {
-        let connecting = async {
-            let mut socket = LocalSocket::connect(&instance.target).await?;
-            let said = instance.proxy_protocol.and_then(|ProxyProtocol::V2| {
-                preamble::v2(caller, &instance.service, &instance.target)
-            });
-            if let Some(said) = said {
-                socket.write_all(&said).await?;
-            }
-            std::io::Result::Ok(socket)
-        };
-        match timeout(CONNECT_TIME_MAX, connecting).await {
-            Ok(Ok(socket)) => Ok(socket),
+        let reason = match timeout(CONNECT_TIME_MAX, open(&instance, caller)).await {
+            Ok(Ok(socket)) => return Ok(socket),
             Ok(Err(error)) if is_ours(&error) => {
-                Err(Refusal::new(RefusalCode::OVERFLOW, error.to_string()))
+                return Err(Refusal::new(RefusalCode::OVERFLOW, error.to_string()));
             }
-            Ok(Err(error)) => Err(Refusal::new(RefusalCode::UNREACHABLE, error.to_string())),
-            Err(_) => Err(Refusal::new(RefusalCode::UNREACHABLE, "no answer to connect")),
-        }
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "no answer to connect".to_owned(),
+        };
+        let _ = self.refused.try_send(id.clone());
+        Err(Refusal::new(RefusalCode::UNREACHABLE, reason))
     }
 
     /// The instance, if it is here and takes new calls.
@@ -111,12 +104,32 @@ impl Instances {
         let instances = self.by_id.load();
         match instances.get(id).filter(|instance| instance.service == *service) {
             None => Err(Refusal::new(RefusalCode::NOT_SERVED, "no such instance")),
-            Some(instance) if instance.is_draining => {
-                Err(Refusal::new(RefusalCode::DRAINING, "the instance is draining"))
-            }
-            Some(instance) => Ok(instance.clone()),
+            Some(instance) => match instance.state {
+                InstanceState::Ready => Ok(instance.clone()),
+                InstanceState::Failing => {
+                    Err(Refusal::new(RefusalCode::UNREACHABLE, "the checks of the instance fail"))
+                }
+                InstanceState::Draining | InstanceState::Maint => {
+                    Err(Refusal::new(RefusalCode::DRAINING, "the instance is draining"))
+                }
+            },
         }
     }
+}
+
+/// Connects to an instance and tells it who calls, if it wants to know.
+pub(super) async fn open(
+    instance: &LocalInstance,
+    caller: Option<&CalledBy>,
+) -> std::io::Result<LocalSocket> {
+    let mut socket = LocalSocket::connect(&instance.target).await?;
+    let said = instance
+        .proxy_protocol
+        .and_then(|ProxyProtocol::V2| preamble::v2(caller, &instance.service, &instance.target));
+    if let Some(said) = said {
+        socket.write_all(&said).await?;
+    }
+    Ok(socket)
 }
 
 /// Whether this process, not the instance, is what cannot connect.
@@ -132,16 +145,21 @@ mod tests {
 
     #[tokio::test]
     async fn instance_is_refused_with_its_reason_before_anything_is_written() {
-        let instances = Instances::default();
-        let local = |id: &str, is_draining| LocalInstance {
+        let (refused, mut told) = mpsc::channel(8);
+        let instances = Instances::new(refused);
+        let local = |id: &str, state| LocalInstance {
             id: id.parse().unwrap(),
             service: "web".parse().unwrap(),
             target: Target::Unix("/nonexistent/socket".into()),
-            is_draining,
+            state,
             hard_limit: Some(2),
             proxy_protocol: None,
         };
-        instances.set(vec![local("up", false), local("leaving", true)]);
+        instances.set(vec![
+            local("up", InstanceState::Ready),
+            local("leaving", InstanceState::Draining),
+            local("sick", InstanceState::Failing),
+        ]);
         let busy = async |service: &str, id: &str, in_flight| {
             let (service, id) = (service.parse().unwrap(), id.parse().unwrap());
             let refused = instances.connect(&service, &id, None, in_flight).await;
@@ -152,7 +170,10 @@ mod tests {
         assert_eq!(code("web", "unknown").await, RefusalCode::NOT_SERVED);
         assert_eq!(code("db", "up").await, RefusalCode::NOT_SERVED);
         assert_eq!(code("web", "leaving").await, RefusalCode::DRAINING);
+        assert_eq!(code("web", "sick").await, RefusalCode::UNREACHABLE);
+        assert!(told.try_recv().is_err(), "nobody has connected");
         assert_eq!(code("web", "up").await, RefusalCode::UNREACHABLE);
+        assert_eq!(told.try_recv().unwrap().as_str(), "up");
         instances.drain();
         assert_eq!(code("web", "up").await, RefusalCode::DRAINING);
     }

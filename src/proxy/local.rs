@@ -133,6 +133,19 @@ impl LocalSocket {
         (LocalReader(read), LocalWriter(write))
     }
 
+    /// The connection as anybody's: what HTTP of others is spoken on. It ends as the system ends it.
+    pub(super) fn into_stream(self) -> Box<dyn ByteStream> {
+        match self.0 {
+            Stream::Tcp(stream) => {
+                let _ = SockRef::from(&stream).set_linger(None); // gone: then it has ended
+                Box::new(stream)
+            }
+            Stream::Unix(stream) => Box::new(stream),
+            Stream::Pipe(pipe) => Box::new(pipe),
+            Stream::Boxed(stream, _) => stream,
+        }
+    }
+
     /// One direction alone: for a stream in a box that spares the lock between its halves.
     pub(super) fn reader(&mut self) -> LocalReader<'_> {
         LocalReader(match &mut self.0 {

@@ -7,6 +7,7 @@ mod board;
 mod both;
 mod budget;
 mod call;
+mod checker;
 mod dial;
 mod entry;
 mod http;
@@ -38,6 +39,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 pub use board::{Boards, BreakerReport, Choice, EndpointReport, Picked, Tried};
+pub use checker::{
+    CHECKS_MAX, CheckError, CheckReport, CheckSpec, CheckedInstance, Checker, HealthChecks, Report,
+    Reports, WordError, WrittenCheck, WrittenStatus,
+};
 pub use dial::{DialError, MeshStream};
 pub use ingress::{PublicHosts, Route};
 pub use instances::LocalInstance;
@@ -69,6 +74,8 @@ use crate::transport::{BindError, Endpoint, Incoming, Limits, LinkView, Peers, R
 
 /// Commands that wait for the data thread.
 const COMMANDS_MAX: usize = 64;
+/// Names of instances that refused a connection and wait to be checked; more will be refused again.
+const REFUSED_MAX: usize = 64;
 /// How long closing waits for peers to hear of it.
 const CLOSE_TIME_MAX: Duration = Duration::from_millis(500);
 /// How long closing waits for refusals on their way: some round trips, and no reason to wait for a
@@ -111,6 +118,8 @@ pub struct Started {
     pub gossip: mpsc::Receiver<Incoming>,
     /// Attempts to join. Dropped by members that are no issuer.
     pub enrolment: mpsc::Receiver<Incoming>,
+    /// Own instances that refused a connection; one that is not read in time is named again.
+    pub refused: mpsc::Receiver<InstanceId>,
     /// Ends after [`Proxy::close`].
     pub thread: Thread,
 }
@@ -205,9 +214,9 @@ impl Proxy {
                 }
             }
         })?;
-        let (proxy, endpoint, gossip, enrolment) =
+        let (proxy, endpoint, gossip, enrolment, refused) =
             readiness.await.map_err(|_| StartError::Ended)??;
-        Ok(Started { proxy, endpoint, gossip, enrolment, thread })
+        Ok(Started { proxy, endpoint, gossip, enrolment, refused, thread })
     }
 
     /// Opens a local entry to `service`, which need not exist yet. Returns where it listens.
@@ -379,7 +388,13 @@ struct DataPlane {
     refusals: TaskGroup,
 }
 
-type Shared = (Proxy, Endpoint, mpsc::Receiver<Incoming>, mpsc::Receiver<Incoming>);
+type Shared = (
+    Proxy,
+    Endpoint,
+    mpsc::Receiver<Incoming>,
+    mpsc::Receiver<Incoming>,
+    mpsc::Receiver<InstanceId>,
+);
 
 impl DataPlane {
     #[allow(clippy::type_complexity)] // named where it is taken apart
@@ -404,7 +419,8 @@ impl DataPlane {
             revoker.clone(),
             clock,
         );
-        let instances = Arc::<Instances>::default();
+        let (refuse, refused) = mpsc::channel(REFUSED_MAX);
+        let instances = Arc::new(Instances::new(refuse));
         let boards = Boards::new(me, clock, metrics.clone(), events.clone(), seed);
         let boards = Arc::new(boards);
         let (traffic, stalls) = (Traffic::new(metrics.clone()), Stalls::default());
@@ -457,7 +473,7 @@ impl DataPlane {
             streams,
             refusals,
         };
-        Ok((plane, inbox, queues.data, (proxy, endpoint, queues.gossip, queues.enrolment)))
+        Ok((plane, inbox, queues.data, (proxy, endpoint, queues.gossip, queues.enrolment, refused)))
     }
 
     /// Serves until it is closed or every handle is gone.

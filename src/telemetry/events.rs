@@ -79,6 +79,10 @@ pub enum EventKind {
     InstanceRemoved,
     /// An instance has other properties.
     InstanceChanged,
+    /// The checks of an own instance fail: it takes no work.
+    InstanceFailing,
+    /// They pass again, or for the first time.
+    InstancePassing,
     /// The callers of an instance agree not to call it.
     InstanceEjected,
     /// Callers accused an instance, and others saw it succeed.

@@ -195,6 +195,7 @@ pub struct Metrics {
     /// Services whose breakers are counted.
     breaker_services: Arc<Mutex<BTreeSet<String>>>,
     renewals: Family<ResultLabels, Counter>,
+    health_checks: Family<CheckLabels, Counter>,
     series: Arc<Mutex<std::collections::HashSet<TrafficLabels>>>,
     /// Series not made because a family was full.
     pub series_dropped: Counter,
@@ -230,6 +231,14 @@ pub struct Metrics {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ResultLabels {
+    result: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CheckLabels {
+    /// One of this machine's own, so their number is bounded.
+    service: String,
+    kind: &'static str,
     result: &'static str,
 }
 
@@ -293,6 +302,9 @@ impl Metrics {
             "connections_revoked" "Open connections closed because nobody vouches for their peer any more" Counter::default();
             "api_blocked_queries" "Queries of the local API that wait for a change now" Gauge::default();
         };
+        let health_checks = Family::default();
+        let help = "Runs of checks of this machine's instances, and words pushed, by result";
+        r.register("health_checks", help, health_checks.clone());
         let access_log_dropped = Counter::default();
         let help = "Requests missing from the access log, which was written too slowly";
         r.register("access_log_dropped", help, access_log_dropped.clone());
@@ -313,6 +325,7 @@ impl Metrics {
             breaker_panic,
             breaker_services: Arc::default(),
             renewals,
+            health_checks,
             series: Arc::default(),
             series_dropped,
             member_flaps,
@@ -392,6 +405,13 @@ impl Metrics {
     /// Counts an attempt to renew this member's certificate. `result` is a fixed word.
     pub fn count_renewal(&self, result: &'static str) {
         self.renewals.get_or_create(&ResultLabels { result }).inc();
+    }
+
+    /// Counts a run of a check, or a word that an application pushed. `kind` and `result` are fixed
+    /// words.
+    pub fn count_health_check(&self, service: &str, kind: &'static str, result: &'static str) {
+        let labels = CheckLabels { service: service.to_owned(), kind, result };
+        self.health_checks.get_or_create(&labels).inc();
     }
 
     /// Sets how many members are in each state.

@@ -4,7 +4,7 @@ mod client;
 mod draining;
 mod failures;
 mod grpc;
-mod instance;
+pub mod instance;
 mod limits;
 mod load;
 mod requests;

@@ -24,6 +24,18 @@ fn server_sent_events_arrive_within_50_ms_of_being_sent() {
     assert!(gaps[98] < if cfg!(debug_assertions) { 250 } else { 50 }, "in ms: {gaps:?}");
 }
 
+#[test]
+fn a_connection_that_is_to_end_with_a_long_answer_ends_with_it() {
+    let _turn = beside_others();
+    let (stage, _instance) = stage();
+    let mut client = stage.client();
+    // Longer than it takes until a connection that rests is parked.
+    client.say("GET /events?100 HTTP/1.1\r\nhost: web\r\nconnection: close\r\n\r\n").unwrap();
+    let answer = String::from_utf8(client.rest().unwrap()).unwrap();
+    assert_eq!(answer.matches("data: ").count(), 100);
+    assert!(answer.ends_with("\r\n0\r\n\r\n"), "{answer}");
+}
+
 /// How much an agent may grow by what it carries: windows, buffers, and what an allocator keeps.
 const GROWTH_MAX: u64 = 48 * MIB;
 

@@ -12,7 +12,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use murmesh::breaker::Verdict;
 use murmesh::mesh::{Endpoint, EndpointState, Evidence, ServiceView, Snapshot};
-use murmesh::model::{MemberId, Moment, Protocol, ServiceName, Target, Weight};
+use murmesh::model::{InstanceState, MemberId, Moment, Protocol, ServiceName, Target, Weight};
 use murmesh::proxy::{EntryOptions, LocalInstance, Proxy, Settings, Started};
 use murmesh::runtime::clock::Clock;
 use murmesh::runtime::{Shutdown, Thread};
@@ -72,7 +72,7 @@ impl Node {
         })
         .await
         .unwrap();
-        let Started { proxy, endpoint, gossip, enrolment, thread } = started;
+        let Started { proxy, endpoint, gossip, enrolment, thread, .. } = started;
         Self {
             id: credentials.member_id(),
             name: credentials.name().to_string(),
@@ -113,7 +113,7 @@ impl Node {
             id: id.parse().unwrap(),
             service: service.parse().unwrap(),
             target: Target::Tcp(*address),
-            is_draining: false,
+            state: InstanceState::Ready,
             hard_limit: None,
             proxy_protocol: None,
         };

@@ -3,7 +3,7 @@
 use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt;
 
-use murmesh::model::Target;
+use murmesh::model::{InstanceState, Target};
 use murmesh::proxy::{EntryError, EntryOptions, LocalInstance};
 use murmesh::telemetry::Door;
 use murmesh::tls::testing::mesh_of;
@@ -30,7 +30,7 @@ async fn unix_sockets_serve_on_both_sides() {
         id: "web".parse().unwrap(),
         service: "web".parse().unwrap(),
         target: Target::Unix(app),
-        is_draining: false,
+        state: InstanceState::Ready,
         hard_limit: None,
         proxy_protocol: None,
     }]);

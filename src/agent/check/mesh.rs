@@ -237,21 +237,25 @@ fn others<'s>(
     others.filter(|view| view.state != MemberState::Left)
 }
 
-/// Connects to what this machine offers, as the agent does for every call.
+/// What the checks of this machine's instances say; to those without any it connects, as the agent
+/// does for every call.
 async fn instances(state: &ApiState) -> Check {
     const ID: &str = "instances";
-    let local = state.local();
+    let (local, reports) = (state.local(), state.reports());
     let offered = local.exposed.iter().filter(|spec| !local.out.maintenance.contains_key(&spec.id));
     let asked = offered.clone().map(async |spec| {
-        let refused = refusal(&spec.to).await?;
-        Some(format!("{} at {} ({refused})", spec.id, spec.to))
+        let why = match reports.get(&spec.id) {
+            Some(report) => report.reason.clone()?,
+            None => refusal(&spec.to).await?,
+        };
+        Some(format!("{} at {} ({why})", spec.id, spec.to))
     });
-    let refusing: Vec<String> = join_all(asked).await.into_iter().flatten().collect();
-    match refusing.is_empty() {
-        true => Check::pass(ID, format!("all {} of this machine accept", offered.count())),
+    let failing: Vec<String> = join_all(asked).await.into_iter().flatten().collect();
+    match failing.is_empty() {
+        true => Check::pass(ID, format!("all {} of this machine are well", offered.count())),
         false => {
-            let message = format!("no connection to {}", listed(&refusing));
-            Check::fail(ID, message, "start what serves it, or murmesh unexpose ID")
+            let message = format!("out of order: {}", listed(&failing));
+            Check::fail(ID, message, "start or mend what serves it, or murmesh unexpose ID")
         }
     }
 }

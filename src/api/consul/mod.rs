@@ -1,8 +1,9 @@
 //! Routes in the shape of Consul's HTTP API, so that its clients find the services of the mesh.
 //!
 //! What Consul's clients would take for done and this agent does not do is refused, never let pass:
-//! checks to run, filters to apply.
+//! checks of other kinds, filters to apply.
 
+mod checks;
 mod registration;
 pub(super) mod rows;
 
@@ -18,6 +19,7 @@ use super::blocking::{Served, Wait};
 use super::control::{Control, Lifetime};
 use super::problem::Refusal;
 use super::routes::{named, whole_body};
+use crate::health::CheckResult;
 use crate::model::{InstanceId, ServiceName};
 use rows::{Narrow, World};
 
@@ -70,6 +72,41 @@ pub(super) async fn maintenance(
         _ => return Err(Refusal::malformed("say either ?enable=true or ?enable=false")),
     };
     Control::ask(&state.control, |reply| Control::Maintain { id, reason, reply }).await?;
+    Ok(done())
+}
+
+pub(super) async fn agent_checks(State(state): State<ApiState>) -> Json<Value> {
+    Json(World::of(&state).agent_checks())
+}
+
+pub(super) async fn pass(state: State<ApiState>, id: Path<String>, pairs: Pairs) -> Answer {
+    tell(state, id, pairs, CheckResult::Pass).await
+}
+
+pub(super) async fn warn(state: State<ApiState>, id: Path<String>, pairs: Pairs) -> Answer {
+    tell(state, id, pairs, CheckResult::Warn).await
+}
+
+pub(super) async fn fail(state: State<ApiState>, id: Path<String>, pairs: Pairs) -> Answer {
+    tell(state, id, pairs, CheckResult::Fail).await
+}
+
+/// The word of an application about a check that it pushes.
+async fn tell(
+    State(state): State<ApiState>,
+    Path(check): Path<String>,
+    pairs: Pairs,
+    result: CheckResult,
+) -> Answer {
+    let pairs = read_pairs(pairs)?;
+    let note = pairs.into_iter().find(|(key, _)| key == "note").map(|(_, note)| note);
+    let output = note.filter(|note| !note.is_empty()).unwrap_or_else(|| match result {
+        CheckResult::Pass => "it says that it is well".to_owned(),
+        CheckResult::Warn => "it says that something is worth a look".to_owned(),
+        CheckResult::Fail => "it says that it fails".to_owned(),
+    });
+    let told = |reply| Control::TellCheck { check, result, output, reply };
+    Control::ask(&state.control, told).await?;
     Ok(done())
 }
 

@@ -3,17 +3,14 @@
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-use super::not_yet;
+use super::{checks, not_yet};
 use crate::api::control::ExposeSpec;
 use crate::api::problem::Refusal;
 use crate::model::{InstanceId, ServiceName, Target, Weight};
 
-/// What this agent would have to do for the service and does not. A check that nobody runs would
-/// show the instance as passing for ever, so a warning would not do: clients drop what they do not
-/// expect, and whoever registered would believe that somebody looks.
+/// What this agent would have to do for the service and does not. A warning would not do: clients drop
+/// what they do not expect, and whoever registered would believe that it is done.
 const NOT_DONE: &[(&str, &str)] = &[
-    ("check", "checks are not run yet"),
-    ("checks", "checks are not run yet"),
     ("connect", "there are no sidecars: the agent itself carries traffic"),
     ("proxy", "there are no sidecars: the agent itself carries traffic"),
     ("kind", "there are only plain services"),
@@ -28,8 +25,7 @@ pub(super) const WEIGHT_UNIT: u16 = 100;
 pub(super) fn read(bytes: &[u8]) -> Result<ExposeSpec, Refusal> {
     let body: Map<String, Value> =
         serde_json::from_slice(bytes).map_err(|error| Refusal::malformed(error.to_string()))?;
-    let fold = |key: &str| key.replace('_', "").to_ascii_lowercase();
-    let body: Map<_, _> = body.into_iter().map(|(key, value)| (fold(&key), value)).collect();
+    let body = folded(body);
     for (key, why) in NOT_DONE {
         if body.get(*key).is_some_and(|value| !is_empty(value)) {
             let text = format!("{key}: {why}; register without it");
@@ -48,11 +44,17 @@ pub(super) fn read(bytes: &[u8]) -> Result<ExposeSpec, Refusal> {
     }
     spec.tags = field(&body, "Tags")?.unwrap_or_default();
     let weights: Map<String, Value> = field(&body, "Weights")?.unwrap_or_default();
-    let weights: Map<_, _> = weights.into_iter().map(|(key, value)| (fold(&key), value)).collect();
-    if let Some(passing) = field::<u16>(&weights, "Passing")? {
+    if let Some(passing) = field::<u16>(&folded(weights), "Passing")? {
         spec.weight = Weight(passing.saturating_mul(WEIGHT_UNIT));
     }
+    spec.checks = checks::read(&body)?;
     spec.check().map_err(malformed)
+}
+
+/// The same with keys in one form.
+pub(super) fn folded(fields: Map<String, Value>) -> Map<String, Value> {
+    let fold = |key: &str| key.replace('_', "").to_ascii_lowercase();
+    fields.into_iter().map(|(key, value)| (fold(&key), value)).collect()
 }
 
 /// Where the instance listens: on loopback unless an address is told.
@@ -77,7 +79,7 @@ fn target(body: &Map<String, Value>) -> Result<Target, Refusal> {
     })
 }
 
-fn field<T: DeserializeOwned>(
+pub(super) fn field<T: DeserializeOwned>(
     body: &Map<String, Value>,
     key: &'static str,
 ) -> Result<Option<T>, Refusal> {
@@ -89,7 +91,7 @@ fn field<T: DeserializeOwned>(
     }
 }
 
-fn is_empty(value: &Value) -> bool {
+pub(super) fn is_empty(value: &Value) -> bool {
     match value {
         Value::Null => true,
         Value::String(text) => text.is_empty(),
@@ -100,7 +102,7 @@ fn is_empty(value: &Value) -> bool {
     }
 }
 
-fn malformed(error: impl ToString) -> Refusal {
+pub(super) fn malformed(error: impl ToString) -> Refusal {
     Refusal::malformed(error.to_string())
 }
 
@@ -133,10 +135,43 @@ mod tests {
     }
 
     #[test]
+    fn checks_of_a_registration_are_read_as_consul_reads_them() {
+        let spec = read(
+            br#"{"Name":"web","Port":80,"Check":{"Name":"deep","Notes":"n","TTL":"30s"},
+                "checks":[
+                {"HTTP":"http://localhost:9000/ready?x=1","Interval":"10s","Timeout":"1s",
+                 "Header":{"a":["b","c"]},"Method":"GET","TLSSkipVerify":false},
+                {"CheckID":"port","TCP":"127.0.0.1:80","Interval":"1m0s","SuccessBeforePassing":3,
+                 "FailuresBeforeCritical":0},
+                {"GRPC":"127.0.0.1:90/shop.Cart","Interval":"1s"},
+                {"Args":["/bin/check","-v"],"Interval":"1s"}]}"#,
+        );
+        let written: Vec<_> = spec
+            .unwrap()
+            .checks
+            .into_iter()
+            .map(|spec| serde_json::to_value(spec).unwrap())
+            .collect();
+        let expected = serde_json::json!([
+            { "ttl": "30s" },
+            { "http": "/ready?x=1", "at": "127.0.0.1:9000", "interval": "10s", "timeout": "1s",
+              "header": { "a": "b, c" } },
+            { "id": "port", "tcp": true, "at": "127.0.0.1:80", "interval": "1m", "rise": 3 },
+            { "grpc": "shop.Cart", "at": "127.0.0.1:90", "interval": "1s" },
+            { "command": ["/bin/check", "-v"], "interval": "1s" },
+        ]);
+        assert_eq!(serde_json::Value::from(written), expected);
+    }
+
+    #[test]
     fn what_nobody_would_do_is_refused_with_its_key() {
         for (body, key) in [
-            (r#"{"Name":"a","Port":1,"Check":{"TTL":"30s"}}"#, "check"),
-            (r#"{"Name":"a","Port":1,"checks":[{"HTTP":"http://x"}]}"#, "checks"),
+            (r#"{"Name":"a","Port":1,"Check":{"UDP":"127.0.0.1:53"}}"#, "check.udp"),
+            (r#"{"Name":"a","Port":1,"checks":[{"HTTP":"https://127.0.0.1/"}]}"#, "check.http"),
+            (
+                r#"{"Name":"a","Port":1,"Check":{"TTL":"9s","DeregisterCriticalServiceAfter":"1m"}}"#,
+                "check.deregistercriticalserviceafter",
+            ),
             (r#"{"Name":"a","Port":1,"Connect":{"SidecarService":{"Port":1}}}"#, "connect"),
             (r#"{"Name":"a","Port":1,"Kind":"mesh-gateway"}"#, "kind"),
         ] {
@@ -154,6 +189,11 @@ mod tests {
             (r#"{"Name":"a","Port":1,"Address":"db.example.com"}"#, "db.example.com"),
             (r#"{"Name":"a","Port":1,"Tags":["a b"]}"#, "tag"),
             (r#"{"Name":"a","Port":1,"Weights":{"Passing":900}}"#, "weight"),
+            (r#"{"Name":"a","Port":1,"Check":{"Interval":"9s"}}"#, "exactly one of"),
+            (r#"{"Name":"a","Port":1,"Check":{"TTL":"9"}}"#, "Check.TTL"),
+            (r#"{"Name":"a","Port":1,"Check":{"HTTP":"http://web.example/"}}"#, "not looked up"),
+            (r#"{"Name":"a","Port":1,"Checks":{"TTL":"9s"}}"#, "expected a list"),
+            (r#"{"Name":"a","Port":1,"Check":3}"#, "Check: expected"),
         ] {
             assert!(told(body).contains(word), "{body}: {}", told(body));
         }

@@ -11,7 +11,8 @@ use crate::api::control::ExposeSpec;
 use crate::api::views::{age_ms, is_shown, reason};
 use crate::api::{ApiState, Local, Readiness};
 use crate::mesh::{Endpoint, EndpointState, MemberView, Snapshot};
-use crate::model::{MemberState, Moment, ServiceName, Target, Weight};
+use crate::model::{InstanceId, MemberState, Moment, ServiceName, Target, Weight};
+use crate::proxy::CheckReport;
 
 /// Where a node without a zone is, as Consul's own default is called.
 const DATACENTER: &str = "dc1";
@@ -153,6 +154,21 @@ impl<'a> World<'a> {
             (spec.id.to_string(), row)
         };
         Value::Object(self.local.exposed.iter().map(row).collect())
+    }
+
+    /// `/v1/agent/checks`: those of this machine's instances, by their ids.
+    pub(super) fn agent_checks(&self) -> Value {
+        let Some(me) = self.snapshot.members.get(&self.api.me) else { return json!({}) };
+        let reports = self.api.reports();
+        let exposed = self.local.exposed.iter();
+        let known = exposed.filter_map(|spec| reports.get(&spec.id).map(|report| (spec, report)));
+        let rows = known.flat_map(|(spec, report)| {
+            report.checks.iter().map(|check| {
+                let row = instance_check(me, &spec.service, &spec.id, &spec.tags, check);
+                (check.id.clone(), row)
+            })
+        });
+        Value::Object(rows.collect())
     }
 
     /// `/v1/catalog/services`: the tags of each service that somebody offers.
@@ -321,6 +337,14 @@ impl<'a> World<'a> {
                 let title = "Service Maintenance Mode";
                 check(format!("_service_maintenance:{id}"), title, "critical", output)
             }
+            EndpointState::Ready | EndpointState::Failing
+                if endpoint.member == self.api.me && self.api.reports().contains_key(id) =>
+            {
+                let reports = self.api.reports();
+                let own = reports.get(id).into_iter().flat_map(|report| &report.checks);
+                let own = own.map(|check| instance_check(view, name, id, &endpoint.tags, check));
+                return [node].into_iter().chain(own).collect();
+            }
             state => {
                 let output = reason(endpoint, Some(view.state), None);
                 let title = format!("Service '{name}' check");
@@ -329,6 +353,29 @@ impl<'a> World<'a> {
         };
         json!([node, instance])
     }
+}
+
+/// One check of an own instance.
+fn instance_check(
+    me: &MemberView,
+    service: &ServiceName,
+    instance: &InstanceId,
+    tags: &[String],
+    check: &CheckReport,
+) -> Value {
+    json!({
+        "Node": me.name,
+        "CheckID": check.id,
+        "Name": check.state.name,
+        "Status": check.state.status.as_str(),
+        "Notes": "",
+        "Output": check.state.output,
+        "ServiceID": instance,
+        "ServiceName": service,
+        "ServiceTags": tags,
+        "Type": check.kind,
+        "Definition": {},
+    })
 }
 
 /// The name under which clients know the check of a node's agent.

@@ -8,15 +8,15 @@ use std::future::{Future, pending, poll_fn};
 use std::io::{self, IoSlice};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::future::BoxFuture;
-use http::header::UPGRADE;
+use http::header::{CONNECTION, UPGRADE};
 use http::request::Parts;
-use http::{Method, Request, Response, StatusCode, Version};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper::server::conn::{http1, http2};
@@ -75,6 +75,8 @@ struct Client {
     address: Option<ClientAddress>,
     /// Exchanges under way.
     in_flight: AtomicU32,
+    /// Whether the connection ends with the answer that is under way, which may be long.
+    is_last: AtomicBool,
     /// Of HTTP/1.1.
     front: Mutex<Front>,
 }
@@ -275,6 +277,17 @@ async fn serve_http1(client: Client, socket: LocalSocket, begun: Bytes) -> Optio
     None
 }
 
+/// Whether a client that asks so wants the connection to end with the answer.
+fn is_last(version: Version, headers: &HeaderMap) -> bool {
+    says(headers, "close") || (version == Version::HTTP_10 && !says(headers, "keep-alive"))
+}
+
+/// Whether `Connection` has this word.
+fn says(headers: &HeaderMap, word: &str) -> bool {
+    let values = headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| value.split(',')).any(|said| said.trim().eq_ignore_ascii_case(word))
+}
+
 /// Ends our side. One that may still be sending is listened to for a while.
 async fn linger(mut socket: LocalSocket, is_sending: bool) {
     if socket.writer().end().await.is_err() || !is_sending {
@@ -289,23 +302,30 @@ impl Client {
         let front = Front { gate: Gate::new(), refused: None, reader: None, onward: None };
         let address = socket.peer().and_then(ClientAddress::new);
         let in_flight = AtomicU32::new(0);
-        Self { http, site, address, in_flight, front: Mutex::new(front) }
+        let (is_last, front) = (AtomicBool::new(false), Mutex::new(front));
+        Self { http, site, address, in_flight, is_last, front }
     }
 
-    /// Whether nothing is under way, nor has begun.
+    /// Whether nothing is under way but the rest of an answer, and another request may come.
     fn is_resting(&self) -> bool {
-        self.in_flight.load(Ordering::Relaxed) == 0 && self.front.lock().gate.is_between_messages()
+        self.in_flight.load(Ordering::Relaxed) == 0
+            && !self.is_last.load(Ordering::Relaxed)
+            && self.front.lock().gate.is_between_messages()
     }
 
     async fn answer_http1(&self, head: Box<Parts>, body: Incoming) -> Response<Outgoing> {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
         // Only then the gate waits; another one may have passed behind this request, and wait still.
         let asked_onward = head.method == Method::CONNECT || head.headers.contains_key(UPGRADE);
+        let asked_to_end = is_last(head.version, &head.headers);
         let response = match self.refusal(&head) {
             Some(malformed) => self.refuse(Reason::Malformed(malformed), None, false),
             None => self.answer(head, body).await,
         };
         let response = self.released(response);
+        if asked_to_end || says(response.headers(), "close") {
+            self.is_last.store(true, Ordering::Relaxed);
+        }
         self.in_flight.fetch_sub(1, Ordering::Relaxed);
         let mut front = self.front.lock();
         if asked_onward && front.onward.is_none() {
