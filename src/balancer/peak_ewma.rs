@@ -12,8 +12,10 @@ use crate::model::Moment;
 /// In this time all but `1/e` of a peak is forgotten. As Finagle and linkerd.
 const MEMORY: Duration = Duration::from_secs(10);
 /// Cheaper than this counts as this. It is what an endpoint costs that nobody has called: at nothing it
-/// would attract every call at once. And what is faster differs by noise only.
-const FLOOR_NANOS: f64 = 1e6;
+/// would attract every call at once. And what is faster differs by noise only, such as a first call that
+/// had to connect: with a floor of 1 ms, one of four equal instances got 1 of 4,000 calls of a caller
+/// that makes one after another.
+const FLOOR_NANOS: f64 = 5e6;
 /// The first failure adds this much; each further doubles what is left of it.
 const PENALTY_MIN_NANOS: f64 = 1e9;
 /// Penalties end here, however often it fails.
@@ -59,7 +61,7 @@ impl PeakEwma {
         self.as_of = now;
     }
 
-    /// What a call would cost now, in nanoseconds; at least a millisecond. Changes nothing.
+    /// What a call would cost now, in nanoseconds; at least 5 ms. Changes nothing.
     pub fn cost_at(&self, now: Moment) -> f64 {
         if self.latency + self.penalty <= FLOOR_NANOS {
             return FLOOR_NANOS; // what most endpoints of a local network cost: nothing to work out
