@@ -1,6 +1,5 @@
 //! Deploys and deaths under a steady load: what callers see of them.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,7 +21,7 @@ const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
 /// Clients of the load, each with a connection that it keeps.
 const CLIENTS: u32 = 25;
 /// Each so many of its requests a client begins a new connection.
-const REQUESTS_EACH: u32 = 20;
+const REQUESTS_EACH: usize = 20;
 /// No call waits longer: a hang is a failure with a name.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -97,7 +96,7 @@ impl Load {
                 let mut connection = None;
                 while !is_over.load(Ordering::Relaxed) {
                     ticks.tick().await;
-                    if calls.len() as u32 % REQUESTS_EACH == 0 {
+                    if calls.len().is_multiple_of(REQUESTS_EACH) {
                         connection = None;
                     }
                     let started = Instant::now();
@@ -322,6 +321,20 @@ fn maintenance_and_taking_back_drain_as_a_restart_does() {
     assert_none_failed("maint and unexpose", &load.end(), rate(), lasted);
 }
 
+/// What calls saw that began after `moment`, for people.
+fn seen(calls: &[Call], moment: Duration) -> String {
+    let late = calls.iter().filter(|call| call.started > moment);
+    let slow: Vec<_> = late.filter(|call| call.took > Duration::from_secs(1)).collect();
+    let slowest = slow.iter().map(|call| call.took).max().unwrap_or_default();
+    let last = slow.last().map_or(Duration::ZERO, |call| call.started - moment);
+    let (failed, all) = (failed(calls).len(), calls.len());
+    format!(
+        "{failed} of {all} failed; {} took more than a second, the slowest {slowest:?}, the last began \
+         {last:?} after",
+        slow.len()
+    )
+}
+
 /// How long after `moment` calls that began were still bad: failed, or slower than a second.
 fn outage(calls: &[Call], moment: Duration) -> Duration {
     let is_bad = |call: &&Call| call.answer.is_err() || call.took > within(Duration::from_secs(1));
@@ -345,7 +358,7 @@ fn an_agent_is_killed_and_requests_that_may_be_repeated_hardly_notice() {
     stage.wait_all_serve();
     let calls = load.end();
     let (bad, outage) = (failed(&calls), outage(&calls, killed));
-    eprintln!("killed: {} of {} failed, outage {outage:?}", bad.len(), calls.len());
+    eprintln!("killed: {}", seen(&calls, killed));
     assert!(bad.len() * 1_000 <= calls.len(), "{:#?}", &bad[..bad.len().min(8)]);
     assert!(outage <= within(Duration::from_secs(1)), "{outage:?}");
 }
@@ -375,15 +388,7 @@ fn an_agent_that_stands_still_costs_a_second_and_accuses_nobody_when_it_wakes() 
     stage.wait_all_serve();
     let calls = load.end();
     let (bad, outage) = (failed(&calls), outage(&calls, stopped));
-    let mut seconds: BTreeMap<u64, usize> = BTreeMap::new();
-    for call in &bad {
-        *seconds.entry((call.started - stopped).as_secs()).or_default() += 1;
-    }
-    eprintln!(
-        "stood still: {} of {} failed ({seconds:?} by second), outage {outage:?}, back after {back:?}",
-        bad.len(),
-        calls.len(),
-    );
+    eprintln!("stood still: {}; back after {back:?}", seen(&calls, stopped));
     assert!(outage <= within(Duration::from_secs(1)), "{:#?}", &bad[..bad.len().min(8)]);
     assert!(back <= within(Duration::from_secs(3)), "{back:?}");
     assert_eq!(accused(), before, "it accused others when it woke");

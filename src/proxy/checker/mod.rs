@@ -400,8 +400,9 @@ const fn word(result: CheckResult) -> &'static str {
 
 /// As much of an output as is kept.
 fn shortened(output: &str) -> String {
-    let end = output.floor_char_boundary(OUTPUT_LEN_MAX);
-    output[..end].to_owned()
+    let mut ends = (0..=output.len().min(OUTPUT_LEN_MAX)).rev();
+    let end = ends.find(|end| output.is_char_boundary(*end));
+    output[..end.unwrap_or(0)].to_owned()
 }
 
 /// As much of it as listings and events show.
