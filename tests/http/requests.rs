@@ -282,7 +282,8 @@ fn instances_of_a_service_share_its_requests_evenly_however_few_clients_there_ar
     let _turn = beside_others();
     let instances: Vec<_> = ["1", "2", "3", "4"].map(Instance::start).into();
     let addresses: Vec<_> = instances.iter().map(|instance| instance.address).collect();
-    let stage = Stage::of("http", &addresses);
+    let mut stage = Stage::of("http", &addresses);
+    stage.balance("least_request"); // by latency the slower ones would have less
     let shares = || -> Vec<_> { instances.iter().map(|one| one.seen.requests()).collect() };
     let mut client = stage.client();
     for _ in 0..4_000 {
