@@ -22,8 +22,8 @@ pub const WHOLE: u16 = 1_000;
 /// How often is drawn before all candidates are asked. With a third of them out, all of eight draws
 /// fail once in 6,500 calls.
 const DRAWS_MAX: u32 = 8;
-/// One that was drawn first is passed over only for another with less than this part of its load.
-/// Latencies differ by so much without a reason, and a tie is to follow the weights.
+/// Costs that differ by less than this part are the same: latencies do so without a reason, and then
+/// calls in flight decide, or between two that rest the draw, which follows the weights.
 const CLEARLY_LESS: f64 = 0.8;
 
 /// How the instances of a service are balanced.
@@ -111,9 +111,16 @@ impl Load {
     /// To be tried now, before all others.
     pub const TRIAL: Self = Self { cost: 0.0, in_flight: 0 };
 
-    /// With the call to come. `weight` is relative to that of the others.
-    fn of_weight(self, weight: f64) -> f64 {
-        self.cost * (1.0 + f64::from(self.in_flight) / weight)
+    /// Whether a call meets less here than at `other`; weights are relative to one another.
+    fn is_less(self, weight: f64, other: Self, others_weight: f64) -> bool {
+        let queue = |load: Self, weight: f64| 1.0 + f64::from(load.in_flight) / weight;
+        let (own, others) = (queue(self, weight), queue(other, others_weight));
+        let (least, most) = (self.cost.min(other.cost), self.cost.max(other.cost));
+        if least > most * CLEARLY_LESS {
+            own < others
+        } else {
+            self.cost * own < other.cost * others
+        }
     }
 }
 
@@ -188,9 +195,8 @@ fn less_loaded(
     let other = second.and_then(|second| Some((second, look(second.candidate).takes(rng)?)));
     match (load, other) {
         (Some(load), Some((second, other))) => {
-            let mean = shares.weight_mean();
-            let of = |load: Load, weight: u64| load.of_weight(weight as f64 / mean);
-            let is_less = of(other, second.weight) < of(load, first.weight) * CLEARLY_LESS;
+            let relative = |weight: u64| weight as f64 / shares.weight_mean();
+            let is_less = other.is_less(relative(second.weight), load, relative(first.weight));
             Some(if is_less { second.candidate } else { first.candidate })
         }
         (Some(_), None) => Some(first.candidate),
@@ -212,7 +218,7 @@ pub fn scan(
             continue;
         }
         let class = (stance.rank, std::cmp::Reverse(nearness));
-        let one = One { candidate, load: stance.load.of_weight(f64::from(weight.0) / 100.0) };
+        let one = One { candidate, load: stance.load, weight: f64::from(weight.0) / 100.0 };
         match &mut best {
             Some((known, sample)) if *known == class => sample.add(one, part, rng),
             Some((known, _)) if *known > class => {}
@@ -220,14 +226,16 @@ pub fn scan(
         }
     }
     let (_, Sample { one, other, .. }) = best?;
-    let is_less = matches!(order, Order::LeastLoad) && other.load < one.load * CLEARLY_LESS;
+    let is_less =
+        matches!(order, Order::LeastLoad) && other.load.is_less(other.weight, one.load, one.weight);
     Some(if is_less { other.candidate } else { one.candidate })
 }
 
 #[derive(Clone, Copy)]
 struct One {
     candidate: usize,
-    load: f64,
+    load: Load,
+    weight: f64,
 }
 
 /// Two drawn by weight out of a stream, each by itself, without keeping it: a newcomer takes a place

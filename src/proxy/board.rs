@@ -29,12 +29,15 @@ use crate::breaker::{
     Window,
 };
 use crate::mesh::{self, Endpoint, EndpointState, NoEndpoint, ServiceView, Snapshot};
-use crate::model::{InstanceId, MemberId, Moment, Outcome, ServiceName, Weight};
+use crate::model::{InstanceId, MemberId, Moment, Outcome, Protocol, ServiceName, Weight};
 use crate::runtime::clock::Clock;
 use crate::telemetry::{EventKind, EventLog, Metrics};
 
 /// How old the figures may be by which calls leave the near zone.
 const SPILL_PERIOD: Duration = Duration::from_millis(100);
+/// Cost, in nanoseconds, below which TCP services take one connection for another: how long a connect
+/// took says little of how an instance will work for as long as the connection lives.
+const CONNECT_COST_MIN: f64 = 50e6;
 /// How often the others are told of calls that changed nothing, and the pause after telling, so that a
 /// burst of failures is told once.
 const TELL_PERIOD: Duration = Duration::from_secs(1);
@@ -82,7 +85,7 @@ pub struct EndpointReport {
     pub in_flight: u32,
     /// Until an answer began, or a connection was there.
     pub latency: Option<Duration>,
-    /// Of this caller; `None` for one that was never called.
+    /// Of this caller; `None` where it has not called the service.
     pub breaker: Option<BreakerReport>,
 }
 
@@ -204,7 +207,8 @@ impl Slot {
     }
 
     /// How it stands to a call, as far as its own agent has not said otherwise.
-    fn stance(&self, now: Moment, endpoint: &Endpoint, balance: Balance) -> Stance {
+    /// `cost_min` is what counts as the same.
+    fn stance(&self, now: Moment, endpoint: &Endpoint, balance: Balance, cost_min: f64) -> Stance {
         let in_flight = self.in_flight();
         let is_above = |limit: Option<u32>| limit.is_some_and(|limit| in_flight >= limit);
         let mut rank = if self.trouble_at(now).is_some() || is_above(endpoint.capacity.hard) {
@@ -217,7 +221,7 @@ impl Slot {
         let mut standing = self.standing.lock();
         let mut share = standing.share_of_new(now);
         let cost = match balance {
-            Balance::PeakEwma => standing.cost.cost_at(now),
+            Balance::PeakEwma => standing.cost.cost_at(now).max(cost_min),
             _ => 1.0,
         };
         let mut load = Load { cost, in_flight };
@@ -398,12 +402,16 @@ impl ServiceBoard {
         is_silent: impl Fn(&MemberId) -> bool,
         rng: &mut impl Rng,
     ) -> Result<usize, NoEndpoint> {
+        let cost_min = match self.view.protocol {
+            Protocol::Tcp | Protocol::Udp => CONNECT_COST_MIN,
+            Protocol::Http | Protocol::H2 | Protocol::Grpc => 0.0,
+        };
         let stance = |at: usize| {
             let (endpoint, slot) = self.at(at);
             if tried.contains(slot) {
                 return Stance::NEVER;
             }
-            let mut stance = slot.stance(now, endpoint, choice.balance);
+            let mut stance = slot.stance(now, endpoint, choice.balance, cost_min);
             if is_silent(&endpoint.member) {
                 stance.rank = stance.rank.min(Rank::LastResort);
             }
@@ -869,7 +877,7 @@ impl fmt::Debug for ServiceBoard {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Capacity, Protocol};
+    use crate::model::Capacity;
 
     const ME: MemberId = MemberId::from_bytes([255; 16]);
 

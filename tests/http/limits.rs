@@ -60,10 +60,10 @@ fn offer(stage: &Stage, instances: &[std::net::SocketAddr]) {
 fn request_that_is_declared_idempotent_is_sent_again_and_no_other_is() {
     let _turn = beside_others();
     let (instance, (losing, lost)) = (Instance::start("good"), rude(Rude::Says("")));
-    let stage = Stage::of("http", &[]);
+    let mut stage = Stage::of("http", &[]);
     offer(&stage, &[instance.address, losing]);
-    // At random: by its failures the losing one would be left alone.
-    let entry = stage.a().upstream_by("web", "random");
+    stage.balance("random"); // by its failures the losing one would be left alone
+    let entry = stage.entry;
     eventually("the losing instance had a GET", 4 * SOON, || {
         let answer = Client::to(entry).unwrap().get("/echo").unwrap();
         assert_eq!(answer.status, 200, "{answer:?}");

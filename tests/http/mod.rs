@@ -51,6 +51,14 @@ impl Stage {
         self.mesh.agent("b")
     }
 
+    /// From now on the entry is one that is balanced like this.
+    #[track_caller]
+    fn balance(&mut self, balance: &str) {
+        self.entry = free_address();
+        let listen = self.entry.to_string();
+        self.a().run(&["upstream", "web", &listen, "--balance", balance]).ok();
+    }
+
     fn client(&self) -> Client {
         Client::to(self.entry).expect("the entry accepts")
     }

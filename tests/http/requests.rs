@@ -2,7 +2,6 @@
 
 use std::io::ErrorKind;
 
-use super::client::Client;
 use super::instance::{Instance, sum};
 use super::{Stage, curl, run_curl, run_python, stage};
 use crate::support::{SOON, beside_others, check, eventually, python};
@@ -283,17 +282,17 @@ fn instances_of_a_service_share_its_requests_evenly_however_few_clients_there_ar
     let _turn = beside_others();
     let instances: Vec<_> = ["1", "2", "3", "4"].map(Instance::start).into();
     let addresses: Vec<_> = instances.iter().map(|instance| instance.address).collect();
-    let stage = Stage::of("http", &addresses);
+    let mut stage = Stage::of("http", &addresses);
+    stage.balance("least_request"); // by latency the slower ones would have less
     let shares = || -> Vec<_> { instances.iter().map(|one| one.seen.requests()).collect() };
-    let entry = stage.a().upstream_by("web", "least_request");
-    let mut client = Client::to(entry).unwrap();
+    let mut client = stage.client();
     for _ in 0..4_000 {
         assert_eq!(client.get("/").unwrap().status, 200);
     }
     let of_one = shares();
     assert!(of_one.iter().all(|share| (900..=1_100).contains(share)), "{of_one:?}");
     let Some(python) = python(&[H2]) else { return };
-    let entry = entry.to_string();
+    let entry = stage.entry.to_string();
     assert_eq!(run_python(&python, H2_CLIENT, &["many", &entry, "4000"]), "all\n");
     let of_two: Vec<_> = shares().iter().zip(of_one).map(|(all, before)| all - before).collect();
     assert!(of_two.iter().all(|share| (900..=1_100).contains(share)), "HTTP/2: {of_two:?}");

@@ -306,14 +306,6 @@ impl Agent {
         entry
     }
 
-    /// An entry that balances by this rule.
-    #[track_caller]
-    pub fn upstream_by(&self, service: &str, balance: &str) -> SocketAddr {
-        let entry = free_address();
-        self.run(&["upstream", service, &entry.to_string(), "--balance", balance]).ok();
-        entry
-    }
-
     /// How many endpoints of a service it would send work to.
     #[track_caller]
     pub fn ready_endpoints(&self, service: &str) -> usize {
