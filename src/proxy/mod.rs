@@ -190,7 +190,7 @@ type Dialled = oneshot::Sender<Result<mesh::Endpoint, DialError>>;
 enum Command {
     Open { listen: Target, leads: Leads, reply: oneshot::Sender<Result<Target, EntryError>> },
     Dial { service: ServiceName, client: Pipe, reply: Dialled },
-    Ping { service: ServiceName, endpoint: mesh::Endpoint, reply: Pinged },
+    Ping { service: ServiceName, endpoint: Box<mesh::Endpoint>, reply: Pinged },
     Redirect { listen: Target, leads: Leads, reply: oneshot::Sender<Result<(), EntryError>> },
     CloseEntry { listen: Target, reply: oneshot::Sender<Result<(), EntryError>> },
     Drain { deadline: Duration, reply: oneshot::Sender<bool> },
@@ -295,6 +295,7 @@ impl Proxy {
         service: ServiceName,
         endpoint: mesh::Endpoint,
     ) -> Result<Duration, DialError> {
+        let endpoint = Box::new(endpoint);
         let pinged = self.ask(|reply| Command::Ping { service, endpoint, reply }).await;
         pinged.ok_or(DialError::Stopping)?
     }
@@ -495,7 +496,7 @@ impl DataPlane {
                     Some(Command::Ping { service, endpoint, reply }) => {
                         let outbound = Arc::clone(&self.outbound);
                         self.tasks.spawn_connection("ping", async move {
-                            let pinged = outbound.ping(&service, endpoint).await;
+                            let pinged = outbound.ping(&service, *endpoint).await;
                             let _ = reply.send(pinged); // nobody waits: fine
                         });
                     }
