@@ -13,6 +13,7 @@ mod network;
 mod world;
 
 mod at_rest;
+mod breaker;
 mod crash_is_detected;
 mod deaf_observers;
 mod newcomer_learns_all;

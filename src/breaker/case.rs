@@ -17,6 +17,8 @@ pub(super) struct Case {
     /// Accusations that were outweighed since it was well for a while: doubles the time until a mere
     /// quorum is heard again.
     pub(super) dismissals: u32,
+    /// Whether this node's own call has shown that it is back.
+    pub(super) is_witness: bool,
     /// Whether this node has said something against the accusation.
     pub(super) has_rebutted: bool,
 }
@@ -36,7 +38,7 @@ pub(super) enum Stage {
 impl Case {
     pub(super) const fn new(now: Moment, onset: Moment) -> Self {
         let stage = Stage::Accused { since: now };
-        Self { stage, onset, relapses: 0, dismissals: 0, has_rebutted: false }
+        Self { stage, onset, relapses: 0, dismissals: 0, is_witness: false, has_rebutted: false }
     }
 
     /// Time between two probes of the whole mesh.
@@ -56,10 +58,8 @@ impl Case {
     /// Evidence of before then does not count any more.
     pub(super) const fn since(&self) -> Moment {
         match self.stage {
-            Stage::Accused { .. } => Moment::START,
-            Stage::Ejected { since, .. }
-            | Stage::Returning { since, .. }
-            | Stage::Watched { since } => since,
+            Stage::Accused { .. } | Stage::Ejected { .. } => Moment::START,
+            Stage::Returning { since, .. } | Stage::Watched { since } => since,
         }
     }
 

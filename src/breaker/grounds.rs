@@ -113,29 +113,17 @@ pub(super) struct Scale<'a> {
 }
 
 impl Scale<'_> {
-    /// Weighs what `reports` say of `key`.
+    /// Weighs what `words` say of `key`; the testimony is left out.
     pub(super) fn weigh<'r>(
         &self,
         now: Moment,
         key: &InstanceKey,
-        reports: impl Iterator<Item = (MemberId, &'r Report)>,
+        words: impl Iterator<Item = (MemberId, &'r Report)>,
     ) -> Grounds {
-        let window = self.config.window;
-        let said: Vec<_> = reports
-            .filter_map(|(caller, report)| Some((caller, report, report.windows.get(key)?)))
-            .filter(|(_, _, seen)| seen.is_fresh(now, self.since, window))
-            .map(|(caller, report, seen)| {
-                let counts = self.bench == Bench::All || !report.condemns();
-                (caller, *seen, counts)
-            })
-            .collect();
-        let accuses = |seen: &Seen, counts: bool| {
-            counts && seen.is_accusing() && seen.last_failure_at.is_some_and(|at| at >= self.since)
-        };
-        let accusers = || said.iter().filter(|(_, seen, counts)| accuses(seen, *counts));
-        let first_failure_at = accusers().filter_map(|(_, seen, _)| seen.first_failure_at).min();
-        let last_failure_at = accusers().filter_map(|(_, seen, _)| seen.last_failure_at).max();
-        let first_failure_at = first_failure_at.into_iter().chain(self.onset).min().unwrap_or(now);
+        let said = self.said(now, key, words);
+        let first_failure_at = self.first_failure_at(now, &said);
+        let accusers = || said.iter().filter(|said| said.accuses);
+        let last_failure_at = accusers().filter_map(|said| said.seen.last_failure_at).max();
         let mut grounds = Grounds {
             callers: self.callers,
             quorum: quorum(self.config, self.callers),
@@ -145,39 +133,84 @@ impl Scale<'_> {
             ..Grounds::default()
         };
         let (mut samples, mut failures, mut accused) = (0, 0, 0);
-        for (caller, seen, counts) in &said {
-            grounds.recovered +=
-                usize::from(*counts && seen.is_well_after(grounds.last_failure_at));
-            let weight = match () {
-                () if !counts => TestimonyWeight::Condemner,
-                () if accuses(seen, *counts) => TestimonyWeight::Accuses,
-                () if seen.last_success_at.is_some_and(|at| at > first_failure_at) => {
-                    TestimonyWeight::Rebuts
-                }
-                () => TestimonyWeight::Dated,
-            };
+        for said in &said {
+            let is_well = said.counts && said.seen.is_well_after(grounds.last_failure_at);
+            grounds.recovered += usize::from(is_well);
+            let weight = said.weight(first_failure_at);
             if matches!(weight, TestimonyWeight::Accuses | TestimonyWeight::Rebuts) {
-                let (capped, failed) = capped(seen, self.config.samples_max);
+                let (capped, failed) = capped(&said.seen, self.config.samples_max);
                 samples += capped;
                 failures += failed;
-                if weight == TestimonyWeight::Accuses {
-                    accused += failed;
-                }
-            }
-            if grounds.testimony.len() < TESTIMONY_MAX {
-                grounds.testimony.push(Testimony {
-                    caller: *caller,
-                    samples: seen.samples,
-                    failures: seen.failures,
-                    last_failure_at: seen.last_failure_at,
-                    last_success_at: seen.last_success_at,
-                    weight,
-                });
+                accused += if said.accuses { failed } else { 0 };
             }
         }
         grounds.failures = accused / UNIT;
         grounds.share = (failures * 1_000).checked_div(samples).unwrap_or(0).min(1_000) as u16;
         grounds
+    }
+
+    /// What is weighed, word by word: the first [`TESTIMONY_MAX`].
+    pub(super) fn testimony<'r>(
+        &self,
+        now: Moment,
+        key: &InstanceKey,
+        words: impl Iterator<Item = (MemberId, &'r Report)>,
+    ) -> Vec<Testimony> {
+        let said = self.said(now, key, words);
+        let first_failure_at = self.first_failure_at(now, &said);
+        let testimony = said.iter().map(|said| Testimony {
+            caller: said.caller,
+            samples: said.seen.samples,
+            failures: said.seen.failures,
+            last_failure_at: said.seen.last_failure_at,
+            last_success_at: said.seen.last_success_at,
+            weight: said.weight(first_failure_at),
+        });
+        testimony.take(TESTIMONY_MAX).collect()
+    }
+
+    fn said<'r>(
+        &self,
+        now: Moment,
+        key: &InstanceKey,
+        words: impl Iterator<Item = (MemberId, &'r Report)>,
+    ) -> Vec<Said> {
+        let about =
+            words.filter_map(|(caller, report)| Some((caller, report, *report.windows.get(key)?)));
+        let fresh = about.filter(|(_, _, seen)| seen.is_fresh(now, self.since, self.config.window));
+        let said = fresh.map(|(caller, report, seen)| {
+            let counts = self.bench == Bench::All || !report.condemns();
+            let is_new = seen.last_failure_at.is_some_and(|at| at >= self.since);
+            Said { caller, seen, counts, accuses: counts && is_new && seen.is_accusing() }
+        });
+        said.collect()
+    }
+
+    fn first_failure_at(&self, now: Moment, said: &[Said]) -> Moment {
+        let accusers = said.iter().filter(|said| said.accuses);
+        let told = accusers.filter_map(|said| said.seen.first_failure_at);
+        told.chain(self.onset).min().unwrap_or(now)
+    }
+}
+
+/// One caller's fresh word.
+struct Said {
+    caller: MemberId,
+    seen: Seen,
+    counts: bool,
+    accuses: bool,
+}
+
+impl Said {
+    fn weight(&self, first_failure_at: Moment) -> TestimonyWeight {
+        match () {
+            () if !self.counts => TestimonyWeight::Condemner,
+            () if self.accuses => TestimonyWeight::Accuses,
+            () if self.seen.last_success_at.is_some_and(|at| at > first_failure_at) => {
+                TestimonyWeight::Rebuts
+            }
+            () => TestimonyWeight::Dated,
+        }
     }
 }
 

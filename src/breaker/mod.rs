@@ -22,3 +22,6 @@ pub use report::{InstanceKey, OwnWindow};
 pub use shared::{SharedBreaker, SharedEvent};
 pub use verdict::{Ejection, ProbeGate, Turn, Verdict};
 pub use window::Window;
+
+#[cfg(test)]
+mod tests;

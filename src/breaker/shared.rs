@@ -107,6 +107,8 @@ pub struct SharedBreaker {
     own: Report,
     /// When this node called a service last. At most [`Observations::CALLS_MAX`].
     called_at: BTreeMap<ServiceName, Moment>,
+    /// Who calls a service, this node included. Bounded by what all reports say.
+    callers: BTreeMap<ServiceName, Vec<MemberId>>,
     /// The latest word of each other member. Bounded by the members.
     reports: BTreeMap<MemberId, Report>,
     /// At most [`CASES_MAX`].
@@ -134,6 +136,8 @@ struct Voice {
     said: BTreeMap<InstanceKey, Seen>,
     said_calls: BTreeSet<ServiceName>,
     has_condemned: bool,
+    /// Whether an accusation that was said has ended.
+    takes_back: bool,
     tokens: u32,
     refilled_at: Moment,
     due_at: Option<Moment>,
@@ -152,12 +156,14 @@ impl SharedBreaker {
             served: BTreeMap::new(),
             own: Report::default(),
             called_at: BTreeMap::new(),
+            callers: BTreeMap::new(),
             reports: BTreeMap::new(),
             cases: BTreeMap::new(),
             voice: Voice {
                 said: BTreeMap::new(),
                 said_calls: BTreeSet::new(),
                 has_condemned: false,
+                takes_back: false,
                 tokens: BURST_MAX,
                 refilled_at: Moment::START,
                 due_at: None,
@@ -220,7 +226,10 @@ impl SharedBreaker {
         let accused = self.own.windows.values().filter(|seen| seen.is_accusing()).count();
         self.own.called = u16::try_from(self.own.windows.len()).unwrap_or(u16::MAX);
         self.own.accused = u16::try_from(accused).unwrap_or(u16::MAX);
-        self.own.calls = self.called_at.keys().cloned().collect();
+        if !self.own.calls.iter().eq(self.called_at.keys()) {
+            self.own.calls = self.called_at.keys().cloned().collect();
+            self.count_callers();
+        }
         for key in touched {
             self.judge(now, &key);
         }
@@ -234,7 +243,11 @@ impl SharedBreaker {
         }
         let report = Report::heard(now, observations);
         let keys: Vec<_> = report.windows.keys().cloned().collect();
-        self.reports.insert(from, report);
+        let calls = report.calls.clone();
+        let before = self.reports.insert(from, report);
+        if before.is_none_or(|before| before.calls != calls) {
+            self.count_callers();
+        }
         for key in keys {
             self.judge(now, &key);
         }
@@ -243,7 +256,9 @@ impl SharedBreaker {
 
     /// A member is down or gone: it has no voice any more.
     pub fn forget_caller(&mut self, member: MemberId) {
-        self.reports.remove(&member);
+        if self.reports.remove(&member).is_some() {
+            self.count_callers();
+        }
     }
 
     /// The deadline of [`SharedBreaker::poll_timeout`] has come.
@@ -282,7 +297,8 @@ impl SharedBreaker {
         }
         self.voice.due_at = None;
         let said = self.worth_saying(now);
-        let is_news = !said.is_empty() || self.own.calls != self.voice.said_calls;
+        let is_news =
+            !said.is_empty() || self.voice.takes_back || self.own.calls != self.voice.said_calls;
         if !is_news {
             return None; // what was to be said is not so any more
         }
@@ -296,6 +312,7 @@ impl SharedBreaker {
         self.voice.said = said;
         self.voice.said_calls = self.own.calls.clone();
         self.voice.has_condemned = self.own.condemns();
+        self.voice.takes_back = false;
         Some(Observations {
             calls: self.own.calls.iter().cloned().collect(),
             called: self.own.called,
@@ -329,7 +346,7 @@ impl SharedBreaker {
                 let period = case.period(&self.config);
                 let callers = self.service_of(key).map(|service| self.callers(service));
                 let callers = callers.unwrap_or_default();
-                let place = turn::place(self.id, key, case.relapses, &callers);
+                let place = turn::place(self.id, key, case.relapses, callers);
                 let turn = place.map(|place| Turn {
                     from: *tried_at + period + self.config.turn.saturating_mul(place),
                     length: self.config.turn,
@@ -405,17 +422,32 @@ impl SharedBreaker {
         }
     }
 
-    /// The members that call a service, this one included if it does.
-    fn callers(&self, service: &ServiceName) -> Vec<MemberId> {
-        let others = self.reports.iter().filter(|(_, report)| report.calls.contains(service));
-        let mut callers: Vec<_> = others.map(|(member, _)| *member).collect();
-        if self.called_at.contains_key(service) {
-            callers.push(self.id);
+    fn count_callers(&mut self) {
+        self.callers.clear();
+        let others = self.reports.iter().map(|(member, report)| (*member, report));
+        for (member, report) in others.chain([(self.id, &self.own)]) {
+            for service in &report.calls {
+                self.callers.entry(service.clone()).or_default().push(member);
+            }
         }
-        callers
     }
 
+    /// The members that call a service, this one included if it does.
+    fn callers(&self, service: &ServiceName) -> &[MemberId] {
+        self.callers.get(service).map_or(&[], Vec::as_slice)
+    }
+
+    /// Weighs what is said of an instance.
     fn weigh(&self, now: Moment, key: &InstanceKey, bench: Bench) -> Grounds {
+        self.scale(key, bench).weigh(now, key, self.words())
+    }
+
+    fn words(&self) -> impl Iterator<Item = (MemberId, &Report)> {
+        let others = self.reports.iter().map(|(member, report)| (*member, report));
+        others.chain([(self.id, &self.own)])
+    }
+
+    fn scale(&self, key: &InstanceKey, bench: Bench) -> Scale<'_> {
         let service = self.service_of(key);
         let callers = service.map_or(0, |service| self.callers(service).len());
         let failed_until = service.and_then(|service| self.services.get(service)?.failed_until);
@@ -423,10 +455,7 @@ impl SharedBreaker {
         let since = case.map_or(Moment::START, Case::since);
         let since = failed_until.map_or(since, |at| at.max(since));
         let onset = case.map(|case| case.onset).filter(|at| *at >= since);
-        let own = (self.id, &self.own);
-        let others = self.reports.iter().map(|(member, report)| (*member, report));
-        let scale = Scale { config: &self.config, callers, since, onset, bench };
-        scale.weigh(now, key, others.chain([own]))
+        Scale { config: &self.config, callers, since, onset, bench }
     }
 
     /// Looks again at one instance.
@@ -437,8 +466,8 @@ impl SharedBreaker {
             None => self.judge_new(now, key),
             Some(case) => match &case.stage {
                 Stage::Accused { since } => self.judge_accused(now, key, &service, case, *since),
-                Stage::Ejected { tried_at, grounds, .. } => {
-                    self.judge_ejected(now, key, case, *tried_at, grounds)
+                Stage::Ejected { since, tried_at, grounds } => {
+                    self.judge_ejected(now, key, case, [*since, *tried_at], grounds)
                 }
                 Stage::Returning { .. } | Stage::Watched { .. } => {
                     self.judge_returning(now, key, &service, case)
@@ -478,11 +507,11 @@ impl SharedBreaker {
         if !all.has_quorum(&self.config) {
             return Some(None);
         }
+        self.look_at(now, service); // what was said while it failed as a whole counts nothing
         let grounds = self.weigh(now, key, Bench::Credible);
         if now.since(since) < self.rebuttal(&grounds) {
             return None;
         }
-        self.look_at(now, service);
         let is_late = now.since(since) >= self.config.rebuttal;
         if self.is_well_here(key, case) || (is_late && !all.is_carried(&self.config)) {
             let stage = Stage::Watched { since: now };
@@ -501,12 +530,13 @@ impl SharedBreaker {
         now: Moment,
         key: &InstanceKey,
         case: &Case,
-        tried_at: Moment,
+        [since, tried_at]: [Moment; 2],
         grounds: &Arc<Grounds>,
     ) -> Option<Option<Case>> {
         // Words of the time of the accusation may still come in.
         let again = self.weigh(now, key, Bench::Credible);
-        if again.has_quorum(&self.config) && !again.is_carried(&self.config) {
+        let is_open = now.since(since) < self.config.rebuttal;
+        if is_open && again.has_quorum(&self.config) && !again.is_carried(&self.config) {
             self.events.push_back(SharedEvent::Dismissed(key.clone()));
             let stage = Stage::Watched { since: now };
             let dismissals = case.dismissals + 1;
@@ -524,7 +554,7 @@ impl SharedBreaker {
         if let Some((by, _)) = well {
             self.events.push_back(SharedEvent::Returning { key: key.clone(), by });
             let stage = Stage::Returning { since: now, grounds: Arc::clone(grounds) };
-            return Some(Some(Case { stage, ..case.clone() }));
+            return Some(Some(Case { stage, is_witness: by == self.id, ..case.clone() }));
         }
         if !is_relapse {
             return None;
@@ -569,6 +599,8 @@ impl SharedBreaker {
     }
 
     fn eject(&mut self, now: Moment, key: &InstanceKey, case: &Case, grounds: Grounds) -> Case {
+        let testimony = self.scale(key, Bench::Credible).testimony(now, key, self.words());
+        let grounds = Grounds { testimony, ..grounds };
         let grounds = Arc::new(grounds);
         let event = SharedEvent::Ejected { key: key.clone(), grounds: Arc::clone(&grounds) };
         self.events.push_back(event);
@@ -600,10 +632,8 @@ impl SharedBreaker {
             && service.instances.iter().any(|other| is_left(&other))
     }
 
-    fn credible(&self) -> impl Iterator<Item = (MemberId, &Report)> + Clone {
-        let others = self.reports.iter().map(|(member, report)| (*member, report));
-        let all = others.chain([(self.id, &self.own)]);
-        all.filter(|(_, report)| !report.condemns())
+    fn credible(&self) -> impl Iterator<Item = (MemberId, &Report)> {
+        self.words().filter(|(_, report)| !report.condemns())
     }
 
     /// Whether an accusation holds, whoever makes it, after the time to speak against it.
@@ -666,6 +696,7 @@ impl SharedBreaker {
         let was_said = self.voice.said.get(key).is_some_and(Seen::is_accusing);
         if was_said && !seen.is_accusing() {
             self.voice.said.remove(key);
+            self.voice.takes_back = true;
             if !self.cases.contains_key(key) {
                 let (count, at) = self.voice.futile.entry(key.clone()).or_insert((0, now));
                 *count = count.saturating_add(1);
@@ -688,19 +719,21 @@ impl SharedBreaker {
         if seen.is_accusing() {
             let care = self.voice.futile.get(key).map_or(1, |(count, _)| 1 << (*count).min(3));
             let is_enough = seen.failures >= care.min(CARE_MAX);
-            return match case.map(|case| &case.stage) {
-                None | Some(Stage::Watched { .. } | Stage::Returning { .. }) => is_enough,
-                Some(Stage::Accused { .. }) => {
-                    // Without this node, which others have not heard.
-                    let is_crowd = || {
-                        let mut all = self.weigh(now, key, Bench::All);
-                        all.accusers = all.accusers.saturating_sub(1);
-                        all.is_crowd(&self.config)
-                    };
-                    was_said || (is_enough && !is_crowd())
-                }
-                Some(Stage::Ejected { since, .. }) => was_said || self.has_probed(seen, *since),
+            // Without this node, which others have not heard, and with some to spare: not all count
+            // everywhere.
+            let is_crowd = || {
+                let mut all = self.weigh(now, key, Bench::Credible);
+                all.accusers = all.accusers.saturating_sub(1) * 4 / 5;
+                all.is_crowd(&self.config)
             };
+            return was_said
+                || match case.map(|case| &case.stage) {
+                    None | Some(Stage::Watched { .. } | Stage::Returning { .. }) => is_enough,
+                    Some(Stage::Accused { .. }) => is_enough && !is_crowd(),
+                    Some(Stage::Ejected { since, .. }) => {
+                        self.has_probed(seen, *since) || (is_enough && !is_crowd())
+                    }
+                };
         }
         match case {
             None => false,
@@ -712,7 +745,8 @@ impl SharedBreaker {
                     has_seen && (was_said || is_needed)
                 }
                 Stage::Ejected { since, .. } => seen.is_well_after(*since),
-                Stage::Returning { .. } | Stage::Watched { .. } => was_said,
+                Stage::Returning { .. } => was_said || case.is_witness,
+                Stage::Watched { .. } => was_said,
             },
         }
     }
@@ -734,7 +768,8 @@ impl SharedBreaker {
             return;
         }
         let worth = self.worth_saying(now);
-        let mut at = (self.own.calls != self.voice.said_calls).then_some(now + REPORT_PAUSE);
+        let is_due = self.own.calls != self.voice.said_calls || self.voice.takes_back;
+        let mut at = is_due.then_some(now + REPORT_PAUSE);
         if self.own.condemns() && !self.voice.has_condemned && !self.voice.said.is_empty() {
             at = Some(now); // what was said is not to be believed any more
         }
@@ -745,15 +780,16 @@ impl SharedBreaker {
             let is_new = before.is_none_or(|said| said.is_accusing() != seen.is_accusing());
             let is_more = before.is_some_and(|said| said.failures < seen.failures)
                 && !self.cases.contains_key(key);
-            let is_told = self.cases.get(key).is_some_and(|case| case.has_rebutted);
+            let is_told = self.cases.get(key).is_none_or(|case| case.has_rebutted);
             let is_probe = matches!(
                 self.cases.get(key).map(|case| &case.stage),
                 Some(Stage::Ejected { since, .. })
                     if self.has_probed(seen, *since)
                         && before.is_none_or(|said| said.last_failure_at < seen.last_failure_at)
             );
-            let is_back = |said: Option<&Seen>| match self.cases.get(key).map(|case| &case.stage) {
-                Some(Stage::Ejected { since, .. }) => {
+            let is_back = |said: Option<&Seen>| match self.cases.get(key) {
+                Some(Case { stage: Stage::Ejected { since, .. }, .. })
+                | Some(Case { stage: Stage::Returning { since, .. }, is_witness: true, .. }) => {
                     said.is_none_or(|said| said.last_success_at < Some(*since))
                 }
                 _ => false,

@@ -1,0 +1,255 @@
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::model::{MemberId, Moment, Observations, ObservedWindow, ServiceName};
+
+fn member(number: u8) -> MemberId {
+    MemberId::from_bytes([number; 16])
+}
+
+fn web() -> ServiceName {
+    "web".parse().unwrap()
+}
+
+fn key(server: u8) -> InstanceKey {
+    InstanceKey { member: member(server), instance: "web".parse().unwrap() }
+}
+
+/// A node that knows `servers` instances, at members 200 and up, and calls none.
+fn node(servers: u8) -> SharedBreaker {
+    let mut shared = SharedBreaker::new(SharedConfig::default(), member(255), 1);
+    for server in 200..200 + servers {
+        shared.set_instances(member(server), [("web".parse().unwrap(), web())]);
+    }
+    shared
+}
+
+/// What a caller says of server 200: failures of samples, of this moment.
+fn word(samples: u16, failures: u16) -> Observations {
+    let age = |is: bool| is.then_some(0);
+    Observations {
+        calls: vec![web()],
+        called: 10,
+        accused: u16::from(failures > 0),
+        windows: vec![ObservedWindow {
+            member: member(200),
+            instance: "web".parse().unwrap(),
+            samples,
+            failures,
+            first_failure_age_ms: age(failures > 0),
+            last_failure_age_ms: age(failures > 0),
+            last_success_age_ms: age(failures < samples),
+        }],
+    }
+}
+
+fn millis(at: u64) -> Moment {
+    Moment::from_millis(at)
+}
+
+/// Drives time in steps of 20 ms, and says what happened.
+fn pass(shared: &mut SharedBreaker, from: u64, to: u64) -> Vec<SharedEvent> {
+    let mut events = Vec::new();
+    for at in (from..=to).step_by(20) {
+        shared.handle_timeout(millis(at));
+        events.extend(std::iter::from_fn(|| shared.poll_event()));
+    }
+    events
+}
+
+fn is_ejected(shared: &SharedBreaker) -> bool {
+    matches!(shared.verdict(&key(200)), Verdict::Ejected(_))
+}
+
+/// Two callers of two accuse at 1 s; ejected by 1.4 s.
+fn ejected() -> SharedBreaker {
+    let mut shared = node(3);
+    for caller in 1..=2 {
+        shared.handle_report(millis(1_000), member(caller), &word(3, 3));
+    }
+    pass(&mut shared, 1_000, 1_400);
+    assert!(is_ejected(&shared));
+    shared
+}
+
+#[test]
+fn quorum_ejects_after_the_time_for_objections_and_tells_its_grounds() {
+    let mut shared = node(3);
+    shared.handle_report(millis(1_000), member(1), &word(3, 3));
+    assert_eq!(shared.verdict(&key(200)), Verdict::Clear);
+    shared.handle_report(millis(1_000), member(2), &word(3, 3));
+    assert_eq!(shared.verdict(&key(200)), Verdict::Accused);
+    assert_eq!(pass(&mut shared, 1_000, 1_280).len(), 1, "only its own window is asked for");
+    let events = pass(&mut shared, 1_300, 1_320);
+    let [SharedEvent::Ejected { grounds, .. }] = events.as_slice() else { panic!("{events:?}") };
+    assert_eq!((grounds.callers, grounds.quorum, grounds.accusers), (2, 2, 2));
+    assert_eq!((grounds.failures, grounds.share, grounds.testimony.len()), (6, 1_000, 2));
+}
+
+#[test]
+fn voices_that_saw_success_since_outweigh_a_quorum() {
+    let mut shared = node(3);
+    for caller in 3..=20 {
+        let silent = Observations { windows: Vec::new(), ..word(0, 0) };
+        shared.handle_report(millis(900), member(caller), &silent);
+    }
+    for caller in 1..=2 {
+        shared.handle_report(millis(1_000), member(caller), &word(1_000, 1_000));
+    }
+    for caller in 3..=6 {
+        shared.handle_report(millis(1_500), member(caller), &word(5, 0));
+    }
+    let events = pass(&mut shared, 1_500, 9_000);
+    assert!(events.contains(&SharedEvent::Dismissed(key(200))), "{events:?}");
+    assert!(!is_ejected(&shared));
+}
+
+#[test]
+fn who_condemns_most_of_what_it_calls_counts_nothing() {
+    let mut shared = node(3);
+    for caller in 1..=2 {
+        let broken = Observations { called: 3, accused: 2, ..word(3, 3) };
+        shared.handle_report(millis(1_000), member(caller), &broken);
+    }
+    pass(&mut shared, 1_000, 5_000);
+    assert!(!is_ejected(&shared));
+}
+
+#[test]
+fn last_instance_is_kept_and_its_service_is_failing() {
+    let mut shared = node(1);
+    for caller in 1..=2 {
+        shared.handle_report(millis(1_000), member(caller), &word(3, 3));
+    }
+    pass(&mut shared, 1_000, 5_000);
+    assert!(!is_ejected(&shared));
+    assert!(shared.is_failing(&web()));
+}
+
+#[test]
+fn success_of_one_probe_begins_the_ramp_and_relapse_doubles_the_period() {
+    let mut shared = ejected();
+    let period = |shared: &SharedBreaker| match shared.verdict(&key(200)) {
+        Verdict::Ejected(ejection) => ejection.period,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(period(&shared), Duration::from_secs(1));
+    shared.handle_report(millis(2_400), member(1), &word(1, 1));
+    assert_eq!(period(&shared), Duration::from_secs(2));
+    shared.handle_report(millis(4_500), member(2), &word(1, 0));
+    let verdict = shared.verdict(&key(200));
+    assert_eq!(verdict.admits(millis(4_500)), Admission::Ramp(100));
+    assert_eq!(verdict.admits(millis(14_500)), Admission::Pass);
+    for caller in 1..=2 {
+        shared.handle_report(millis(6_000), member(caller), &word(1, 1));
+    }
+    assert_eq!(period(&shared), Duration::from_secs(4), "less suffices while it returns");
+}
+
+#[test]
+fn gate_lets_one_call_a_period_pass() {
+    let verdict = ejected().verdict(&key(200));
+    let mut gate = ProbeGate::default();
+    let passed: Vec<_> =
+        (1_400..4_400).step_by(10).filter(|at| gate.passes(millis(*at), &verdict)).collect();
+    let Verdict::Ejected(ejection) = &verdict else { panic!() };
+    assert_eq!(passed.len(), 3, "{passed:?} with a period of {:?}", ejection.period);
+    assert!(gate.passes(millis(4_400), &Verdict::Clear));
+}
+
+#[test]
+fn callers_take_turns_and_after_a_minute_anyone_probes() {
+    let callers: Vec<_> = (1..=4).map(member).collect();
+    let mut places: Vec<_> =
+        callers.iter().filter_map(|one| turn::place(*one, &key(200), 1, &callers)).collect();
+    places.sort_unstable();
+    assert_eq!(places, [0, 1, 2, 3]);
+    assert_eq!(turn::place(member(9), &key(200), 1, &callers), None);
+    let Verdict::Ejected(ejection) = ejected().verdict(&key(200)) else { panic!() };
+    assert_eq!(ejection.turn, None, "this node calls nothing");
+    let verdict = Verdict::Ejected(ejection.clone());
+    assert_eq!(verdict.admits(millis(3_000)), Admission::Refuse { until: ejection.anyone_at });
+    assert_eq!(verdict.admits(ejection.anyone_at), Admission::Probe);
+}
+
+#[test]
+fn own_success_later_than_the_accusations_goes_before_them() {
+    let verdict = ejected().verdict(&key(200));
+    let now = millis(2_000);
+    let own = |success_age| Window {
+        samples: 5,
+        last_success_age: Some(Duration::from_millis(success_age)),
+        ..Window::default()
+    };
+    assert!(verdict.is_vetoed_by(now, &own(500)));
+    assert!(!verdict.is_vetoed_by(now, &own(1_500)), "that was before");
+}
+
+#[test]
+fn report_of_own_calls_is_due_at_once_and_then_no_more_often_than_it_may() {
+    let mut shared = node(3);
+    let mut reports = 0;
+    for at in (0..10_000).step_by(10) {
+        let now = millis(at);
+        let failures = (at / 10 + 1) as u16;
+        let age = Some(Duration::ZERO);
+        let failing = Window {
+            samples: failures,
+            failures,
+            first_failure_age: age,
+            last_failure_age: age,
+            last_success_age: None,
+        };
+        let well = Window { samples: 5, last_success_age: age, ..Window::default() };
+        let windows = [(200, failing), (201, well), (202, well)];
+        shared.handle_windows(
+            now,
+            windows.map(|(server, window)| OwnWindow { key: key(server), service: web(), window }),
+        );
+        while let Some(observations) = shared.poll_report(now) {
+            assert_eq!(observations.windows.len(), 1, "at {at} ms");
+            reports += 1;
+        }
+    }
+    assert!((3..=13).contains(&reports), "{reports}");
+}
+
+proptest! {
+    /// Whatever one caller says, and however often, it ejects nothing.
+    #[test]
+    fn one_caller_alone_ejects_nothing(
+        said in prop::collection::vec((0_u64..1_000, 0_u16..2_000, 0_u16..2_000), 1..60),
+    ) {
+        let mut shared = node(3);
+        let mut at = 0;
+        for (pause, samples, failures) in said {
+            let failures = failures.min(samples);
+            shared.handle_report(millis(at), member(1), &word(samples, failures));
+            pass(&mut shared, at, at + pause);
+            at += pause;
+            prop_assert!(!is_ejected(&shared));
+        }
+    }
+
+    /// Of however many that are accused one is always left.
+    #[test]
+    fn one_instance_is_always_left(
+        servers in 1_u8..6,
+        said in prop::collection::vec((0_u64..2_000, 1_u8..6, 0_u8..6), 1..60),
+    ) {
+        let mut shared = node(servers);
+        let mut at = 0;
+        for (pause, caller, server) in said {
+            let mut said = word(9, 9);
+            said.windows[0].member = member(200 + server % servers);
+            shared.handle_report(millis(at), member(caller), &said);
+            pass(&mut shared, at, at + pause);
+            at += pause;
+            let left = (200..200 + servers)
+                .filter(|server| !matches!(shared.verdict(&key(*server)), Verdict::Ejected(_)));
+            prop_assert!(left.count() >= 1);
+        }
+    }
+}
