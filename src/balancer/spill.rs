@@ -43,7 +43,6 @@ impl Near {
 
     /// How near `zone` is to `own`. A zone is written `region/zone`; who has none is near nobody.
     pub fn between(own: &str, zone: &str) -> Self {
-        let region = |zone: &str| zone.split('/').next().map(str::to_owned).unwrap_or_default();
         if own.is_empty() || zone.is_empty() || region(own) != region(zone) {
             Self::Any
         } else if own == zone {
@@ -61,6 +60,10 @@ impl Near {
             Self::Any => "any",
         }
     }
+}
+
+fn region(zone: &str) -> Option<&str> {
+    zone.split('/').next()
 }
 
 /// Where calls go, nearest first: some of [`Near::ALL`]. Empty: anywhere, without preference.
