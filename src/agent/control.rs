@@ -489,7 +489,7 @@ pub(super) fn local_error(error: LocalError) -> ControlError {
             ControlError::NotFound { what: "instance", name: id.to_string() }
         }
         LocalError::NotAllowed { .. } => ControlError::NotPermitted(error.to_string()),
-        LocalError::TooMany | LocalError::TooLong { .. } => {
+        LocalError::TooMany | LocalError::TooLong { .. } | LocalError::CheckId(_) => {
             ControlError::Conflict(error.to_string())
         }
         other => ControlError::Invalid(other.to_string()),

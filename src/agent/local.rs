@@ -1,6 +1,6 @@
 //! What this member serves: the instances behind it, as declared here and as told to the mesh.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::api::{ExposeSpec, OutOfRotation};
 use crate::model::{
@@ -46,6 +46,9 @@ pub enum LocalError {
         /// What it may expose.
         allowed: String,
     },
+    /// Another check has it.
+    #[error("there is another check with the id '{0}' on this machine")]
+    CheckId(String),
     /// Of a later version.
     #[error("protocol {0} is not available yet, only tcp, http, h2 and grpc are")]
     Protocol(Protocol),
@@ -99,6 +102,7 @@ impl LocalServices {
             return Err(LocalError::Protocol(instance.protocol));
         }
         check_tags(&instance.tags)?;
+        self.check_ids_are_free(&instance)?;
         if !self.instances.contains_key(&instance.id) && self.instances.len() >= INSTANCES_MAX {
             return Err(LocalError::TooMany);
         }
@@ -191,15 +195,18 @@ impl LocalServices {
     /// What is to be checked, by id.
     pub fn checked(&self) -> Vec<CheckedInstance> {
         let checked = self.offered().filter(|instance| !instance.checks.is_empty());
-        let checked = checked.map(|instance| CheckedInstance {
-            id: instance.id.clone(),
-            service: instance.service.clone(),
-            target: instance.to.clone(),
-            protocol: instance.protocol,
-            proxy_protocol: instance.proxy_protocol,
-            checks: instance.checks.clone(),
-        });
-        checked.collect()
+        checked.map(checked_of).collect()
+    }
+
+    /// Whoever pushes a word says the id of a check and no more.
+    fn check_ids_are_free(&self, instance: &ExposeSpec) -> Result<(), LocalError> {
+        let others = self.declared().filter(|other| other.id != instance.id);
+        let mut taken: BTreeSet<_> =
+            others.flat_map(|other| checked_of(other).check_ids().collect::<Vec<_>>()).collect();
+        match checked_of(instance).check_ids().find(|id| !taken.insert(id.clone())) {
+            Some(id) => Err(LocalError::CheckId(id)),
+            None => Ok(()),
+        }
     }
 
     /// What is out of rotation.
@@ -279,6 +286,17 @@ impl LocalServices {
             proxy_protocol: instance.proxy_protocol,
         };
         self.offered().map(target).collect()
+    }
+}
+
+fn checked_of(instance: &ExposeSpec) -> CheckedInstance {
+    CheckedInstance {
+        id: instance.id.clone(),
+        service: instance.service.clone(),
+        target: instance.to.clone(),
+        protocol: instance.protocol,
+        proxy_protocol: instance.proxy_protocol,
+        checks: instance.checks.clone(),
     }
 }
 
@@ -363,6 +381,23 @@ mod tests {
         assert_eq!(state(&local), InstanceState::Failing, "another one, and nobody looked yet");
         local.expose(spec("web", "127.0.0.1:81")).unwrap();
         assert_eq!(state(&local), InstanceState::Ready, "without checks nobody asks");
+    }
+
+    #[test]
+    fn two_checks_of_one_id_are_refused() {
+        let mut local = LocalServices::default();
+        let checked = |service: &str, checks: &[&str]| {
+            let read = |check: &&str| serde_json::from_str(check).unwrap();
+            let checks = checks.iter().map(read).collect();
+            ExposeSpec { checks, ..spec(service, "127.0.0.1:80") }
+        };
+        let told = r#"{"ttl":"9s","id":"service:db"}"#;
+        local.declare(checked("web", &[told])).unwrap();
+        local.declare(checked("web", &[told])).unwrap();
+        let refused = Err(LocalError::CheckId("service:db".to_owned()));
+        assert_eq!(local.declare(checked("db", &[r#"{"tcp":true}"#])), refused);
+        assert_eq!(local.declare(checked("web", &[told, told])), refused);
+        local.declare(checked("db", &[r#"{"tcp":true}"#, r#"{"tcp":true}"#])).unwrap();
     }
 
     #[test]

@@ -68,8 +68,13 @@ impl CheckedInstance {
         }
     }
 
-    /// By which check `at` is known on this machine, as Consul calls it.
-    pub fn check_id(&self, at: usize) -> String {
+    /// By what its checks are known on this machine.
+    pub fn check_ids(&self) -> impl Iterator<Item = String> {
+        (0..self.checks.len()).map(|at| self.check_id(at))
+    }
+
+    /// The same of check `at`, as Consul calls it.
+    fn check_id(&self, at: usize) -> String {
         match self.checks.get(at).and_then(|check| check.id.clone()) {
             Some(id) => id,
             None if self.checks.len() == 1 => format!("service:{}", self.id),
@@ -331,8 +336,7 @@ impl Checker {
     fn handle_word(&mut self, word: Word) {
         let Word { check, result, output, reply } = word;
         let found = self.checked.iter_mut().find_map(|(id, checked)| {
-            let mut places = 0..checked.instance.checks.len();
-            let at = places.find(|at| checked.instance.check_id(*at) == check)?;
+            let at = checked.instance.check_ids().position(|id| id == check)?;
             Some((id.clone(), checked, at))
         });
         let taken = match found {
