@@ -94,7 +94,12 @@ impl Grounds {
 
     /// Whether they outweigh those who have seen success.
     pub(super) fn is_carried(&self, config: &SharedConfig) -> bool {
-        self.has_quorum(config)
+        self.has_quorum(config) && self.is_likely(config)
+    }
+
+    /// The same, however few failures there were yet.
+    pub(super) fn is_likely(&self, config: &SharedConfig) -> bool {
+        self.accusers >= self.quorum
             && self.recovered < self.quorum
             && f32::from(self.share) >= config.ratio * 1_000.0
     }

@@ -622,10 +622,8 @@ impl SharedBreaker {
         let is_left = |other: &&InstanceKey| {
             *other != key && !self.cases.get(*other).is_some_and(Case::is_ejected)
         };
-        let is_accused = |key: &&InstanceKey| {
-            self.cases.contains_key(*key)
-                && self.weigh(now, key, Bench::All).is_carried(&self.config)
-        };
+        let is_accused =
+            |key: &&InstanceKey| self.weigh(now, key, Bench::All).is_likely(&self.config);
         let accused = service.instances.iter().filter(is_accused).count();
         !service.is_failing
             && accused * 2 <= service.instances.len()
