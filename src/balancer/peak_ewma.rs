@@ -9,8 +9,10 @@ use std::time::Duration;
 
 use crate::model::Moment;
 
-/// In this time all but `1/e` of a peak is forgotten. As Finagle and linkerd.
-const MEMORY: Duration = Duration::from_secs(10);
+/// In this time all but `1/e` of a peak or a penalty is forgotten. One that answered once in a second,
+/// among others that answer at once, or that failed once, is out of favour for some ten seconds, as long
+/// as a breaker's window and its ramp. With the ten of Finagle and linkerd it would be a minute.
+const MEMORY: Duration = Duration::from_secs(2);
 /// Cheaper than this counts as this. It is what an endpoint costs that nobody has called: at nothing it
 /// would attract every call at once. And of what is faster a single peak, of a connection that is made or
 /// of a scheduler, would decide for seconds where few calls come; calls in flight say it better.
@@ -19,11 +21,6 @@ const FLOOR_NANOS: f64 = 5e6;
 const PENALTY_MIN_NANOS: f64 = 1e9;
 /// Penalties end here, however often it fails.
 const PENALTY_MAX_NANOS: f64 = 60e9;
-/// In this time all but `1/e` of a penalty is forgotten: after one failure an endpoint is out of favour
-/// for some ten seconds, as long as a breaker's window and its ramp. With the memory of latencies it
-/// would be a minute for a single failure.
-const PENALTY_MEMORY: Duration = Duration::from_secs(2);
-
 /// The cost of calls to one endpoint. 24 bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct PeakEwma {
@@ -41,7 +38,7 @@ impl PeakEwma {
         let is_peak = sample >= self.latency * kept;
         let averaged = self.latency * kept + sample * (1.0 - kept);
         self.latency = if is_peak { sample } else { averaged };
-        self.penalty *= self.kept(now, PENALTY_MEMORY);
+        self.penalty *= self.kept(now, MEMORY);
         self.as_of = now;
     }
 
@@ -55,7 +52,7 @@ impl PeakEwma {
     /// A call failed.
     pub fn handle_failure(&mut self, now: Moment) {
         self.latency *= self.kept(now, MEMORY);
-        let left = self.penalty * self.kept(now, PENALTY_MEMORY);
+        let left = self.penalty * self.kept(now, MEMORY);
         self.penalty = (left * 2.0).clamp(PENALTY_MIN_NANOS, PENALTY_MAX_NANOS);
         self.as_of = now;
     }
@@ -68,14 +65,14 @@ impl PeakEwma {
         let latency = self.latency * self.kept(now, MEMORY);
         let penalty = match self.penalty {
             0.0 => 0.0,
-            penalty => penalty * self.kept(now, PENALTY_MEMORY),
+            penalty => penalty * self.kept(now, MEMORY),
         };
         (latency + penalty).max(FLOOR_NANOS)
     }
 
     /// The latency of answered calls alone; `None` when nothing was measured, or all of it forgotten.
     pub fn latency_at(&self, now: Moment) -> Option<Duration> {
-        let is_known = self.latency > 0.0 && now.since(self.as_of) < MEMORY * 6;
+        let is_known = self.latency > 0.0 && now.since(self.as_of) < MEMORY * 30;
         // Of those that rest the last figure says more than what is left of it.
         is_known.then(|| Duration::from_nanos(self.latency as u64))
     }
@@ -117,11 +114,11 @@ mod tests {
         let mut cost = steady(Duration::from_millis(20));
         cost.handle_latency(at(30_000), Duration::from_millis(900));
         assert_eq!(cost.cost_at(at(30_000)), 900.0 * MS);
-        for millis in (30_010..70_000).step_by(10) {
+        for millis in (30_010..38_000).step_by(10) {
             cost.handle_latency(at(millis), Duration::from_millis(20));
         }
-        let after = cost.cost_at(at(70_000));
-        assert!((20.0 * MS..40.0 * MS).contains(&after), "{after} ns, 40 s after the peak");
+        let after = cost.cost_at(at(38_000));
+        assert!((20.0 * MS..40.0 * MS).contains(&after), "{after} ns, 8 s after the peak");
     }
 
     #[test]
@@ -129,7 +126,7 @@ mod tests {
         let mut cost = PeakEwma::default();
         cost.handle_latency(at(0), Duration::from_millis(1_000));
         let before = cost;
-        let a_memory_later = cost.cost_at(at(10_000));
+        let a_memory_later = cost.cost_at(at(2_000));
         assert!((360.0 * MS..370.0 * MS).contains(&a_memory_later), "{a_memory_later}");
         assert_eq!(cost, before);
         assert_eq!(cost.cost_at(at(300_000)), FLOOR_NANOS);

@@ -65,6 +65,11 @@ impl Call {
         }
     }
 
+    /// The time that it takes from now on is not the instance's: its agent has fallen silent.
+    pub(super) fn excuse(&self) {
+        self.asked_at.store(0, Ordering::Relaxed);
+    }
+
     /// How it ended. Only the first word counts.
     pub(super) fn judge(&self, outcome: Outcome) {
         if !self.is_judged.load(Ordering::Relaxed) {

@@ -304,6 +304,7 @@ impl Question<'_> {
                 Some(link) if self.outbox.may_repeat(endpoint) => link.silent().await,
                 _ => pending().await,
             }
+            call.excuse();
             if !(self.outbox.is_whole() && has_other()) {
                 pending::<()>().await;
             }
