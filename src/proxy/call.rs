@@ -65,7 +65,7 @@ impl Call {
         }
     }
 
-    /// The time that it takes from now on is not the instance's: its agent has fallen silent.
+    /// The time that it takes is not the instance's: its agent has fallen silent, or is gone.
     pub(super) fn excuse(&self) {
         self.asked_at.store(0, Ordering::Relaxed);
     }

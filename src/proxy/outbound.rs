@@ -347,7 +347,12 @@ impl Outbound {
                     last = Some(reason);
                 }
                 Err(Setback::Final(reason)) => return Err(Failure::NotTaken(reason)),
-                Err(Setback::Cut(cut)) => return Err(Failure::Cut(cut)),
+                Err(Setback::Cut(cut)) => {
+                    if let Cut::Tunnel(_) = cut {
+                        call.excuse();
+                    }
+                    return Err(Failure::Cut(cut));
+                }
             }
         }
     }
@@ -401,6 +406,9 @@ impl Outbound {
         let (instance, peer) = (&endpoint.instance, endpoint.member);
         debug!(%instance, %peer, reason = word, "next instance");
         self.boards.avoid(call.picked(), avoid, word);
+        if avoid == Avoid::Member {
+            call.excuse();
+        }
         // Its agent's word; whatever else keeps a call from an instance says nothing about that.
         let is_refused = reason == DialError::Unreachable && avoid == Avoid::Instance;
         call.judge(if is_refused { Outcome::Unreached } else { Outcome::Unknown });

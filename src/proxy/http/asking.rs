@@ -315,11 +315,11 @@ impl Question<'_> {
             outcome = asking => outcome.unwrap_or(Err(Miss::TimedOut)),
             () = silent => return Err(Miss::Repeatable(DialError::Silent, Avoid::Member)),
         };
+        let is_link_open = link.is_none_or(|link| link.is_open());
         match (&attempt, link) {
             (Ok(_), Some(link)) => link.note_answer(),
-            (Err(miss), link) if miss.is_fault(link.is_none_or(|link| link.is_open())) => {
-                call.judge(Outcome::Failed);
-            }
+            (Err(_), _) if !is_link_open => call.excuse(),
+            (Err(miss), _) if miss.is_fault(is_link_open) => call.judge(Outcome::Failed),
             _ => {}
         }
         attempt
