@@ -21,7 +21,7 @@ use crate::transport::enrolment::renewal::{Door, Skew, ask_time};
 const INTERVAL: Duration = Duration::from_secs(600);
 /// How often while there are too few answers for a median. Each costs a handshake, some 7 KB: so all of
 /// them belong to the start, which costs a handshake with every member, and none to the time at rest.
-const INTERVAL_SETTLING: Duration = Duration::from_secs(5);
+const INTERVAL_SETTLING: Duration = Duration::from_secs(2);
 /// Answers kept. Of five two may be wrong.
 const SAMPLES_MAX: usize = 5;
 /// Worth a warning: half of what the back-dating of certificates forgives.
