@@ -87,9 +87,9 @@ impl Client {
             && self.front.lock().gate.is_between_messages()
     }
 
-    /// Whether all of a request came and its answer is still to be handed on.
-    pub(super) fn is_waiting(&self) -> bool {
-        self.is_answered.load(Ordering::Relaxed) && !self.front.lock().gate.is_within_body()
+    /// Whether an answer is awaited or under way.
+    pub(super) fn is_answered(&self) -> bool {
+        self.is_answered.load(Ordering::Relaxed)
     }
 
     pub(super) async fn answer_http1(

@@ -109,7 +109,8 @@ impl ClientIo {
             if bytes.is_empty() {
                 let now = self.client.http.outbound.clock.now();
                 let is_late = quiet_since.is_some_and(|since| now.since(since) > END_TIME_MAX);
-                if is_late && self.client.is_waiting() {
+                let is_within_body = self.client.front.lock().gate.is_within_body();
+                if is_late && !is_within_body && self.client.is_answered() {
                     return Poll::Ready(Err(ErrorKind::ConnectionAborted.into()));
                 }
                 self.has_ended = true;
@@ -128,10 +129,11 @@ impl ClientIo {
         self.head_time.get_or_insert_with(|| Box::pin(sleep(HEAD_TIME_MAX))).as_mut().poll(cx)
     }
 
-    /// Reads on while hyper does not, as far as it takes to see a client that has gone.
+    /// Reads on while hyper does not, during an answer, as far as it takes to see a client that has gone.
     fn look_ahead(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
-        let has_enough = self.has_ended || !self.ahead.is_empty();
-        if !self.is_gated || has_enough || self.client.front.lock().refused.is_some() {
+        let may_have_gone = self.is_gated && !self.has_ended && self.client.is_answered();
+        let has_enough = !self.ahead.is_empty();
+        if !may_have_gone || has_enough || self.client.front.lock().refused.is_some() {
             return Ok(());
         }
         match self.poll_passed(cx) {
