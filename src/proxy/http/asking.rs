@@ -16,15 +16,16 @@ use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use futures_util::future::{Either, select};
-use http::header::{HeaderMap, RETRY_AFTER};
+use http::header::{HeaderMap, HeaderValue, RETRY_AFTER};
 use http::request::Parts;
 use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::Http;
 use super::answer::{GRPC_STATUS, Reason};
 use super::body::{BodyError, Source, Upload};
+use super::head::DEADLINE;
 use super::pool::{Key, Stream};
 use super::upstream::{Kept, Shared, Unanswered, Way};
 use crate::mesh::Endpoint;
@@ -109,8 +110,16 @@ impl<T: Into<Setback>> From<T> for Miss {
 }
 
 impl Question<'_> {
+    /// Asks instances until one answers or its caller's time is over.
+    pub(super) async fn ask_in_time(&self) -> Result<Answer, Reason> {
+        match self.outbox.deadline {
+            None => self.ask().await,
+            Some(end) => timeout_at(end, self.ask()).await.unwrap_or(Err(Reason::Deadline)),
+        }
+    }
+
     /// Asks instances until one answers.
-    pub(super) async fn ask(&self) -> Result<Answer, Reason> {
+    async fn ask(&self) -> Result<Answer, Reason> {
         let mut held = None;
         let answered = self.ask_in_turn(&mut held).await;
         let answer = answered.or_else(|reason| held.ok_or(reason))?;
@@ -391,10 +400,13 @@ pub(super) struct Outbox {
     pub(super) head: Box<Parts>,
     pub(super) source: Option<Arc<Source>>,
     pub(super) protocol: Protocol,
+    /// When its caller's time is over.
+    pub(super) deadline: Option<Instant>,
 }
 
 impl Outbox {
-    /// The request for one attempt. An error when too much of its body has gone to say it again.
+    /// The request for one attempt, with the time that is left now. An error when too much of its body
+    /// has gone to say it again.
     fn request(&self) -> Result<Request<Upload>, Setback> {
         let body = match &self.source {
             Some(source) => source
@@ -402,7 +414,13 @@ impl Outbox {
                 .ok_or(Setback::Next { reason: DialError::Lost, avoid: Avoid::Nobody })?,
             None => Upload::EMPTY,
         };
-        Ok(Request::from_parts(Parts::clone(&self.head), body))
+        let mut head = Parts::clone(&self.head);
+        if let Some(deadline) = self.deadline {
+            let left = deadline.saturating_duration_since(Instant::now()).as_millis();
+            let left = HeaderValue::from(u64::try_from(left).unwrap_or(u64::MAX));
+            head.headers.insert(DEADLINE, left);
+        }
+        Ok(Request::from_parts(head, body))
     }
 
     /// Whether it may be sent again although `endpoint` may have had it.
@@ -505,7 +523,7 @@ mod tests {
     fn word_of_an_instance_on_when_to_come_back_is_taken_up_to_a_minute() {
         let after = |text: &'static str| {
             let mut headers = HeaderMap::new();
-            headers.insert(RETRY_AFTER, http::HeaderValue::from_static(text));
+            headers.insert(RETRY_AFTER, HeaderValue::from_static(text));
             retry_after(&headers)
         };
         assert_eq!(after("7"), Some(Duration::from_secs(7)));
