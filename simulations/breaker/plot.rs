@@ -49,10 +49,14 @@ fn draw(name: &str, setting: &Setting, runs: &[Run; 3]) -> String {
         let mut line = format!("M{left} {:.1}", above + height);
         let mut failures = run.failures.clone();
         failures.sort();
+        let mut drawn_to = 0.0;
         for (count, at) in failures.iter().enumerate() {
             let x = left + at.as_secs_f64() / length * width;
             let y = above + (1.0 - (count + 1) as f64 / most) * height;
-            let _ = write!(line, "H{x:.1}V{y:.1}");
+            if x >= drawn_to + 1.0 || count + 1 == failures.len() {
+                let _ = write!(line, "H{x:.1}V{y:.1}");
+                drawn_to = x;
+            }
         }
         let _ = writeln!(
             field,
