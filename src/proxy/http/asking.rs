@@ -377,7 +377,8 @@ impl Question<'_> {
             mode: if protocol == Protocol::Http { Mode::HTTP1 } else { Mode::HTTP2 },
         };
         let header = header.encode().map_err(|_| Setback::Final(DialError::Unsupported))?;
-        let (writer, reader) = link.open().await?;
+        let (writer, mut reader) = link.open().await?;
+        reader.end_as_said_of(&writer);
         Ok(Way::Tunnel { writer, reader, header, is_open: false })
     }
 }
