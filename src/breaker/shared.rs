@@ -3,15 +3,17 @@
 //! Callers tell each other counts, not verdicts; each node judges for itself, by the same rules:
 //!
 //! 1. A caller accuses an instance while failures outweigh in its calls to it, from the first failure on.
-//! 2. An instance is *accused* once a quorum of the service's callers accuse it, with a least number of
-//!    failures together. Callers that saw a success since the first of these failures say so, once.
-//! 3. After the time for rebuttal it is *ejected* if the pooled share of failures of all who spoke reaches
-//!    the ratio; few samples of each count, so that nobody's voice is louder for being busy.
+//! 2. An instance is *accused* once more than a quarter of the service's callers accuse it, with a least
+//!    number of failures together: liars that are fewer can do nothing. Callers that saw a success since
+//!    the first of these failures say so, once.
+//! 3. After the time for rebuttal, which is longer when somebody objects, it is *ejected* if the pooled
+//!    share of failures of all who spoke reaches the ratio; few samples of each count, so that nobody's
+//!    voice is louder for being busy. Where some object and another instance is accused, too, it is load.
 //! 4. Who condemns most of what it calls counts nothing. When more than half of a service is accused, the
 //!    service is failing, and nobody is ejected. The last instance is never ejected.
 //! 5. An ejected instance is tried by one caller per period; whose turn it is follows from a hash, and the
-//!    agent in front of it lets no more than one pass. A success puts it on a ramp, a failure doubles
-//!    the period.
+//!    agent in front of it lets no more than one pass. A success puts it on a ramp, a failure that is
+//!    told by the one whose turn it was doubles the period.
 //! 6. Panic, while more than half of a service are ejected: readers ignore these verdicts.
 //!
 //! Once a quorum accuses, others keep quiet. A caller whose accusations come to nothing needs more
