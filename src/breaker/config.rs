@@ -69,7 +69,7 @@ pub struct SharedConfig {
     pub rebuttal_max: Duration,
     /// First time between two probes of the whole mesh, doubled with each that fails. Default 1 s.
     pub period_min: Duration,
-    /// Longest time between two probes; after as long anyone may probe. Default 60 s.
+    /// Longest time between two probes; a probe that is late by as much may be anyone's. Default 60 s.
     pub period_max: Duration,
     /// How long it is one caller's turn to probe; then it is the next one's. Default 500 ms.
     pub turn: Duration,

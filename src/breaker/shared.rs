@@ -297,7 +297,7 @@ impl SharedBreaker {
                     tried_at: *tried_at,
                     period,
                     turn: self.turn_of(self.id, key, case, *tried_at),
-                    anyone_at: *tried_at + self.config.period_max.max(period),
+                    anyone_at: self.anyone_at(case, *tried_at),
                     grounds: Arc::clone(grounds),
                 })
             }

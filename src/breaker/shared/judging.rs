@@ -150,7 +150,8 @@ impl SharedBreaker {
         // Of a probe that failed only its caller can tell: else one liar could keep it out for ever.
         let has_probed = |member, at| {
             let turn = self.turn_of(member, key, case, tried_at);
-            at > probed_from && turn.is_some_and(|turn| turn.covers(at, TURN_SLACK))
+            turn.is_some_and(|turn| turn.covers(at, TURN_SLACK))
+                || at >= self.anyone_at(case, tried_at)
         };
         let is_relapse =
             said().any(|(by, seen)| seen.last_failure_at.is_some_and(|at| has_probed(by, at)));
@@ -159,6 +160,11 @@ impl SharedBreaker {
         }
         let stage = Stage::Ejected { since, tried_at: now, grounds: Arc::clone(grounds) };
         Step::To(Case { stage, relapses: case.relapses + 1, ..case.clone() })
+    }
+
+    /// From when on anyone may probe: all have let their turns pass.
+    pub(super) fn anyone_at(&self, case: &Case, tried_at: Moment) -> Moment {
+        tried_at + case.period(&self.config) + self.config.period_max
     }
 
     /// When it is a caller's turn to probe.

@@ -33,7 +33,7 @@ pub(super) struct Voice {
     takes_back: bool,
     tokens: u32,
     refilled_at: Moment,
-    pub(super) due_at: Option<Moment>,
+    due_at: Option<Moment>,
     /// Accusations that came to nothing, and when the last one did. Bounded by `served`.
     pub(super) futile: BTreeMap<InstanceKey, (u16, Moment)>,
     seed: u64,
@@ -134,8 +134,35 @@ impl SharedBreaker {
             && seen.last_success_at > Some(all.first_failure_at)
     }
 
-    fn is_failing_of(&self, key: &InstanceKey) -> bool {
-        self.service_of(key).is_some_and(|service| self.is_failing(service))
+    /// Whether it says something that this node has not said yet.
+    fn is_news(&self, now: Moment, key: &InstanceKey, seen: &Seen) -> bool {
+        let case = self.cases.get(key);
+        let Some(said) = self.voice.said.get(key) else { return true };
+        if said.is_accusing() != seen.is_accusing() {
+            return true;
+        }
+        if seen.is_accusing() {
+            let is_more = said.failures < seen.failures && case.is_none();
+            let is_probe = matches!(case.map(|case| &case.stage), Some(Stage::Ejected { since, .. })
+                if self.has_probed(seen, *since) && said.last_failure_at < seen.last_failure_at);
+            // While a service fails as a whole its callers say so again before their word grows old.
+            let fresh_from = Some(now.before(self.config.window / 2));
+            let is_stale = self.service_of(key).is_some_and(|service| self.is_failing(service))
+                && said.last_failure_at < fresh_from
+                && seen.last_failure_at >= fresh_from;
+            return is_more || is_probe || is_stale;
+        }
+        let is_back = match case {
+            Some(Case { stage: Stage::Ejected { since, .. }, .. })
+            | Some(Case { stage: Stage::Returning { since, .. }, is_witness: true, .. }) => {
+                said.last_success_at < Some(*since)
+            }
+            _ => false,
+        };
+        // What it said before was of before the first failure.
+        let all = self.weigh_anew(now, key);
+        let is_dated = || said.last_success_at <= Some(all.first_failure_at);
+        is_back || (all.has_quorum(&self.config) && is_dated())
     }
 
     /// Whether the last failure is that of a probe: nothing else is called half a period after an
@@ -156,42 +183,9 @@ impl SharedBreaker {
         if self.own.condemns() != self.voice.has_condemned && !self.voice.said.is_empty() {
             at = Some(now); // what was said is not to be believed any more, or is again
         }
-        // While a service fails as a whole its callers say so again before their word grows old.
-        let fresh_from = now.before(self.config.window / 2);
         for (key, seen) in &worth {
-            let before = self.voice.said.get(key);
-            let is_new = before.is_none_or(|said| said.is_accusing() != seen.is_accusing());
-            let is_more = before.is_some_and(|said| said.failures < seen.failures)
-                && !self.cases.contains_key(key);
-            let is_probe = matches!(
-                self.cases.get(key).map(|case| &case.stage),
-                Some(Stage::Ejected { since, .. })
-                    if self.has_probed(seen, *since)
-                        && before.is_none_or(|said| said.last_failure_at < seen.last_failure_at)
-            );
-            let is_back = |said: Option<&Seen>| match self.cases.get(key) {
-                Some(Case { stage: Stage::Ejected { since, .. }, .. })
-                | Some(Case { stage: Stage::Returning { since, .. }, is_witness: true, .. }) => {
-                    said.is_none_or(|said| said.last_success_at < Some(*since))
-                }
-                _ => false,
-            };
-            // What it said before was of before the first failure.
-            let is_dated = |said: Option<&Seen>| {
-                let all = self.weigh_anew(now, key);
-                all.has_quorum(&self.config)
-                    && said.is_none_or(|said| said.last_success_at <= Some(all.first_failure_at))
-            };
-            let is_stale = self.is_failing_of(key)
-                && before.is_some_and(|said| said.last_failure_at.is_none_or(|at| at < fresh_from))
-                && seen.last_failure_at.is_some_and(|at| at >= fresh_from);
-            let is_news = match seen.is_accusing() {
-                true => is_new || is_more || is_probe || is_stale,
-                false => is_new || is_back(before) || is_dated(before),
-            };
-            if is_news {
-                let soon =
-                    if seen.is_accusing() || is_probe { now } else { now + self.voice.jitter() };
+            if self.is_news(now, key, seen) {
+                let soon = if seen.is_accusing() { now } else { now + self.voice.jitter() };
                 at = Some(at.map_or(soon, |at| at.min(soon)));
             }
         }
