@@ -25,8 +25,8 @@ use crate::balancer::{
     slow_start, spill,
 };
 use crate::breaker::{
-    Admission, Breaker, BreakerConfig, BreakerEvent, BreakerState, InstanceKey, OwnWindow, Verdict,
-    Window,
+    Admission, Breaker, BreakerConfig, BreakerEvent, BreakerState, Ejection, InstanceKey,
+    OwnWindow, Verdict, Window,
 };
 use crate::mesh::{self, Endpoint, EndpointState, NoEndpoint, ServiceView, Snapshot};
 use crate::model::{InstanceId, MemberId, Moment, Outcome, Protocol, ServiceName, Weight};
@@ -74,8 +74,15 @@ struct Standing {
     opened: Option<(&'static str, Moment)>,
     /// Since when it has taken work, while it is new.
     new_since: Option<Moment>,
-    /// Of the ejection by all callers for which this one took its turn to probe: when it had been tried.
-    probed_after: Option<Moment>,
+    /// When this caller last took its turn to probe what all callers have ejected, and when that had
+    /// been tried before.
+    probed: Option<Probed>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Probed {
+    at: Moment,
+    after: Moment,
 }
 
 /// What listings show of an endpoint.
@@ -125,7 +132,7 @@ impl Slot {
                 breaker_since: None,
                 opened: None,
                 new_since: None,
-                probed_after: None,
+                probed: None,
             }),
         }
     }
@@ -197,13 +204,22 @@ impl Slot {
         if let Verdict::Ejected(ejection) = verdict
             && verdict.admits(now) == Admission::Probe
         {
-            standing.probed_after = Some(ejection.tried_at);
+            standing.probed = Some(Probed { at: now, after: ejection.tried_at });
         }
         if standing.breaker.state() == BreakerState::Closed {
             return None;
         }
         standing.breaker.begin_probe(now);
         standing.poll_event(now)
+    }
+
+    /// Whether this caller has taken the turn to probe that this ejection offers. A probe that nobody has
+    /// heard of within a period was turned away, or told nothing: it may take the turn again.
+    fn has_probed(&self, now: Moment, ejection: &Ejection) -> bool {
+        let probed = self.standing.lock().probed;
+        probed.is_some_and(|probed| {
+            probed.after == ejection.tried_at && now.since(probed.at) < ejection.period
+        })
     }
 
     /// How it stands to a call, as far as its own agent has not said otherwise.
@@ -302,6 +318,12 @@ impl Picked {
     /// Which endpoint, as the mesh saw it then.
     pub fn endpoint(&self) -> &Endpoint {
         self.board.at(self.at).0
+    }
+
+    /// Whether the mesh keeps calls from it, but for one a period.
+    pub(super) fn is_ejected(&self) -> bool {
+        let Endpoint { member, instance, .. } = self.endpoint();
+        self.board.view.ejection(member, instance).is_some()
     }
 
     pub(super) fn slot(&self) -> &Arc<Slot> {
@@ -428,9 +450,7 @@ impl ServiceBoard {
                 now,
                 heeds_others: self.scope == Scope::Mesh,
                 window: &|at| self.slots[at].standing.lock().breaker.window(now),
-                has_probed: &|at, ejection| {
-                    self.slots[at].standing.lock().probed_after == Some(ejection.tried_at)
-                },
+                has_probed: &|at, ejection| self.slots[at].has_probed(now, ejection),
                 nearness: &nearness,
             };
             mesh::pick(&self.view, &caller, rng)

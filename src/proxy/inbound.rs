@@ -209,8 +209,9 @@ impl Inbound {
         let (id, name, address) = (peer.id, peer.name.clone(), accepted.address());
         let caller = CalledBy { id, name, address };
         let (service, instance) = (&header.service, &header.instance);
-        let counted = self.boards.enter(service, instance);
-        let connecting = self.instances.connect(service, instance, Some(&caller), counted.count);
+        let (counted, insists) = (self.boards.enter(service, instance), header.insists);
+        let connecting =
+            self.instances.connect(service, instance, Some(&caller), counted.count, insists);
         let local = connecting.await;
         if let Err(Refusal { code: RefusalCode::UNREACHABLE, reason }) = &local {
             self.events.record(EventKind::InstanceUnreachable, &header.instance, reason);

@@ -24,6 +24,7 @@ mod stalls;
 mod tcp;
 mod traffic;
 mod trouble;
+mod turnstile;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -62,6 +63,7 @@ use self::outbound::{Ask, Greeting, Outbound};
 use self::pipe::{Pipe, pipe};
 use self::stalls::Stalls;
 use self::traffic::Traffic;
+use self::turnstile::Turnstile;
 use crate::breaker::OwnWindow;
 use crate::mesh::{self, Evidence, NoEndpoint, Snapshot};
 use crate::model::{InstanceId, MemberId, ServiceName, Target};
@@ -421,7 +423,8 @@ impl DataPlane {
             clock,
         );
         let (refuse, refused) = mpsc::channel(REFUSED_MAX);
-        let instances = Arc::new(Instances::new(refuse));
+        let turnstile = Turnstile::new(me, Arc::clone(&snapshot), clock);
+        let instances = Arc::new(Instances::new(turnstile, refuse));
         let boards = Boards::new(me, clock, metrics.clone(), events.clone(), seed);
         let boards = Arc::new(boards);
         let (traffic, stalls) = (Traffic::new(metrics.clone()), Stalls::default());
