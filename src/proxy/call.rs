@@ -32,6 +32,7 @@ impl Call {
         limit: Option<Duration>,
     ) -> Self {
         picked.slot().enter();
+        picked.slot().gauge().begin(boards.now());
         boards.begin(&picked);
         Self {
             boards: Arc::clone(boards),
@@ -102,6 +103,7 @@ impl Call {
 impl Drop for Call {
     fn drop(&mut self) {
         self.picked.slot().leave();
+        self.picked.slot().gauge().end(self.boards.now());
         if self.is_judged.load(Ordering::Relaxed) {
             return;
         }

@@ -297,8 +297,7 @@ impl Question<'_> {
         let key = (endpoint.member, endpoint.instance.clone());
         call.ask();
         let asking = pin!(async {
-            // Whether this call may try an ejected instance is for its agent to say, of a new tunnel.
-            if !call.picked().is_ejected()
+            if call.picked().shares_connections()
                 && let Some(attempt) = self.ask_resting(endpoint, &key).await
             {
                 return attempt;
@@ -362,9 +361,11 @@ impl Question<'_> {
             kept.send(self.outbox.request()?).await.map(|(r, kept)| (r, Some(kept), None))
         } else {
             let shared = Shared::new(way, self.http.tasks.clone()).await.map_err(|_| lost())?;
-            let now = self.http.outbound.clock.now();
-            let stream = self.http.pool.add(key.clone(), &shared, now);
-            shared.send(self.outbox.request()?).await.map(|r| (r, None, Some(stream)))
+            let stream = call.picked().shares_connections().then(|| {
+                let now = self.http.outbound.clock.now();
+                self.http.pool.add(key.clone(), &shared, now)
+            });
+            shared.send(self.outbox.request()?).await.map(|r| (r, None, stream))
         };
         self.outbox.judge(call.endpoint(), outcome)
     }
