@@ -243,7 +243,10 @@ fn breaker_that_could_have_no_effect_is_refused_by_its_key() {
     let breaker = |errors: u16| format!("breaker = {{ errors = {errors} }}\n");
     let (one, two, three, four) = (entry(6_001), entry(6_002), breaker(3), breaker(4));
     let told = faults(&format!("{gateway}{public}{three}")).join("\n");
-    assert!(told.contains("upstream[0].breaker") && told.contains("means nothing without listen"), "{told}");
+    assert!(
+        told.contains("upstream[0].breaker") && told.contains("means nothing without listen"),
+        "{told}"
+    );
     let told = faults(&format!("{one}{three}{two}{four}")).join("\n");
     assert!(told.contains("upstream.breaker: differs from that of"), "{told}");
     for sound in [format!("{one}{three}{two}"), format!("{one}{three}{two}{three}")] {

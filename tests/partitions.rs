@@ -122,8 +122,8 @@ fn a_member_at_rest_sends_few_bytes() {
     let _turn = alone();
     let (count, length) = (sized(4, 16), Duration::from_secs(sized(10, 60)));
     let Some((network, _mesh)) = hosts(count) else { return };
-    // By then each has probed, and so connected to, each other, and asked somebody for the time.
-    until(Instant::now() + Duration::from_secs(sized(8, 20)));
+    // By then each has probed, and so connected to, each other, and asked five for the time.
+    until(Instant::now() + Duration::from_secs(sized(12, 20)));
     let (before, began) = (network.bytes_sent(), Instant::now());
     until(began + length);
     let (after, took) = (network.bytes_sent(), began.elapsed());

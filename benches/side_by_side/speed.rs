@@ -10,7 +10,7 @@ use super::load::{Kind, Outcome};
 use super::plot::{self, Panel, Row};
 use super::process::{Client, machine_cpu_us};
 use super::proxies::{Carries, PROXIES, proxies};
-use super::ways::{DIRECT, Link, MURMESH, Stage, TUNNEL as BYTES, Way};
+use super::ways::{DIRECT, Link, MURMESH, Stage, TUNNEL as BYTES, UNWATCHED, Way};
 
 /// What is measured of which ways, and what must hold of it.
 pub(crate) struct Course {
@@ -126,6 +126,7 @@ pub(crate) const HTTP: Course = Course {
             Limit::at_most("CPU per request of Envoy's, 64", 1.0 / 3.0, many(cpu, "envoy")),
             Limit::at_most("CPU per request of nginx's, 64", 0.6, many(cpu, "nginx")),
             Limit::at_most("CPU per request of our byte tunnel's, 64", 1.6, many(cpu, BYTES)),
+            Limit::at_least("requests/s without the breaker, 64", 0.95, many(rate, UNWATCHED)),
             Limit::at_most("p50 of Envoy's, 1", 0.5, samples.ratio(HTTP_ONE, p50, "envoy")),
         ]
     },

@@ -21,6 +21,9 @@ pub(crate) const MURMESH: &str = "murmesh";
 /// murmesh that carries the same requests as bytes.
 pub(crate) const TUNNEL: &str = "murmesh, tcp";
 
+/// murmesh that watches nobody: no breaker of its own, and nothing told to others or heard of them.
+pub(crate) const UNWATCHED: &str = "murmesh, no breaker";
+
 /// How long a way may take until it answers.
 const START_MAX: Duration = Duration::from_secs(20);
 
@@ -59,11 +62,15 @@ impl Stage {
         let (server, backend) = server(&place)?;
         let directory = directory.join(format!("{link:?}"));
         let mut ways =
-            vec![Way::direct(backend), Way::murmesh(&place, &directory, carries, backend)?];
+            vec![Way::direct(backend), Way::murmesh(&place, &directory, carries, backend, "mesh")?];
         if carries == Carries::Http {
-            let directory = directory.join("tcp");
-            let way = Way::murmesh(&place, &directory, Carries::Bytes, backend)?;
-            ways.push(Way { name: TUNNEL, ..way });
+            for (name, carries, scope) in
+                [(TUNNEL, Carries::Bytes, "mesh"), (UNWATCHED, Carries::Http, "off")]
+            {
+                let directory = directory.join(name);
+                let way = Way::murmesh(&place, &directory, carries, backend, scope)?;
+                ways.push(Way { name, ..way });
+            }
         }
         for proxy in proxies.iter().filter(|proxy| link == Link::Loopback || proxy.name == "envoy")
         {
@@ -91,16 +98,18 @@ impl Way {
         Self { name: DIRECT, entry: server, agents: Vec::new(), apis: Vec::new() }
     }
 
-    /// Two agents of a new mesh, after those of another one turned strangers away.
+    /// Two agents of a new mesh, after those of another one turned strangers away. `breaker` is the scope
+    /// of the caller's.
     pub(crate) fn murmesh(
         place: &Place,
         directory: &Path,
         carries: Carries,
         server: SocketAddr,
+        breaker: &str,
     ) -> Result<Self, Box<dyn Error>> {
         let start = |directory: &Path| -> Result<_, Box<dyn Error>> {
             let pair = Pair::new(place, directory)?;
-            let agents = vec![pair.caller()?, pair.callee(server, carries)?];
+            let agents = vec![pair.caller(breaker)?, pair.callee(server, carries)?];
             let apis = pair.api.to_vec();
             let way = Self { name: MURMESH, entry: pair.entry, agents, apis };
             way.until_it_answers(place, carries)?;
@@ -196,8 +205,14 @@ impl<'a> Pair<'a> {
         command
     }
 
-    fn caller(&self) -> Result<Process, Box<dyn Error>> {
-        self.agent("a", 0, &["--upstream", &format!("web={}", self.entry)])
+    fn caller(&self, breaker: &str) -> Result<Process, Box<dyn Error>> {
+        let file = self.directory.join("caller.toml");
+        let upstream = format!(
+            "[[upstream]]\nservice = \"web\"\nlisten = \"{}\"\nbreaker = {{ scope = \"{breaker}\" }}\n",
+            self.entry
+        );
+        fs::write(&file, upstream)?;
+        self.agent("a", 0, &["--config", &file.to_string_lossy()])
     }
 
     fn callee(&self, server: SocketAddr, carries: Carries) -> Result<Process, Box<dyn Error>> {

@@ -19,10 +19,9 @@ use crate::transport::enrolment::renewal::{Door, Skew, ask_time};
 
 /// How often one random peer is asked. Clocks that drift, drift by seconds a day.
 const INTERVAL: Duration = Duration::from_secs(600);
-/// How often while there are too few answers for a median: each costs a handshake, some 7 KB.
-const INTERVAL_SETTLING: Duration = Duration::from_secs(60);
-/// How long a start waits for others to ask.
-const INTERVAL_FIRST: Duration = Duration::from_secs(5);
+/// How often while there are too few answers for a median. Each costs a handshake, some 7 KB: so all of
+/// them belong to the start, which costs a handshake with every member, and none to the time at rest.
+const INTERVAL_SETTLING: Duration = Duration::from_secs(2);
 /// Answers kept. Of five two may be wrong.
 const SAMPLES_MAX: usize = 5;
 /// Worth a warning: half of what the back-dating of certificates forgives.
@@ -60,7 +59,7 @@ pub(super) async fn measure(
     seed: u64,
 ) {
     let (mut rng, mut samples) = (SmallRng::seed_from_u64(seed), Samples::default());
-    let mut pause = INTERVAL_FIRST;
+    let mut pause = INTERVAL_SETTLING;
     loop {
         sleep(pause).await;
         let others = snapshot.load_full();

@@ -214,10 +214,11 @@ impl Keeper {
     }
 
     /// Looks at the mesh every second: whether an issuer is there, whose ended leaves were accepted.
-    pub(super) async fn watch(self: Arc<Self>) {
+    /// That the issuers `removed` were taken back is known.
+    pub(super) async fn watch(self: Arc<Self>, mut removed: BTreeSet<MemberId>) {
         let (mut issuers, mut accepted) = (IssuerWatch::default(), BTreeMap::new());
         let (mut warned_at, mut outdated): (Option<Moment>, Option<EntryVersion>) = (None, None);
-        let (mut appointed, mut removed, mut refused) = (BTreeSet::new(), None, 0);
+        let (mut appointed, mut refused) = (BTreeSet::new(), 0);
         loop {
             let (now, credentials) = (self.clock.now(), self.credentials());
             let is_reachable = self.is_issuer_there(credentials.member_id());
@@ -225,8 +226,7 @@ impl Keeper {
                 self.chance.notify_one();
             }
             self.appoint_if_named(credentials.member_id(), &mut appointed).await;
-            let dismissed = credentials.trust().dismissed();
-            self.tell_removed(&mut removed, &dismissed.by_root().issuers().copied().collect());
+            self.tell_removed(&mut removed);
             let leaf = credentials.enrolment().version();
             if self.is_outdated(&credentials) && outdated != Some(leaf) {
                 outdated = Some(leaf); // once for each leaf: failures have pauses of their own
@@ -270,18 +270,13 @@ impl Keeper {
         })
     }
 
-    /// Tells which issuers the root has taken back since the last look. What the disk knew at the
-    /// start is no news.
-    fn tell_removed(&self, known: &mut Option<BTreeSet<MemberId>>, now: &BTreeSet<MemberId>) {
+    /// Tells which issuers the root has taken back besides those that are `known`.
+    fn tell_removed(&self, known: &mut BTreeSet<MemberId>) {
         let snapshot = self.snapshot.load();
-        if snapshot.members.is_empty() {
-            return; // the disk was not read yet
-        }
-        let before = known.replace(now.clone()).unwrap_or_else(|| now.clone());
-        for id in now.difference(&before) {
-            let issuer = snapshot.issuers.get(id);
-            let name = issuer.map_or_else(String::new, |known| self.name_of(known.issuer.member));
+        let removed = snapshot.issuers.iter().filter(|(_, appointed)| !appointed.issuer.is_active);
+        for (_, appointed) in removed.filter(|(id, _)| known.insert(**id)) {
             let reason = "by the root key: nobody believes its certificates any more";
+            let name = self.name_of(appointed.issuer.member);
             self.events.record(EventKind::IssuerRemoved, name, reason);
         }
     }

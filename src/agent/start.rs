@@ -179,7 +179,9 @@ impl Agent {
         // Before the port is open: nobody comes in by a certificate that this member knew to be void.
         let entries = starting_entries(&credentials, &dir)?;
         let trust = credentials.trust();
-        trust.set_dismissed(Dismissed::from(&grounds(&credentials, &entries)));
+        let dismissed = Dismissed::from(&grounds(&credentials, &entries));
+        let removed = dismissed.by_root().issuers().copied().collect();
+        trust.set_dismissed(dismissed);
         trust.grace().set_open(IssuerWatch::default().is_grace_open(Duration::ZERO));
 
         let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
@@ -330,7 +332,7 @@ impl Agent {
             outdated: Notify::new(),
         });
         tasks.spawn("renew certificate", keeper.clone().renew_for_ever(entropy::seed()?));
-        tasks.spawn("watch certificates", keeper.watch());
+        tasks.spawn("watch certificates", keeper.watch(removed));
         let measure = clocks::measure(
             credentials.member_id(),
             data.endpoint.clone(),

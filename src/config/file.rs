@@ -447,7 +447,8 @@ impl Reader<'_> {
             breaker.scope = reader.text(inner, at, "scope", |text| match text {
                 "mesh" => Ok(Scope::Mesh),
                 "local" => Ok(Scope::Local),
-                _ => Err("expected mesh or local".to_owned()),
+                "off" => Ok(Scope::Off),
+                _ => Err("expected mesh, local or off".to_owned()),
             });
         });
         breaker

@@ -179,6 +179,11 @@ impl Slot {
         self.standing.lock().cost.handle_given_up(now, waited);
     }
 
+    /// A call has failed, and no breaker is to know.
+    fn note_failure(&self, now: Moment) {
+        self.standing.lock().cost.handle_failure(now);
+    }
+
     /// A call has ended; returns what that made of the breaker, and whether the other callers are to
     /// be told at once: a stretch of failures has begun, or the breaker has changed.
     pub(super) fn note_outcome(
@@ -719,12 +724,21 @@ impl Boards {
 
     /// A call to this endpoint begins.
     pub(super) fn begin(&self, picked: &Picked) {
+        if picked.board.scope == Scope::Off {
+            return;
+        }
         let event = picked.slot().begin(self.now(), &picked.endpoint().verdict);
         self.tell(picked, event);
     }
 
     /// A call to this endpoint ended so.
     pub fn settle(&self, picked: &Picked, outcome: Outcome) {
+        if picked.board.scope == Scope::Off {
+            if outcome.is_failure() {
+                picked.slot().note_failure(self.now());
+            }
+            return;
+        }
         let (event, is_urgent) = picked.slot().note_outcome(self.now(), outcome);
         // Whoever still calls it with success is to say so while others accuse it.
         let is_wanted = picked.endpoint().verdict == Verdict::Accused;
@@ -1032,6 +1046,24 @@ mod tests {
         tried.add(&last);
         assert_eq!(pick(&boards, &snapshot, &tried).unwrap_err(), NoEndpoint::NoEndpoints);
         assert_eq!(boards.metrics.breakers("web", "open", "local"), 1);
+    }
+
+    #[test]
+    fn breaker_that_is_off_never_opens_and_tells_nobody() {
+        let boards = boards();
+        let off = BreakerLimits { scope: Some(Scope::Off), ..BreakerLimits::default() };
+        boards.configure(&service(), &off);
+        let snapshot = snapshot(vec![endpoint(1), endpoint(2)]);
+        (0..100).for_each(|_| call(&boards, &snapshot, 0, Outcome::Failed));
+        assert!(boards.take_news().is_empty());
+        assert!(
+            boards.report(&endpoint(1)).breaker.is_none_or(|b| b.state == BreakerState::Closed)
+        );
+        let shares = shares(&boards, &snapshot);
+        assert!(shares[&2] > 900, "failures still count as slowness: {shares:?}");
+        boards.configure(&service(), &BreakerLimits::default());
+        (0..5).for_each(|_| call(&boards, &snapshot, 0, Outcome::Failed));
+        assert_eq!(boards.report(&endpoint(1)).breaker.unwrap().state, BreakerState::Open);
     }
 
     #[test]

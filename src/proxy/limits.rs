@@ -220,6 +220,8 @@ pub enum Scope {
     Mesh,
     /// This member's own.
     Local,
+    /// Nobody's: failures cost an instance calls, and never all of them.
+    Off,
 }
 
 impl BreakerLimits {

@@ -8,10 +8,8 @@ use std::future::pending;
 use std::io;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::time::timeout;
 
 use super::both::try_both;
 use super::call::Call;
@@ -35,9 +33,6 @@ pub(super) enum Cut {
     #[error("stalled")]
     Stalled,
 }
-
-/// How long the last words of an instance that was cut may take to be read before the cut follows.
-const LAST_WORDS_TIME_MAX: Duration = Duration::from_millis(500);
 
 /// Of a tunnel whose end is that of its instance: how much of what the caller said the instance was
 /// given, at most.
@@ -169,14 +164,16 @@ pub(super) async fn carry_while_instance_lasts(
     if is_stalled {
         writer.set_drop_code(ResetCode::Stalled);
         reader.stop(ResetCode::Stalled);
-    } else {
-        reader.stop_at(given.len());
+        return ended.map(drop);
     }
-    if matches!(ended, Err(Cut::Local(_))) && given.is_unasked() && given.len() > 0 {
-        // As a server leaves that refuses an upload: a reset would overtake its answer on the way.
-        let _ = timeout(LAST_WORDS_TIME_MAX, writer.delivered()).await; // the caller has had enough
+    // So a server leaves that refuses an upload: its answer is to be read, and then that it was cut.
+    let was_cut = matches!(ended, Err(Cut::Local(_)));
+    reader.stop_at(given.len(), was_cut);
+    if was_cut {
+        writer.end();
+        writer.delivered().await;
     }
-    ended.map(|_| ())
+    ended.map(drop)
 }
 
 async fn to_tunnel(

@@ -10,7 +10,9 @@
 //!
 //! Two rules hold here. *A refusal proves that no byte reached the application*: the far agent
 //! refuses only before its first write to it. *A cut tunnel never looks complete*: quinn finishes a
-//! stream that is dropped, so both halves live in guards that reset unless they were ended.
+//! stream that is dropped, so both halves live in guards that reset unless they were ended. A reset
+//! throws away what was said and is not read yet; where the instance's end is that of the tunnel its
+//! last words count, and the cut is said apart ([`TunnelReader::stop_at`]).
 
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
@@ -195,8 +197,12 @@ pub enum ResetCode {
     Malformed = 4,
 }
 
-/// Codes from here on say how many bytes the instance was given before its end: the code less this.
+/// Codes from here on say how many bytes the instance was given before its end: the code less this,
+/// and less [`WAS_CUT`].
 const GIVEN: u64 = 256;
+/// In a code that says how much was given: the instance was cut, and the end of what it said is none.
+/// A reset would say so, too, but throws away what was said before and is not read yet.
+const WAS_CUT: u64 = 1 << 61;
 
 impl From<ResetCode> for VarInt {
     fn from(code: ResetCode) -> Self {
@@ -237,7 +243,7 @@ impl TunnelError {
     /// its instance had said its end.
     pub fn given(&self) -> Option<u64> {
         match self {
-            Self::Stopped(code) => code.into_inner().checked_sub(GIVEN),
+            Self::Stopped(code) => (code.into_inner() & !WAS_CUT).checked_sub(GIVEN),
             _ => None,
         }
     }
@@ -358,11 +364,22 @@ impl Drop for TunnelWriter {
     }
 }
 
+/// What a peer says of our bytes, once it has said its last word on them.
+struct Stopping(Pin<Box<dyn Future<Output = Result<Option<VarInt>, StoppedError>> + Send + Sync>>);
+
+impl std::fmt::Debug for Stopping {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Stopping")
+    }
+}
+
 /// The peer's bytes to us. Dropped before its end it asks the peer to stop.
 #[derive(Debug)]
 pub struct TunnelReader {
     inner: RecvStream,
     is_ended: bool,
+    /// Where the end of the peer's bytes may be that of a connection that was cut.
+    stopping: Option<Stopping>,
     place: Option<Place>,
     /// As much of the answer as has come, until it is whole.
     answer: Vec<u8>,
@@ -371,12 +388,18 @@ pub struct TunnelReader {
 impl TunnelReader {
     /// A tunnel that holds `place`, if it has one already.
     pub(super) fn new(inner: RecvStream, place: Option<Place>) -> Self {
-        Self { inner, is_ended: false, place, answer: Vec::new() }
+        Self { inner, is_ended: false, stopping: None, place, answer: Vec::new() }
     }
 
     /// Holds `place` from now on.
     pub(super) fn take(&mut self, place: Place) {
         self.place = Some(place);
+    }
+
+    /// From now on the end is one only if what the peer says of the bytes of `writer` agrees: for
+    /// tunnels whose mode [ends with the instance](Mode::ends_with_instance).
+    pub fn end_as_said_of(&mut self, writer: &TunnelWriter) {
+        self.stopping = Some(Stopping(Box::pin(writer.inner.stopped())));
     }
 
     /// Reads what is there into `chunks` and says how many it filled; `None` at the end. Cancel
@@ -386,8 +409,29 @@ impl TunnelReader {
         chunks: &mut [Bytes],
     ) -> Result<Option<usize>, TunnelError> {
         let filled = self.inner.read_chunks(chunks).await?;
-        self.is_ended = filled.is_none();
+        if filled.is_none() {
+            poll_fn(|cx| self.poll_end(cx)).await?;
+        }
         Ok(filled)
+    }
+
+    /// The peer's bytes are read. Whether that was their end.
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), TunnelError>> {
+        self.is_ended = true;
+        if let Some(stopping) = &mut self.stopping {
+            let stopped = ready!(stopping.0.as_mut().poll(cx));
+            self.stopping = None;
+            match stopped {
+                Ok(Some(code)) if code.into_inner() & WAS_CUT != 0 => {
+                    return Poll::Ready(Err(TunnelError::Reset(ResetCode::Cut.into())));
+                }
+                Err(StoppedError::ConnectionLost(error)) => {
+                    return Poll::Ready(Err(TunnelError::Lost(error)));
+                }
+                Ok(_) | Err(StoppedError::ZeroRttRejected) => {}
+            }
+        }
+        Poll::Ready(Ok(()))
     }
 
     /// Reads the header that a new tunnel begins with.
@@ -444,14 +488,17 @@ impl TunnelReader {
         len_max: usize,
     ) -> Poll<Result<Option<Bytes>, TunnelError>> {
         let chunk = ready!(pin!(self.inner.read_chunk(len_max, true)).poll(cx))?;
-        self.is_ended |= chunk.is_none();
+        if chunk.is_none() {
+            ready!(self.poll_end(cx))?;
+        }
         Poll::Ready(Ok(chunk.map(|chunk| chunk.bytes)))
     }
 
     /// Wants no more of the peer's bytes: the instance, which has had `given` of them at most, has
-    /// said its end.
-    pub fn stop_at(&mut self, given: u64) {
-        let code = VarInt::from_u64(GIVEN + given).unwrap_or(VarInt::MAX);
+    /// said its end, or was cut.
+    pub fn stop_at(&mut self, given: u64, was_cut: bool) {
+        let code = GIVEN + given + if was_cut { WAS_CUT } else { 0 };
+        let code = VarInt::from_u64(code).unwrap_or(VarInt::MAX);
         let _ = self.inner.stop(code); // already gone: nothing to stop
         self.is_ended = true;
     }

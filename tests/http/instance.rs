@@ -225,8 +225,10 @@ impl Connection {
     async fn answer(&mut self, request: &Request) -> io::Result<()> {
         let (path, argument) = request.path.split_once('?').unwrap_or((&request.path, ""));
         if path == "/early" {
-            // Says no and goes, with most of the body unread.
+            // Says no, reads so much more, and goes with most of the body unread.
             self.say("413 Payload Too Large", "connection: close\r\n", b"too large").await?;
+            let more: usize = argument.parse().unwrap_or_default();
+            self.stream.read_exact(&mut vec![0; more]).await?;
             return Err(io::ErrorKind::Other.into());
         }
         if path == "/wait" {

@@ -388,6 +388,7 @@ impl Question<'_> {
         };
         let header = header.encode().map_err(|_| Setback::Final(DialError::Unsupported))?;
         let (mut writer, mut reader) = link.open().await?;
+        reader.end_as_said_of(&writer);
         if !call.picked().is_ejected() {
             return Ok(Way::Tunnel { writer, reader, header, is_open: false });
         }
