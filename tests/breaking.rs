@@ -203,8 +203,8 @@ fn instance_that_is_ejected_is_called_when_nobody_else_is_left() {
     load_while(&entries, millis(50), |_| wait_everywhere(&mesh, Some("open")));
     backends[2].manners.failing.store(0, Relaxed);
     // One call each keeps the others busy: for a third there is only the ejected one.
-    for at in 0..2 {
-        backends[at].manners.delay_ms.store(1_500, Relaxed);
+    for (at, backend) in backends.iter().enumerate().take(2) {
+        backend.manners.delay_ms.store(1_500, Relaxed);
         expose(at, &["--hard-limit", "1"]);
     }
     let told = load(entries[0], 3, millis(100), millis(1_000));
