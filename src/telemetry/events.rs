@@ -91,10 +91,14 @@ pub enum EventKind {
     InstanceReturning,
     /// An instance that was ejected has its whole share again.
     InstanceReturned,
-    /// Most of a service fails, or does no more.
+    /// Most of a service fails.
     ServiceFailing,
-    /// So much of a service is ejected that all of it is called again, or is no more.
+    /// No more than half of a service fails any more.
+    ServiceRecovered,
+    /// So much of a service is ejected that all of it is called again.
     BreakerPanic,
+    /// Little of a service is ejected any more.
+    BreakerPanicEnded,
     /// An own instance accepts no connection.
     InstanceUnreachable,
     /// A member's gossip is what no agent sends, or was found to be untrue.

@@ -1,5 +1,6 @@
 //! The loop: wait, do one turn, measure it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use super::pool::{Input, Pool};
 use super::{Command, Durable, Gossip};
 use crate::breaker::{InstanceChange, SharedEvent};
 use crate::mesh::{Destination, Evidence, Lane, Mesh, MeshEvent, Snapshot};
-use crate::model::{Entry, EntryKind, Epoch, MemberId, MemberState, Moment};
+use crate::model::{Entry, EntryKind, Epoch, MemberId, MemberState, Moment, ServiceName};
 use crate::runtime::clock::Clock;
 use crate::telemetry::{EventKind, EventLog, Metrics};
 use crate::tls::{Dismissed, Trust};
@@ -451,8 +452,8 @@ impl Driver {
     }
 
     fn handle_breaker(&self, event: SharedEvent) {
-        let record = |kind, subject: String, reason: String| {
-            self.events.record(kind, subject, reason);
+        let of_service = |kind, service: ServiceName, reason| {
+            self.events.record(kind, service, reason);
         };
         match event {
             SharedEvent::Instance { key, service, change } => {
@@ -460,21 +461,25 @@ impl Driver {
                     self.metrics.count_breaker(service.as_str(), state.as_str(), "mesh");
                 }
                 let (kind, reason) = self.told(&change);
-                record(kind, format!("{}@{}", key.instance, self.name_of(key.member)), reason);
+                let subject = format!("{}@{}", key.instance, self.name_of(key.member));
+                let fields = BTreeMap::from([("service".to_owned(), service.to_string())]);
+                self.events.record_with(kind, subject, reason, fields);
             }
-            SharedEvent::Failing { service, is_failing } => {
-                let reason = match is_failing {
-                    true => "more than half of its instances fail: none is ejected",
-                    false => "no more than half of its instances fail",
-                };
-                record(EventKind::ServiceFailing, service.to_string(), reason.to_owned());
+            SharedEvent::Failing { service, is_failing: true } => {
+                let reason = "more than half of its instances fail: none is ejected";
+                of_service(EventKind::ServiceFailing, service, reason);
             }
-            SharedEvent::Panic { service, is_panic } => {
-                let reason = match is_panic {
-                    true => "most of its instances are ejected: all are called again",
-                    false => "few of its instances are ejected",
-                };
-                record(EventKind::BreakerPanic, service.to_string(), reason.to_owned());
+            SharedEvent::Failing { service, is_failing: false } => {
+                let reason = "no more than half of its instances fail";
+                of_service(EventKind::ServiceRecovered, service, reason);
+            }
+            SharedEvent::Panic { service, is_panic: true } => {
+                let reason = "most of its instances are ejected: all are called again";
+                of_service(EventKind::BreakerPanic, service, reason);
+            }
+            SharedEvent::Panic { service, is_panic: false } => {
+                let reason = "few of its instances are ejected";
+                of_service(EventKind::BreakerPanicEnded, service, reason);
             }
         }
     }
