@@ -99,6 +99,43 @@ fn instance_that_fails_is_ejected_and_called_again_once_it_is_well() {
 }
 
 #[test]
+fn instance_that_its_callers_see_fail_is_ejected_and_returns_at_an_agent_that_never_called_it() {
+    let _turn = beside_others();
+    let backends = ["one", "two", "sick"].map(Backend::start);
+    let sick = &backends[2].manners;
+    let mesh = TestMesh::of(&["a", "b", "c", "d", "onlooker"]);
+    backends.iter().for_each(|backend| backend.expose(mesh.agent("b"), &[]));
+    let entries = ["a", "c", "d"].map(|caller| {
+        mesh.agent(caller).wait_endpoints("web", backends.len());
+        let listen = free_address();
+        let turns = ["upstream", "web", &listen.to_string(), "--balance", "random"];
+        mesh.agent(caller).run(&turns).ok();
+        listen
+    });
+    let onlooker = mesh.agent("onlooker");
+    let transitions = |to: &str| {
+        let labels = ["service=\"web\"", &format!("to=\"{to}\""), "source=\"mesh\""];
+        onlooker.metric("murmesh_breaker_transitions_total", &labels)
+    };
+    let wait = |what: &str, kind: &str, to: &str| {
+        eventually(what, SOON, || {
+            thread::scope(|scope| {
+                for entry in entries {
+                    scope.spawn(move || load(entry, 2, millis(20), millis(300)));
+                }
+            });
+            let events = onlooker.events(kind);
+            let is_seen = events.iter().any(|event| event["subject"] == "sick@b");
+            check(is_seen && transitions(to) >= 1.0, (events, transitions(to)))
+        });
+    };
+    sick.failing.store(1_000, Relaxed);
+    wait("it is ejected", "instance_ejected", "open");
+    sick.failing.store(0, Relaxed);
+    wait("it returns", "instance_returning", "half_open");
+}
+
+#[test]
 fn faults_of_callers_eject_nobody() {
     let _turn = beside_others();
     let backends = [("busy", 429), ("missing", 404), ("unable", 501)].map(|(name, status)| {

@@ -10,8 +10,8 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 use murmesh::breaker::{
-    Admission, Breaker, BreakerConfig, InstanceKey, OwnWindow, ProbeGate, SharedBreaker,
-    SharedConfig, SharedEvent, Verdict,
+    Admission, Breaker, BreakerConfig, BreakerEvent, InstanceChange, InstanceKey, OwnWindow,
+    ProbeGate, SharedBreaker, SharedConfig, SharedEvent, Verdict,
 };
 use murmesh::model::{MemberId, Moment, Observations, ObservedWindow, Outcome, ServiceName};
 
@@ -54,18 +54,46 @@ impl Answer {
     }
 }
 
+/// How an instance answers: its number, the time, calls that it got in the last second.
+pub(super) type Behaviour = fn(usize, Duration, usize) -> Answer;
+
 /// What a caller is like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Honest,
     /// Its own network fails from 10 s on: so does whatever it calls.
     Broken,
-    /// From 10 s on it says that these fail, whatever it sees.
-    Liar {
-        /// The first so many instances.
-        accused: usize,
-    },
+    /// From 10 s on it says that the first so many instances fail, whatever it sees: all of 1,000
+    /// calls, the last one now.
+    Liar(usize, Manner),
 }
+
+/// When a liar speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Manner {
+    /// Once a second.
+    Steady,
+    /// The same, and again as soon as it hears somebody say otherwise.
+    Renewing,
+    /// All liars in the same moment, then nothing for 7 s, until what they said is forgotten.
+    Striking,
+    /// As soon as it hears an honest accusation, and only of what that accuses.
+    Joining,
+}
+
+impl Manner {
+    pub(super) const ALL: [Self; 4] = [Self::Steady, Self::Renewing, Self::Striking, Self::Joining];
+
+    const fn pause(self) -> Duration {
+        match self {
+            Self::Steady | Self::Renewing | Self::Joining => Duration::from_secs(1),
+            Self::Striking => Duration::from_secs(7),
+        }
+    }
+}
+
+/// How soon a liar that answers may speak again: others refuse who publishes more often.
+const LIE_PAUSE: Duration = Duration::from_millis(200);
 
 /// What is simulated.
 pub(super) struct Setting {
@@ -74,8 +102,7 @@ pub(super) struct Setting {
     /// Calls a second of each caller.
     pub(super) rate: f64,
     pub(super) length: Duration,
-    /// How an instance answers: its number, the time, calls that it got in the last second.
-    pub(super) answer: fn(usize, Duration, usize) -> Answer,
+    pub(super) answer: Behaviour,
     /// How long news takes from one member to another: from, to.
     pub(super) news: (Duration, Duration),
     pub(super) breaker: BreakerConfig,
@@ -85,7 +112,7 @@ pub(super) struct Setting {
 impl Setting {
     /// 50 callers of 5 calls a second, 10 instances, 60 s; news takes 5 to 100 ms, longer than `observe`
     /// measures it.
-    pub(super) fn new(answer: fn(usize, Duration, usize) -> Answer) -> Self {
+    pub(super) fn new(answer: Behaviour) -> Self {
         Self {
             callers: vec![Kind::Honest; 50],
             instances: 10,
@@ -111,9 +138,11 @@ pub(super) struct Run {
     pub(super) reached: Vec<Vec<Duration>>,
     /// Calls that passed the gate of an ejected instance.
     pub(super) probes: Vec<Vec<Duration>>,
-    /// Ejections: when, at which caller, of which instance.
+    /// Ejections: when, at which caller that is no liar, of which instance.
     pub(super) ejected: Vec<(Duration, usize, usize)>,
     pub(super) reports: usize,
+    /// How often callers' own breakers opened.
+    pub(super) opened: usize,
     /// When failures of a quorum had happened, by instance.
     pub(super) quorum_at: BTreeMap<usize, Duration>,
 }
@@ -140,11 +169,12 @@ struct Caller {
     probed_at: Vec<Option<Moment>>,
     called: Vec<bool>,
     told_at: Moment,
+    lied_at: Moment,
 }
 
 enum Happening {
     Call(usize),
-    Ended { caller: usize, instance: usize, outcome: Outcome, is_probe: bool },
+    Ended { caller: usize, instance: usize, outcome: Outcome },
     News { from: MemberId, to: usize, observations: Observations },
     Lie(usize),
     Tick,
@@ -154,6 +184,8 @@ pub(super) struct World<'a> {
     setting: &'a Setting,
     way: Way,
     rng: StdRng,
+    /// Of how long news takes: apart, so that calls go the same way as long as nothing is ejected.
+    news_rng: StdRng,
     now: Moment,
     queue: BinaryHeap<Reverse<(Moment, u64)>>,
     happenings: BTreeMap<u64, Happening>,
@@ -220,6 +252,7 @@ impl<'a> World<'a> {
             probed_at: vec![None; setting.instances],
             called: vec![false; setting.instances],
             told_at: Moment::from_nanos(rng.random_range(0..1_000_000_000)),
+            lied_at: Moment::START,
         });
         let callers: Vec<_> = callers.collect();
         let owners = (0..setting.instances)
@@ -229,6 +262,7 @@ impl<'a> World<'a> {
             setting,
             way,
             rng,
+            news_rng: StdRng::seed_from_u64(seed.wrapping_add(1 << 32)),
             now: Moment::START,
             queue: BinaryHeap::new(),
             happenings: BTreeMap::new(),
@@ -247,13 +281,14 @@ impl<'a> World<'a> {
                 probes: vec![Vec::new(); setting.instances],
                 ejected: Vec::new(),
                 reports: 0,
+                opened: 0,
                 quorum_at: BTreeMap::new(),
             },
         };
         for caller in 0..world.callers.len() {
             let first = Duration::from_secs_f64(world.rng.random_range(0.0..1.0) / setting.rate);
             world.schedule(first, Happening::Call(caller));
-            if let Kind::Liar { .. } = world.callers[caller].kind {
+            if let Kind::Liar(..) = world.callers[caller].kind {
                 world.schedule(Duration::from_secs(10), Happening::Lie(caller));
             }
         }
@@ -278,8 +313,8 @@ impl<'a> World<'a> {
                 let pause = self.rng.random_range(0.5..1.5) / self.setting.rate;
                 self.schedule(Duration::from_secs_f64(pause), Happening::Call(caller));
             }
-            Happening::Ended { caller, instance, outcome, is_probe } => {
-                self.ended(caller, instance, outcome, is_probe);
+            Happening::Ended { caller, instance, outcome } => {
+                self.ended(caller, instance, outcome);
             }
             Happening::News { from, to, observations } => {
                 let now = self.now;
@@ -287,6 +322,7 @@ impl<'a> World<'a> {
                     None => {
                         self.callers[to].shared.handle_report(now, from, &observations);
                         self.drain(to);
+                        self.lie_about(to, from, &observations);
                     }
                     Some(owner) => {
                         let (shared, _) = &mut self.owners[owner];
@@ -335,7 +371,7 @@ impl<'a> World<'a> {
                 true => Outcome::Failed,
                 false => Outcome::Success,
             };
-            let ended = Happening::Ended { caller, instance, outcome, is_probe };
+            let ended = Happening::Ended { caller, instance, outcome };
             self.schedule(answer.latency, ended);
             return;
         }
@@ -395,7 +431,7 @@ impl<'a> World<'a> {
         (!pool.is_empty()).then(|| (pool[self.rng.random_range(0..pool.len())], false))
     }
 
-    fn ended(&mut self, caller: usize, instance: usize, outcome: Outcome, is_probe: bool) {
+    fn ended(&mut self, caller: usize, instance: usize, outcome: Outcome) {
         let now = self.now;
         if outcome.is_failure() {
             self.note_failure(caller);
@@ -404,10 +440,9 @@ impl<'a> World<'a> {
             let mut distinct = accusers.clone();
             distinct.sort_unstable();
             distinct.dedup();
-            let quorum = (self.setting.callers.len() as f32 * self.setting.shared.quorum_share)
-                .ceil()
-                .max(2.0);
-            if accusers.len() >= 6 && distinct.len() >= quorum as usize {
+            let share = self.setting.callers.len() as f32 * self.setting.shared.quorum_share;
+            let quorum = (share as usize + 1).max(self.setting.shared.quorum_min);
+            if accusers.len() >= 6 && distinct.len() >= quorum {
                 let at = now.since(Moment::START);
                 self.run.quorum_at.entry(instance).or_insert(at);
             }
@@ -418,18 +453,17 @@ impl<'a> World<'a> {
         if *in_row >= 5 {
             (*in_row, *until) = (0, now + Duration::from_secs(30));
         }
-        let before = one.breakers[instance].window(now);
         one.breakers[instance].handle_outcome(now, outcome);
-        let has_changed = one.breakers[instance].poll_event().is_some();
+        let event = one.breakers[instance].poll_event();
+        self.run.opened += usize::from(matches!(event, Some(BreakerEvent::Opened { .. })));
         let window = one.breakers[instance].window(now);
         one.called[instance] = true;
-        let is_begun = window.first_failure_age.is_some() && before.first_failure_age.is_none();
-        let is_ended = window.first_failure_age.is_none() && before.first_failure_age.is_some();
-        let is_asked = self.way == Way::Shared
-            && !outcome.is_failure()
-            && one.shared.verdict(&key(instance)) == Verdict::Accused;
-        if is_begun || is_ended || is_probe || has_changed || is_asked {
-            self.give(caller, &[instance]);
+        // As the proxy does it: a change at once, with all else that is new.
+        let is_begun = outcome.is_failure() && window.first_failure_age == Some(Duration::ZERO);
+        let verdict = one.shared.verdict(&key(instance));
+        let is_asked = matches!(verdict, Verdict::Accused | Verdict::Ejected(_));
+        if is_begun || event.is_some() || is_asked {
+            self.give(caller);
         }
     }
 
@@ -441,17 +475,20 @@ impl<'a> World<'a> {
         self.run.failures.push(self.now.since(Moment::START));
     }
 
-    /// Gives a caller's own windows to its shared breaker.
-    fn give(&mut self, caller: usize, instances: &[usize]) {
-        if self.way != Way::Shared || matches!(self.callers[caller].kind, Kind::Liar { .. }) {
+    /// Gives a caller's own windows that are new to its shared breaker.
+    fn give(&mut self, caller: usize) {
+        if self.way != Way::Shared || matches!(self.callers[caller].kind, Kind::Liar(..)) {
             return;
         }
         let now = self.now;
         let one = &mut self.callers[caller];
-        let windows = instances.iter().map(|instance| OwnWindow {
-            key: key(*instance),
+        let called =
+            (0..self.setting.instances).filter(|one_of| std::mem::take(&mut one.called[*one_of]));
+        let called: Vec<_> = called.collect();
+        let windows = called.into_iter().map(|instance| OwnWindow {
+            key: key(instance),
             service: self.service.clone(),
-            window: one.breakers[*instance].window(now),
+            window: one.breakers[instance].window(now),
         });
         let windows: Vec<_> = windows.collect();
         one.shared.handle_windows(now, windows);
@@ -459,23 +496,14 @@ impl<'a> World<'a> {
     }
 
     fn drain(&mut self, caller: usize) {
-        let mut wanted = Vec::new();
         let one = &mut self.callers[caller];
         while let Some(event) = one.shared.poll_event() {
-            match event {
-                SharedEvent::WindowWanted(key) => {
-                    wanted.push(usize::from(key.member.as_bytes()[0]));
-                }
-                SharedEvent::Ejected { key, .. } => {
-                    let instance = usize::from(key.member.as_bytes()[0]);
-                    let at = self.now.since(Moment::START);
-                    self.run.ejected.push((at, caller, instance));
-                }
-                _ => {}
+            let SharedEvent::Instance { key, change, .. } = event else { continue };
+            if matches!(change, InstanceChange::Ejected(_)) && !matches!(one.kind, Kind::Liar(..)) {
+                let instance = usize::from(key.member.as_bytes()[0]);
+                let at = self.now.since(Moment::START);
+                self.run.ejected.push((at, caller, instance));
             }
-        }
-        if !wanted.is_empty() {
-            self.give(caller, &wanted);
         }
         while let Some(observations) = self.callers[caller].shared.poll_report(self.now) {
             self.spread(caller, &observations);
@@ -486,16 +514,48 @@ impl<'a> World<'a> {
         self.run.reports += 1;
         let (least, most) = self.setting.news;
         for to in (0..self.callers.len() + self.owners.len()).filter(|to| *to != from) {
-            let after = self.rng.random_range(least..=most);
+            let after = self.news_rng.random_range(least..=most);
             let observations = observations.clone();
             self.schedule(after, Happening::News { from: caller_id(from), to, observations });
         }
     }
 
-    /// Says the worst that one report can say, again each second.
+    /// What a liar says of its own accord.
     fn lie(&mut self, caller: usize) {
-        let Kind::Liar { accused } = self.callers[caller].kind else { return };
-        let windows = (0..accused).map(|instance| ObservedWindow {
+        let Kind::Liar(accused, manner) = self.callers[caller].kind else { return };
+        if manner != Manner::Joining {
+            self.accuse(caller, 0..accused);
+        }
+        self.schedule(manner.pause(), Happening::Lie(caller));
+    }
+
+    /// What a liar says when it hears others.
+    fn lie_about(&mut self, caller: usize, from: MemberId, heard: &Observations) {
+        let Kind::Liar(accused, manner) = self.callers[caller].kind else { return };
+        let is_honest = |number: usize| {
+            caller_id(number) == from && !matches!(self.callers[number].kind, Kind::Liar(..))
+        };
+        let is_early = self.elapsed() < Duration::from_secs(10)
+            || self.now.since(self.callers[caller].lied_at) < LIE_PAUSE;
+        if is_early || !(0..self.callers.len()).any(is_honest) {
+            return;
+        }
+        let instance = |window: &ObservedWindow| usize::from(window.member.as_bytes()[0]);
+        let said = |is_failing| {
+            let windows = heard.windows.iter().filter(move |one| (one.failures > 0) == is_failing);
+            windows.map(instance).filter(|one| *one < accused).collect::<Vec<_>>()
+        };
+        match manner {
+            Manner::Renewing if !said(false).is_empty() => self.accuse(caller, 0..accused),
+            Manner::Joining if !said(true).is_empty() => self.accuse(caller, said(true)),
+            _ => {}
+        }
+    }
+
+    /// Says the worst that one report can say.
+    fn accuse(&mut self, caller: usize, accused: impl IntoIterator<Item = usize>) {
+        self.callers[caller].lied_at = self.now;
+        let windows = accused.into_iter().map(|instance| ObservedWindow {
             member: key(instance).member,
             instance: key(instance).instance,
             samples: 1_000,
@@ -504,14 +564,11 @@ impl<'a> World<'a> {
             last_failure_age_ms: Some(0),
             last_success_age_ms: None,
         });
-        let observations = Observations {
-            calls: vec![self.service.clone()],
-            called: 1_000,
-            accused: accused as u16,
-            windows: windows.collect(),
-        };
-        self.spread(caller, &observations);
-        self.schedule(Duration::from_secs(1), Happening::Lie(caller));
+        let windows: Vec<_> = windows.collect();
+        let accused = windows.len() as u16;
+        // Half of what it calls: one more, and nobody would believe it.
+        let calls = vec![self.service.clone()];
+        self.spread(caller, &Observations { calls, called: 2 * accused, accused, windows });
     }
 
     fn tick(&mut self) {
@@ -522,11 +579,7 @@ impl<'a> World<'a> {
             }
             if now.since(self.callers[caller].told_at) >= Duration::from_secs(1) {
                 self.callers[caller].told_at = now;
-                let all = 0..self.setting.instances;
-                let called: Vec<_> = all
-                    .filter(|one| std::mem::take(&mut self.callers[caller].called[*one]))
-                    .collect();
-                self.give(caller, &called);
+                self.give(caller);
             }
             let shared = &mut self.callers[caller].shared;
             if shared.poll_timeout().is_some_and(|at| at <= now) {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use murmesh::breaker::{InstanceKey, OwnWindow, SharedEvent, Verdict, Window};
+use murmesh::breaker::{InstanceChange, InstanceKey, OwnWindow, SharedEvent, Verdict, Window};
 use murmesh::mesh::MeshEvent;
 use murmesh::model::{EntryKind, Moment};
 
@@ -81,7 +81,7 @@ fn accusation_reaches_all_and_ejects_everywhere_within_a_second_of_it() {
             called.world.run_for(Duration::from_secs(5));
             let key = called.key(0);
             let ejected = called.world.first_at_each(began_at, |event| {
-                matches!(event, MeshEvent::Breaker(SharedEvent::Ejected { key: of, .. }) if *of == key)
+                matches!(event, MeshEvent::Breaker(SharedEvent::Instance { key: of, change: InstanceChange::Ejected(_), .. }) if *of == key)
             });
             assert_eq!(ejected.len(), count, "all eject it");
             let snapshot = called.world.at(count - 1, |mesh, _| mesh.snapshot());

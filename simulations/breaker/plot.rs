@@ -11,13 +11,13 @@ const HEIGHT: f64 = 260.0;
 const FRAME: [f64; 4] = [60.0, 16.0, 40.0, 40.0];
 const COLOURS: [&str; 3] = ["#0b6e69", "#8a8f98", "#b4532a"];
 
-/// Writes `NAME.svg` into the directory `MURMESH_PLOTS`, if it is set.
+/// Writes `breaker-NAME.svg` into the directory `MURMESH_PLOTS`, if it is set.
 pub(super) fn write(name: &str, setting: &Setting, runs: &[Run; 3]) {
     let Some(directory) = std::env::var_os("MURMESH_PLOTS") else { return };
     let words: String =
         name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
     let words = words.split('-').filter(|word| !word.is_empty()).collect::<Vec<_>>().join("-");
-    let path = Path::new(&directory).join(format!("{words}.svg"));
+    let path = Path::new(&directory).join(format!("breaker-{words}.svg"));
     std::fs::create_dir_all(&directory).expect("a directory for plots");
     std::fs::write(&path, draw(name, setting, runs)).expect("a plot");
     println!("  {}", path.display());
@@ -49,10 +49,14 @@ fn draw(name: &str, setting: &Setting, runs: &[Run; 3]) -> String {
         let mut line = format!("M{left} {:.1}", above + height);
         let mut failures = run.failures.clone();
         failures.sort();
+        let mut drawn_to = 0.0;
         for (count, at) in failures.iter().enumerate() {
             let x = left + at.as_secs_f64() / length * width;
             let y = above + (1.0 - (count + 1) as f64 / most) * height;
-            let _ = write!(line, "H{x:.1}V{y:.1}");
+            if x >= drawn_to + 1.0 || count + 1 == failures.len() {
+                let _ = write!(line, "H{x:.1}V{y:.1}");
+                drawn_to = x;
+            }
         }
         let _ = writeln!(
             field,

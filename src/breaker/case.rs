@@ -14,13 +14,8 @@ pub(super) struct Case {
     pub(super) onset: Moment,
     /// Ejections since it was well for a while: doubles the time between probes.
     pub(super) relapses: u32,
-    /// Accusations that were outweighed since it was well for a while: doubles the time until a mere
-    /// quorum is heard again.
-    pub(super) dismissals: u32,
     /// Whether this node's own call has shown that it is back.
     pub(super) is_witness: bool,
-    /// Whether this node has said something against the accusation.
-    pub(super) has_rebutted: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -38,7 +33,7 @@ pub(super) enum Stage {
 impl Case {
     pub(super) const fn new(now: Moment, onset: Moment) -> Self {
         let stage = Stage::Accused { since: now };
-        Self { stage, onset, relapses: 0, dismissals: 0, is_witness: false, has_rebutted: false }
+        Self { stage, onset, relapses: 0, is_witness: false }
     }
 
     /// Time between two probes of the whole mesh.
@@ -47,24 +42,12 @@ impl Case {
         config.period_min.saturating_mul(1 << doublings).min(config.period_max)
     }
 
-    /// How long a mere quorum is not heard after accusations were outweighed: a crowd is.
-    pub(super) fn deafness(&self, config: &SharedConfig) -> Duration {
-        match self.dismissals {
-            0 => Duration::ZERO,
-            more => config.rebuttal.saturating_mul(1 << more.min(16)).min(config.period_max),
-        }
-    }
-
     /// Evidence of before then does not count any more.
     pub(super) const fn since(&self) -> Moment {
         match self.stage {
             Stage::Accused { .. } | Stage::Ejected { .. } => Moment::START,
             Stage::Returning { since, .. } | Stage::Watched { since } => since,
         }
-    }
-
-    pub(super) const fn is_accused(&self) -> bool {
-        matches!(self.stage, Stage::Accused { .. })
     }
 
     pub(super) const fn is_ejected(&self) -> bool {

@@ -87,18 +87,18 @@ impl Grounds {
         self.accusers >= self.quorum && self.failures >= config.failures_min
     }
 
-    /// Whether so many accuse that others need not be waited for.
-    pub(super) fn is_crowd(&self, config: &SharedConfig) -> bool {
-        self.has_quorum(config) && self.accusers as f32 >= self.callers as f32 * config.crowd_share
+    /// Whether so little speaks against it that it needs not be waited for.
+    pub(super) fn is_clear(&self, config: &SharedConfig) -> bool {
+        self.is_carried(config) && f32::from(self.share) >= config.ratio_clear * 1_000.0
     }
 
     /// Whether they outweigh those who have seen success.
     pub(super) fn is_carried(&self, config: &SharedConfig) -> bool {
-        self.has_quorum(config) && self.is_likely(config)
+        self.has_quorum(config) && self.outweighs(config)
     }
 
     /// The same, however few failures there were yet.
-    pub(super) fn is_likely(&self, config: &SharedConfig) -> bool {
+    pub(super) fn outweighs(&self, config: &SharedConfig) -> bool {
         self.accusers >= self.quorum
             && self.recovered < self.quorum
             && f32::from(self.share) >= config.ratio * 1_000.0
@@ -229,8 +229,8 @@ fn capped(seen: &Seen, samples_max: u16) -> (u32, u32) {
     (samples, failures)
 }
 
-/// Accusers that it takes among so many callers.
+/// Accusers that it takes among so many callers: more than the share.
 fn quorum(config: &SharedConfig, callers: usize) -> usize {
-    let share = (callers as f32 * config.quorum_share).ceil() as usize;
+    let share = (callers as f32 * config.quorum_share) as usize + 1;
     share.max(config.quorum_min)
 }

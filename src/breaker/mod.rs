@@ -19,7 +19,7 @@ pub use config::{BreakerConfig, SharedConfig};
 pub use grounds::{Grounds, Testimony, TestimonyWeight};
 pub use local::{Admission, Breaker, BreakerEvent, BreakerState, Trip};
 pub use report::{InstanceKey, OwnWindow};
-pub use shared::{SharedBreaker, SharedEvent};
+pub use shared::{InstanceChange, SharedBreaker, SharedEvent};
 pub use verdict::{Ejection, ProbeGate, Turn, Verdict};
 pub use window::Window;
 

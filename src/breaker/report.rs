@@ -78,8 +78,11 @@ impl Seen {
 
     /// Whether the newest call that it tells of is after `since` and within the window.
     pub(super) fn is_fresh(&self, now: Moment, since: Moment, window: Duration) -> bool {
-        let newest = self.last_failure_at.max(self.last_success_at);
-        newest.is_some_and(|at| at >= since && now.since(at) < window)
+        self.newest().is_some_and(|at| at >= since && now.since(at) < window)
+    }
+
+    fn newest(&self) -> Option<Moment> {
+        self.last_failure_at.max(self.last_success_at)
     }
 
     /// Whether failures outweigh in a stretch that goes on.
@@ -122,8 +125,18 @@ impl Report {
         }
     }
 
-    /// Whether most of what it calls fails for it: then the cause is rather its own side.
+    /// Counts again of how many instances its calls have failed, of all those called since.
+    pub(super) fn count(&mut self) {
+        let accusing = || self.windows.values().filter(|seen| seen.is_accusing());
+        let onset = accusing().filter_map(|seen| seen.first_failure_at).min();
+        let called = self.windows.values().filter(|seen| onset.is_some() && seen.newest() >= onset);
+        let saturated = |count| u16::try_from(count).unwrap_or(u16::MAX);
+        (self.called, self.accused) = (saturated(called.count()), saturated(accusing().count()));
+    }
+
+    /// Whether most of what it calls fails for it: then the cause is rather its own side, or the
+    /// service as a whole.
     pub(super) fn condemns(&self) -> bool {
-        u32::from(self.accused) * 2 > u32::from(self.called)
+        self.accused > 1 && u32::from(self.accused) * 2 > u32::from(self.called)
     }
 }

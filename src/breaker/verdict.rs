@@ -88,21 +88,32 @@ pub struct Turn {
     pub every: Duration,
 }
 
+impl Turn {
+    /// Time since the latest turn began, if the first has come: more than its length between two.
+    fn age_at(&self, at: Moment) -> Option<Duration> {
+        let every = self.every.max(self.length).as_nanos().max(1);
+        (at >= self.from)
+            .then(|| Duration::from_nanos(((at - self.from).as_nanos() % every) as u64))
+    }
+
+    /// Whether a call that ended then may have been made in it; both ends give way by `slack`.
+    pub(super) fn covers(&self, ended_at: Moment, slack: Duration) -> bool {
+        let age = self.age_at(ended_at + slack);
+        age.is_some_and(|age| age < self.length + slack * 2)
+    }
+}
+
 impl Ejection {
     fn admits(&self, now: Moment) -> Admission {
         let later = |next: Moment| Admission::Refuse { until: next.min(self.anyone_at) };
         match self.turn {
             _ if now >= self.anyone_at => Admission::Probe,
             None => later(self.anyone_at),
-            Some(turn) if now < turn.from => later(turn.from),
-            Some(turn) => {
-                let every = turn.every.max(turn.length).as_nanos().max(1);
-                let into = Duration::from_nanos(((now - turn.from).as_nanos() % every) as u64);
-                match into < turn.length {
-                    true => Admission::Probe,
-                    false => later(now.before(into) + turn.every),
-                }
-            }
+            Some(turn) => match turn.age_at(now) {
+                None => later(turn.from),
+                Some(age) if age < turn.length => Admission::Probe,
+                Some(age) => later(now.before(age) + turn.every),
+            },
         }
     }
 }

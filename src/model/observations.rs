@@ -11,9 +11,9 @@ use super::{InstanceId, MemberId, ServiceName};
 pub struct Observations {
     /// The services that it calls: who has a voice. At most [`Observations::CALLS_MAX`].
     pub calls: Vec<ServiceName>,
-    /// How many instances it has called within the last window.
+    /// How many instances it has called since the first failure that still counts, that one included.
     pub called: u16,
-    /// How many of them fail for it. When most do, it is itself the likelier cause.
+    /// How many of them fail for it. When most do, and two at least, it is itself the likelier cause.
     pub accused: u16,
     /// Those of which it has something to say. At most [`Observations::WINDOWS_MAX`].
     pub windows: Vec<ObservedWindow>,

@@ -695,8 +695,8 @@ impl Boards {
             return;
         }
         let (event, is_urgent) = picked.slot().note_outcome(self.now(), outcome);
-        // Whoever still calls it with success is to say so while others accuse it.
-        let is_wanted = picked.endpoint().verdict == Verdict::Accused;
+        // Whoever calls an instance with success that others accuse is to say so, and how a probe ended.
+        let is_wanted = matches!(picked.endpoint().verdict, Verdict::Accused | Verdict::Ejected(_));
         if is_urgent || is_wanted {
             self.news.notify_one();
         }

@@ -11,7 +11,7 @@ use tracing::debug;
 use super::super::Standing;
 use super::pool::{Input, Pool};
 use super::{Command, Durable, Gossip};
-use crate::breaker::{InstanceKey, SharedEvent};
+use crate::breaker::{InstanceChange, SharedEvent};
 use crate::mesh::{Destination, Evidence, Lane, Mesh, MeshEvent, Snapshot};
 use crate::model::{Entry, EntryKind, Epoch, MemberId, MemberState, Moment};
 use crate::runtime::clock::Clock;
@@ -451,33 +451,16 @@ impl Driver {
     }
 
     fn handle_breaker(&self, event: SharedEvent) {
-        let named = |key: &InstanceKey| format!("{}@{}", key.instance, self.name_of(key.member));
         let record = |kind, subject: String, reason: String| {
             self.events.record(kind, subject, reason);
         };
         match event {
-            SharedEvent::WindowWanted(_) => {} // its callers read its verdict
-            SharedEvent::Ejected { key, grounds } => {
-                let reason = format!(
-                    "{} of {} callers saw {} failures, {} % of what counts",
-                    grounds.accusers,
-                    grounds.callers,
-                    grounds.failures,
-                    grounds.share / 10
-                );
-                record(EventKind::InstanceEjected, named(&key), reason);
-            }
-            SharedEvent::Dismissed(key) => {
-                let reason = "other callers saw it succeed".to_owned();
-                record(EventKind::AccusationDismissed, named(&key), reason);
-            }
-            SharedEvent::Returning { key, by } => {
-                let reason = format!("it answered {}", self.name_of(by));
-                record(EventKind::InstanceReturning, named(&key), reason);
-            }
-            SharedEvent::Returned(key) => {
-                let reason = "it took its whole share without a relapse".to_owned();
-                record(EventKind::InstanceReturned, named(&key), reason);
+            SharedEvent::Instance { key, service, change } => {
+                if let Some(state) = change.to() {
+                    self.metrics.count_breaker(service.as_str(), state.as_str(), "mesh");
+                }
+                let (kind, reason) = self.told(&change);
+                record(kind, format!("{}@{}", key.instance, self.name_of(key.member)), reason);
             }
             SharedEvent::Failing { service, is_failing } => {
                 let reason = match is_failing {
@@ -492,6 +475,31 @@ impl Driver {
                     false => "few of its instances are ejected",
                 };
                 record(EventKind::BreakerPanic, service.to_string(), reason.to_owned());
+            }
+        }
+    }
+
+    fn told(&self, change: &InstanceChange) -> (EventKind, String) {
+        match change {
+            InstanceChange::Ejected(grounds) => {
+                let reason = format!(
+                    "{} of {} callers saw {} failures, {} % of what counts",
+                    grounds.accusers,
+                    grounds.callers,
+                    grounds.failures,
+                    grounds.share / 10
+                );
+                (EventKind::InstanceEjected, reason)
+            }
+            InstanceChange::Acquitted | InstanceChange::Restored => {
+                (EventKind::AccusationDismissed, "other callers saw it succeed".to_owned())
+            }
+            InstanceChange::Returning(by) => {
+                (EventKind::InstanceReturning, format!("it answered {}", self.name_of(*by)))
+            }
+            InstanceChange::Returned => {
+                let reason = "it took its whole share without a relapse".to_owned();
+                (EventKind::InstanceReturned, reason)
             }
         }
     }
