@@ -277,6 +277,18 @@ impl Controller {
     }
 
     async fn open_and_keep(&mut self, spec: UpstreamSpec) -> Result<UpstreamSpec, ControlError> {
+        let others = |open: &&UpstreamSpec| {
+            open.service == spec.service && open.listen != spec.listen && !open.breaker.is_default()
+        };
+        if let Some(open) = self.upstreams.iter().find(others)
+            && !spec.breaker.is_default()
+            && spec.breaker != open.breaker
+        {
+            return Err(ControlError::Conflict(format!(
+                "breaker: differs from that of {}: all upstreams of '{}' share its breakers",
+                open.listen, spec.service
+            )));
+        }
         let spec = self.open_or_change(spec).await?;
         self.runtime.upstream.retain(|kept| kept.listen != spec.listen);
         self.runtime.upstream.push(spec.clone());

@@ -71,7 +71,9 @@ impl Reason {
             "denied" => StatusCode::FORBIDDEN,
             "unknown_service" | "foreign_name" => StatusCode::NOT_FOUND,
             "no_tunnel" => StatusCode::METHOD_NOT_ALLOWED,
-            "no_endpoints" | "draining" | "maint" | "overflow" => StatusCode::SERVICE_UNAVAILABLE,
+            "no_endpoints" | "all_ejected" | "draining" | "maint" | "overflow" => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             "deadline" | "timeout" => StatusCode::GATEWAY_TIMEOUT,
             _ => StatusCode::BAD_GATEWAY,
         }

@@ -15,6 +15,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
+use bytes::Bytes;
 use futures_util::future::{Either, select};
 use http::header::{HeaderMap, HeaderValue, RETRY_AFTER};
 use http::request::Parts;
@@ -38,7 +39,7 @@ use crate::proxy::dial::DialError;
 use crate::proxy::outbound::{Dialled, Search, Setback, Way as Reach};
 use crate::runtime::clock;
 use crate::transport::Link;
-use crate::transport::tunnel::{Header, Mode};
+use crate::transport::tunnel::{Answer as TunnelAnswer, Header, Mode};
 
 /// Requests that one instance may have in flight from this caller; the next is answered at once, while
 /// it can still be of use to ask elsewhere. Far more than an instance works on at a time, and few
@@ -194,6 +195,9 @@ impl Question<'_> {
                     reached += 1;
                 }
                 Err(Miss::NotTaken(Setback::Next { reason, avoid })) => {
+                    if reached == 0 {
+                        search.note_not_taken(&call, reason); // else it has an answer, or had its try
+                    }
                     outbound.avoid(&call, avoid, reason);
                     last = Some(reason);
                     if !self.outbox.is_whole() {
@@ -302,11 +306,13 @@ impl Question<'_> {
         let key = (endpoint.member, endpoint.instance.clone());
         call.ask();
         let asking = pin!(async {
-            if let Some(attempt) = self.ask_resting(endpoint, &key).await {
+            if call.picked().shares_connections()
+                && let Some(attempt) = self.ask_resting(endpoint, &key).await
+            {
                 return attempt;
             }
             // In a box: it takes much room, and most requests find a connection that rests.
-            Box::pin(self.ask_anew(endpoint, &key, link)).await
+            Box::pin(self.ask_anew(call, &key, link)).await
         });
         let silent = async {
             match link {
@@ -357,38 +363,53 @@ impl Question<'_> {
     }
 
     /// Asks an instance on a new connection.
-    async fn ask_anew(&self, endpoint: &Endpoint, key: &Key, link: Option<&Arc<Link>>) -> Attempt {
-        let way = self.open(endpoint, link).await?;
+    async fn ask_anew(&self, call: &Call, key: &Key, link: Option<&Arc<Link>>) -> Attempt {
+        let way = self.open(call, link).await?;
         let outcome = if self.outbox.protocol == Protocol::Http {
             let kept = Kept::new(way).await.map_err(|_| lost())?;
             kept.send(self.outbox.request()?).await.map(|(r, kept)| (r, Some(kept), None))
         } else {
             let shared = Shared::new(way, self.http.tasks.clone()).await.map_err(|_| lost())?;
-            let now = self.http.outbound.clock.now();
-            let stream = self.http.pool.add(key.clone(), &shared, now);
-            shared.send(self.outbox.request()?).await.map(|r| (r, None, Some(stream)))
+            let stream = call.picked().shares_connections().then(|| {
+                let now = self.http.outbound.clock.now();
+                self.http.pool.add(key.clone(), &shared, now)
+            });
+            shared.send(self.outbox.request()?).await.map(|r| (r, None, stream))
         };
-        self.outbox.judge(endpoint, outcome)
+        self.outbox.judge(call.endpoint(), outcome)
     }
 
     /// Begins a new connection to an instance.
-    async fn open(&self, endpoint: &Endpoint, link: Option<&Arc<Link>>) -> Result<Way, Setback> {
+    async fn open(&self, call: &Call, link: Option<&Arc<Link>>) -> Result<Way, Setback> {
         let (http, service, protocol) = (self.http, self.service, self.outbox.protocol);
+        let instance = &call.endpoint().instance;
         http.remember(service, protocol);
         let Some(link) = link else {
-            let own = http.outbound.connect_own(service, &endpoint.instance).await?;
+            let own = http.outbound.connect_own(service, instance, call.insists()).await?;
             return Ok(Way::Local(own));
         };
         let header = Header {
             service: service.clone(),
-            instance: endpoint.instance.clone(),
+            instance: instance.clone(),
             source: self.options.source.clone(),
             mode: if protocol == Protocol::Http { Mode::HTTP1 } else { Mode::HTTP2 },
+            insists: call.insists(),
         };
         let header = header.encode().map_err(|_| Setback::Final(DialError::Unsupported))?;
-        let (writer, mut reader) = link.open().await?;
+        let (mut writer, mut reader) = link.open().await?;
         reader.end_as_said_of(&writer);
-        Ok(Way::Tunnel { writer, reader, header, is_open: false })
+        if !call.picked().is_ejected() {
+            return Ok(Way::Tunnel { writer, reader, header, is_open: false });
+        }
+        // It may well be turned away: of a long body too much would be gone to say it elsewhere.
+        writer.write(header).await.map_err(|_| lost())?;
+        match reader.answer().await {
+            Ok(TunnelAnswer::Accepted) => {
+                Ok(Way::Tunnel { writer, reader, header: Bytes::new(), is_open: true })
+            }
+            Ok(TunnelAnswer::Refused(refusal)) => Err(refusal.into()),
+            Err(_) => Err(lost()),
+        }
     }
 }
 

@@ -100,7 +100,10 @@ impl Carried {
         if let Some(mut kept) = upstream
             && kept.is_free()
         {
-            self.http.pool.put(self.key, kept, now);
+            match self.call.picked().shares_connections() {
+                true => self.http.pool.put(self.key, kept, now),
+                false => kept.end(),
+            }
         }
         self.exchange.end(now);
         if let Some(noted) = self.noted {

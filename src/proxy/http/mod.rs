@@ -118,11 +118,13 @@ impl Http {
             ticks.tick().await;
             let snapshot = self.outbound.snapshot.load();
             self.pool.sweep(self.outbound.clock.now(), |(member, instance)| {
-                let endpoints = snapshot.services.values().flat_map(|service| service.endpoints());
-                let mut same = endpoints.filter(|endpoint| {
-                    endpoint.member == *member && endpoint.instance == *instance
-                });
-                same.any(|endpoint| endpoint.state == EndpointState::Ready)
+                snapshot.services.values().any(|view| {
+                    let mut same = view.endpoints().iter().filter(|endpoint| {
+                        endpoint.member == *member && endpoint.instance == *instance
+                    });
+                    same.any(|endpoint| endpoint.state == EndpointState::Ready)
+                        && view.ejection(member, instance).is_none()
+                })
             });
         }
     }
