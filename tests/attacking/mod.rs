@@ -309,6 +309,7 @@ fn talk(entry: &Entry, bytes: &[u8]) -> Result<Vec<(u16, String)>, String> {
         match stream.read(&mut chunk) {
             Ok(0) => break,
             Ok(len) => answered.extend_from_slice(&chunk[..len]),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {} // it was stopped
             // Of TLS: an end that was not said. Whether the answers are whole they say themselves.
             Err(error) if error.kind() == ErrorKind::UnexpectedEof => break,
             Err(error) if error.kind() == ErrorKind::ConnectionReset => break,
