@@ -152,6 +152,9 @@ impl Share {
                 accepted.tell(word);
             }
             has_told = !told.is_empty();
+            let is_known = |id: &InstanceId| before.by_instance.contains_key(id);
+            let mut caused = self.caused.lock();
+            caused.retain(|id, gauge| is_known(id) || Arc::strong_count(gauge) > 1);
         }
     }
 }
@@ -160,7 +163,8 @@ impl Share {
 #[derive(Default)]
 struct Totals {
     at: Moment,
-    by_instance: BTreeMap<InstanceId, [u64; 2]>,
+    /// With the gauge of all: an instance that nobody has called for a while may get another.
+    by_instance: BTreeMap<InstanceId, (Arc<Gauge>, [u64; 2])>,
 }
 
 impl Totals {
@@ -171,7 +175,8 @@ impl Totals {
     ) -> Self {
         let totals = all.into_iter().map(|(id, gauge)| {
             let own = caused.get(&id).map_or(0, |own| own.total(now));
-            (id, [gauge.total(now), own])
+            let totals = [gauge.total(now), own];
+            (id, (gauge, totals))
         });
         Self { at: now, by_instance: totals.collect() }
     }
@@ -179,8 +184,11 @@ impl Totals {
     /// What others had under way on average since `before`; the busiest first.
     fn others_since(&self, before: &Self) -> Vec<InstanceLoad> {
         let time = self.at.since(before.at).as_nanos().max(1);
-        let others = self.by_instance.iter().filter_map(|(id, [all, own])| {
-            let [all_before, own_before] = before.by_instance.get(id)?;
+        let others = self.by_instance.iter().filter_map(|(id, (gauge, [all, own]))| {
+            let (same, [all_before, own_before]) = before.by_instance.get(id)?;
+            if !Arc::ptr_eq(gauge, same) {
+                return None;
+            }
             let [all, own] = [all.wrapping_sub(*all_before), own.wrapping_sub(*own_before)];
             let tenths = u128::from(all.saturating_sub(own)) * 10 / time;
             let tenths = u16::try_from(tenths).unwrap_or(u16::MAX);
@@ -277,7 +285,11 @@ mod tests {
         assert_eq!(told(&begin, &end), 25, "two, and half a second of one");
         assert_eq!(told(&end, &totals(at(3_000))), 20, "two of others go on");
         (0..2).for_each(|_| all.end(at(3_000)));
-        assert_eq!(told(&totals(at(3_000)), &totals(at(4_000))), 0);
+        let end = totals(at(4_000));
+        assert_eq!(told(&totals(at(3_000)), &end), 0);
+        let another = [(id.clone(), Arc::<Gauge>::default())];
+        let another = Totals::of(at(5_000), another, &share.caused.lock());
+        assert_eq!(told(&end, &another), 0, "counted anew");
     }
 
     #[test]
