@@ -16,6 +16,7 @@ mod at_rest;
 mod breaker;
 mod crash_is_detected;
 mod deaf_observers;
+mod load_of_others;
 mod newcomer_learns_all;
 mod one_way_cut;
 mod partition_heals;

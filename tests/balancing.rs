@@ -5,8 +5,10 @@ use std::net::SocketAddr;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use crate::support::backends::{Backend, Caller, Told, load, shares, wait_state};
-use crate::support::{Agent, SOON, TestMesh, alone, beside_others, free_address};
+use crate::support::backends::{Backend, Caller, Told, load, load_while, shares, wait_state};
+use crate::support::{
+    Agent, SOON, TestMesh, alone, beside_others, check, eventually, free_address,
+};
 
 const fn millis(millis: u64) -> Duration {
     Duration::from_millis(millis)
@@ -62,6 +64,37 @@ fn instance_that_takes_half_a_second_longer_gets_less_than_a_tenth_of_the_calls(
     };
     assert!(latency("slow").is_some_and(|latency| latency >= 400.0), "{rows:?}");
     assert!(latency("one").is_some_and(|latency| latency < 400.0), "{rows:?}");
+}
+
+#[test]
+fn caller_goes_around_an_instance_that_others_keep_busy() {
+    let _turn = alone();
+    let mesh = TestMesh::of(&["a", "b", "c"]);
+    let backends = ["one", "two"].map(Backend::start);
+    for backend in &backends {
+        backend.manners.delay_ms.store(100, Relaxed);
+        backend.expose(mesh.agent("b"), &[]);
+    }
+    let entry = |name: &str, balance: &str| {
+        mesh.agent(name).wait_endpoints("web", 2);
+        let listen = free_address();
+        let words = ["upstream", "web", &listen.to_string(), "--balance", balance];
+        mesh.agent(name).run(&words).ok();
+        listen
+    };
+    // All calls of one client go to one instance, of which the other member's calls know nothing.
+    let (heavy, light) = (entry("a", "maglev"), entry("c", "least_request"));
+    let busy = Caller::to(heavy).get("").unwrap().1;
+    load_while(&[heavy; 8], millis(1), |_| {
+        eventually("20 calls in a row go to the idle one", SOON, || {
+            let told = one_after_another(light, 20);
+            check(told.iter().all(|one| one.by != busy), shares(&told))
+        });
+    });
+    eventually("it takes calls once it is idle", SOON, || {
+        let told = shares(&one_after_another(light, 20));
+        check(told.contains_key(&busy), told)
+    });
 }
 
 #[test]
@@ -137,6 +170,26 @@ fn instance_never_has_more_calls_than_its_hard_limit_and_full_ones_are_gone_arou
     let is_overflow = |one: &&Told| one.status == 503 && one.reason.as_deref() == Some("overflow");
     assert!(refused.iter().all(is_overflow), "{refused:?}");
     assert!(small.manners.in_work_max() <= 3, "{}", small.manners.in_work_max());
+}
+
+#[test]
+fn connections_that_rest_do_not_count_against_the_hard_limit() {
+    let _turn = alone();
+    let mesh = TestMesh::of(&["a", "b", "c", "d", "e"]);
+    let only = Backend::start("only");
+    // One call at a time, while those just before it may still be closing.
+    only.expose(mesh.agent("a"), &["--hard-limit", "3"]);
+    let entries = mesh.agents.iter().map(|agent| {
+        agent.wait_endpoints("web", 1);
+        agent.upstream("web")
+    });
+    let mut callers: Vec<_> = entries.map(Caller::to).collect();
+    for _ in 0..20 {
+        for caller in &mut callers {
+            let (status, _, reason) = caller.get("").unwrap();
+            assert_eq!(status, 200, "{reason:?}");
+        }
+    }
 }
 
 #[test]

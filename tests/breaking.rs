@@ -1,13 +1,17 @@
 //! Sick instances between real agents: callers go around them, and come back.
 
+use std::collections::BTreeSet;
+use std::fs;
 use std::io::Read;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::Ordering::Relaxed;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crate::support::backends::{Backend, Caller, Told, load, shares, wait_state};
-use crate::support::{SOON, TestMesh, alone, beside_others, check, eventually, free_address};
+use crate::support::backends::{Backend, Caller, Told, load, load_while, shares, wait_state};
+use crate::support::{
+    Agent, SOON, TestMesh, alone, beside_others, check, eventually, free_address, until,
+};
 
 const fn millis(millis: u64) -> Duration {
     Duration::from_millis(millis)
@@ -96,6 +100,152 @@ fn instance_that_fails_is_ejected_and_called_again_once_it_is_well() {
     let before = sick.requests();
     load(listen, 8, millis(20), millis(1_000));
     assert!(sick.requests() > before, "it has its share again");
+}
+
+/// An entry of each agent that asks instances by turns.
+fn turns(mesh: &TestMesh) -> Vec<SocketAddr> {
+    let entry = |agent: &Agent| {
+        let listen = free_address();
+        let words = ["upstream", "web", &listen.to_string(), "--balance", "round_robin"];
+        agent.run(&words).ok();
+        listen
+    };
+    mesh.agents.iter().map(entry).collect()
+}
+
+/// Waits until all callers together hold this of `sick`, at every agent: `open`, `half_open` or
+/// nothing.
+fn wait_everywhere(mesh: &TestMesh, state: Option<&str>) {
+    for agent in &mesh.agents {
+        eventually(&format!("{} knows that sick is {state:?}", agent.name), SOON, || {
+            let rows = agent.get("/v1/mesh/breakers");
+            let mut rows = rows.as_array().expect("rows").iter();
+            let row = rows.find(|row| row["instance"] == "sick" && row["source"] == "mesh");
+            check(row.and_then(|row| row["state"].as_str()) == state, row)
+        });
+    }
+}
+
+/// Waits until every agent knows so many instances.
+fn wait_instances(mesh: &TestMesh, count: usize) {
+    for agent in &mesh.agents {
+        agent.wait_endpoints("web", count);
+    }
+}
+
+#[test]
+fn ejected_instance_gets_one_call_a_period_from_the_whole_mesh_and_then_a_growing_share() {
+    let _turn = alone();
+    let mut mesh = TestMesh::of(&["a", "b", "c", "d"]);
+    // One that heeds only what it sees itself.
+    let (mut stubborn, listen) = (Agent::new(&mesh.home, "stubborn"), free_address());
+    let file = mesh.home.path().join("stubborn.toml");
+    let upstream = format!(
+        "[[upstream]]\nservice = \"web\"\nlisten = \"{listen}\"\nbalance = \"round_robin\"\n\
+         breaker = {{ scope = \"local\" }}\n"
+    );
+    fs::write(&file, upstream).unwrap();
+    stubborn.arguments = vec!["-c".to_owned(), file.display().to_string()];
+    let (mut entries, token) = (turns(&mesh), mesh.invite(1));
+    mesh.join_with(stubborn, &token);
+    entries.push(listen);
+    let backends = ["one", "two", "sick"].map(Backend::start);
+    for (backend, name) in backends.iter().zip(["a", "b", "c"]) {
+        backend.expose(mesh.agent(name), &[]);
+    }
+    wait_instances(&mesh, 3);
+    let sick = &backends[2].manners;
+    let probed_for = millis(8_000);
+    let (mut begun, mut ejected, mut back) = (Instant::now(), Duration::ZERO, Duration::ZERO);
+    let told = load_while(&entries, millis(50), |at| {
+        begun = at;
+        sick.failing.store(1_000, Relaxed);
+        wait_everywhere(&mesh, Some("open"));
+        ejected = begun.elapsed();
+        until(begun + ejected + probed_for);
+        sick.failing.store(0, Relaxed);
+        wait_everywhere(&mesh, Some("half_open"));
+        back = begun.elapsed();
+        wait_everywhere(&mesh, None);
+    });
+    let arrivals = sick.arrivals(begun);
+    let of = |from: Duration, to: Duration| {
+        let arrivals: Vec<_> = arrivals.iter().filter(|at| (from..to).contains(*at)).collect();
+        arrivals
+    };
+    let probes = of(ejected, ejected + probed_for);
+    let too_soon = probes.windows(2).find(|pair| *pair[1] - *pair[0] < millis(900));
+    assert!(too_soon.is_none(), "less than a period of 1 s apart: {probes:?}");
+    assert!((2..=8).contains(&probes.len()), "periods of 1 s, 2 s and 4 s: {probes:?}");
+    let failed: Vec<_> =
+        failed(&told).into_iter().filter(|one| one.at > ejected && one.by != "sick").collect();
+    assert_eq!(failed.len(), 0, "whoever is turned away is answered elsewhere: {failed:?}");
+    for window in 0..3 {
+        let from = back + millis(3_000) * window;
+        let to = from + millis(3_000);
+        let share = told.iter().filter(|one| (from..to).contains(&one.at)).count() as f64 / 3.0;
+        let load = of(from, to).len() as f64;
+        assert!(load <= share * 1.2, "{load} calls of its share of {share} in 3 s from {from:?}");
+    }
+    assert!(of(back, back + millis(9_000)).len() > 20, "it has its ramp");
+}
+
+#[test]
+fn instance_that_is_ejected_is_called_when_nobody_else_is_left() {
+    let _turn = alone();
+    let mesh = TestMesh::of(&["a", "b", "c"]);
+    let backends = ["one", "two", "sick"].map(Backend::start);
+    let expose = |at: usize, more: &[&str]| backends[at].expose(&mesh.agents[at], more);
+    (0..3).for_each(|at| expose(at, &[]));
+    wait_instances(&mesh, 3);
+    let entries = turns(&mesh);
+    backends[2].manners.failing.store(1_000, Relaxed);
+    load_while(&entries, millis(50), |_| wait_everywhere(&mesh, Some("open")));
+    backends[2].manners.failing.store(0, Relaxed);
+    // One call each keeps the others busy: for a third there is only the ejected one.
+    for (at, backend) in backends.iter().enumerate().take(2) {
+        backend.manners.delay_ms.store(1_500, Relaxed);
+        expose(at, &["--hard-limit", "1"]);
+    }
+    let told = load(entries[0], 3, millis(100), millis(1_000));
+    assert_eq!(failed(&told).len(), 0, "{told:?}");
+    assert!(shares(&told).contains_key("sick"), "{told:?}");
+}
+
+#[test]
+fn eight_agents_see_few_failures_of_one_instance_of_ten_and_all_stop_calling_it() {
+    let _turn = alone();
+    let names = ["a", "b", "c", "d", "e", "f", "g", "h"];
+    let mesh = TestMesh::of(&names);
+    let nth = |number: usize| format!("web-{number}");
+    let backends: Vec<_> = ["sick".to_owned()].into_iter().chain((1..10).map(nth)).collect();
+    let backends: Vec<_> = backends.iter().map(|name| Backend::start(name)).collect();
+    for (backend, name) in backends.iter().zip(names.iter().cycle()) {
+        backend.expose(mesh.agent(name), &[]);
+    }
+    wait_instances(&mesh, 10);
+    // By turns: balanced by cost most callers would meet it once, and avoid it before they are sure.
+    let entries = turns(&mesh);
+    let manners = &backends[0].manners;
+    manners.status.store(500, Relaxed);
+    let told = load_while(&entries, millis(200), |begun| {
+        until(begun + millis(4_000));
+        manners.failing.store(1_000, Relaxed);
+        wait_everywhere(&mesh, Some("open"));
+        for agent in &mesh.agents {
+            let rows = agent.get("/v1/mesh/breakers");
+            let mut rows = rows.as_array().expect("rows").iter();
+            let row = rows.find(|row| row["instance"] == "sick" && row["source"] == "mesh");
+            let evidence = row.and_then(|row| row["evidence"].as_array()).expect("evidence");
+            let callers = evidence.iter().filter(|told| told["failures"].as_u64() >= Some(1));
+            let callers: BTreeSet<_> = callers.map(|told| told["caller"].as_str()).collect();
+            assert!(callers.len() >= 2, "one alone ejects nothing: {evidence:?}");
+        }
+        let calm = Instant::now() + millis(6_000);
+        until(calm);
+    });
+    let failed = failed(&told);
+    assert!((1..=40).contains(&failed.len()), "{} of {}: {failed:?}", failed.len(), told.len());
 }
 
 #[test]

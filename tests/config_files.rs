@@ -233,6 +233,28 @@ listen = "127.0.0.1:5432"
 }
 
 #[test]
+fn breaker_that_could_have_no_effect_is_refused_by_its_key() {
+    let _turn = beside_others();
+    let gateway = "[gateway]\npublic = \"0.0.0.0:443\"\n\
+                   certificates = [{ cert = \"/a.pem\", key = \"/a.key\" }]\n";
+    let public = "[[upstream]]\nservice = \"web\"\npublic = true\nhosts = [\"a.example.com\"]\n";
+    let entry =
+        |port: u16| format!("[[upstream]]\nservice = \"web\"\nlisten = \"127.0.0.1:{port}\"\n");
+    let breaker = |errors: u16| format!("breaker = {{ errors = {errors} }}\n");
+    let (one, two, three, four) = (entry(6_001), entry(6_002), breaker(3), breaker(4));
+    let told = faults(&format!("{gateway}{public}{three}")).join("\n");
+    assert!(
+        told.contains("upstream[0].breaker") && told.contains("means nothing without listen"),
+        "{told}"
+    );
+    let told = faults(&format!("{one}{three}{two}{four}")).join("\n");
+    assert!(told.contains("upstream.breaker: differs from that of"), "{told}");
+    for sound in [format!("{one}{three}{two}"), format!("{one}{three}{two}{three}")] {
+        assert!(read(&sound).is_ok(), "{sound}");
+    }
+}
+
+#[test]
 fn a_public_gateway_without_one_of_its_parts_is_refused() {
     let _turn = beside_others();
     let gateway = "[gateway]\npublic = \"0.0.0.0:443\"\n";

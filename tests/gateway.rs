@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::Full;
+use http_body_util::{BodyExt, Empty, Full};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -206,6 +206,29 @@ fn connect_carries_bytes_both_ways_also_those_sent_before_its_answer() {
     assert!(head.starts_with("HTTP/1.1 200 ") && !head.contains("content-length"), "{head}");
     assert_eq!(bytes.len(), "early ".len() + long.len());
     assert!(bytes.strip_prefix("early ") == Some(&long));
+}
+
+/// A proxy of HTTP/2 is something that no client takes this one for; who does is told what to do.
+#[test]
+fn connect_over_http_2_is_refused_with_what_to_try() {
+    let _turn = beside_others();
+    let (mesh, gateway) = mesh();
+    mesh.offer("web", "http", application(Speaks::Http1));
+    let (status, reason, text) = runtime().block_on(async {
+        let stream = tokio::net::TcpStream::connect(gateway).await.unwrap();
+        let shake =
+            hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
+        let (mut sender, connection) = shake.await.unwrap();
+        runtime().spawn(connection);
+        let request = Request::connect("web.mesh:80").body(Empty::<Bytes>::new()).unwrap();
+        let answer = sender.send_request(request).await.unwrap();
+        let reason = answer.headers()["x-murmesh-reason"].clone();
+        let status = answer.status().as_u16();
+        let text = answer.into_body().collect().await.unwrap().to_bytes();
+        (status, reason, String::from_utf8(text.to_vec()).unwrap())
+    });
+    assert_eq!((status, reason.to_str().unwrap()), (405, "no_tunnel"));
+    assert!(text.contains("over HTTP/1.1") && text.contains("--proxytunnel"), "{text}");
 }
 
 #[test]

@@ -481,11 +481,16 @@ fn what_was_exposed_and_opened_survives_a_restart_and_can_be_taken_back() {
     far.expose("echo", echo.address);
     let entry = near.upstream("echo");
     near.wait_endpoints("echo", 1);
+    let at = entry.to_string();
+    near.run(&["upstream", "echo", &at, "--balance", "round_robin"]).ok();
+    let is_changed = || near.run(&["upstream", "--json"]).ok().contains("round_robin");
+    assert!(is_changed(), "an open entry is as it was said last");
     for agent in [near, far] {
         agent.stop();
         agent.start();
     }
     near.wait_endpoints("echo", 1);
+    assert!(is_changed());
     let mut stream = TcpStream::connect(entry).unwrap();
     expect_echo(&mut stream, b"after both restarts").unwrap();
     drop(stream);

@@ -347,11 +347,11 @@ impl<'a> World<'a> {
             let (shared, gate) = &mut self.owners[instance];
             if self.way == Way::Shared && !shared.is_failing(&self.service) {
                 let verdict = shared.verdict(&key(instance));
-                if !shared.is_panic(&self.service) && !gate.passes(now, &verdict) {
-                    continue;
-                }
-                let is_gated = matches!(verdict, Verdict::Ejected(_));
-                if is_gated && !shared.is_panic(&self.service) {
+                let holds = !shared.is_panic(&self.service);
+                if let Some(ejection) = verdict.ejection().filter(|_| holds) {
+                    if !gate.passes(now, ejection, false) {
+                        continue;
+                    }
                     self.run.probes[instance].push(now.since(Moment::START));
                 }
             }

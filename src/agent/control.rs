@@ -277,11 +277,38 @@ impl Controller {
     }
 
     async fn open_and_keep(&mut self, spec: UpstreamSpec) -> Result<UpstreamSpec, ControlError> {
-        let spec = self.open(spec).await?;
-        if !self.runtime.upstream.contains(&spec) {
-            self.runtime.upstream.push(spec.clone());
+        let others = |open: &&UpstreamSpec| {
+            open.service == spec.service && open.listen != spec.listen && !open.breaker.is_default()
+        };
+        if let Some(open) = self.upstreams.iter().find(others)
+            && !spec.breaker.is_default()
+            && spec.breaker != open.breaker
+        {
+            return Err(ControlError::Conflict(format!(
+                "breaker: differs from that of {}: all upstreams of '{}' share its breakers",
+                open.listen, spec.service
+            )));
         }
+        let spec = self.open_or_change(spec).await?;
+        self.runtime.upstream.retain(|kept| kept.listen != spec.listen);
+        self.runtime.upstream.push(spec.clone());
         self.keep()?;
+        Ok(spec)
+    }
+
+    /// Opens a local entry; one that leads to the same service already is as `spec` says from now on.
+    pub(super) async fn open_or_change(
+        &mut self,
+        spec: UpstreamSpec,
+    ) -> Result<UpstreamSpec, ControlError> {
+        let is_same = |open: &&UpstreamSpec| {
+            open.listen == spec.listen && open.service == spec.service && **open != spec
+        };
+        let Some(before) = self.upstreams.iter().find(is_same).cloned() else {
+            return self.open(spec).await;
+        };
+        self.redirect(&before, &spec).await?;
+        self.show();
         Ok(spec)
     }
 

@@ -253,7 +253,7 @@ impl Controller {
         }
     }
 
-    async fn redirect(
+    pub(super) async fn redirect(
         &mut self,
         before: &UpstreamSpec,
         after: &UpstreamSpec,

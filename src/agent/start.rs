@@ -572,7 +572,7 @@ async fn open_settings(
     }
     controller.show();
     for spec in controller.runtime.upstream.clone() {
-        if let Err(error) = controller.open(spec.clone()).await {
+        if let Err(error) = controller.open_or_change(spec.clone()).await {
             let UpstreamSpec { service, listen, .. } = spec;
             warn!(%service, %listen, %error, "cannot open again what was open before");
         }

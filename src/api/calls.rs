@@ -14,7 +14,7 @@ pub struct RouteRow {
     pub service: String,
     /// `tcp`: a decision for each connection; `http`, `h2`, `grpc`: for each request.
     pub protocol: String,
-    /// Where this machine's applications call it, and with which limits.
+    /// Where this machine's applications call it, and with which limits; the gateway is the last.
     pub entries: Vec<RouteEntry>,
     /// Requests that are sent again when the instance that got them fails, as its instances declare;
     /// empty when none is.
@@ -101,11 +101,15 @@ fn route(state: &ApiState, view: &ServiceView, request: Option<(&str, &str)>) ->
     idempotent.sort();
     idempotent.dedup();
     let local = state.local();
-    let entries = local.upstreams.iter().filter(|spec| spec.service == view.name);
+    let own = local.upstreams.iter().filter(|spec| spec.service == view.name);
+    let mut entries: Vec<_> = own.map(|spec| entry(&spec.listen, &spec.options())).collect();
+    if let Some(gateway) = &local.doors.gateway {
+        entries.push(entry(&format!("http://{gateway}"), &EntryOptions::default()));
+    }
     RouteRow {
         service: view.name.to_string(),
         protocol: view.protocol.to_string(),
-        entries: entries.map(|spec| entry(&spec.listen, &spec.options())).collect(),
+        entries,
         repeatable: request.filter(|_| view.protocol != Protocol::Tcp).map(|(method, path)| {
             ready().next().is_some() && ready().all(|one| one.is_idempotent(method, path))
         }),

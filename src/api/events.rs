@@ -92,7 +92,10 @@ struct Filter(Option<String>);
 impl Filter {
     fn keeps(&self, event: &Event) -> bool {
         let Some(wanted) = &self.0 else { return true };
-        event.subject == *wanted || event.fields.values().any(|value| value == wanted)
+        // An instance of another member is `instance@member`.
+        let is_part =
+            event.subject.split_once('@').is_some_and(|(id, of)| id == wanted || of == wanted);
+        event.subject == *wanted || is_part || event.fields.values().any(|value| value == wanted)
     }
 }
 

@@ -11,6 +11,7 @@
 
 mod choice;
 mod maglev;
+mod others;
 mod peak_ewma;
 mod shares;
 mod slow_start;
@@ -18,6 +19,7 @@ mod spill;
 
 pub use choice::{Balance, Load, Order, Rank, Stance, WHOLE, choose, scan};
 pub use maglev::{Maglev, hash_of};
+pub use others::Others;
 pub use peak_ewma::PeakEwma;
 pub use shares::{Drawn, Shares};
 pub use slow_start::slow_start;

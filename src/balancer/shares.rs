@@ -69,7 +69,7 @@ impl Shares {
     }
 
     /// Those that have a weight, in order.
-    pub fn iter(&self) -> impl Iterator<Item = Drawn> {
+    pub fn iter(&self) -> impl Iterator<Item = Drawn> + Clone {
         self.parts.iter().copied().map(Drawn::from)
     }
 

@@ -117,6 +117,8 @@ const PROBE_PATIENCE: Duration = Duration::from_secs(5);
 /// Invariants, which tests name:
 /// - an open breaker admits no call before its pause is over, and then one;
 /// - the pause grows with each relapse, and begins anew after as long a time closed;
+/// - calls that had nowhere else to go meanwhile can end it, and never make it longer: when all
+///   instances fail, none of them is back later than the others for having been called;
 /// - outcomes without evidence change nothing but who may try.
 #[derive(Clone, Debug)]
 pub struct Breaker {
@@ -138,14 +140,26 @@ pub struct Breaker {
     samples_min: u16,
     failed_in_row: u16,
     unreached_in_row: u16,
+    /// Whether calls have had nowhere else to go since it opened.
+    was_needed: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Phase {
-    Closed { since: Moment },
-    Open { until: Moment },
-    Probing { since: Moment },
-    Ramp { since: Moment },
+    Closed {
+        since: Moment,
+    },
+    Open {
+        until: Moment,
+    },
+    /// A call tries. When it had nowhere else to go the pause is not over: `until` is still to come.
+    Probing {
+        since: Moment,
+        until: Moment,
+    },
+    Ramp {
+        since: Moment,
+    },
 }
 
 impl Breaker {
@@ -169,26 +183,34 @@ impl Breaker {
             samples_min: config.samples_min,
             failed_in_row: 0,
             unreached_in_row: 0,
+            was_needed: false,
         }
     }
 
     /// A call has ended.
     pub fn handle_outcome(&mut self, now: Moment, outcome: Outcome) {
         if !outcome.is_evidence() {
-            if let Phase::Probing { .. } = self.phase {
-                self.phase = Phase::Open { until: now }; // it was no probe: another may try
+            if let Phase::Probing { until, .. } = self.phase {
+                self.phase = Phase::Open { until }; // it was no probe: another may try
             }
             return;
         }
         let is_back = matches!(self.phase, Phase::Probing { .. }) && outcome == Outcome::Success;
         if is_back {
+            self.was_needed = false;
             self.counts.clear(); // what was before it is another story
             self.stretch = None;
         }
         self.note(now, outcome);
         match self.phase {
             Phase::Open { .. } => {} // it began before
-            Phase::Probing { .. } if is_back => self.phase = Phase::Ramp { since: now },
+            Phase::Probing { since, until } if is_back => {
+                if since < until {
+                    self.event = Some(BreakerEvent::HalfOpened);
+                }
+                self.phase = Phase::Ramp { since: now };
+            }
+            Phase::Probing { until, .. } if now < until => self.phase = Phase::Open { until },
             Phase::Probing { .. } => self.open(now, Trip::Relapse),
             Phase::Closed { .. } => {
                 if let Some(trip) = self.trip(now) {
@@ -211,7 +233,7 @@ impl Breaker {
         match self.phase {
             Phase::Closed { .. } => Admission::Pass,
             Phase::Open { until } if now < until => Admission::Refuse { until },
-            Phase::Probing { since } if now.since(since) < PROBE_PATIENCE => {
+            Phase::Probing { since, .. } if now.since(since) < PROBE_PATIENCE => {
                 Admission::Refuse { until: since + PROBE_PATIENCE }
             }
             Phase::Open { .. } | Phase::Probing { .. } => Admission::Probe,
@@ -219,15 +241,20 @@ impl Breaker {
         }
     }
 
-    /// A call begins that was told [`Admission::Probe`], or that has nowhere else to go: its outcome
-    /// decides. Nothing changes while another call tries.
+    /// A call begins that was told [`Admission::Probe`], or that has nowhere else to go: its success
+    /// decides, and in the first case its failure, too. Nothing changes while another call tries.
     pub fn begin_probe(&mut self, now: Moment) {
-        match self.phase {
-            Phase::Open { .. } => self.event = Some(BreakerEvent::HalfOpened),
-            Phase::Probing { since } if now.since(since) >= PROBE_PATIENCE => {}
+        let until = match self.phase {
+            Phase::Open { until } => until,
+            Phase::Probing { since, until } if now.since(since) >= PROBE_PATIENCE => until,
             _ => return,
+        };
+        if now < until {
+            self.was_needed = true;
+        } else if matches!(self.phase, Phase::Open { .. }) {
+            self.event = Some(BreakerEvent::HalfOpened);
         }
-        self.phase = Phase::Probing { since: now };
+        self.phase = Phase::Probing { since: now, until };
     }
 
     /// In the field's words. A ramp that is over is closed from the next outcome on.
@@ -235,6 +262,9 @@ impl Breaker {
         match self.phase {
             Phase::Closed { .. } => BreakerState::Closed,
             Phase::Open { .. } => BreakerState::Open,
+            Phase::Probing { since, until } if since.as_nanos() < until.as_nanos() => {
+                BreakerState::Open
+            }
             Phase::Probing { .. } | Phase::Ramp { .. } => BreakerState::HalfOpen,
         }
     }
@@ -306,9 +336,10 @@ impl Breaker {
         let last = Duration::from_millis(u64::from(self.pause_ms));
         let is_recovered =
             matches!(self.phase, Phase::Closed { since } if now.since(since) >= last);
+        let was_needed = std::mem::take(&mut self.was_needed);
         self.pause_ms = match self.pause_ms {
             0 => self.pause_min_ms,
-            _ if is_recovered => self.pause_min_ms,
+            _ if is_recovered || was_needed => self.pause_min_ms,
             pause => pause.saturating_mul(2),
         }
         .min(self.pause_max_ms);
@@ -469,13 +500,37 @@ mod tests {
     }
 
     #[test]
-    fn call_with_nowhere_else_to_go_decides_before_the_pause_is_over() {
+    fn call_with_nowhere_else_to_go_ends_the_pause_by_its_success() {
         let (mut breaker, now) = after(&[Failed; 5]);
+        let _opened = breaker.poll_event();
         breaker.begin_probe(now);
         assert!(matches!(breaker.admits(now), Admission::Refuse { .. }), "it alone tries");
+        assert_eq!((breaker.poll_event(), breaker.state()), (None, BreakerState::Open));
         breaker.handle_outcome(now, Success);
+        assert_eq!(breaker.poll_event(), Some(BreakerEvent::HalfOpened));
         assert_eq!(breaker.admits(now), Admission::Ramp(100));
         assert_eq!(breaker.window(now).first_failure_age, None);
+    }
+
+    #[test]
+    fn calls_with_nowhere_else_to_go_never_make_the_pause_longer_nor_any_event() {
+        let (mut breaker, mut now) = after(&[Failed; 5]);
+        let _opened = breaker.poll_event();
+        for _ in 0..10 {
+            let until = refused_until(&breaker, now);
+            assert!((until - now).as_millis() <= 1_000, "{:?}", until - now);
+            while now + Duration::from_millis(30) < until {
+                now = now + Duration::from_millis(30);
+                breaker.begin_probe(now);
+                breaker.handle_outcome(now, Failed);
+                assert_eq!((breaker.poll_event(), refused_until(&breaker, now)), (None, until));
+            }
+            now = until;
+            assert_eq!(breaker.admits(now), Admission::Probe);
+            breaker.begin_probe(now);
+            breaker.handle_outcome(now, Failed);
+            assert!(matches!(breaker.poll_event(), Some(BreakerEvent::Opened { .. })));
+        }
     }
 
     #[test]

@@ -174,14 +174,15 @@ fn success_of_one_probe_begins_the_ramp_and_relapse_doubles_the_period() {
 }
 
 #[test]
-fn gate_lets_one_call_a_period_pass() {
-    let verdict = ejected().verdict(&key(200));
+fn gate_lets_one_call_a_period_pass_and_whoever_has_nobody_else() {
+    let Verdict::Ejected(ejection) = ejected().verdict(&key(200)) else { panic!() };
     let mut gate = ProbeGate::default();
-    let passed: Vec<_> =
-        (1_420..4_420).step_by(10).filter(|at| gate.passes(millis(*at), &verdict)).collect();
-    let Verdict::Ejected(ejection) = &verdict else { panic!() };
+    let mut passes = |at, insists| gate.passes(millis(at), &ejection, insists);
+    let passed: Vec<_> = (1_420..4_420).step_by(10).filter(|at| passes(*at, false)).collect();
     assert_eq!(passed.len(), 3, "{passed:?} with a period of {:?}", ejection.period);
-    assert!(gate.passes(millis(4_420), &Verdict::Clear));
+    assert!(!passes(4_420, false) && passes(4_420, true), "who has nobody else passes");
+    assert!(!passes(passed[2] + 1_000, false), "and has tried it for all");
+    assert!(passes(5_420, false));
 }
 
 #[test]

@@ -66,6 +66,14 @@ impl Verdict {
         is_well && now.before(success_age) > ejection.grounds.last_failure_at
     }
 
+    /// The ejection, if that is what it is.
+    pub const fn ejection(&self) -> Option<&Ejection> {
+        match self {
+            Self::Ejected(ejection) => Some(ejection),
+            _ => None,
+        }
+    }
+
     /// Why, if there is anything to say.
     pub fn grounds(&self) -> Option<&Arc<Grounds>> {
         match self {
@@ -119,22 +127,22 @@ impl Ejection {
 }
 
 /// The gate before an ejected instance, at the agent in front of it: whoever believes what, one call
-/// per period passes from the whole mesh. The rest is refused before a byte reaches the instance, so
-/// that it is safe to send it elsewhere.
+/// per period passes from the whole mesh, beside those that have nobody else. The rest is refused
+/// before a byte reaches the instance, so that it is safe to send it elsewhere.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ProbeGate {
     passed_at: Option<Moment>,
 }
 
 impl ProbeGate {
-    /// Whether a call that arrives now passes; counts it.
-    pub fn passes(&mut self, now: Moment, verdict: &Verdict) -> bool {
-        let Verdict::Ejected(ejection) = verdict else { return true };
+    /// Whether a call that arrives now passes, which it always does if its caller `insists` for want of
+    /// anybody else. Counts it: the instance is tried by it.
+    pub fn passes(&mut self, now: Moment, ejection: &Ejection, insists: bool) -> bool {
         let last_at = self.passed_at.unwrap_or(ejection.since).max(ejection.since);
-        let is_due = now.since(last_at) >= ejection.period;
-        if is_due {
+        let passes = insists || now.since(last_at) >= ejection.period;
+        if passes {
             self.passed_at = Some(now);
         }
-        is_due
+        passes
     }
 }

@@ -138,12 +138,15 @@ fn one_route(row: &RouteRow) -> String {
         if row.protocol != "tcp" {
             let whole = entry.request_ms.map_or("any time".to_owned(), span);
             text += &format!(", answer within {whole}, silence up to {}", span(entry.idle_ms));
+            text += &format!(", at most {} instances", entry.tries);
         }
         text += "\n";
     }
     if row.protocol != "tcp" {
-        let declared = row.idempotent.join(", ");
-        text += &format!("  sent again after a failure: {}\n", or_dash(&declared));
+        text += &match &row.idempotent[..] {
+            [] => "  nothing is declared idempotent (expose --idempotent)\n".to_owned(),
+            declared => format!("  declared idempotent: {}\n", declared.join(", ")),
+        };
     }
     if let Some(repeatable) = row.repeatable {
         let word = if repeatable { "may" } else { "may not" };

@@ -82,11 +82,7 @@ pub(super) async fn drain(global: &Global, args: DrainArgs) -> Outcome {
     let client = &Client::new(global)?;
     let name = args.id.as_ref().map_or("this machine", InstanceId::as_str);
     if args.off {
-        let query = args.id.as_ref().map(|id| format!("?instance={}", encoded(id.as_str())));
-        let path = format!("/v1/mesh/drain{}", query.unwrap_or_default());
-        client.act(Method::DELETE, &path).await?;
-        line(format_args!("{name} drains no more and takes new connections"))?;
-        return Ok(Exit::Ok);
+        return end_drain(client, args.id.as_ref(), name).await;
     }
     let instance = args.id.clone();
     let request = DrainRequest { instance, timeout: Some("0s".to_owned()), force: args.force };
@@ -127,6 +123,34 @@ pub(super) async fn drain(global: &Global, args: DrainArgs) -> Outcome {
         format!("after {time} {open} still open; nothing new is taken"),
     )
     .hint(format_args!("murmesh drain{id}, to wait on; murmesh drain{id} --off, to take it back")))
+}
+
+async fn end_drain(client: &Client, id: Option<&InstanceId>, name: &str) -> Outcome {
+    let drains = |rotation: &Rotation| match id {
+        None => rotation.draining,
+        Some(id) => {
+            let mut rows = rotation.instances.iter();
+            rows.any(|row| row.instance == id.as_str() && row.state == "draining")
+        }
+    };
+    let was_out = drains(&rotation(client).await?);
+    let query = id.map(|id| format!("?instance={}", encoded(id.as_str())));
+    client.act(Method::DELETE, &format!("/v1/mesh/drain{}", query.unwrap_or_default())).await?;
+    line(match was_out {
+        true => format!("{name} drains no more and takes new connections"),
+        false => format!("{name} was not draining"),
+    })?;
+    // Each way out has its own way back.
+    for row in rotation(client).await?.instances {
+        let command = match row.state.as_str() {
+            "draining" => "drain",
+            "maint" => "maint",
+            _ => continue,
+        };
+        let id = row.instance;
+        line(format_args!("{id} is still out ({}): murmesh {command} {id} --off", row.state))?;
+    }
+    Ok(Exit::Ok)
 }
 
 async fn rotation(client: &Client) -> Result<Rotation, Failure> {

@@ -15,7 +15,7 @@ use super::{
     ConfigError, Fault, Origin, Seed, Setting, Settings, default_advertise, default_data_dir, file,
 };
 use crate::api::{ExposeSpec, UpstreamSpec};
-use crate::model::{MemberName, Protocol, Target, TargetError};
+use crate::model::{MemberName, Protocol, ServiceName, Target, TargetError};
 use crate::telemetry::AccessTarget;
 use crate::tls::store::{DataDir, StoreError};
 
@@ -68,6 +68,7 @@ pub fn validate(path: &Path) -> Result<Settings, ConfigError> {
     file::read(path.to_owned(), &text, &mut settings, &mut faults);
     together(&settings, &mut faults);
     public(&settings, &mut faults);
+    breakers(&settings, &mut faults);
     ConfigError::check(faults, &[path.to_owned()])?;
     Ok(settings)
 }
@@ -94,6 +95,7 @@ pub fn load_texts(
     }
     together(&settings, &mut faults);
     public(&settings, &mut faults);
+    breakers(&settings, &mut faults);
     let paths: Vec<PathBuf> = files.into_iter().map(|(path, _)| path).collect();
     ConfigError::check(faults, &paths)?;
     Ok(settings)
@@ -287,6 +289,22 @@ fn public(settings: &Settings, faults: &mut Vec<Fault>) {
                 let message = format!("is taken by {first}");
                 faults.push(taken(origin, "upstream.hosts", host, message));
             }
+        }
+    }
+}
+
+/// What this member holds of the instances of a service is one, through whichever entry they are called.
+fn breakers(settings: &Settings, faults: &mut Vec<Fault>) {
+    let mut said: BTreeMap<&ServiceName, &Setting<UpstreamSpec>> = BTreeMap::new();
+    for upstream in settings.upstreams.iter().filter(|one| !one.value.breaker.is_default()) {
+        let first = said.entry(&upstream.value.service).or_insert(upstream);
+        if first.value.breaker != upstream.value.breaker {
+            let message = format!(
+                "differs from that of {}: all upstreams of a service share its breakers",
+                first.origin
+            );
+            let (origin, key) = (upstream.origin.clone(), "upstream.breaker".to_owned());
+            faults.push(Fault { origin, key, value: None, message });
         }
     }
 }

@@ -374,6 +374,10 @@ impl Reader<'_> {
         });
         let hash = self.text(table, at, "hash", |text| HashKey::try_from(text.to_owned()));
         let breaker = self.breaker(table, at);
+        if let Some(value) = table.get("breaker").filter(|_| !table.contains_key("listen")) {
+            let message = "means nothing without listen: say it where the service has an entry";
+            self.refuse(value, &format!("{at}.breaker"), message.to_owned());
+        }
         let Some(service) = service else { return };
         // One that is only public listens nowhere of its own.
         let nowhere = Target::Tcp(SocketAddr::from(([127, 0, 0, 1], 0)));

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::balancer::Shares;
-use crate::breaker::Verdict;
+use crate::breaker::{Ejection, Verdict};
 use crate::model::{
     Capacity, Enrolment, Epoch, InstanceId, InstanceState, Issuer, MemberId, MemberName,
     MemberPhase, MemberState, Moment, Protocol, RequestPattern, ServiceName, Weight,
@@ -110,6 +110,10 @@ pub struct ServiceView {
     pub is_panic: bool,
     endpoints: Vec<Endpoint>,
     ready: Shares,
+    /// The places of those that are ejected and ready otherwise.
+    ejected: Vec<usize>,
+    /// Whether one is ready that is not ejected.
+    has_other: bool,
 }
 
 impl ServiceView {
@@ -117,13 +121,28 @@ impl ServiceView {
     pub fn new(name: ServiceName, protocol: Protocol, endpoints: Vec<Endpoint>) -> Self {
         let ready =
             endpoints.iter().enumerate().filter(|(_, one)| one.state == EndpointState::Ready);
-        let ready = ready.map(|(at, endpoint)| (at, endpoint.weight)).collect();
-        Self { name, protocol, is_failing: false, is_panic: false, endpoints, ready }
+        let ready: Shares = ready.map(|(at, endpoint)| (at, endpoint.weight)).collect();
+        let is_ejected = |at: &usize| matches!(endpoints[*at].verdict, Verdict::Ejected(_));
+        let places = || ready.iter().map(|one| one.candidate);
+        let ejected = places().filter(is_ejected).collect();
+        let has_other = !places().all(|at| is_ejected(&at));
+        let (is_failing, is_panic) = (false, false);
+        Self { name, protocol, is_failing, is_panic, endpoints, ready, ejected, has_other }
     }
 
     /// All of them, whatever their state.
     pub fn endpoints(&self) -> &[Endpoint] {
         &self.endpoints
+    }
+
+    /// Why an instance is called by nobody but one caller at a time: its ejection, while that holds. It
+    /// does not while the service fails as a whole, while too much of it is ejected to believe it, or
+    /// while nothing else is ready.
+    pub fn ejection(&self, member: &MemberId, instance: &InstanceId) -> Option<&Ejection> {
+        let holds = self.has_other && !self.is_failing && !self.is_panic;
+        let mut ejected = self.ejected.iter().filter(|_| holds).map(|at| &self.endpoints[*at]);
+        let endpoint = ejected.find(|one| one.member == *member && one.instance == *instance)?;
+        endpoint.verdict.ejection()
     }
 
     /// The shares of those that are ready, by their place among all.

@@ -19,14 +19,15 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::{sleep, timeout};
 
 use super::limits::{BreakerLimits, Scope};
+use super::load::Gauge;
 use super::trouble::Trouble;
 use crate::balancer::{
-    Balance, Load, Maglev, Near, Order, PeakEwma, Prefer, Rank, Shares, Stance, Tier, WHOLE,
-    slow_start, spill,
+    Balance, Load, Maglev, Near, Order, Others, PeakEwma, Prefer, Rank, Shares, Stance, Tier,
+    WHOLE, slow_start, spill,
 };
 use crate::breaker::{
-    Admission, Breaker, BreakerConfig, BreakerEvent, BreakerState, InstanceKey, OwnWindow, Verdict,
-    Window,
+    Admission, Breaker, BreakerConfig, BreakerEvent, BreakerState, Ejection, InstanceKey,
+    OwnWindow, Verdict, Window,
 };
 use crate::mesh::{self, Endpoint, EndpointState, NoEndpoint, ServiceView, Snapshot};
 use crate::model::{InstanceId, MemberId, Moment, Outcome, Protocol, ServiceName, Weight};
@@ -59,6 +60,10 @@ pub(super) struct Slot {
     /// Its agent refused a call for it.
     pub(super) trouble: Trouble,
     in_flight: AtomicU32,
+    /// The work of an own instance, whoever causes it.
+    gauge: Arc<Gauge>,
+    /// How busy others keep it.
+    others: Others,
     /// Whether the others were not told of the last call.
     is_news: AtomicBool,
     standing: Mutex<Standing>,
@@ -74,8 +79,15 @@ struct Standing {
     opened: Option<(&'static str, Moment)>,
     /// Since when it has taken work, while it is new.
     new_since: Option<Moment>,
-    /// Of the ejection by all callers for which this one took its turn to probe: when it had been tried.
-    probed_after: Option<Moment>,
+    /// When this caller last took its turn to probe what all callers have ejected, and when that had
+    /// been tried before.
+    probed: Option<Probed>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Probed {
+    at: Moment,
+    after: Moment,
 }
 
 /// What listings show of an endpoint.
@@ -118,6 +130,8 @@ impl Slot {
             member,
             trouble: Trouble::default(),
             in_flight: AtomicU32::new(0),
+            gauge: Arc::default(),
+            others: Others::default(),
             is_news: AtomicBool::new(false),
             standing: Mutex::new(Standing {
                 cost: PeakEwma::default(),
@@ -125,7 +139,7 @@ impl Slot {
                 breaker_since: None,
                 opened: None,
                 new_since: None,
-                probed_after: None,
+                probed: None,
             }),
         }
     }
@@ -138,6 +152,11 @@ impl Slot {
     /// Why new calls had better go elsewhere: the word of a refusal or loss of a moment ago.
     pub(super) fn trouble_at(&self, now: Moment) -> Option<&'static str> {
         self.member.trouble.at(now).or_else(|| self.trouble.at(now))
+    }
+
+    /// How busy the instance is, if it is an own one.
+    pub(super) fn gauge(&self) -> &Gauge {
+        &self.gauge
     }
 
     /// A call begins. Returns how many are in flight, this one included.
@@ -202,13 +221,22 @@ impl Slot {
         if let Verdict::Ejected(ejection) = verdict
             && verdict.admits(now) == Admission::Probe
         {
-            standing.probed_after = Some(ejection.tried_at);
+            standing.probed = Some(Probed { at: now, after: ejection.tried_at });
         }
         if standing.breaker.state() == BreakerState::Closed {
             return None;
         }
         standing.breaker.begin_probe(now);
         standing.poll_event(now)
+    }
+
+    /// Whether this caller has taken the turn to probe that this ejection offers. A probe that nobody has
+    /// heard of within a period was turned away, or told nothing: it may take the turn again.
+    fn has_probed(&self, now: Moment, ejection: &Ejection) -> bool {
+        let probed = self.standing.lock().probed;
+        probed.is_some_and(|probed| {
+            probed.after == ejection.tried_at && now.since(probed.at) < ejection.period
+        })
     }
 
     /// How it stands to a call, as far as its own agent has not said otherwise.
@@ -218,7 +246,7 @@ impl Slot {
         let is_above = |limit: Option<u32>| limit.is_some_and(|limit| in_flight >= limit);
         let mut rank = if self.trouble_at(now).is_some() || is_above(endpoint.capacity.hard) {
             Rank::LastResort
-        } else if is_above(endpoint.capacity.soft) {
+        } else if is_above(endpoint.capacity.soft) || self.others.is_crowd(now) {
             Rank::Full
         } else {
             Rank::Willing
@@ -290,6 +318,13 @@ pub(super) struct Counted {
     pub(super) count: u32,
 }
 
+impl Counted {
+    /// How busy the instance is.
+    pub(super) fn gauge(&self) -> &Arc<Gauge> {
+        &self.slot.gauge
+    }
+}
+
 impl Drop for Counted {
     fn drop(&mut self) {
         self.slot.leave();
@@ -307,6 +342,18 @@ impl Picked {
     /// Which endpoint, as the mesh saw it then.
     pub fn endpoint(&self) -> &Endpoint {
         self.board.at(self.at).0
+    }
+
+    /// Whether the mesh keeps calls from it, but for one a period.
+    pub(super) fn is_ejected(&self) -> bool {
+        let Endpoint { member, instance, .. } = self.endpoint();
+        self.board.view.ejection(member, instance).is_some()
+    }
+
+    /// Whether connections to it serve one call after the other, or several at a time. Not where its agent
+    /// counts or admits calls, who sees only tunnels: each call has a tunnel of its own then.
+    pub(super) fn shares_connections(&self) -> bool {
+        self.endpoint().capacity.hard.is_none() && !self.is_ejected()
     }
 
     pub(super) fn slot(&self) -> &Arc<Slot> {
@@ -433,9 +480,7 @@ impl ServiceBoard {
                 now,
                 heeds_others: self.scope == Scope::Mesh,
                 window: &|at| self.slots[at].standing.lock().breaker.window(now),
-                has_probed: &|at, ejection| {
-                    self.slots[at].standing.lock().probed_after == Some(ejection.tried_at)
-                },
+                has_probed: &|at, ejection| self.slots[at].has_probed(now, ejection),
                 nearness: &nearness,
             };
             mesh::pick(&self.view, &caller, rng)
@@ -751,6 +796,29 @@ impl Boards {
         let slot = self.slots.lock().slot(self.me, service, id);
         let count = slot.enter();
         Counted { slot, count }
+    }
+
+    /// How busy each own instance is.
+    pub(super) fn own_gauges(&self) -> Vec<(InstanceId, Arc<Gauge>)> {
+        let slots = self.slots.lock();
+        let own = slots.members.get(&self.me).into_iter().flat_map(|known| &known.instances);
+        own.map(|(id, (_, slot))| (id.clone(), Arc::clone(&slot.gauge))).collect()
+    }
+
+    /// Members have said how many calls of others are under way at their instances; those that they did
+    /// not name have none.
+    pub(super) fn note_loads(&self, words: &[(MemberId, BTreeMap<InstanceId, f64>)]) {
+        let now = self.now();
+        for (member, loads) in words {
+            let slots = self.slots.lock();
+            let known = slots.members.get(member).into_iter().flat_map(|known| &known.instances);
+            known.for_each(|(id, (_, slot))| slot.others.note(now, loads.get(id).copied()));
+        }
+        for board in self.services.load().values() {
+            let ready = board.view.ready().iter();
+            let ready = ready.map(|one| (&board.slots[one.candidate].others, one.weight));
+            Others::compare(now, ready);
+        }
     }
 
     /// How many calls an instance has in flight, as far as this member knows.

@@ -18,13 +18,21 @@ pub(super) struct Call {
     asked_at: AtomicU64,
     is_answered: AtomicBool,
     is_judged: AtomicBool,
+    /// Whether its caller has nobody else.
+    insists: bool,
     /// From being asked, after which no answer is the instance's fault.
     limit: Option<Duration>,
 }
 
 impl Call {
-    pub(super) fn new(boards: &Arc<Boards>, picked: Picked, limit: Option<Duration>) -> Self {
+    pub(super) fn new(
+        boards: &Arc<Boards>,
+        picked: Picked,
+        insists: bool,
+        limit: Option<Duration>,
+    ) -> Self {
         picked.slot().enter();
+        picked.slot().gauge().begin(boards.now());
         boards.begin(&picked);
         Self {
             boards: Arc::clone(boards),
@@ -32,6 +40,7 @@ impl Call {
             asked_at: AtomicU64::new(0),
             is_answered: AtomicBool::new(false),
             is_judged: AtomicBool::new(false),
+            insists,
             limit,
         }
     }
@@ -44,6 +53,11 @@ impl Call {
     /// With what is known of it.
     pub(super) fn picked(&self) -> &Picked {
         &self.picked
+    }
+
+    /// Whether its caller has nobody else.
+    pub(super) fn insists(&self) -> bool {
+        self.insists
     }
 
     /// All calls of its instance that are in flight from here, itself among them.
@@ -89,6 +103,7 @@ impl Call {
 impl Drop for Call {
     fn drop(&mut self) {
         self.picked.slot().leave();
+        self.picked.slot().gauge().end(self.boards.now());
         if self.is_judged.load(Ordering::Relaxed) {
             return;
         }

@@ -103,6 +103,10 @@ pub enum DialError {
     /// The instance, its agent or this one has too much to do. Fault: load.
     #[error("too many connections are open")]
     Overflow,
+    /// All callers together hold that the instance fails, and its agent keeps calls from it. Fault: the
+    /// instance.
+    #[error("every instance left is ejected")]
+    Ejected,
     /// Its machine has fallen silent. Fault: the machine or the network.
     #[error("its machine has fallen silent")]
     Silent,
@@ -132,6 +136,7 @@ impl DialError {
             Self::Unsupported => "unsupported",
             Self::Refused => "refused",
             Self::Overflow => "overflow",
+            Self::Ejected => "all_ejected",
             Self::Silent => "silent",
             Self::Lost => "lost",
             Self::Timeout => "timeout",
@@ -166,6 +171,7 @@ impl From<RefusalCode> for DialError {
             RefusalCode::OVERFLOW => Self::Overflow,
             RefusalCode::DENIED => Self::Denied,
             RefusalCode::UNSUPPORTED => Self::Unsupported,
+            RefusalCode::EJECTED => Self::Ejected,
             RefusalCode(_) => Self::Refused,
         }
     }

@@ -44,6 +44,14 @@ pub(super) enum Leads {
 }
 
 impl Leads {
+    /// The one service that it leads to, if that is all.
+    pub(super) fn service(&self) -> Option<&ServiceName> {
+        match self {
+            Self::Service { service, .. } => Some(service),
+            _ => None,
+        }
+    }
+
     fn door(&self) -> Door {
         match self {
             Self::Service { .. } => Door::upstream,

@@ -11,6 +11,7 @@ use tracing::debug;
 
 use super::board::{Boards, Counted};
 use super::instances::Instances;
+use super::load::{Share, Work};
 use super::local::LocalSocket;
 use super::preamble::CalledBy;
 use super::stalls::{Evicted, Stalls};
@@ -71,7 +72,13 @@ struct Opened {
     service: ServiceName,
     mode: Mode,
     local: LocalSocket,
-    _counted: Counted,
+    work: Work,
+}
+
+/// A peer's connection, and what it causes here.
+struct Served {
+    accepted: Accepted,
+    share: Share,
 }
 
 impl Inbound {
@@ -88,12 +95,14 @@ impl Inbound {
             return accepted.refuse();
         }
         let _entered = Entered { inbound: &self, peer: id };
-        let accepted = Arc::new(accepted);
-        let mut tunnels = pin!(Arc::clone(&self).serve_connection(Arc::clone(&accepted)));
+        let served = Arc::new(Served { accepted, share: Share::new(self.clock) });
+        let mut tunnels = pin!(Arc::clone(&self).serve_connection(Arc::clone(&served)));
+        let Served { accepted, share } = &*served;
         tokio::select! {
             biased;
             () = &mut tunnels => {}
             () = accepted.watch(&self.clock, &self.revoker) => tunnels.await, // closed: it says so and returns
+            () = share.tell(accepted, &self.boards) => {}
         }
     }
 
@@ -113,22 +122,22 @@ impl Inbound {
         }
     }
 
-    async fn serve_connection(self: Arc<Self>, accepted: Arc<Accepted>) {
+    async fn serve_connection(self: Arc<Self>, served: Arc<Served>) {
         let headerless = Stalls::new(HEADERLESS_MAX);
         loop {
-            match accepted.next().await {
+            match served.accepted.next().await {
                 Ok((writer, reader)) => {
-                    let (inbound, accepted) = (Arc::clone(&self), Arc::clone(&accepted));
+                    let (inbound, served) = (Arc::clone(&self), Arc::clone(&served));
                     let headerless = headerless.clone();
                     // A drain waits for streams and cuts them in the end; a refusal is neither.
                     let is_draining = self.instances.is_draining();
                     let group = if is_draining { &self.refusals } else { &self.streams };
                     group.spawn_connection("inbound", async move {
-                        inbound.serve_tunnel(&accepted, &headerless, writer, reader).await;
+                        inbound.serve_tunnel(&served, &headerless, writer, reader).await;
                     });
                 }
                 Err(error) => {
-                    debug!(peer = %accepted.peer().id, %error, "data connection ended");
+                    debug!(peer = %served.accepted.peer().id, %error, "data connection ended");
                     return;
                 }
             }
@@ -137,17 +146,18 @@ impl Inbound {
 
     async fn serve_tunnel(
         &self,
-        accepted: &Accepted,
+        served: &Served,
         headerless: &Stalls,
         mut writer: TunnelWriter,
         mut reader: TunnelReader,
     ) {
         // Boxed, and gone before bytes are carried, as in [`Outbound::serve`](super::outbound).
-        let opening = Box::pin(self.open(accepted, headerless, &mut writer, &mut reader));
+        let opening = Box::pin(self.open(served, headerless, &mut writer, &mut reader));
         match opening.await {
-            Ok(opened) => self.carry(opened, accepted.peer(), writer, reader).await,
+            Ok(opened) => self.carry(opened, served.accepted.peer(), writer, reader).await,
             Err(Some(refusal)) => {
-                Box::pin(self.refuse(accepted.peer(), writer, reader, refusal)).await;
+                let peer = served.accepted.peer();
+                Box::pin(self.refuse(peer, writer, reader, refusal)).await;
             }
             Err(None) => {}
         }
@@ -156,7 +166,7 @@ impl Inbound {
     /// Reads what a new tunnel is for and connects it. An error without a refusal was counted.
     async fn open(
         &self,
-        accepted: &Accepted,
+        Served { accepted, share }: &Served,
         headerless: &Stalls,
         writer: &mut TunnelWriter,
         reader: &mut TunnelReader,
@@ -185,7 +195,8 @@ impl Inbound {
         // callers of its neighbours waiting for streams.
         accepted.admit(reader);
         let (local, counted) = self.connect(&header, accepted).await?;
-        Ok(Opened { service: header.service, mode: header.mode, local, _counted: counted })
+        let work = share.work(&header.instance, counted);
+        Ok(Opened { service: header.service, mode: header.mode, local, work })
     }
 
     /// The seam for authorization: who calls is `peer`, whom the certificate proves, and
@@ -209,8 +220,9 @@ impl Inbound {
         let (id, name, address) = (peer.id, peer.name.clone(), accepted.address());
         let caller = CalledBy { id, name, address };
         let (service, instance) = (&header.service, &header.instance);
-        let counted = self.boards.enter(service, instance);
-        let connecting = self.instances.connect(service, instance, Some(&caller), counted.count);
+        let (counted, insists) = (self.boards.enter(service, instance), header.insists);
+        let connecting =
+            self.instances.connect(service, instance, Some(&caller), counted.count, insists);
         let local = connecting.await;
         if let Err(Refusal { code: RefusalCode::UNREACHABLE, reason }) = &local {
             self.events.record(EventKind::InstanceUnreachable, &header.instance, reason);
@@ -233,28 +245,29 @@ impl Inbound {
 
     async fn carry(
         &self,
-        mut opened: Opened,
+        opened: Opened,
         peer: &Peer,
         mut writer: TunnelWriter,
         mut reader: TunnelReader,
     ) {
-        let traffic = self.traffic.of(Direction::inbound, &opened.service, peer.id, &peer.name);
+        let Opened { service, mode, mut local, work } = opened;
+        let traffic = self.traffic.of(Direction::inbound, &service, peer.id, &peer.name);
         let open = traffic.begin();
         // Said first: only then may a byte reach the instance.
         let outcome = match writer.accept().await {
             Ok(()) => {
-                let (local, bytes, stalls) = (&mut opened.local, &traffic.bytes, &self.stalls);
+                let (local, bytes, stalls) = (&mut local, &traffic.bytes, &self.stalls);
                 let (writer, reader) = (&mut writer, &mut reader);
-                if opened.mode.ends_with_instance() {
-                    carry_while_instance_lasts(local, writer, reader, bytes, stalls).await
+                if mode.ends_with_instance() {
+                    carry_while_instance_lasts(local, writer, reader, bytes, stalls, &work).await
                 } else {
+                    work.begin();
                     let left = Leftover::default();
                     carry(local, writer, reader, left, bytes, stalls, None).await
                 }
             }
             Err(error) => Err(error.into()),
         };
-        let Opened { service, local, _counted, .. } = opened;
         drop(local);
         if outcome.is_ok() {
             writer.delivered().await;

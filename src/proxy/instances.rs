@@ -11,6 +11,7 @@ use tokio::time::timeout;
 
 use super::local::LocalSocket;
 use super::preamble::{self, CalledBy, ProxyProtocol};
+use super::turnstile::Turnstile;
 use crate::model::{InstanceId, InstanceState, ServiceName, Target};
 use crate::transport::tunnel::{Refusal, RefusalCode};
 
@@ -40,18 +41,22 @@ pub struct LocalInstance {
 pub(super) struct Instances {
     by_id: ArcSwap<BTreeMap<InstanceId, LocalInstance>>,
     is_draining: AtomicBool,
+    turnstile: Turnstile,
     /// Told which refused a connection. Full: it was told so a moment ago.
     refused: mpsc::Sender<InstanceId>,
 }
 
 impl Instances {
     /// None yet.
-    pub(super) fn new(refused: mpsc::Sender<InstanceId>) -> Self {
-        Self { by_id: ArcSwap::default(), is_draining: AtomicBool::new(false), refused }
+    pub(super) fn new(turnstile: Turnstile, refused: mpsc::Sender<InstanceId>) -> Self {
+        let is_draining = AtomicBool::new(false);
+        Self { by_id: ArcSwap::default(), is_draining, turnstile, refused }
     }
 
     pub(super) fn set(&self, instances: Vec<LocalInstance>) {
-        let by_id = instances.into_iter().map(|instance| (instance.id.clone(), instance)).collect();
+        let by_id = instances.into_iter().map(|instance| (instance.id.clone(), instance));
+        let by_id: BTreeMap<_, _> = by_id.collect();
+        self.turnstile.retain(|id| by_id.contains_key(id));
         self.by_id.store(Arc::new(by_id));
     }
 
@@ -66,20 +71,22 @@ impl Instances {
     }
 
     /// Connects to an instance for `caller`, or for this agent itself, or says why not. `in_flight` is
-    /// how many calls it has, with this one. Nothing has been written to it but who calls, if it asked
-    /// for that.
+    /// how many calls it has, with this one; a caller that has nobody else `insists`. Nothing has been
+    /// written to it but who calls, if it asked for that.
     pub(super) async fn connect(
         &self,
         service: &ServiceName,
         id: &InstanceId,
         caller: Option<&CalledBy>,
         in_flight: u32,
+        insists: bool,
     ) -> Result<LocalSocket, Refusal> {
         let instance = self.admit(service, id)?;
         if instance.hard_limit.is_some_and(|limit| in_flight > limit) {
             let reason = "the instance has as many calls as it takes";
             return Err(Refusal::new(RefusalCode::OVERFLOW, reason));
         }
+        self.turnstile.pass(service, id, insists)?;
         let reason = match timeout(CONNECT_TIME_MAX, open(&instance, caller)).await {
             Ok(Ok(socket)) => return Ok(socket),
             Ok(Err(error)) if is_ours(&error) => {
@@ -142,11 +149,14 @@ fn is_ours(error: &std::io::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::MemberId;
+    use crate::runtime::clock::Clock;
 
     #[tokio::test]
     async fn instance_is_refused_with_its_reason_before_anything_is_written() {
         let (refused, mut told) = mpsc::channel(8);
-        let instances = Instances::new(refused);
+        let (me, snapshot) = (MemberId::from_bytes([1; 16]), Arc::default());
+        let instances = Instances::new(Turnstile::new(me, snapshot, Clock::new()), refused);
         let local = |id: &str, state| LocalInstance {
             id: id.parse().unwrap(),
             service: "web".parse().unwrap(),
@@ -162,7 +172,7 @@ mod tests {
         ]);
         let busy = async |service: &str, id: &str, in_flight| {
             let (service, id) = (service.parse().unwrap(), id.parse().unwrap());
-            let refused = instances.connect(&service, &id, None, in_flight).await;
+            let refused = instances.connect(&service, &id, None, in_flight, false).await;
             refused.map(|_| ()).unwrap_err().code
         };
         let code = async |service: &str, id: &str| busy(service, id, 2).await;

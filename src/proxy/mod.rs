@@ -15,6 +15,7 @@ mod inbound;
 mod ingress;
 mod instances;
 mod limits;
+mod load;
 mod local;
 mod outbound;
 mod pipe;
@@ -24,6 +25,7 @@ mod stalls;
 mod tcp;
 mod traffic;
 mod trouble;
+mod turnstile;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -62,6 +64,7 @@ use self::outbound::{Ask, Greeting, Outbound};
 use self::pipe::{Pipe, pipe};
 use self::stalls::Stalls;
 use self::traffic::Traffic;
+use self::turnstile::Turnstile;
 use crate::breaker::OwnWindow;
 use crate::mesh::{self, Evidence, NoEndpoint, Snapshot};
 use crate::model::{InstanceId, MemberId, ServiceName, Target};
@@ -421,7 +424,8 @@ impl DataPlane {
             clock,
         );
         let (refuse, refused) = mpsc::channel(REFUSED_MAX);
-        let instances = Arc::new(Instances::new(refuse));
+        let turnstile = Turnstile::new(me, Arc::clone(&snapshot), clock);
+        let instances = Arc::new(Instances::new(turnstile, refuse));
         let boards = Boards::new(me, clock, metrics.clone(), events.clone(), seed);
         let boards = Arc::new(boards);
         let (traffic, stalls) = (Traffic::new(metrics.clone()), Stalls::default());
@@ -443,7 +447,7 @@ impl DataPlane {
         let outbound = Arc::new(Outbound {
             me,
             snapshot,
-            peers,
+            peers: peers.clone(),
             instances: Arc::clone(&instances),
             boards: Arc::clone(&boards),
             traffic,
@@ -458,6 +462,7 @@ impl DataPlane {
         let proxy = Proxy { commands, instances: own, boards, outbound: weak };
         let http = Arc::new(Http::new(Arc::clone(&outbound), streams.clone(), access_log));
         tasks.spawn("tell windows", Arc::clone(&outbound.boards).tell_windows(windows));
+        tasks.spawn("hear loads", load::hear(peers, Arc::clone(&outbound.boards)));
         tasks.spawn("http pool", Arc::clone(&http).sweep());
         let plane = Self {
             endpoint: endpoint.clone(),
@@ -538,13 +543,14 @@ impl DataPlane {
             self.events.record(EventKind::EntryFailed, &listen, error);
         })?;
         info!(%address, ?leads, "entry open");
-        self.configure(&leads);
+        let service = leads.service().cloned();
         let closed = CancellationToken::new();
         let (http, streams) = (Arc::clone(&self.http), self.streams.clone());
         let leads = Arc::new(ArcSwap::from_pointee(leads));
         let task = accept(listener, Arc::clone(&leads), http, streams, closed.clone());
         self.tasks.spawn("entry", task);
         self.entries.insert(address.clone(), Entry { leads, closed });
+        self.configure(service);
         Ok(address)
     }
 
@@ -571,6 +577,7 @@ impl DataPlane {
         match self.entries.remove(&listen) {
             Some(entry) => {
                 entry.closed.cancel();
+                self.configure(entry.leads.load().service().cloned());
                 Ok(())
             }
             None => Err(EntryError::Unknown(listen)),
@@ -579,17 +586,22 @@ impl DataPlane {
 
     fn redirect(&self, listen: Target, leads: Leads) -> Result<(), EntryError> {
         let entry = self.entries.get(&listen).ok_or(EntryError::Unknown(listen))?;
-        self.configure(&leads);
-        entry.leads.store(Arc::new(leads));
+        let service = leads.service().cloned();
+        let before = entry.leads.swap(Arc::new(leads));
+        self.configure(before.service().cloned());
+        self.configure(service);
         Ok(())
     }
 
-    /// The breakers of a service are as its entry says.
-    fn configure(&self, leads: &Leads) {
-        if let Leads::Service { service, options } = leads {
-            let limits = options.breaker.clone().unwrap_or_default();
-            self.outbound.boards.configure(service, &limits);
-        }
+    /// The breakers of a service are as one of its entries says; the others, which say nothing, share
+    /// them.
+    fn configure(&self, service: Option<ServiceName>) {
+        let Some(service) = service else { return };
+        let limits = self.entries.values().find_map(|entry| match &**entry.leads.load() {
+            Leads::Service { service: of, options } if *of == service => options.breaker.clone(),
+            _ => None,
+        });
+        self.outbound.boards.configure(&service, &limits.unwrap_or_default());
     }
 
     fn drain(&mut self, deadline: Duration, reply: oneshot::Sender<bool>) {

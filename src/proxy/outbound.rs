@@ -178,7 +178,8 @@ pub(super) struct Connected {
 }
 
 /// The instances that may take one call, each once, in the order in which their members can be had. A
-/// dial that takes long goes on while the next begins: it is neither a failure nor forgotten.
+/// dial that takes long goes on while the next begins: it is neither a failure nor forgotten. Last comes
+/// again one that was ejected by all callers, where its agent turned the call away.
 pub(super) struct Search<'a> {
     outbound: &'a Outbound,
     service: &'a ServiceName,
@@ -187,6 +188,8 @@ pub(super) struct Search<'a> {
     limit: Option<Duration>,
     /// Those that were given out or are being dialled.
     pub(super) tried: Tried,
+    /// One whose agent keeps calls from it, but for those that have nobody else.
+    turned_away: Option<Picked>,
     /// `None` while none had to be waited for.
     dials: Option<FuturesUnordered<BoxFuture<'a, Dialled>>>,
 }
@@ -198,18 +201,31 @@ impl<'a> Search<'a> {
         choice: Choice,
         limit: Option<Duration>,
     ) -> Self {
-        Self { outbound, service, choice, limit, tried: Tried::default(), dials: None }
+        let tried = Tried::default();
+        Self { outbound, service, choice, limit, tried, turned_away: None, dials: None }
+    }
+
+    /// Nothing of the call reached this instance, for this reason.
+    pub(super) fn note_not_taken(&mut self, call: &Call, reason: DialError) {
+        if reason == DialError::Ejected {
+            self.turned_away = Some(call.picked().clone());
+        }
     }
 
     /// The next instance, with what came of dialling its member. Where that is connected nothing is
     /// waited for, and nothing allocated.
     pub(super) async fn next(&mut self) -> Result<Dialled, NoEndpoint> {
         loop {
-            let patience = match self.outbound.pick(self.service, &self.choice, &self.tried) {
+            let mut next = self.outbound.pick(self.service, &self.choice, &self.tried);
+            let insists = next.is_err() && !self.is_dialling() && self.turned_away.is_some();
+            if insists && let Some(picked) = self.turned_away.take() {
+                next = Ok(picked);
+            }
+            let patience = match next {
                 Ok(picked) => {
                     self.tried.add(&picked);
                     let standing = self.outbound.standing(picked.endpoint());
-                    let call = Call::new(&self.outbound.boards, picked, self.limit);
+                    let call = Call::new(&self.outbound.boards, picked, insists, self.limit);
                     if let Some(way) = standing {
                         return Ok(Dialled { way: Ok(way), call });
                     }
@@ -288,7 +304,7 @@ impl Outbound {
     /// Whether there is an instance without trouble that was not `tried`.
     pub(super) fn has_better(&self, service: &ServiceName, choice: &Choice, tried: &Tried) -> bool {
         let picked = self.pick(service, choice, tried);
-        picked.is_ok_and(|picked| self.trouble(picked.endpoint()).is_none())
+        picked.is_ok_and(|picked| !picked.is_ejected() && self.trouble(picked.endpoint()).is_none())
     }
 
     /// The way to an instance that needs no waiting.
@@ -324,12 +340,12 @@ impl Outbound {
             let Dialled { way, call } = dialled;
             call.ask();
             let route = match way {
-                Ok(Way::Here) => self.connect_here(ask, call.endpoint(), prefix).await,
+                Ok(Way::Here) => self.connect_here(ask, &call, prefix).await,
                 Ok(Way::There(link)) => {
                     let client = client.as_deref_mut();
                     let tried = &search.tried;
                     let has_other = || self.has_better(&ask.service, &choice, tried);
-                    self.connect_there(client, ask, call.endpoint(), prefix, &link, has_other).await
+                    self.connect_there(client, ask, &call, prefix, &link, has_other).await
                 }
                 Err(error) => Err(error.into()),
             };
@@ -343,6 +359,7 @@ impl Outbound {
                     return Ok(Connected { route, call });
                 }
                 Err(Setback::Next { reason, avoid }) => {
+                    search.note_not_taken(&call, reason);
                     self.avoid(&call, avoid, reason);
                     last = Some(reason);
                 }
@@ -357,7 +374,7 @@ impl Outbound {
         }
     }
 
-    /// Calls an instance and gives the connection up again, and says how long it took to be taken.
+    /// Calls this very instance and gives the connection up again, and says how long it took to be taken.
     pub(super) async fn ping(
         &self,
         service: &ServiceName,
@@ -366,12 +383,13 @@ impl Outbound {
         let begun_at = self.clock.now();
         let taken = async {
             if endpoint.member == self.me {
-                let here = self.connect_own(service, &endpoint.instance).await;
+                let here = self.connect_own(service, &endpoint.instance, true).await;
                 return here.map(drop).map_err(|refusal| refusal.code.into());
             }
             let link = self.peers.link(endpoint.member, endpoint.address).await?;
             let (service, instance) = (service.clone(), endpoint.instance);
-            let header = Header { service, instance, source: None, mode: Mode::SPLICE };
+            let (source, mode) = (None, Mode::SPLICE);
+            let header = Header { service, instance, source, mode, insists: true };
             let header = header.encode().map_err(|_| DialError::Unsupported)?;
             let (mut writer, mut reader) = link.open().await?;
             writer.write(header).await.map_err(|_| DialError::Lost)?;
@@ -437,18 +455,21 @@ impl Outbound {
     async fn connect_here(
         &self,
         ask: &Ask,
-        endpoint: &Endpoint,
+        call: &Call,
         prefix: &Prefix,
     ) -> Result<Route, Setback> {
-        let instance = self.connect_own(&ask.service, &endpoint.instance).await?;
+        let id = &call.endpoint().instance;
+        let instance = self.connect_own(&ask.service, id, call.insists()).await?;
         Ok(Route::Local { instance, left: prefix.whole() })
     }
 
-    /// Connects to an instance of this member for a caller of this member.
+    /// Connects to an instance of this member for a caller of this member, which `insists` when it has
+    /// nobody else.
     pub(super) async fn connect_own(
         &self,
         service: &ServiceName,
         instance: &InstanceId,
+        insists: bool,
     ) -> Result<LocalSocket, Refusal> {
         let me = self.snapshot.load().members.get(&self.me).map(|me| CalledBy {
             id: self.me,
@@ -456,7 +477,7 @@ impl Outbound {
             address: me.address,
         });
         let count = self.boards.in_flight(&self.me, instance);
-        self.instances.connect(service, instance, me.as_ref(), count).await
+        self.instances.connect(service, instance, me.as_ref(), count, insists).await
     }
 
     /// An instance of another member: through its agent. `has_other` says whether there is a better
@@ -465,16 +486,17 @@ impl Outbound {
         &self,
         client: Option<&mut LocalSocket>,
         ask: &Ask,
-        endpoint: &Endpoint,
+        call: &Call,
         prefix: &mut Prefix,
         link: &Link,
         has_other: impl Fn() -> bool,
     ) -> Result<Route, Setback> {
         let header = Header {
             service: ask.service.clone(),
-            instance: endpoint.instance.clone(),
+            instance: call.endpoint().instance.clone(),
             source: ask.options.source.clone(),
             mode: Mode::SPLICE,
+            insists: call.insists(),
         };
         let header = header.encode().map_err(|_| Setback::Final(DialError::Unsupported))?;
         let (mut writer, mut reader) = link.open().await?;

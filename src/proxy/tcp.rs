@@ -13,6 +13,7 @@ use bytes::Bytes;
 
 use super::both::try_both;
 use super::call::Call;
+use super::load::Work;
 use super::local::{CHUNKS_MAX, LocalReader, LocalSocket, LocalWriter};
 use super::stalls::{Stalls, WriteError};
 use crate::model::Outcome;
@@ -35,17 +36,24 @@ pub(super) enum Cut {
 
 /// Of a tunnel whose end is that of its instance: how much of what the caller said the instance was
 /// given, at most.
-#[derive(Debug, Default)]
-pub(super) struct Given {
+#[derive(Debug)]
+struct Given<'a> {
     len: AtomicU64,
     /// As it was when the instance last said something.
     len_when_said: AtomicU64,
+    /// Under way from what it is given until it says something.
+    work: &'a Work,
 }
 
-impl Given {
+impl<'a> Given<'a> {
+    fn new(work: &'a Work) -> Self {
+        Self { len: AtomicU64::new(0), len_when_said: AtomicU64::new(0), work }
+    }
+
     fn add(&self, chunks: &[Bytes]) {
         let len: usize = chunks.iter().map(Bytes::len).sum();
         self.len.fetch_add(len as u64, Ordering::Relaxed);
+        self.work.begin();
     }
 
     fn len(&self) -> u64 {
@@ -54,6 +62,7 @@ impl Given {
 
     fn note_said(&self) {
         self.len_when_said.store(self.len(), Ordering::Relaxed);
+        self.work.end();
     }
 
     /// Whether the instance was given nothing since it last said something.
@@ -118,15 +127,17 @@ pub(super) async fn carry(
 
 /// As [`carry`] at the far agent, but what the instance says last ends the whole tunnel: from then on
 /// it is given nothing, and the caller is told how much it had. A caller that ends first is `Ok`, too.
+/// `work` is under way while the instance has not begun to answer.
 pub(super) async fn carry_while_instance_lasts(
     local: &mut LocalSocket,
     writer: &mut TunnelWriter,
     reader: &mut TunnelReader,
     carried: &Counter,
     stalls: &Stalls,
+    work: &Work,
 ) -> Result<(), Cut> {
     let (local_reader, local_writer) = local.split();
-    let given = Given::default();
+    let given = Given::new(work);
     let (ended, is_stalled) = {
         let none = Leftover::default();
         let mut there = pin!(to_tunnel(local_reader, writer, none, carried, Some(&given)));
@@ -137,7 +148,12 @@ pub(super) async fn carry_while_instance_lasts(
             ended = &mut there => (ended, false),
             ended = &mut back => match ended {
                 // The caller has said all; what the instance still says is carried.
-                Ok(Ended::Well) => return there.await.map(|_| ()),
+                Ok(Ended::Well) => {
+                    if given.is_unasked() {
+                        work.settle(); // it has its answer, and the instance will close in a moment
+                    }
+                    return there.await.map(|_| ());
+                }
                 // The instance reads no more, and may have said why before it closed.
                 Ok(Ended::Unwanted) => (there.await, false),
                 Err(Cut::Stalled) => (Err(Cut::Stalled), true),
@@ -165,7 +181,7 @@ async fn to_tunnel(
     to: &mut TunnelWriter,
     left: Leftover,
     carried: &Counter,
-    given: Option<&Given>,
+    given: Option<&Given<'_>>,
 ) -> Result<Ended, Cut> {
     let outcome = async {
         for chunk in left.chunks {
@@ -201,7 +217,7 @@ async fn to_local(
     mut to: LocalWriter<'_>,
     carried: &Counter,
     stalls: &Stalls,
-    given: Option<&Given>,
+    given: Option<&Given<'_>>,
     call: Option<&Call>,
 ) -> Result<Ended, Cut> {
     let mut chunks = [const { Bytes::new() }; CHUNKS_MAX];

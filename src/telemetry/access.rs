@@ -45,16 +45,16 @@ pub struct Access {
     pub node: Option<MemberName>,
     /// Which of its instances.
     pub instance: Option<InstanceId>,
-    /// Of the request.
-    pub method: Method,
+    /// Of the request; none where that cannot be read.
+    pub method: Option<Method>,
     /// Of the request; what follows a `?` is not written down: it may hold secrets.
     pub path: Option<PathAndQuery>,
     /// Of the response.
     pub status: u16,
     /// Why the mesh answered, or `cut` when the response did not come to its end.
     pub reason: Option<&'static str>,
-    /// Of the response's body.
-    pub bytes: u64,
+    /// Of the response's body; none where client and instance went on to speak something else.
+    pub bytes: Option<u64>,
     /// From the request to the end of the response.
     pub duration: Duration,
 }
@@ -163,11 +163,11 @@ struct Line<'a> {
     service: Option<&'a str>,
     node: Option<&'a str>,
     instance: Option<&'a str>,
-    method: &'a str,
+    method: Option<&'a str>,
     path: &'a str,
     status: u16,
     reason: Option<&'static str>,
-    bytes: u64,
+    bytes: Option<u64>,
     duration_ms: f64,
 }
 
@@ -179,7 +179,7 @@ fn write_line(out: &mut impl Write, access: &Access) -> io::Result<()> {
         service: access.service.as_ref().map(ServiceName::as_str),
         node: access.node.as_ref().map(MemberName::as_str),
         instance: access.instance.as_ref().map(InstanceId::as_str),
-        method: access.method.as_str(),
+        method: access.method.as_ref().map(Method::as_str),
         path: access.path.as_ref().map_or("", PathAndQuery::path),
         status: access.status,
         reason: access.reason,
@@ -201,11 +201,11 @@ mod tests {
             service: Some("web".parse().unwrap()),
             node: Some("b".parse().unwrap()),
             instance: Some("web-1".parse().unwrap()),
-            method: Method::GET,
+            method: Some(Method::GET),
             path: Some(path.parse().unwrap()),
             status: 200,
             reason: None,
-            bytes: 42,
+            bytes: Some(42),
             duration: Duration::from_micros(1_234),
         }
     }

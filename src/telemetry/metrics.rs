@@ -267,7 +267,7 @@ impl Metrics {
             }),*)};
         }
         let (requests, connections_open, bytes, refused, endpoints, members, entries_refused) = table! {
-            "requests" "Connections and requests that ended" Family::default();
+            "requests" "HTTP requests (outbound, with a code_class) and connections (all else) that ended" Family::default();
             "connections_open" "Connections open now" Family::default();
             "bytes" "Bytes carried, both ways" Family::default();
             "refused" "What was refused, by door and reason" Family::default();

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use quinn::{Connection, ConnectionError, VarInt};
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -70,6 +71,12 @@ impl Accepted {
     pub async fn next(&self) -> Result<(TunnelWriter, TunnelReader), ConnectionError> {
         let (send, receive) = self.connection.accept_bi().await?;
         Ok((TunnelWriter::new(send), TunnelReader::new(receive, None)))
+    }
+
+    /// Tells the peer something beside its tunnels, in one datagram of at most 1,000 bytes, which may be
+    /// lost. An agent of before hears none.
+    pub fn tell(&self, word: Bytes) {
+        let _ = self.connection.send_datagram(word); // not taken, or the connection is gone
     }
 
     /// Gives a tunnel whose header was found good its place. Only such tunnels make the peer's

@@ -12,6 +12,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use bytes::Bytes;
+use futures_util::FutureExt;
 use parking_lot::Mutex;
 use quinn::{Connection, VarInt};
 use tokio::sync::{mpsc, watch};
@@ -209,6 +211,20 @@ impl Peers {
             bytes_sent: stats.udp_tx.bytes,
             bytes_received: stats.udp_rx.bytes,
         })
+    }
+
+    /// What peers have said beside their tunnels since this was last asked: of each at most as much as
+    /// its connection keeps, 8 KiB.
+    pub fn told(&self) -> Vec<(MemberId, Bytes)> {
+        let slots = self.inner.slots.lock();
+        let mut told = Vec::new();
+        for (member, slot) in slots.iter() {
+            let Slot::Open(link) = slot else { continue };
+            while let Some(Ok(word)) = link.connection.read_datagram().now_or_never() {
+                told.push((*member, word));
+            }
+        }
+        told
     }
 
     /// How many connections are open.

@@ -76,7 +76,9 @@ fn data(config: &mut TransportConfig, payload_len_max: u16) {
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW))
         .receive_window(window(credit_for(STREAMS_AT_START)))
         .send_window(SEND_WINDOW)
-        .datagram_receive_buffer_size(None);
+        // A word a second on how busy instances are.
+        .datagram_receive_buffer_size(Some(8 * 1024))
+        .datagram_send_buffer_size(8 * 1024);
 }
 
 /// One question, one answer; whoever comes to the enrolment door has proved nothing yet.

@@ -51,9 +51,21 @@ pub struct Header {
     pub source: Option<ServiceName>,
     /// How the bytes are to be treated.
     pub mode: Mode,
+    /// Whether the caller has nobody else: then it is let through to an instance that the mesh has
+    /// ejected.
+    pub insists: bool,
 }
 
-impl wire::Payload for Header {}
+impl wire::Payload for Header {
+    const VERSION: u8 = 2;
+
+    fn appended_after(version: u8) -> Result<Vec<u8>, WireError> {
+        match version {
+            1 => wire::encode(&false),
+            _ => Ok(Vec::new()),
+        }
+    }
+}
 
 /// How the far agent treats the bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -143,6 +155,8 @@ impl RefusalCode {
     pub const DENIED: Self = Self(5);
     /// The header cannot be read, or asks for what this version cannot do. Fault: the caller.
     pub const UNSUPPORTED: Self = Self(6);
+    /// The mesh has ejected the instance, and this is not the call that may try it. Fault: nobody's.
+    pub const EJECTED: Self = Self(7);
 
     /// Whether another instance may answer differently: all but a rule, which is the same
     /// everywhere.
@@ -159,6 +173,7 @@ impl RefusalCode {
             Self::OVERFLOW => "overflow",
             Self::DENIED => "denied",
             Self::UNSUPPORTED => "unsupported",
+            Self::EJECTED => "ejected",
             Self(_) => "refused",
         }
     }
@@ -520,6 +535,7 @@ mod tests {
             instance: "web-1".parse().unwrap(),
             source: Some("checkout".parse().unwrap()),
             mode: Mode::SPLICE,
+            insists: false,
         }
     }
 
@@ -528,8 +544,10 @@ mod tests {
         // Agents of neighbouring versions speak these bytes to each other.
         assert_eq!(
             &header().encode().unwrap()[..],
-            b"\x00\x16\x01\x03web\x05web-1\x01\x08checkout\x00"
+            b"\x00\x17\x02\x03web\x05web-1\x01\x08checkout\x00\x00"
         );
+        let before = b"\x01\x03web\x05web-1\x01\x08checkout\x00";
+        assert_eq!(wire::decode_payload::<Header>(before).unwrap(), header());
         let refusal = Refusal::new(RefusalCode::DRAINING, "bye");
         assert_eq!(&refusal.encode()[..], b"\x02\x02\x03bye");
     }
@@ -542,6 +560,7 @@ mod tests {
             instance: name.parse().unwrap(),
             source: Some(name.parse().unwrap()),
             mode: Mode(255),
+            insists: true,
         };
         assert!(header.encode().unwrap().len() < HEADER_LEN_MAX);
         let refusal = Refusal::new(RefusalCode::DENIED, "ä".repeat(200) + "b");

@@ -1,9 +1,8 @@
 //! Just enough HTTP/2 to say what no library lets one say: every header literal, nothing checked.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
 
-use super::PATIENCE;
+use super::Entry;
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const DATA: u8 = 0;
@@ -32,9 +31,8 @@ pub(super) enum Outcome {
 }
 
 /// Sends one request on a connection of its own.
-pub(super) fn send(entry: SocketAddr, request: &Request) -> Outcome {
-    let mut stream = TcpStream::connect(entry).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+pub(super) fn send(entry: &Entry, request: &Request) -> Outcome {
+    let mut stream = entry.connect().unwrap();
     let mut sent = PREFACE.to_vec();
     push_frame(&mut sent, SETTINGS, 0, 0, &[]);
     let has_body = !request.body.is_empty();
@@ -50,10 +48,10 @@ pub(super) fn send(entry: SocketAddr, request: &Request) -> Outcome {
         push_frame(&mut sent, HEADERS, END_HEADERS | END_STREAM, 1, &trailers);
     }
     let _ = stream.write_all(&sent); // refused half-way: the answer tells
-    outcome(&mut stream)
+    outcome(stream)
 }
 
-fn outcome(stream: &mut TcpStream) -> Outcome {
+fn outcome(mut stream: impl Read) -> Outcome {
     loop {
         let mut head = [0; 9];
         if stream.read_exact(&mut head).is_err() {

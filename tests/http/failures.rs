@@ -1,5 +1,7 @@
 //! What is lost on the way: never done twice, never answered with less than there was.
 
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -164,4 +166,55 @@ fn post_is_never_done_twice_while_instances_close_connections_and_are_killed() {
     let ok = answers.iter().filter(|(_, answer)| answer.status == 200).count();
     eprintln!("{ok} of {} answered 200, {delivered} delivered", answers.len());
     assert!(ok * 100 >= answers.len() * 90, "{ok}: most never noticed");
+}
+
+/// Answers every request of HTTP/2 with 200, but the first one of all: that hears that none of its
+/// connection was begun with.
+fn goes_away_once(has_gone: Arc<AtomicBool>) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let has_gone = Arc::clone(&has_gone);
+            std::thread::spawn(move || answer_frames(stream?, &has_gone));
+        }
+    });
+    address
+}
+
+fn answer_frames(mut stream: TcpStream, has_gone: &AtomicBool) -> io::Result<()> {
+    let [headers, settings, goaway] = [1, 4, 7];
+    let (end_stream, end_headers) = (1, 4);
+    let frame = |kind: u8, flags: u8, stream: u32, payload: &[u8]| {
+        let len = (payload.len() as u32).to_be_bytes();
+        [&len[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+    };
+    stream.read_exact(&mut [0; 24])?; // what a client begins with
+    stream.write_all(&frame(settings, 0, 0, &[]))?;
+    loop {
+        let mut head = [0; 9];
+        stream.read_exact(&mut head)?;
+        let len = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+        stream.read_exact(&mut vec![0; len as usize])?;
+        if head[3] != headers {
+            continue;
+        }
+        if !has_gone.swap(true, Ordering::Relaxed) {
+            stream.write_all(&frame(goaway, 0, 0, &[0; 8]))?; // the last stream: none; no error
+            return io::copy(&mut stream, &mut io::sink()).map(drop); // an end now might be a reset
+        }
+        let number = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
+        stream.write_all(&frame(headers, end_stream | end_headers, number, &[0x88]))?; // 200
+    }
+}
+
+#[test]
+fn post_that_a_server_of_http_2_says_it_has_not_begun_with_is_sent_again() {
+    let _turn = beside_others();
+    let has_gone = Arc::<AtomicBool>::default();
+    let instances = [(); 2].map(|()| goes_away_once(Arc::clone(&has_gone)));
+    let stage = Stage::of("h2", &instances);
+    let answer = stage.client().ask("POST", "/", "", b"").unwrap();
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert!(has_gone.load(Ordering::Relaxed));
 }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::{PythonServer, Stage, run_python};
-use crate::support::{beside_others, python};
+use crate::support::{SOON, beside_others, check, eventually, python};
 
 const SERVER: &str = include_str!("grpc_server.py");
 const CLIENT: &str = include_str!("grpc_client.py");
@@ -18,9 +18,16 @@ struct Grpc {
 
 impl Grpc {
     fn of(names: &[&str]) -> Option<Self> {
+        Self::with(names, &[])
+    }
+
+    /// Servers that were given these arguments, too.
+    fn with(names: &[&str], more: &[&str]) -> Option<Self> {
         let python = python(&["grpcio==1.76.0"])?;
         let home = tempfile::tempdir().expect("a directory");
-        let start = |name: &&str| PythonServer::start(&python, home.path(), SERVER, &[name]);
+        let start = |name: &&str| {
+            PythonServer::start(&python, home.path(), SERVER, &[&[*name], more].concat())
+        };
         let servers: Vec<_> = names.iter().map(start).collect();
         let addresses: Vec<_> = servers.iter().map(|server| server.address).collect();
         let stage = Stage::of("grpc", &addresses);
@@ -76,4 +83,56 @@ fn calls_on_one_connection_spread_evenly_over_all_instances() {
     let shares: Vec<u32> = said.split_whitespace().map(|share| share.parse().unwrap()).collect();
     assert!(shares.len() == 4, "{said}");
     assert!(shares.iter().all(|share| (900..=1_100).contains(share)), "{said}");
+}
+
+/// How many calls of some seconds went well, and how many their server cancelled; no other may have
+/// failed.
+#[track_caller]
+fn well_or_cancelled(said: &str) -> (u32, u32) {
+    let words: Vec<_> = said.trim().splitn(3, ' ').collect();
+    let [well, cancelled, "{}"] = words[..] else { panic!("{said}") };
+    (well.parse().expect("a number"), cancelled.parse().expect("a number"))
+}
+
+#[test]
+fn no_call_fails_while_servers_send_their_connections_away() {
+    let _turn = beside_others();
+    let Some(grpc) = Grpc::with(&["1", "2"], &["300"]) else { return };
+    let (calls, cancelled) = well_or_cancelled(&grpc.call("steady", &["4"]));
+    assert!(calls >= 100 && cancelled == 0, "{calls} well, {cancelled} cancelled");
+    let opened = grpc.stage.b().metric("murmesh_requests_total", &["inbound"]);
+    assert!(opened >= 8.0, "{opened} connections to servers that keep none for long");
+    assert_eq!(grpc.stage.exchanges("failure"), 0.0);
+}
+
+/// A server of grpcio that stops cancels what comes in that very moment, whoever calls it: that is its
+/// own answer, and no call may be repeated that has one.
+#[test]
+fn no_call_is_lost_while_a_server_stops_in_order() {
+    let _turn = beside_others();
+    let Some(grpc) = Grpc::of(&["1", "2"]) else { return };
+    std::thread::scope(|scope| {
+        let calls = scope.spawn(|| well_or_cancelled(&grpc.call("steady", &["4"])));
+        eventually("both are called", SOON, || {
+            let success = grpc.stage.exchanges("success");
+            check(success >= 100.0, success)
+        });
+        grpc.servers[0].stop();
+        grpc.servers[0].wait_for("stopped");
+        let (calls, cancelled) = calls.join().unwrap();
+        assert!(calls >= 100 && cancelled <= 8, "{calls} well, {cancelled} cancelled");
+    });
+}
+
+/// Often enough to open a breaker, if it were a failure.
+#[test]
+fn method_that_a_server_does_not_have_says_nothing_against_it() {
+    let _turn = beside_others();
+    let Some(grpc) = Grpc::of(&["one"]) else { return };
+    assert_eq!(grpc.call("unknown", &["30"]), "UNIMPLEMENTED None\n");
+    assert_eq!(grpc.stage.a().get("/v1/mesh/breakers"), serde_json::json!([]));
+    assert_eq!(grpc.stage.exchanges("failure"), 0.0);
+    grpc.stage.b().run(&["unexpose", "web-0"]).ok();
+    grpc.stage.a().wait_endpoints("web", 0);
+    assert_eq!(grpc.call("unknown", &["1"]), "UNIMPLEMENTED unknown_service\n");
 }

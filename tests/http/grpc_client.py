@@ -74,3 +74,26 @@ elif what == "many":
         name = unary(b"hello", timeout=20).split()[0].decode()
         shares[name] = shares.get(name, 0) + 1
     print(*(shares[name] for name in sorted(shares)))
+elif what == "steady":
+    # Calls without a pause for so many seconds, on a few connections. Says how many went well, how
+    # many the server itself cancelled, and whatever else came.
+    ends, codes = time.monotonic() + float(sys.argv[3]), {}
+
+    def steady():
+        channel = grpc.insecure_channel(entry, [("grpc.use_local_subchannel_pool", 1)])
+        unary = channel.unary_unary("/test.Test/Unary")
+        while time.monotonic() < ends:
+            code, details, trailing = failure(lambda: unary(b"hello", timeout=20))
+            why = (code, trailing.get("x-murmesh-reason"), details)
+            codes[why] = codes.get(why, 0) + 1
+
+    callers = [threading.Thread(target=steady) for _ in range(4)]
+    [caller.start() for caller in callers]
+    [caller.join() for caller in callers]
+    print(codes.pop(("OK", None, ""), 0), codes.pop(("CANCELLED", None, "CANCELLED"), 0), codes)
+elif what == "unknown":
+    unknown = channel.unary_unary("/test.Test/Unknown")
+    for _ in range(int(sys.argv[3])):
+        code, details, trailing = failure(lambda: unknown(b"hello", timeout=20))
+        assert code == "UNIMPLEMENTED", (code, details)
+    print(code, trailing.get("x-murmesh-reason"))

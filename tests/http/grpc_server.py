@@ -1,4 +1,8 @@
-"""A gRPC server: bytes in, bytes out. Says `NAME PORT` once it listens; its log is what it saw."""
+"""A gRPC server: bytes in, bytes out. Says `NAME PORT` once it listens; its log is what it saw.
+
+Arguments: its name, perhaps how many milliseconds a connection may be old, its port. It stops in order
+when it is asked to."""
+import signal
 import sys
 import threading
 import time
@@ -6,7 +10,7 @@ from concurrent import futures
 
 import grpc
 
-NAME = sys.argv[1]
+NAME, *AGE, PORT = sys.argv[1:]
 
 
 def log(*words):
@@ -55,9 +59,13 @@ handlers = {
     "Upload": grpc.stream_unary_rpc_method_handler(upload),
     "Both": grpc.stream_stream_rpc_method_handler(both),
 }
-server = grpc.server(futures.ThreadPoolExecutor(32))
+options = [("grpc.max_connection_age_ms", int(age)) for age in AGE]
+server = grpc.server(futures.ThreadPoolExecutor(32), options=options)
 server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Test", handlers),))
-port = server.add_insecure_port("127.0.0.1:%s" % sys.argv[2])
+port = server.add_insecure_port("127.0.0.1:%s" % PORT)
 server.start()
+stopping = []
+signal.signal(signal.SIGTERM, lambda *_: stopping.append(server.stop(10)))
 log(NAME, port)
 server.wait_for_termination()
+log("stopped")

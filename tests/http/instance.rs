@@ -231,7 +231,12 @@ impl Connection {
             self.stream.read_exact(&mut vec![0; more]).await?;
             return Err(io::ErrorKind::Other.into());
         }
-        if path == "/wait" {
+        // Holds its answer, or the rest of it, until the client is gone.
+        if path == "/wait" || path == "/hold" {
+            if path == "/hold" {
+                self.raw(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf\r\n")
+                    .await?;
+            }
             let ended = self.stream.read(&mut [0; 1]).await;
             let ending = if ended.is_ok() { "end" } else { "cut" };
             self.seen.endings.lock().unwrap().push(ending);
@@ -260,6 +265,12 @@ impl Connection {
                 self.say("200 OK", "", said.as_bytes()).await
             }
             "/head" => self.say("200 OK", "", request.head.as_bytes()).await,
+            // After so many milliseconds.
+            "/late" => {
+                let time = argument.parse().map_err(io::Error::other)?;
+                tokio::time::sleep(Duration::from_millis(time)).await;
+                self.say("200 OK", "", self.name.as_bytes()).await
+            }
             "/nothing" => self.raw(b"HTTP/1.1 204 No Content\r\n\r\n").await,
             "/unchanged" => {
                 self.raw(b"HTTP/1.1 304 Not Modified\r\netag: \"1\"\r\ncontent-length: 9\r\n\r\n")

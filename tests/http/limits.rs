@@ -6,6 +6,7 @@ use std::net::TcpListener;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -13,7 +14,7 @@ use super::client::Client;
 use super::instance::Instance;
 use super::{Stage, stage};
 use crate::support::{
-    Agent, SOON, TestMesh, beside_others, check, enrol, eventually, free_address,
+    Agent, SOON, TestMesh, beside_others, check, enrol, eventually, free_address, until,
 };
 
 /// What an instance does that has read a request.
@@ -21,6 +22,8 @@ use crate::support::{
 enum Rude {
     /// Says this and goes.
     Says(&'static str),
+    /// Goes after this time.
+    Goes(Duration),
     /// Stays, and says nothing.
     Stays,
 }
@@ -39,6 +42,7 @@ fn rude(manner: Rude) -> (std::net::SocketAddr, Arc<AtomicU64>) {
             }
             match manner {
                 Rude::Says(text) => drop(stream.write_all(text.as_bytes())),
+                Rude::Goes(time) => until(Instant::now() + time),
                 Rude::Stays => stayed.push(stream),
             }
         }
@@ -54,6 +58,23 @@ fn offer(stage: &Stage, instances: &[std::net::SocketAddr]) {
         stage.b().run(&[&expose[..], &["--idempotent", "GET *"]].concat()).ok();
     }
     stage.a().wait_endpoints("web", instances.len());
+}
+
+/// A further caller, with this in its configuration file.
+fn caller(stage: &Stage, text: &str) -> Agent {
+    let file = stage.mesh.home.path().join("c.toml");
+    fs::write(&file, text).unwrap();
+    let mut caller = Agent::new(&stage.mesh.home, "c");
+    caller.arguments = vec!["-c".to_owned(), file.display().to_string()];
+    enrol(&caller, &stage.mesh.invite(1));
+    caller.spawn();
+    caller
+}
+
+/// The time that a request left its instance, which said the request's head.
+fn time_left(head: &str) -> Option<u64> {
+    let line = head.lines().find_map(|line| line.strip_prefix("x-murmesh-deadline-ms: "))?;
+    line.trim().parse().ok()
 }
 
 #[test]
@@ -124,16 +145,11 @@ fn request_that_takes_long_is_asked_of_a_second_instance_where_the_caller_wants_
     let _turn = beside_others();
     let (instance, (mute, asked)) = (Instance::start("good"), rude(Rude::Stays));
     let (stage, entry) = (Stage::of("http", &[]), free_address());
-    let file = stage.mesh.home.path().join("a").join("conf.toml");
     let text = format!(
         "[[upstream]]\nservice = \"web\"\nlisten = \"{entry}\"\nbalance = \"round_robin\"\n\
          retry = {{ hedge = \"30ms\" }}\n"
     );
-    fs::write(&file, text).unwrap();
-    let mut caller = Agent::new(&stage.mesh.home, "c");
-    caller.arguments = vec!["-c".to_owned(), file.display().to_string()];
-    enrol(&caller, &stage.mesh.invite(1));
-    caller.spawn();
+    let caller = caller(&stage, &text);
     offer(&stage, &[mute, instance.address]);
     caller.wait_endpoints("web", 2);
     for number in 0..40 {
@@ -154,11 +170,7 @@ fn caller_s_deadline_ends_a_request_and_the_instance_is_told_what_is_left() {
     let _turn = beside_others();
     let (stage, instance) = stage();
     let head = stage.client().ask("GET", "/head", "x-murmesh-deadline-ms: 9000\r\n", b"").unwrap();
-    let left = |text: &str| {
-        let line = text.lines().find(|line| line.starts_with("x-murmesh-deadline-ms: "))?;
-        line.rsplit(' ').next()?.trim().parse::<u64>().ok()
-    };
-    assert!(left(&head.text()).is_some_and(|left| left <= 9_000), "{}", head.text());
+    assert!(time_left(&head.text()).is_some_and(|left| left < 9_000), "{}", head.text());
     assert!(head.text().contains("x-murmesh-peer: a"), "{}", head.text());
     assert_eq!(head.header("x-murmesh-node"), Some("b"));
     let late = stage.client().ask("GET", "/wait", "x-murmesh-deadline-ms: 300\r\n", b"").unwrap();
@@ -167,6 +179,137 @@ fn caller_s_deadline_ends_a_request_and_the_instance_is_told_what_is_left() {
         let endings = instance.seen.endings();
         check(endings == ["cut"], endings)
     });
+}
+
+#[test]
+fn next_instance_is_told_what_the_one_before_it_has_left_of_the_time() {
+    let _turn = beside_others();
+    let held = Duration::from_millis(300);
+    let (instance, (slow, asked)) = (Instance::start("good"), rude(Rude::Goes(held)));
+    let mut stage = Stage::of("http", &[]);
+    offer(&stage, &[instance.address, slow]);
+    stage.balance("random");
+    eventually("the slow instance was asked first", 4 * SOON, || {
+        let before = asked.load(Ordering::Relaxed);
+        let fields = "x-murmesh-deadline-ms: 9000\r\n";
+        let head = stage.client().ask("GET", "/head", fields, b"").unwrap();
+        assert_eq!(head.status, 200, "{head:?}");
+        let was_asked = asked.load(Ordering::Relaxed) > before;
+        let left_max = if was_asked { 8_700 } else { 8_999 };
+        let left = time_left(&head.text());
+        assert!(left.is_some_and(|left| left <= left_max), "{left:?} of {left_max}");
+        check(was_asked, left)
+    });
+    let odd = stage.client().ask("GET", "/", "x-murmesh-deadline-ms: soon\r\n", b"").unwrap();
+    assert_eq!((odd.status, odd.header("x-murmesh-reason")), (400, Some("malformed")));
+}
+
+/// Breakers are as good as off: what ends the repetitions is the budget alone.
+#[test]
+fn repetitions_are_a_fifth_of_the_requests_and_ten_a_second_however_many_fail() {
+    let _turn = beside_others();
+    let losing = [(); 3].map(|()| rude(Rude::Says("")));
+    let (stage, entry) = (Stage::of("http", &[]), free_address());
+    let text = format!(
+        "[[upstream]]\nservice = \"web\"\nlisten = \"{entry}\"\nbalance = \"round_robin\"\n\
+         breaker = {{ errors = 1000, ratio = 1.0, min = 10000, scope = \"local\" }}\n"
+    );
+    let caller = caller(&stage, &text);
+    offer(&stage, &losing.each_ref().map(|(address, _)| *address));
+    caller.wait_endpoints("web", losing.len());
+    let (clients, requests) = (4, 250);
+    let begun = Instant::now();
+    thread::scope(|scope| {
+        for _ in 0..clients {
+            scope.spawn(|| {
+                let mut client = Client::to(entry).unwrap();
+                for number in 0..requests {
+                    let answer = client.get("/echo").unwrap();
+                    let reason = answer.header("x-murmesh-reason");
+                    assert_eq!((answer.status, reason), (502, Some("lost")), "{number}");
+                }
+            });
+        }
+    });
+    let asked: u64 = losing.iter().map(|(_, asked)| asked.load(Ordering::Relaxed)).sum();
+    let again = asked as f64 - f64::from(clients * requests);
+    // What a member at rest has is that of 10 s.
+    let again_max =
+        0.2 * f64::from(clients * requests) + 10.0 * (10.0 + begun.elapsed().as_secs_f64());
+    assert!((100.0..=again_max).contains(&again), "{again} of {again_max}");
+    let refused = caller.metric("murmesh_retries_total", &["result=\"over_budget\""]);
+    assert_eq!(refused + again, f64::from(clients * requests), "each wanted one");
+}
+
+#[test]
+fn what_the_mesh_answers_is_written_down_also_where_no_request_can_be_read() {
+    let _turn = beside_others();
+    let instance = Instance::start("web");
+    let stage = Stage::of("http", &[instance.address]);
+    let (entry, gateway) = (free_address(), free_address());
+    let log = stage.mesh.home.path().join("log");
+    let text = format!(
+        "[listen]\ngateway = \"{gateway}\"\n[telemetry]\naccess_log = \"{}\"\n\
+         [[upstream]]\nservice = \"web\"\nlisten = \"{entry}\"\n",
+        log.display()
+    );
+    let caller = caller(&stage, &text);
+    caller.wait_endpoints("web", 1);
+    let cases = [
+        (entry, "GET / HTTP/1.1\r\n\r\n", Value::Null, Value::Null, 400, "malformed"),
+        (
+            entry,
+            "GET /a HTTP/1.1\r\nhost: web\r\nconnection: host\r\n\r\n",
+            "GET".into(),
+            "web".into(),
+            400,
+            "malformed",
+        ),
+        (entry, "GET /< HTTP/1.1\r\nhost: a\r\n\r\n", Value::Null, Value::Null, 400, "malformed"),
+        (
+            entry,
+            "CONNECT web.mesh:80 HTTP/1.1\r\nhost: web.mesh:80\r\nconnection: close\r\n\r\n",
+            "CONNECT".into(),
+            Value::Null,
+            405,
+            "no_tunnel",
+        ),
+        (
+            gateway,
+            "GET / HTTP/1.1\r\nhost: a.example\r\nconnection: close\r\n\r\n",
+            "GET".into(),
+            Value::Null,
+            404,
+            "foreign_name",
+        ),
+    ];
+    let lines = || {
+        let text = fs::read_to_string(&log).unwrap_or_default();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect::<Vec<Value>>()
+    };
+    for (number, (door, request, method, service, status, reason)) in cases.into_iter().enumerate()
+    {
+        let mut client = Client::to(door).unwrap();
+        client.say(request).unwrap();
+        let answer = client.hear(true).unwrap();
+        assert_eq!((answer.status, answer.header("x-murmesh-reason")), (status, Some(reason)));
+        eventually("it is written down", SOON, || check(lines().len() > number, lines()));
+        let line = &lines()[number];
+        let seen = [&line["method"], &line["service"], &line["status"], &line["reason"]];
+        assert_eq!(seen, [&method, &service, &status.into(), &reason.into()], "{request}");
+    }
+    // What is no HTTP has no length of a body.
+    let mut client = Client::to(gateway).unwrap();
+    client.say("CONNECT web.mesh:80 HTTP/1.1\r\nhost: web.mesh:80\r\n\r\n").unwrap();
+    assert_eq!(client.hear(false).unwrap().status, 200);
+    client.say("GET /last HTTP/1.1\r\nhost: web\r\n\r\n").unwrap();
+    assert_eq!(client.hear(true).unwrap().text(), "web");
+    client.end().unwrap();
+    client.rest().unwrap();
+    eventually("it is written down", SOON, || check(lines().len() == 6, lines()));
+    let line = &lines()[5];
+    let seen = [&line["method"], &line["status"], &line["reason"], &line["bytes"]];
+    assert_eq!(seen, [&"CONNECT".into(), &200.into(), &Value::Null, &Value::Null]);
 }
 
 #[test]

@@ -80,7 +80,7 @@ fn stage() -> (Stage, Instance) {
 struct PythonServer {
     address: SocketAddr,
     log: PathBuf,
-    _program: Program,
+    program: Program,
 }
 
 impl PythonServer {
@@ -91,9 +91,16 @@ impl PythonServer {
         let log = home.join(format!("python-{}.log", address.port()));
         let mut command = Command::new(python);
         command.args(["-c", script]).args(arguments).arg(address.port().to_string());
-        let server = Self { address, _program: Program::start_logged(&mut command, &log), log };
+        let server = Self { address, program: Program::start_logged(&mut command, &log), log };
         server.wait_for("");
         server
+    }
+
+    /// Asks it to stop in order.
+    fn stop(&self) {
+        let id = i32::try_from(self.program.id()).expect("a process id");
+        let id = rustix::process::Pid::from_raw(id).expect("a process id");
+        rustix::process::kill_process(id, rustix::process::Signal::TERM).expect("our own child");
     }
 
     fn log(&self) -> String {

@@ -1,10 +1,13 @@
 //! Requests and answers of every shape that HTTP/1.1 has, unharmed across two agents.
 
 use std::io::ErrorKind;
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
 
 use super::instance::{Instance, sum};
 use super::{Stage, curl, run_curl, run_python, stage};
-use crate::support::{SOON, beside_others, check, eventually, python};
+use crate::support::{SOON, beside_others, check, eventually, python, until};
 
 const H2: &str = "h2==4.3.0";
 const H2_CLIENT: &str = include_str!("h2_client.py");
@@ -229,31 +232,59 @@ fn curl_speaks_either_version_to_a_service_of_http_1() {
     }
 }
 
+/// As `printf .. | socat` does it. The agent stands still until the end is there, too.
 #[test]
-fn client_that_goes_away_or_ends_before_its_answer_is_a_cut_at_the_instance_at_once() {
+fn request_that_comes_with_its_client_s_end_is_answered_whole_however_long_that_takes() {
+    let _turn = beside_others();
+    let (stage, _instance) = stage();
+    let get = |path: &str| format!("GET {path} HTTP/1.1\r\nhost: web\r\n\r\n");
+    let post = "POST /echo HTTP/1.1\r\nhost: web\r\ncontent-length: 3\r\n\r\npay".to_owned();
+    let asked = |requests: &[String]| {
+        let mut client = stage.client();
+        stage.a().signal(Signal::STOP);
+        client.say(requests.concat()).unwrap();
+        client.end().unwrap();
+        stage.a().signal(Signal::CONT);
+        let answers: Vec<_> = requests.iter().map(|_| client.hear(true).unwrap()).collect();
+        assert_eq!(client.rest().unwrap(), b"", "an end, and not a cut");
+        answers.into_iter()
+    };
+    assert_eq!(asked(&[get("/late?600")]).next().unwrap().text(), "web");
+    let events = asked(&[get("/events?30")]).next().unwrap();
+    assert_eq!(events.text().matches("data: ").count(), 30);
+    let large = asked(&[get("/large?8000000")]).next().unwrap();
+    assert_eq!(large.body.len(), 8_000_000);
+    let mut row = asked(&[post, get("/late?300"), get("/")]);
+    assert!(row.next().unwrap().text().starts_with("3 "));
+    assert_eq!([row.next().unwrap().text(), row.next().unwrap().text()], ["web", "web"]);
+}
+
+#[test]
+fn client_that_goes_away_while_it_waits_or_hears_is_a_cut_at_the_instance_at_once() {
     let _turn = beside_others();
     let (stage, instance) = stage();
-    for number in 1..=4 {
-        let mut client = stage.client();
-        client.say("GET /wait HTTP/1.1\r\nhost: web\r\n\r\n").unwrap();
-        eventually("the request is there", SOON, || {
-            let requests = instance.seen.requests();
-            check(requests == number, requests)
-        });
-        // To us both look the same: half an end is taken for a whole one, as by other proxies.
-        let half = if number % 2 == 0 {
-            client.end().unwrap();
-            Some(client)
-        } else {
-            drop(client);
-            None
-        };
-        eventually("the instance sees the end", SOON, || {
-            let endings = instance.seen.endings();
-            check(endings.len() as u64 == number, endings)
-        });
-        if let Some(mut client) = half {
-            assert_eq!(client.rest().unwrap_err().kind(), ErrorKind::ConnectionReset);
+    let mut left = 0;
+    for path in ["/wait", "/hold"] {
+        for is_half in [false, true] {
+            let mut client = stage.client();
+            client.say(format!("GET {path} HTTP/1.1\r\nhost: web\r\n\r\n")).unwrap();
+            left += 1;
+            eventually("the request is there", SOON, || {
+                let requests = instance.seen.requests();
+                check(requests == left, requests)
+            });
+            // Not with its request: that would be a client that asks nothing more, and waits.
+            until(Instant::now() + Duration::from_millis(400));
+            if is_half {
+                client.end().unwrap();
+                assert_eq!(client.rest().unwrap_err().kind(), ErrorKind::ConnectionReset);
+            } else {
+                drop(client);
+            }
+            eventually("the instance sees the end", SOON, || {
+                let endings = instance.seen.endings();
+                check(endings.len() as u64 == left, endings)
+            });
         }
     }
     assert_eq!(instance.seen.endings(), ["cut"; 4]);

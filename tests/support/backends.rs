@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt};
@@ -31,6 +31,7 @@ pub struct Manners {
     /// What those are answered with; 503 unless set.
     pub status: AtomicU64,
     requests: AtomicU64,
+    arrivals: Mutex<Vec<Instant>>,
     in_work: AtomicU64,
     in_work_max: AtomicU64,
 }
@@ -40,6 +41,12 @@ impl Manners {
         self.requests.load(Relaxed)
     }
 
+    /// When requests came, since `from`.
+    pub fn arrivals(&self, from: Instant) -> Vec<Duration> {
+        let arrivals = self.arrivals.lock().expect("no thread panics with it");
+        arrivals.iter().filter_map(|at| at.checked_duration_since(from)).collect()
+    }
+
     /// Requests that were worked on at the same time, at most.
     pub fn in_work_max(&self) -> u64 {
         self.in_work_max.load(Relaxed)
@@ -47,6 +54,7 @@ impl Manners {
 
     async fn answer(&self, name: &str) -> String {
         let number = self.requests.fetch_add(1, Relaxed);
+        self.arrivals.lock().expect("no thread panics with it").push(Instant::now());
         let in_work = self.in_work.fetch_add(1, Relaxed) + 1;
         self.in_work_max.fetch_max(in_work, Relaxed);
         let delay = Duration::from_millis(self.delay_ms.load(Relaxed));
@@ -177,25 +185,65 @@ impl Caller {
     }
 }
 
+/// What one caller is told that asks from `first` on every `period`, while it `goes_on`.
+fn call(
+    entry: SocketAddr,
+    begun: Instant,
+    first: Instant,
+    period: Duration,
+    goes_on: impl Fn(Instant) -> bool,
+) -> Vec<Told> {
+    let (mut caller, mut told, mut next) = (Caller::to(entry), Vec::new(), first);
+    while goes_on(next) {
+        until(next);
+        let answer = caller.get("");
+        let at = begun.elapsed();
+        let (status, by, reason) = answer.unwrap_or_else(|e| (0, e.to_string(), None));
+        told.push(Told { at, status, by, reason });
+        next = (next + period).max(Instant::now());
+    }
+    told
+}
+
 /// What `callers` at once are told that each ask every `period` for `time`.
 pub fn load(entry: SocketAddr, callers: u32, period: Duration, time: Duration) -> Vec<Told> {
     let begun = Instant::now();
-    let call = |number: u32| {
-        let (mut caller, mut told) = (Caller::to(entry), Vec::new());
-        let mut next = begun + period * number / callers;
-        while next < begun + time {
-            until(next);
-            let answer = caller.get("");
-            let at = begun.elapsed();
-            let (status, by, reason) = answer.unwrap_or_else(|e| (0, e.to_string(), None));
-            told.push(Told { at, status, by, reason });
-            next = (next + period).max(Instant::now());
-        }
-        told
-    };
+    let goes_on = |next| next < begun + time;
     std::thread::scope(|scope| {
-        let threads: Vec<_> =
-            (0..callers).map(|number| scope.spawn(move || call(number))).collect();
+        let start = |number| {
+            let first = begun + period * number / callers;
+            scope.spawn(move || call(entry, begun, first, period, goes_on))
+        };
+        let threads: Vec<_> = (0..callers).map(start).collect();
+        threads.into_iter().flat_map(|thread| thread.join().expect("a caller")).collect()
+    })
+}
+
+/// What one caller at each of `entries` is told that asks every `period`, while `meanwhile` runs, which
+/// is given the moment from which their answers are counted.
+pub fn load_while(
+    entries: &[SocketAddr],
+    period: Duration,
+    meanwhile: impl FnOnce(Instant),
+) -> Vec<Told> {
+    /// Ends the load also when `meanwhile` panics.
+    struct End<'a>(&'a AtomicBool);
+    impl Drop for End<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Relaxed);
+        }
+    }
+    let (begun, is_over) = (Instant::now(), AtomicBool::new(false));
+    let goes_on = |_| !is_over.load(Relaxed);
+    std::thread::scope(|scope| {
+        let end = End(&is_over);
+        let start = |(number, entry): (u32, &SocketAddr)| {
+            let (entry, first) = (*entry, begun + period * number / entries.len() as u32);
+            scope.spawn(move || call(entry, begun, first, period, goes_on))
+        };
+        let threads: Vec<_> = (0..).zip(entries).map(start).collect();
+        meanwhile(begun);
+        drop(end);
         threads.into_iter().flat_map(|thread| thread.join().expect("a caller")).collect()
     })
 }

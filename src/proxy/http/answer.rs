@@ -5,7 +5,7 @@ use http::header::{CONNECTION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue,
 use http::{Response, StatusCode};
 
 use super::body::Outgoing;
-use super::head::Malformed;
+use super::malformed::Malformed;
 use crate::model::ServiceName;
 use crate::proxy::dial::DialError;
 
@@ -38,7 +38,7 @@ pub(super) enum Reason {
     BodyCut,
     /// The name in the request is none of the mesh.
     ForeignName,
-    /// No connection is tunnelled from here.
+    /// CONNECT where it is not taken: over HTTP/2, or not at the gateway.
     NoTunnel,
     /// The service speaks something else.
     NotHttp,
@@ -71,7 +71,9 @@ impl Reason {
             "denied" => StatusCode::FORBIDDEN,
             "unknown_service" | "foreign_name" => StatusCode::NOT_FOUND,
             "no_tunnel" => StatusCode::METHOD_NOT_ALLOWED,
-            "no_endpoints" | "draining" | "maint" | "overflow" => StatusCode::SERVICE_UNAVAILABLE,
+            "no_endpoints" | "all_ejected" | "draining" | "maint" | "overflow" => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             "deadline" | "timeout" => StatusCode::GATEWAY_TIMEOUT,
             _ => StatusCode::BAD_GATEWAY,
         }
@@ -115,8 +117,8 @@ impl Reason {
             Self::ForeignName => "the host of this request is no name of this mesh\n\
                                   try: a host such as web.mesh; murmesh services lists them\n"
                 .to_owned(),
-            Self::NoTunnel => "no connection is tunnelled from here\n\
-                               try: CONNECT through the gateway or SOCKS\n"
+            Self::NoTunnel => "CONNECT is taken by the gateway only, over HTTP/1.1\n\
+                               try: curl --proxytunnel -x http://GATEWAY, or socks5h://\n"
                 .to_owned(),
             Self::NotHttp => format!(
                 "{name}: the service is not declared as http, h2 or grpc\n\

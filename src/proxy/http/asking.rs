@@ -15,16 +15,18 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
+use bytes::Bytes;
 use futures_util::future::{Either, select};
-use http::header::{HeaderMap, RETRY_AFTER};
+use http::header::{HeaderMap, HeaderValue, RETRY_AFTER};
 use http::request::Parts;
 use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::Http;
 use super::answer::{GRPC_STATUS, Reason};
 use super::body::{BodyError, Source, Upload};
+use super::head::DEADLINE;
 use super::pool::{Key, Stream};
 use super::upstream::{Kept, Shared, Unanswered, Way};
 use crate::mesh::Endpoint;
@@ -37,7 +39,7 @@ use crate::proxy::dial::DialError;
 use crate::proxy::outbound::{Dialled, Search, Setback, Way as Reach};
 use crate::runtime::clock;
 use crate::transport::Link;
-use crate::transport::tunnel::{Header, Mode};
+use crate::transport::tunnel::{Answer as TunnelAnswer, Header, Mode};
 
 /// Requests that one instance may have in flight from this caller; the next is answered at once, while
 /// it can still be of use to ask elsewhere. Far more than an instance works on at a time, and few
@@ -109,8 +111,16 @@ impl<T: Into<Setback>> From<T> for Miss {
 }
 
 impl Question<'_> {
+    /// Asks instances until one answers or its caller's time is over.
+    pub(super) async fn ask_in_time(&self) -> Result<Answer, Reason> {
+        match self.outbox.deadline {
+            None => self.ask().await,
+            Some(end) => timeout_at(end, self.ask()).await.unwrap_or(Err(Reason::Deadline)),
+        }
+    }
+
     /// Asks instances until one answers.
-    pub(super) async fn ask(&self) -> Result<Answer, Reason> {
+    async fn ask(&self) -> Result<Answer, Reason> {
         let mut held = None;
         let answered = self.ask_in_turn(&mut held).await;
         let answer = answered.or_else(|reason| held.ok_or(reason))?;
@@ -185,6 +195,9 @@ impl Question<'_> {
                     reached += 1;
                 }
                 Err(Miss::NotTaken(Setback::Next { reason, avoid })) => {
+                    if reached == 0 {
+                        search.note_not_taken(&call, reason); // else it has an answer, or had its try
+                    }
                     outbound.avoid(&call, avoid, reason);
                     last = Some(reason);
                     if !self.outbox.is_whole() {
@@ -293,11 +306,13 @@ impl Question<'_> {
         let key = (endpoint.member, endpoint.instance.clone());
         call.ask();
         let asking = pin!(async {
-            if let Some(attempt) = self.ask_resting(endpoint, &key).await {
+            if call.picked().shares_connections()
+                && let Some(attempt) = self.ask_resting(endpoint, &key).await
+            {
                 return attempt;
             }
             // In a box: it takes much room, and most requests find a connection that rests.
-            Box::pin(self.ask_anew(endpoint, &key, link)).await
+            Box::pin(self.ask_anew(call, &key, link)).await
         });
         let silent = async {
             match link {
@@ -348,38 +363,53 @@ impl Question<'_> {
     }
 
     /// Asks an instance on a new connection.
-    async fn ask_anew(&self, endpoint: &Endpoint, key: &Key, link: Option<&Arc<Link>>) -> Attempt {
-        let way = self.open(endpoint, link).await?;
+    async fn ask_anew(&self, call: &Call, key: &Key, link: Option<&Arc<Link>>) -> Attempt {
+        let way = self.open(call, link).await?;
         let outcome = if self.outbox.protocol == Protocol::Http {
             let kept = Kept::new(way).await.map_err(|_| lost())?;
             kept.send(self.outbox.request()?).await.map(|(r, kept)| (r, Some(kept), None))
         } else {
             let shared = Shared::new(way, self.http.tasks.clone()).await.map_err(|_| lost())?;
-            let now = self.http.outbound.clock.now();
-            let stream = self.http.pool.add(key.clone(), &shared, now);
-            shared.send(self.outbox.request()?).await.map(|r| (r, None, Some(stream)))
+            let stream = call.picked().shares_connections().then(|| {
+                let now = self.http.outbound.clock.now();
+                self.http.pool.add(key.clone(), &shared, now)
+            });
+            shared.send(self.outbox.request()?).await.map(|r| (r, None, stream))
         };
-        self.outbox.judge(endpoint, outcome)
+        self.outbox.judge(call.endpoint(), outcome)
     }
 
     /// Begins a new connection to an instance.
-    async fn open(&self, endpoint: &Endpoint, link: Option<&Arc<Link>>) -> Result<Way, Setback> {
+    async fn open(&self, call: &Call, link: Option<&Arc<Link>>) -> Result<Way, Setback> {
         let (http, service, protocol) = (self.http, self.service, self.outbox.protocol);
+        let instance = &call.endpoint().instance;
         http.remember(service, protocol);
         let Some(link) = link else {
-            let own = http.outbound.connect_own(service, &endpoint.instance).await?;
+            let own = http.outbound.connect_own(service, instance, call.insists()).await?;
             return Ok(Way::Local(own));
         };
         let header = Header {
             service: service.clone(),
-            instance: endpoint.instance.clone(),
+            instance: instance.clone(),
             source: self.options.source.clone(),
             mode: if protocol == Protocol::Http { Mode::HTTP1 } else { Mode::HTTP2 },
+            insists: call.insists(),
         };
         let header = header.encode().map_err(|_| Setback::Final(DialError::Unsupported))?;
-        let (writer, mut reader) = link.open().await?;
+        let (mut writer, mut reader) = link.open().await?;
         reader.end_as_said_of(&writer);
-        Ok(Way::Tunnel { writer, reader, header, is_open: false })
+        if !call.picked().is_ejected() {
+            return Ok(Way::Tunnel { writer, reader, header, is_open: false });
+        }
+        // It may well be turned away: of a long body too much would be gone to say it elsewhere.
+        writer.write(header).await.map_err(|_| lost())?;
+        match reader.answer().await {
+            Ok(TunnelAnswer::Accepted) => {
+                Ok(Way::Tunnel { writer, reader, header: Bytes::new(), is_open: true })
+            }
+            Ok(TunnelAnswer::Refused(refusal)) => Err(refusal.into()),
+            Err(_) => Err(lost()),
+        }
     }
 }
 
@@ -391,10 +421,13 @@ pub(super) struct Outbox {
     pub(super) head: Box<Parts>,
     pub(super) source: Option<Arc<Source>>,
     pub(super) protocol: Protocol,
+    /// When its caller's time is over.
+    pub(super) deadline: Option<Instant>,
 }
 
 impl Outbox {
-    /// The request for one attempt. An error when too much of its body has gone to say it again.
+    /// The request for one attempt, with the time that is left now. An error when too much of its body
+    /// has gone to say it again.
     fn request(&self) -> Result<Request<Upload>, Setback> {
         let body = match &self.source {
             Some(source) => source
@@ -402,7 +435,13 @@ impl Outbox {
                 .ok_or(Setback::Next { reason: DialError::Lost, avoid: Avoid::Nobody })?,
             None => Upload::EMPTY,
         };
-        Ok(Request::from_parts(Parts::clone(&self.head), body))
+        let mut head = Parts::clone(&self.head);
+        if let Some(deadline) = self.deadline {
+            let left = deadline.saturating_duration_since(Instant::now()).as_millis();
+            let left = HeaderValue::from(u64::try_from(left).unwrap_or(u64::MAX));
+            head.headers.insert(DEADLINE, left);
+        }
+        Ok(Request::from_parts(head, body))
     }
 
     /// Whether it may be sent again although `endpoint` may have had it.
@@ -505,7 +544,7 @@ mod tests {
     fn word_of_an_instance_on_when_to_come_back_is_taken_up_to_a_minute() {
         let after = |text: &'static str| {
             let mut headers = HeaderMap::new();
-            headers.insert(RETRY_AFTER, http::HeaderValue::from_static(text));
+            headers.insert(RETRY_AFTER, HeaderValue::from_static(text));
             retry_after(&headers)
         };
         assert_eq!(after("7"), Some(Duration::from_secs(7)));

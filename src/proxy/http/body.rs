@@ -14,8 +14,10 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 use parking_lot::Mutex;
 use tokio::time::{Instant, Sleep, sleep_until};
 
+use super::client::Answering;
 use super::exchange::Carried;
-use super::head::{self, Malformed};
+use super::head;
+use super::malformed::Malformed;
 use super::upstream::Kept;
 
 /// Bytes of a request's body that are kept until its response begins, so that another instance can be
@@ -266,7 +268,8 @@ impl Outgoing {
             carried.end(upstream);
             return Self::EMPTY;
         }
-        Self::Relay(Box::new(Download { body, upstream, carried: Some(carried), patience }))
+        let carried = Some(carried);
+        Self::Relay(Box::new(Download { body, upstream, carried, patience, answering: None }))
     }
 }
 
@@ -308,6 +311,8 @@ pub(super) struct Download {
     upstream: Option<Kept>,
     carried: Option<Carried>,
     patience: Patience,
+    /// Tells its client, of HTTP/1.1, how long it is under way.
+    pub(super) answering: Option<Answering>,
 }
 
 impl Download {

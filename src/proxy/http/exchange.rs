@@ -1,8 +1,6 @@
 //! One request and its response: what is said to the instance and to the client, and what is counted.
 
-use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONNECTION, HOST, HeaderMap, HeaderName, HeaderValue};
@@ -10,13 +8,14 @@ use http::request::Parts;
 use http::uri::{PathAndQuery, Scheme};
 use http::{Response, StatusCode, Uri, Version};
 use hyper::body::Incoming;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
 use super::Http;
 use super::answer::{NODE, Reason, is_grpc};
 use super::asking::{Answer, Outbox, Question, grpc_outcome};
 use super::body::{Outgoing, Patience, Source};
-use super::head::{self, ClientAddress, Malformed};
+use super::head::{self, ClientAddress};
+use super::malformed::Malformed;
 use super::noted::Noted;
 use super::pool::{Key, Stream};
 use super::upstream::{Kept, UpstreamIo};
@@ -27,8 +26,6 @@ use crate::proxy::{EntryOptions, Span};
 use crate::telemetry::{Counter, Direction, Door, EventKind};
 use crate::transport::Link;
 
-/// How much time the caller leaves, in milliseconds.
-const DEADLINE: HeaderName = HeaderName::from_static("x-murmesh-deadline-ms");
 /// The caller's member, as its agent says. What the certificate proves is in PROXY protocol's header.
 const PEER: HeaderName = HeaderName::from_static("x-murmesh-peer");
 
@@ -103,7 +100,10 @@ impl Carried {
         if let Some(mut kept) = upstream
             && kept.is_free()
         {
-            self.http.pool.put(self.key, kept, now);
+            match self.call.picked().shares_connections() {
+                true => self.http.pool.put(self.key, kept, now),
+                false => kept.end(),
+            }
         }
         self.exchange.end(now);
         if let Some(noted) = self.noted {
@@ -121,58 +121,55 @@ impl Carried {
 
 impl Http {
     /// Sends a request to an instance of its service and brings its response, or says why none comes.
-    pub(super) async fn exchange(
-        self: &Arc<Self>,
-        asked: Asked<'_>,
-    ) -> Result<Answered, Malformed> {
-        let Asked { service, options, door, client, mut head, body, noted } = asked;
-        let idle_max = options.limits.timeout.idle();
-        let is_grpc = is_grpc(&head.headers);
+    pub(super) async fn exchange(self: &Arc<Self>, mut asked: Asked<'_>) -> Answered {
+        let (service, door) = (asked.service, asked.door);
+        let is_grpc = is_grpc(&asked.head.headers);
+        let (noted, begun_at) = (asked.noted.take(), self.outbound.clock.now());
+        let reason = match self.prepare(asked, is_grpc) {
+            Ok((question, upgrade)) => match question.ask_in_time().await {
+                Ok(answer) => return self.relay(&question, answer, begun_at, noted, upgrade),
+                Err(reason) => {
+                    self.outbound.events.record(
+                        EventKind::ConnectionRefused,
+                        service,
+                        reason.word(),
+                    );
+                    reason
+                }
+            },
+            Err(malformed) => Reason::Malformed(malformed),
+        };
+        self.outbound.metrics.count_refused(door, reason.word());
+        if let Some(noted) = noted {
+            noted.refused(Some(service), reason.status().as_u16(), reason.word());
+        }
+        Answered { response: reason.answer(Some(service), is_grpc), switched: None }
+    }
+
+    /// Makes of what a client asks what an instance is asked, and says what it is to upgrade to.
+    fn prepare<'a>(
+        &'a self,
+        asked: Asked<'a>,
+        is_grpc: bool,
+    ) -> Result<(Question<'a>, Option<HeaderValue>), Malformed> {
+        let Asked { service, options, client, mut head, body, .. } = asked;
         let is_http2 = head.version == Version::HTTP_2;
         let upgrade = head::upgrade(&head);
         head::forward_request(&mut head.headers, client, upgrade.clone())?;
-        let deadline = self.deadline(&mut head, options.limits.timeout.request);
+        let deadline = deadline(&head.headers, options.limits.timeout.request)?;
         if let Some(peer) = self.name() {
             head.headers.insert(PEER, peer);
         }
         let protocol = self.protocol(service).unwrap_or_default();
         self.address(&mut head, protocol, service)?;
-        let body = Source::new(body, is_http2, idle_max);
-        if protocol == Protocol::Http && body.is_some() && head::may_overlook_body(&head.method) {
+        let source = Source::new(body, is_http2, options.limits.timeout.idle());
+        if protocol == Protocol::Http && source.is_some() && head::may_overlook_body(&head.method) {
             head.headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
-        let begun_at = self.outbound.clock.now();
         let ip = client.map(|client| client.ip);
         let choice = options.balancing.choice_by(ip, Some(&head.headers));
-        let outbox = Outbox { choice, is_grpc, source: body, protocol, head };
-        let question = Question { http: self, service, options, outbox };
-        let outcome = {
-            let asking = pin!(question.ask());
-            match deadline {
-                None => asking.await,
-                Some(deadline) => {
-                    timeout_at(deadline, asking).await.unwrap_or(Err(Reason::Deadline))
-                }
-            }
-        };
-        Ok(match outcome {
-            Ok(answer) => {
-                if let Some(source) = &question.outbox.source {
-                    source.settle();
-                }
-                let patience = Patience::new(idle_max, deadline);
-                self.relay(&question, answer, begun_at, noted, upgrade, patience)
-            }
-            Err(reason) => {
-                let word = reason.word();
-                self.outbound.metrics.count_refused(door, word);
-                self.outbound.events.record(EventKind::ConnectionRefused, service, word);
-                if let Some(noted) = noted {
-                    noted.refused(Some(service), reason.status().as_u16(), word);
-                }
-                Answered { response: reason.answer(Some(service), is_grpc), switched: None }
-            }
-        })
+        let outbox = Outbox { choice, is_grpc, source, protocol, head, deadline };
+        Ok((Question { http: self, service, options, outbox }, upgrade))
     }
 
     /// Hands a response on, with its connection once both sides have agreed to switch.
@@ -183,13 +180,18 @@ impl Http {
         begun_at: Moment,
         mut noted: Option<Box<Noted>>,
         upgrade: Option<HeaderValue>,
-        patience: Patience,
     ) -> Answered {
-        let Question { service, outbox, .. } = question;
+        let Question { service, outbox, options, .. } = question;
+        if let Some(source) = &outbox.source {
+            source.settle();
+        }
         let Answer { mut response, kept, stream, call, link } = answer;
         let (status, endpoint) = (response.status(), call.endpoint());
         if let Some(noted) = &mut noted {
             noted.answered(service, endpoint, status.as_u16());
+            if upgrade.is_some() && status == StatusCode::SWITCHING_PROTOCOLS {
+                noted.switched();
+            }
         }
         let (peer, name) = (endpoint.member, &endpoint.member_name);
         let node = HeaderValue::from_str(name.as_str()).ok();
@@ -214,7 +216,10 @@ impl Http {
                 let (io, said) = kept.into_io();
                 (Outgoing::EMPTY, Some(Switched { io, said, carried }))
             }
-            kept => (Outgoing::relay(body, kept, carried, patience), None),
+            kept => {
+                let patience = Patience::new(options.limits.timeout.idle(), outbox.deadline);
+                (Outgoing::relay(body, kept, carried, patience), None)
+            }
         };
         let mut response = Response::from_parts(head, body);
         if let Some(node) = node {
@@ -222,23 +227,6 @@ impl Http {
         }
         *response.version_mut() = Version::HTTP_11;
         Answered { response, switched }
-    }
-
-    /// When the caller's time is over: its own word, or the entry's limit, whichever is nearer. The
-    /// instance is told what is left.
-    fn deadline(&self, head: &mut Parts, limit: Option<Span>) -> Option<Instant> {
-        let text = head.headers.get(DEADLINE).and_then(|value| value.to_str().ok());
-        let left = text.and_then(|text| text.parse().ok()).map(Duration::from_millis);
-        let limit = limit.map(|span| span.0);
-        let left = left.into_iter().chain(limit).min();
-        match left {
-            Some(left) => {
-                let millis = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
-                head.headers.insert(DEADLINE, HeaderValue::from(millis));
-            }
-            None => drop(head.headers.remove(DEADLINE)),
-        }
-        left.and_then(|left| Instant::now().checked_add(left))
     }
 
     /// Writes where the request goes as the instance's protocol says it.
@@ -273,4 +261,10 @@ impl Http {
         head.extensions = http::Extensions::new();
         Ok(())
     }
+}
+
+/// When the caller's time is over: its own word, or the entry's limit, whichever is nearer.
+fn deadline(headers: &HeaderMap, limit: Option<Span>) -> Result<Option<Instant>, Malformed> {
+    let left = head::time_left(headers)?.into_iter().chain(limit.map(|span| span.0)).min();
+    Ok(left.and_then(|left| Instant::now().checked_add(left)))
 }

@@ -1,4 +1,4 @@
-//! What of a request's head counts, what of it goes on, and why a request is refused.
+//! What of a request's head counts, and what of it goes on.
 //!
 //! This is policy on parsed heads, for HTTP/1.1 and HTTP/2 alike (RFC 9110, 9112, 9113). The bytes
 //! of HTTP/1.1 are judged by the [gate](super::gate) before they are parsed; what came as frames is
@@ -6,6 +6,7 @@
 //! refuse: whoever mends reads a message in another way than somebody else.
 
 use std::net::{IpAddr, Ipv6Addr};
+use std::time::Duration;
 
 use http::header::{
     CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue,
@@ -13,6 +14,8 @@ use http::header::{
 };
 use http::request::Parts;
 use http::{Method, Version};
+
+use super::malformed::Malformed;
 
 const HOST_LEN_MAX: usize = 255; // the longest name that DNS knows
 /// What belongs to the connection that a message came on, whatever `Connection` says.
@@ -29,8 +32,8 @@ static HOP_BY_HOP: [HeaderName; 8] = [
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const REASON: HeaderName = HeaderName::from_static("x-murmesh-reason");
 const OURS: &str = "x-murmesh-";
-/// The one header of ours that clients set.
-const DEADLINE: &str = "x-murmesh-deadline-ms";
+/// How much time the caller leaves, in milliseconds: the one header of ours that clients set.
+pub(super) const DEADLINE: HeaderName = HeaderName::from_static("x-murmesh-deadline-ms");
 /// What applications and we rely on. No honest client has a proxy take these away.
 const END_TO_END: [&str; 17] = [
     "authorization",
@@ -64,114 +67,6 @@ const NO_TRAILER: [&str; 10] = [
     "upgrade",
     "www-authenticate",
 ];
-
-/// A request that is refused: 400, and the connection closes. Fault: the client. Retry: no, it
-/// would be refused everywhere.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("malformed request: {}", self.reason())]
-pub(super) enum Malformed {
-    /// A line ends in a line feed alone.
-    BareLf,
-    /// A carriage return without its line feed.
-    BareCr,
-    /// A header line begins with white space.
-    ObsFold,
-    /// More than one empty line before a request.
-    EmptyLines,
-    /// Not a method, a target and a version with one space between each.
-    RequestLine,
-    /// Longer than 8 KiB.
-    RequestLineTooLong,
-    /// Not of capital letters, digits, `-` and `_`.
-    Method,
-    /// Neither HTTP/1.0 nor HTTP/1.1.
-    Version,
-    /// A form of target that the method does not have, or bytes that no target has.
-    Target,
-    /// Not a token, or white space before the colon.
-    HeaderName,
-    /// A control character in a value.
-    HeaderValue,
-    /// More than 100 lines.
-    TooManyHeaders,
-    /// More than 32 KiB.
-    HeadTooLarge,
-    /// A name that some applications take for a framing header, such as `content_length`.
-    LookalikeName,
-    /// Both `Content-Length` and `Transfer-Encoding`.
-    LengthAndEncoding,
-    /// Several `Content-Length` lines, equal or not.
-    SeveralLengths,
-    /// Not a plain decimal number below 2^63.
-    ContentLength,
-    /// Not exactly one `chunked`.
-    TransferEncoding,
-    /// `Transfer-Encoding` in HTTP/1.0, which has none.
-    EncodingInHttp10,
-    /// Content of a CONNECT, which has no meaning.
-    ConnectWithBody,
-    /// Not one to 16 hexadecimal digits and a line end. Extensions are refused too.
-    ChunkSize,
-    /// A chunk that is longer than it said.
-    ChunkEnd,
-    /// More than 8 KiB or 100 lines.
-    TrailersTooLarge,
-    /// A trailer about framing, routing or authentication.
-    TrailerName,
-    /// Nothing says which host is meant.
-    HostMissing,
-    /// Several `Host` lines.
-    SeveralHosts,
-    /// Empty, or not a name or address with an optional port.
-    Host,
-    /// `Host` and target name different hosts.
-    HostMismatch,
-    /// A user name before the host.
-    Userinfo,
-    /// An expectation other than `100-continue`.
-    Expect,
-    /// `Connection` is no list of tokens, or would take away a header that others rely on.
-    Connection,
-}
-
-impl Malformed {
-    /// The word for metrics, events and the answer.
-    pub(super) const fn reason(self) -> &'static str {
-        match self {
-            Self::BareLf => "bare_lf",
-            Self::BareCr => "bare_cr",
-            Self::ObsFold => "obs_fold",
-            Self::EmptyLines => "empty_lines",
-            Self::RequestLine => "request_line",
-            Self::RequestLineTooLong => "request_line_too_long",
-            Self::Method => "method",
-            Self::Version => "version",
-            Self::Target => "target",
-            Self::HeaderName => "header_name",
-            Self::HeaderValue => "header_value",
-            Self::TooManyHeaders => "too_many_headers",
-            Self::HeadTooLarge => "head_too_large",
-            Self::LookalikeName => "lookalike_name",
-            Self::LengthAndEncoding => "length_and_encoding",
-            Self::SeveralLengths => "several_lengths",
-            Self::ContentLength => "content_length",
-            Self::TransferEncoding => "transfer_encoding",
-            Self::EncodingInHttp10 => "encoding_in_http10",
-            Self::ConnectWithBody => "connect_with_body",
-            Self::ChunkSize => "chunk_size",
-            Self::ChunkEnd => "chunk_end",
-            Self::TrailersTooLarge => "trailers_too_large",
-            Self::TrailerName => "trailer_name",
-            Self::HostMissing => "host_missing",
-            Self::SeveralHosts => "several_hosts",
-            Self::Host => "host",
-            Self::HostMismatch => "host_mismatch",
-            Self::Userinfo => "userinfo",
-            Self::Expect => "expect",
-            Self::Connection => "connection",
-        }
-    }
-}
 
 /// A host and perhaps a port, as the client wrote them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -294,6 +189,16 @@ pub(super) fn upgrade(parts: &Parts) -> Option<HeaderValue> {
     let is_asked = parts.version == Version::HTTP_11
         && options(&parts.headers).any(|option| option.eq_ignore_ascii_case(b"upgrade"));
     (is_one && is_asked && !is_http).then(|| protocol.clone())
+}
+
+/// How much time the caller leaves, where it says so.
+pub(super) fn time_left(headers: &HeaderMap) -> Result<Option<Duration>, Malformed> {
+    let mut lines = headers.get_all(DEADLINE).iter();
+    let Some(line) = lines.next() else { return Ok(None) };
+    let is_number = line.as_bytes().iter().all(u8::is_ascii_digit) && lines.next().is_none();
+    let text = line.to_str().ok().filter(|_| is_number);
+    let left = text.and_then(|text| text.parse().ok()).map(Duration::from_millis);
+    left.map(Some).ok_or(Malformed::Deadline)
 }
 
 /// A client's address, also as a header says it.
@@ -431,7 +336,7 @@ fn is_end_to_end(name: &str) -> bool {
 fn is_forged(name: &str) -> bool {
     let begins = |prefix: &str| name.get(..prefix.len()).is_some_and(|it| is_dashed(it, prefix));
     let is_lookalike = name.contains('_') && begins("x-forwarded-");
-    is_lookalike || (begins(OURS) && name != DEADLINE)
+    is_lookalike || (begins(OURS) && name != DEADLINE.as_str())
 }
 
 fn strip(headers: &mut HeaderMap, nominated: &[HeaderName], upgrade: Option<HeaderValue>) {
@@ -727,6 +632,21 @@ mod tests {
             asked(&[("connection", "upgrade"), ("upgrade", "websocket"), ("upgrade", "x")]),
             None
         );
+    }
+
+    #[test]
+    fn time_that_a_caller_leaves_is_one_number_of_milliseconds() {
+        let left = |lines: &[&str]| {
+            let lines: Vec<_> = lines.iter().map(|line| ("x-murmesh-deadline-ms", *line)).collect();
+            time_left(&headers(&lines))
+        };
+        assert_eq!(left(&[]), Ok(None));
+        assert_eq!(left(&["0"]), Ok(Some(Duration::ZERO)));
+        assert_eq!(left(&["9000"]), Ok(Some(Duration::from_secs(9))));
+        for bad in [&[""][..], &["+1"], &["-1"], &["1.5"], &["1s"], &["99999999999999999999"]] {
+            assert_eq!(left(bad), Err(Malformed::Deadline), "{bad:?}");
+        }
+        assert_eq!(left(&["1", "1"]), Err(Malformed::Deadline));
     }
 
     #[test]

@@ -1,18 +1,23 @@
 //! HTTP: a decision for each request, not only for each connection.
 //!
-//! The caller's agent reads requests ([`downstream`], behind the [`gate`]), picks an instance for each
-//! ([`exchange`], [`asking`]) and writes them anew on a connection to it ([`upstream`]); the agent in front of the
+//! The caller's agent reads requests ([`downstream`], behind the [`gate`]), says where each goes
+//! ([`client`]), picks an instance for it ([`exchange`], [`asking`]) and writes them anew on a connection to it ([`upstream`]); the agent in front of the
 //! instance carries bytes. Connections to instances rest in a [`pool`] between requests. What an
 //! application sees was parsed once, and what the mesh itself has to say is in [`answer`].
 
 mod answer;
 mod asking;
 mod body;
+mod chunks;
+mod client;
+mod client_io;
 mod downstream;
 mod exchange;
 mod gate;
 mod head;
+mod malformed;
 mod noted;
+mod onward;
 mod outside;
 mod pool;
 mod tasks;
@@ -113,11 +118,13 @@ impl Http {
             ticks.tick().await;
             let snapshot = self.outbound.snapshot.load();
             self.pool.sweep(self.outbound.clock.now(), |(member, instance)| {
-                let endpoints = snapshot.services.values().flat_map(|service| service.endpoints());
-                let mut same = endpoints.filter(|endpoint| {
-                    endpoint.member == *member && endpoint.instance == *instance
-                });
-                same.any(|endpoint| endpoint.state == EndpointState::Ready)
+                snapshot.services.values().any(|view| {
+                    let mut same = view.endpoints().iter().filter(|endpoint| {
+                        endpoint.member == *member && endpoint.instance == *instance
+                    });
+                    same.any(|endpoint| endpoint.state == EndpointState::Ready)
+                        && view.ejection(member, instance).is_none()
+                })
             });
         }
     }

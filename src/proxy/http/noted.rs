@@ -17,19 +17,19 @@ pub(super) struct Noted {
 }
 
 impl Noted {
-    /// A request that has just come.
-    pub(super) fn new(log: AccessLog, clock: Clock, door: Door, head: &Parts) -> Self {
+    /// A request that has just come. Without a head it is one that cannot be read.
+    pub(super) fn new(log: AccessLog, clock: Clock, door: Door, head: Option<&Parts>) -> Self {
         let access = Access {
             at_ms: clock::unix_millis(),
             door,
             service: None,
             node: None,
             instance: None,
-            method: head.method.clone(),
-            path: head.uri.path_and_query().cloned(),
+            method: head.map(|head| head.method.clone()),
+            path: head.and_then(|head| head.uri.path_and_query().cloned()),
             status: 0,
             reason: Some("cut"),
-            bytes: 0,
+            bytes: Some(0),
             duration: Default::default(),
         };
         Self { log, clock, begun_at: clock.now(), access: Some(access) }
@@ -42,6 +42,13 @@ impl Noted {
             access.node = Some(endpoint.member_name.clone());
             access.instance = Some(endpoint.instance.clone());
             access.status = status;
+        }
+    }
+
+    /// Client and instance go on to speak something else.
+    pub(super) fn switched(&mut self) {
+        if let Some(access) = &mut self.access {
+            access.bytes = None;
         }
     }
 
@@ -61,8 +68,8 @@ impl Noted {
 
     /// A piece of the response is on its way.
     pub(super) fn count(&mut self, len: usize) {
-        if let Some(access) = &mut self.access {
-            access.bytes += len as u64;
+        if let Some(bytes) = self.access.as_mut().and_then(|access| access.bytes.as_mut()) {
+            *bytes += len as u64;
         }
     }
 

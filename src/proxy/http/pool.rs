@@ -90,7 +90,8 @@ impl Pool {
         stream
     }
 
-    /// Ends what has rested for too long, and what leads to instances that take nothing new.
+    /// Ends what has rested for too long, and what leads to instances that take nothing new, or that the
+    /// mesh has ejected.
     pub(super) fn sweep(&self, now: Moment, takes_work: impl Fn(&Key) -> bool) {
         let mut old = Vec::new();
         self.resting.lock().retain(|key, connections| {

@@ -6,7 +6,7 @@
 
 use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice};
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker, ready};
@@ -16,13 +16,13 @@ use bytes::{Buf, Bytes};
 use futures_util::FutureExt;
 use hyper::body::Incoming;
 use hyper::client::conn::{TrySendError, http1, http2};
-use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper::{Request, Response};
 use hyper_util::rt::TokioTimer;
 use parking_lot::Mutex;
 use tokio::time::timeout;
 
 use super::body::Upload;
+use super::chunks::{Chunked, Chunks};
 use super::tasks::Tasks;
 use crate::proxy::local::LocalSocket;
 use crate::proxy::stalls::Stalls;
@@ -133,8 +133,6 @@ impl Fate {
 pub(super) struct UpstreamIo {
     way: Way,
     fate: Arc<Fate>,
-    /// Read and not yet taken.
-    unread: Bytes,
     /// Nothing more can be written. What the instance said before, or how it went, is still to be
     /// read: an upload that is refused early has an answer.
     is_deaf: bool,
@@ -142,44 +140,7 @@ pub(super) struct UpstreamIo {
 
 impl UpstreamIo {
     pub(super) fn new(way: Way) -> Self {
-        Self { way, fate: Arc::default(), unread: Bytes::new(), is_deaf: false }
-    }
-
-    fn poll_chunk(&mut self, cx: &mut Context<'_>, len_max: usize) -> Poll<io::Result<Bytes>> {
-        match &mut self.way {
-            Way::Local(socket) => socket.split().0.poll_read(cx, len_max),
-            Way::Tunnel { reader, is_open, .. } => {
-                if !*is_open {
-                    match ready!(reader.poll_answer(cx)).map_err(io_error)? {
-                        Answer::Accepted => *is_open = true,
-                        Answer::Refused(refusal) => {
-                            *self.fate.refusal.lock() = Some(refusal);
-                            return Poll::Ready(Err(io::ErrorKind::ConnectionRefused.into()));
-                        }
-                    }
-                }
-                let chunk = ready!(reader.poll_chunk(cx, len_max)).map_err(io_error)?;
-                Poll::Ready(Ok(chunk.unwrap_or_default()))
-            }
-        }
-    }
-
-    fn poll_write_slices(
-        &mut self,
-        cx: &mut Context<'_>,
-        slices: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        if !self.is_deaf {
-            match ready!(self.way.poll_write_slices(cx, slices)) {
-                Ok(written) => {
-                    self.fate.written.fetch_add(written as u64, Ordering::Relaxed);
-                    return Poll::Ready(Ok(written));
-                }
-                Err(error) if self.fate.is_proof(&error) => return Poll::Ready(Err(error)),
-                Err(_) => self.is_deaf = true,
-            }
-        }
-        Poll::Ready(Ok(slices.iter().map(|slice| slice.len()).sum()))
+        Self { way, fate: Arc::default(), is_deaf: false }
     }
 
     /// How many bytes the instance was given at most; `None` when nobody knows.
@@ -209,9 +170,7 @@ impl UpstreamIo {
         bytes: &Counter,
         stalls: &Stalls,
     ) -> Result<(), Cut> {
-        for chunk in [said, self.unread] {
-            client.write_all(&chunk).await?;
-        }
+        client.write_all(&said).await?;
         let left = Leftover { chunks: vec![from_client], has_ended: false };
         match self.way {
             Way::Local(mut instance) => {
@@ -226,47 +185,49 @@ impl UpstreamIo {
     }
 }
 
-impl Read for UpstreamIo {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        mut buffer: ReadBufCursor<'_>,
-    ) -> Poll<io::Result<()>> {
-        if self.unread.is_empty() {
-            self.unread = ready!(self.poll_chunk(cx, BUFFER_LEN_MAX))?;
+impl Chunks for UpstreamIo {
+    fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
+        match &mut self.way {
+            Way::Local(socket) => socket.split().0.poll_read(cx, BUFFER_LEN_MAX),
+            Way::Tunnel { reader, is_open, .. } => {
+                if !*is_open {
+                    match ready!(reader.poll_answer(cx)).map_err(io_error)? {
+                        Answer::Accepted => *is_open = true,
+                        Answer::Refused(refusal) => {
+                            *self.fate.refusal.lock() = Some(refusal);
+                            return Poll::Ready(Err(io::ErrorKind::ConnectionRefused.into()));
+                        }
+                    }
+                }
+                let chunk = ready!(reader.poll_chunk(cx, BUFFER_LEN_MAX)).map_err(io_error)?;
+                Poll::Ready(Ok(chunk.unwrap_or_default()))
+            }
         }
-        let len = self.unread.len().min(buffer.remaining());
-        buffer.put_slice(&self.unread.split_to(len));
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl Write for UpstreamIo {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        self.poll_write_slices(cx, &[IoSlice::new(bytes)])
     }
 
-    fn is_write_vectored(&self) -> bool {
-        true
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
+    fn poll_write_slices(
+        &mut self,
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.poll_write_slices(cx, slices)
+        if !self.is_deaf {
+            match ready!(self.way.poll_write_slices(cx, slices)) {
+                Ok(written) => {
+                    self.fate.written.fetch_add(written as u64, Ordering::Relaxed);
+                    return Poll::Ready(Ok(written));
+                }
+                Err(error) if self.fate.is_proof(&error) => return Poll::Ready(Err(error)),
+                Err(_) => self.is_deaf = true,
+            }
+        }
+        Poll::Ready(Ok(slices.iter().map(|slice| slice.len()).sum()))
     }
 
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_flush(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(())) // nothing waits here
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.way {
             Way::Local(socket) => pin!(socket.split().1.end()).poll(cx),
             Way::Tunnel { writer, .. } => {
@@ -296,7 +257,7 @@ pub(super) enum Unanswered {
 pub(super) struct Kept {
     sender: http1::SendRequest<Upload>,
     /// In a box: it passes through many hands.
-    connection: Box<http1::Connection<UpstreamIo, Upload>>,
+    connection: Box<http1::Connection<Chunked<UpstreamIo>, Upload>>,
     fate: Arc<Fate>,
     is_over: bool,
 }
@@ -306,8 +267,11 @@ impl Kept {
     pub(super) async fn new(way: Way) -> hyper::Result<Self> {
         let io = UpstreamIo::new(way);
         let fate = Arc::clone(&io.fate);
-        let (sender, connection) =
-            http1::Builder::new().max_buf_size(HEAD_LEN_MAX).writev(true).handshake(io).await?;
+        let (sender, connection) = http1::Builder::new()
+            .max_buf_size(HEAD_LEN_MAX)
+            .writev(true)
+            .handshake(Chunked::new(io))
+            .await?;
         Ok(Self { sender, connection: Box::new(connection), fate, is_over: false })
     }
 
@@ -333,7 +297,7 @@ impl Kept {
                 return Ok((response, self));
             }
             let Self { connection, fate, .. } = self;
-            let io = connection.into_parts().io; // whoever waits for it is told
+            let io = connection.into_parts().io.connection; // whoever waits for it is told
             let late = match early {
                 Some(answer) => answer,
                 None => answer.await,
@@ -363,13 +327,14 @@ impl Kept {
 
     /// Ends the connection while nothing is under way on it.
     pub(super) fn end(self) {
-        self.connection.into_parts().io.end();
+        self.connection.into_parts().io.connection.end();
     }
 
     /// The connection itself, after an upgrade, with what the instance said behind its response.
     pub(super) fn into_io(self) -> (UpstreamIo, Bytes) {
         let parts = self.connection.into_parts();
-        (parts.io, parts.read_buf)
+        let Chunked { connection, unread } = parts.io;
+        (connection, [parts.read_buf, unread].concat().into())
     }
 }
 
@@ -390,7 +355,7 @@ impl Shared {
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_header_list_size(HEAD_LEN_MAX as u32)
-            .handshake(io)
+            .handshake(Chunked::new(io))
             .await?;
         tasks.spawn("http2 upstream", async move {
             let _ = connection.await; // its exchanges are told
