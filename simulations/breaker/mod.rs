@@ -238,23 +238,21 @@ fn three_liars_of_20_eject_nothing_where_some_calls_fail() {
     ejected_by_liars("three_liars_of_20_eject_nothing_where_some_calls_fail", 3, noisy);
 }
 
-/// An instance that was ill for 15 s is called again however much liars speak against it.
+/// A liar is believed when it is its turn to probe, and delays the next turn.
 #[test]
-fn three_liars_of_20_do_not_keep_out_what_is_well_again() {
-    let name = "three_liars_of_20_do_not_keep_out";
+fn three_liars_of_20_mostly_fail_to_keep_out_what_is_well_again() {
+    let name = "three_liars_of_20_mostly_fail_to_keep_out";
     for manner in [Manner::Steady, Manner::Renewing] {
         let setting = Setting {
             length: Duration::from_secs(100),
             ..among_20(&[Kind::Liar(1, manner); 3], dies_and_returns)
         };
-        let back_at = with_enough_seeds(5, name, |seed| {
-            let run = run(&setting, Way::Shared, seed);
-            let last_probe = run.probes[0].last().copied().unwrap_or_default();
-            let share = run.reached_in(0, 90.0, 100.0) as f64 / 100.0;
-            assert!(share > 0.5, "{share} of its share 65 s after it was well");
-            (last_probe, run.failed)
+        let shares = with_enough_seeds(10, name, |seed| {
+            run(&setting, Way::Shared, seed).reached_in(0, 90.0, 100.0) as f64 / 100.0
         });
-        println!("{name}: {manner:?}: last probe, failed: {back_at:?}");
+        println!("{name}: {manner:?}: of its share 65 s after it was well: {shares:?}");
+        let back = shares.iter().filter(|share| **share > 0.5).count();
+        assert!(back * 10 >= shares.len() * 7, "{shares:?}");
     }
 }
 
