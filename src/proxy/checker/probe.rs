@@ -190,7 +190,9 @@ async fn exchange(
             let _ = incoming.flow_control().release_capacity(data.len()); // it is over: so be it
             body.extend_from_slice(&data[..data.len().min(BODY_LEN_MAX - body.len())]);
             if body.len() == BODY_LEN_MAX {
-                break;
+                // Enough: trailers would come behind all of it, for which nobody waits.
+                let trailers = HeaderMap::new();
+                return Ok(Answer { status: head.status, headers: head.headers, body, trailers });
             }
         }
         let trailers = incoming.trailers().await.map_err(failed)?.unwrap_or_default();
