@@ -248,7 +248,7 @@ async fn streams_of_junk_are_cut_and_counted_and_neighbours_are_served() {
     }
     let unheard = b"\x01\x03web\x03web\x00\x07";
     assert_eq!(answer(&connection, &with_len(unheard)).await[..2], [2, 6], "unknown mode");
-    let newer = b"\x02\x03web\x06nobody\x00\x00and more";
+    let newer = b"\x03\x03web\x06nobody\x00\x00\x00and more";
     assert_eq!(answer(&connection, &with_len(newer)).await[..2], [2, 1], "a newer header is read");
     assert_eq!(ask(entry, b"hello").await.unwrap(), b"hello");
 }
