@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::state::ApiState;
-use crate::breaker::{Admission, BreakerState, Grounds, Verdict, Window};
+use crate::breaker::{BreakerState, Grounds, Verdict, Window};
 use crate::mesh::{Endpoint, EndpointState, ServiceView, Snapshot};
 use crate::model::Moment;
 use crate::proxy::EndpointReport;
@@ -32,7 +32,8 @@ pub struct BreakerRow {
     pub evidence: Vec<EvidenceRow>,
     /// For how many milliseconds it has been so; absent for one that never changed.
     pub since_ms: Option<u64>,
-    /// In how many milliseconds a call may try the instance; absent unless it is open.
+    /// In how many milliseconds a call is to try the instance, of whichever caller its `source` lets
+    /// try next; absent unless it is open, and where nobody knows.
     pub until_ms: Option<u64>,
 }
 
@@ -61,9 +62,9 @@ pub(super) fn breakers(state: &ApiState) -> Vec<BreakerRow> {
     for view in snapshot.services.values() {
         for endpoint in view.endpoints() {
             let words = [
-                own_word(state, endpoint),
                 others_word(state, &snapshot, view, endpoint),
                 owner_word(state, endpoint),
+                own_word(state, endpoint),
             ];
             rows.extend(words.into_iter().flatten().map(|word| BreakerRow {
                 service: view.name.to_string(),
@@ -124,11 +125,9 @@ fn others_word(
     let (word, since, until) = match &endpoint.verdict {
         Verdict::Clear | Verdict::Accused => return None,
         Verdict::Ejected(ejection) => {
-            let until = match endpoint.verdict.admits(now) {
-                Admission::Refuse { until } => Some(until),
-                _ => None,
-            };
-            (BreakerState::Open, ejection.since, until)
+            // Whoever's turn it is: this member may come later, and its own calls sooner.
+            let next = ejection.tried_at + ejection.period;
+            (BreakerState::Open, ejection.since, Some(next))
         }
         Verdict::Probing { since, .. } => (BreakerState::HalfOpen, *since, None),
     };
@@ -145,18 +144,11 @@ fn others_word(
         last_failure_ms: age(told.last_failure_at),
         last_success_ms: age(told.last_success_at),
     });
-    let ignored = if view.is_failing {
-        ", ignored: most of the service fails"
-    } else if view.is_panic {
-        ", ignored: too much of the service is ejected"
-    } else {
-        ""
-    };
     Some(BreakerRow {
         evidence: evidence.collect(),
         since_ms: Some(millis(now.since(since))),
         until_ms: until.map(|until| millis(until.since(now))),
-        ..row(word, "mesh", format!("{}{ignored}", told(grounds)))
+        ..row(word, "mesh", format!("{}{}", told(grounds), ignored(view)))
     })
 }
 
@@ -179,33 +171,100 @@ fn told(grounds: &Grounds) -> String {
     )
 }
 
-/// The word of listings for how an endpoint stands: that of its own agent, else that of all callers,
-/// else that of this one's own calls.
-pub(super) fn state_word(endpoint: &Endpoint, report: &EndpointReport) -> &'static str {
-    match (endpoint.state_word(), report.breaker.map(|breaker| breaker.state)) {
-        ("ready", Some(BreakerState::Open)) => "ejected",
-        ("ready", Some(BreakerState::HalfOpen)) => "probing",
-        (word, _) => word,
+/// Why verdicts on instances of a service do not count now; empty while they do.
+fn ignored(view: &ServiceView) -> &'static str {
+    match (view.is_failing, view.is_panic) {
+        (true, _) => ", ignored: most of the service fails",
+        (false, true) => ", ignored: too much of the service is ejected",
+        (false, false) => "",
     }
 }
 
-/// What breakers say of an endpoint that its agent calls ready.
-pub(super) fn reason(endpoint: &Endpoint, report: &EndpointReport) -> Option<String> {
-    if endpoint.state != EndpointState::Ready {
-        return None;
+/// What breakers make of an endpoint, as listings count it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// They say nothing against it, or its own agent has said enough.
+    Clear,
+    /// All callers together keep calls from it.
+    Ejected,
+    /// Only this one's own calls do.
+    EjectedHere,
+    /// It comes back: its share grows.
+    Probing,
+}
+
+impl Standing {
+    /// Of an endpoint: what all callers hold goes before what this one's own calls say.
+    pub(super) fn of(endpoint: &Endpoint, report: &EndpointReport) -> Self {
+        let own = report.breaker.map(|breaker| breaker.state);
+        match (endpoint.state, &endpoint.verdict, own) {
+            (EndpointState::Ready, Verdict::Ejected(_), _) => Self::Ejected,
+            (EndpointState::Ready, Verdict::Probing { .. }, _) => Self::Probing,
+            (EndpointState::Ready, _, Some(BreakerState::Open)) => Self::EjectedHere,
+            (EndpointState::Ready, _, Some(BreakerState::HalfOpen)) => Self::Probing,
+            _ => Self::Clear,
+        }
     }
-    if let Some(grounds) = endpoint.verdict.grounds() {
-        return Some(told(grounds));
+}
+
+/// The word of listings for how an endpoint stands: that of its own agent, else that of all callers,
+/// else that of this one's own calls.
+pub(super) fn state_word(endpoint: &Endpoint, report: &EndpointReport) -> &'static str {
+    match Standing::of(endpoint, report) {
+        Standing::Ejected | Standing::EjectedHere => "ejected",
+        Standing::Probing => "probing",
+        Standing::Clear => endpoint.state.as_str(),
+    }
+}
+
+/// What breakers say of an endpoint of `view` that its agent calls ready, and whose word that is.
+pub(super) fn reason(
+    view: &ServiceView,
+    endpoint: &Endpoint,
+    report: &EndpointReport,
+) -> Option<String> {
+    let standing = Standing::of(endpoint, report);
+    if let (Standing::Ejected | Standing::Probing, Some(grounds)) =
+        (standing, endpoint.verdict.grounds())
+    {
+        return Some(format!("mesh: {}{}", told(grounds), ignored(view)));
     }
     let breaker = report.breaker?;
     let Window { samples, failures, .. } = breaker.window;
-    match breaker.state {
-        BreakerState::Closed => None,
-        BreakerState::Open => {
+    match standing {
+        Standing::EjectedHere => {
             let why = breaker.reason.unwrap_or("open");
-            Some(format!("{why}: {failures} of {samples} calls from here failed"))
+            Some(format!("only here: {why}: {failures} of {samples} calls failed"))
         }
-        BreakerState::HalfOpen => Some("coming back after failures".to_owned()),
+        Standing::Probing => Some("only here: it comes back after failures".to_owned()),
+        Standing::Clear | Standing::Ejected => None,
+    }
+}
+
+/// How many endpoints of one service stand how.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Tally {
+    /// By the mesh's word.
+    pub(super) ejected: usize,
+    /// By this member's alone.
+    pub(super) ejected_here: usize,
+}
+
+impl Tally {
+    /// Of these endpoints, as calls from here see them.
+    pub(super) fn of<'e>(
+        state: &ApiState,
+        endpoints: impl IntoIterator<Item = &'e Endpoint>,
+    ) -> Self {
+        let mut tally = Self::default();
+        for endpoint in endpoints {
+            match Standing::of(endpoint, &state.calls.of(endpoint).report) {
+                Standing::Ejected => tally.ejected += 1,
+                Standing::EjectedHere => tally.ejected_here += 1,
+                Standing::Probing | Standing::Clear => {}
+            }
+        }
+        tally
     }
 }
 
