@@ -25,8 +25,17 @@ const RED: &str = "31";
 const DIM: &str = "2";
 const BOLD: &str = "1";
 
+const ENDPOINTS_HELP: &str = "\
+STATE     ready takes work; ejected failed its callers, and probing comes back from that: REASON says by
+          whose word, 'mesh' for all callers, 'only here' for those of this machine
+WEIGHT    its share of the calls, 100 is usual
+INFLIGHT  connections and requests under way from this machine; to an instance of this very machine
+          those of all callers
+SINCE     when its own agent last said something new of it";
+
 /// Arguments of `endpoints`.
 #[derive(Debug, Args)]
+#[command(after_help = ENDPOINTS_HELP)]
 pub(super) struct EndpointsArgs {
     /// Which service
     #[arg(value_name = "SVC")]
