@@ -199,6 +199,28 @@ impl Endpoint {
     }
 }
 
+#[cfg(test)]
+impl Endpoint {
+    /// A ready one, alone on its member, that tests tell from others by its number.
+    pub(crate) fn numbered(number: u8) -> Self {
+        Self {
+            instance: format!("web-{number}").parse().unwrap(),
+            member: MemberId::from_bytes([number; 16]),
+            member_name: format!("node-{number}").parse().unwrap(),
+            address: "127.0.0.1:7370".parse().unwrap(),
+            port: 80,
+            tags: Vec::new(),
+            weight: Weight(100),
+            state: EndpointState::Ready,
+            zone: "".into(),
+            verdict: Verdict::Clear,
+            idempotent: Arc::default(),
+            capacity: Capacity::default(),
+            changed_at: Moment::START,
+        }
+    }
+}
+
 /// Whether an endpoint takes work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum EndpointState {
