@@ -396,3 +396,95 @@ fn tcp_instance_that_cuts_every_connection_is_ejected() {
         check(rows.iter().any(|row| row["state"] == "open"), rows)
     });
 }
+
+/// The row of an instance of `web` in the listing of `agent`.
+fn endpoint(agent: &Agent, instance: &str) -> serde_json::Value {
+    let rows = agent.get("/v1/mesh/endpoints/web");
+    let rows = rows.as_array().expect("rows").iter();
+    rows.filter(|row| row["instance"] == instance).cloned().next().unwrap_or_default()
+}
+
+#[test]
+fn an_ejected_instance_is_seen_in_every_listing_with_who_says_so_and_until_when() {
+    let _turn = beside_others();
+    let mesh = TestMesh::of(&["a", "b", "c"]);
+    let backends = ["one", "two", "sick"].map(Backend::start);
+    for (backend, agent) in backends.iter().zip(&mesh.agents) {
+        backend.expose(agent, &[]);
+    }
+    wait_instances(&mesh, 3);
+    let (a, entries) = (mesh.agent("a"), turns(&mesh));
+    backends[2].manners.failing.store(1_000, Relaxed);
+    load_while(&entries, millis(50), |_| {
+        wait_everywhere(&mesh, Some("open"));
+        let services = a.get("/v1/mesh/services");
+        let row = &services[0];
+        assert_eq!((&row["ready"], &row["ejected"]), (&3.into(), &1.into()), "{row}");
+        let listed = a.run(&["services"]).ok();
+        assert!(listed.contains("2/3") && listed.contains("1 ejected"), "{listed}");
+        let status = a.run(&["status"]).ok();
+        assert!(status.contains("2/3 instances ready"), "{status}");
+        assert!(status.contains("web: 1 ejected"), "{status}");
+        let row = endpoint(a, "sick");
+        assert_eq!(row["state"], "ejected", "{row}");
+        assert!(row["reason"].as_str().unwrap().starts_with("mesh: "), "{row}");
+        let warned = a.run(&["check"]);
+        assert_eq!(warned.code, Some(1), "{warned:#?}");
+        let told = &warned.stdout;
+        assert!(told.contains("1 of 3 of web") && told.contains("murmesh breakers"), "{told}");
+        let table = a.run(&["breakers"]).ok();
+        let line = table.lines().find(|line| line.contains("all callers")).expect(&table);
+        let accuser = |name: &str| line.split("of the calls since").nth(1).unwrap().contains(name);
+        assert!(["a ", "b ", "c "].into_iter().filter(|name| accuser(name)).count() >= 2, "{line}");
+        assert!(line.contains(" in ") || line.contains(" due "), "{line}");
+        let ejected = ["service=\"web\"", "source=\"mesh\""];
+        assert_eq!(a.metric("murmesh_breaker_ejected", &ejected), 1.0);
+        let routes = a.get("/v1/mesh/routes?service=web");
+        let rows = routes[0]["entries"][0]["instances"].as_array().expect("rows");
+        let row = rows.iter().find(|row| row["instance"] == "sick").expect("all are told");
+        assert!(row["trial"] == true || row["share"] == 0.0, "{row}");
+        assert!(!row["reason"].as_str().unwrap().is_empty(), "{row}");
+    });
+}
+
+#[test]
+fn an_instance_that_calls_avoid_before_a_breaker_opens_is_told_and_warned_of() {
+    let _turn = beside_others();
+    let backends = ["one", "sick"].map(Backend::start);
+    let (mesh, entry) = stage(&backends.each_ref(), &[]);
+    let a = mesh.agent("a");
+    backends[1].manners.failing.store(1_000, Relaxed);
+    eventually("calls meet it a second time", SOON, || {
+        load(entry, 1, millis(20), millis(500));
+        check(a.get("/v1/mesh/services")[0]["avoided"] == 1, endpoint(a, "sick"))
+    });
+    let row = endpoint(a, "sick");
+    assert_eq!(row["state"], "ready", "{row}");
+    assert!(row["reason"].as_str().unwrap().starts_with("avoided here: its last 2 calls"), "{row}");
+    assert!(a.run(&["services"]).ok().contains("1 avoided here"));
+    let warned = a.run(&["check"]);
+    assert_eq!(warned.code, Some(1), "{warned:#?}");
+    assert!(warned.stdout.contains("murmesh endpoints web"), "{warned:#?}");
+    assert_eq!(a.metric("murmesh_breaker_avoided", &["service=\"web\""]), 1.0);
+    let routes = a.run(&["routes", "web"]).ok();
+    assert!(routes.contains("avoided here: its last 2 calls failed"), "{routes}");
+}
+
+#[test]
+fn routes_say_why_a_call_is_refused_that_may_not_go_far() {
+    let _turn = beside_others();
+    let far = Backend::start("far");
+    let (mesh, _) = stage(&[&far], &[]);
+    let (a, listen) = (mesh.agent("a"), free_address());
+    a.run(&["upstream", "web", &listen.to_string(), "--prefer", "same-zone"]).ok();
+    let why = "every endpoint that is ready is farther than 'prefer' lets calls go";
+    let told = a.run(&["routes", "web"]);
+    assert_eq!(told.code, Some(1), "{told:#?}");
+    assert!(told.stdout.contains(&format!("refused now: no_endpoints: {why}")), "{told:#?}");
+    assert!(told.stdout.contains("100.0 %"), "by name it is taken: {told:#?}");
+    let (status, body, reason) = Caller::to(listen).get("").unwrap();
+    assert_eq!((status, reason.as_deref()), (503, Some("no_endpoints")), "{body}");
+    assert!(body.contains("farther than 'prefer' lets calls go"), "{body}");
+    let listed = a.run(&["upstream"]).ok();
+    assert!(listed.contains("peak_ewma  same-zone"), "{listed}");
+}

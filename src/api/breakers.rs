@@ -5,10 +5,10 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::state::ApiState;
-use crate::breaker::{BreakerState, Grounds, Verdict, Window};
+use crate::breaker::{BreakerState, Grounds, Trip, Verdict, Window};
 use crate::mesh::{Endpoint, EndpointState, ServiceView, Snapshot};
 use crate::model::Moment;
-use crate::proxy::EndpointReport;
+use crate::proxy::{EndpointReport, FailedCalls, Opened};
 
 /// One breaker that is not at rest, in the shape of `/v1/mesh/breakers`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -98,19 +98,30 @@ fn own_word(state: &ApiState, endpoint: &Endpoint) -> Option<BreakerRow> {
     let now = state.clock.now();
     let breaker = state.calls.of(endpoint).report.breaker?;
     let is_at_rest = breaker.state == BreakerState::Closed && breaker.window.failures == 0;
+    let window = &breaker.window;
+    // An open one is not called: what opened it is told until it is.
+    let counted = match breaker.opened {
+        Some(opened) if window.samples == 0 => opened.window,
+        _ => *window,
+    };
     let evidence = EvidenceRow {
         caller: state.name.to_string(),
-        samples: breaker.window.samples,
-        failures: breaker.window.failures,
+        samples: counted.samples,
+        failures: counted.failures,
         weight: "own".to_owned(),
-        last_failure_ms: breaker.window.last_failure_age.map(millis),
-        last_success_ms: breaker.window.last_success_age.map(millis),
+        last_failure_ms: window.last_failure_age.map(millis),
+        last_success_ms: window.last_success_age.map(millis),
     };
+    let until = breaker.opened.filter(|_| breaker.state == BreakerState::Open);
     (!is_at_rest).then(|| BreakerRow {
         evidence: vec![evidence],
         since_ms: breaker.since.map(|since| millis(now.since(since))),
-        until_ms: breaker.until.map(|until| millis(until.since(now))),
-        ..row(breaker.state, "local", breaker.reason.unwrap_or_default().to_owned())
+        until_ms: until.map(|opened| millis(opened.until.since(now))),
+        ..row(
+            breaker.state,
+            "local",
+            breaker.opened.map_or("", |opened| opened.trip.as_str()).to_owned(),
+        )
     })
 }
 
@@ -191,7 +202,13 @@ pub(super) enum Standing {
     EjectedHere,
     /// It comes back: its share grows.
     Probing,
+    /// Its last two calls from here failed, or more, and no breaker is open: calls go elsewhere while
+    /// they have a choice.
+    Avoided,
 }
+
+/// Failures in a row from which on an operator is told: a single one is nobody's fault.
+const AVOIDED_MIN: u16 = 2;
 
 impl Standing {
     /// Of an endpoint: what all callers hold goes before what this one's own calls say.
@@ -202,6 +219,7 @@ impl Standing {
             (EndpointState::Ready, Verdict::Probing { .. }, _) => Self::Probing,
             (EndpointState::Ready, _, Some(BreakerState::Open)) => Self::EjectedHere,
             (EndpointState::Ready, _, Some(BreakerState::HalfOpen)) => Self::Probing,
+            (EndpointState::Ready, ..) if is_avoided(report) => Self::Avoided,
             _ => Self::Clear,
         }
     }
@@ -213,7 +231,7 @@ pub(super) fn state_word(endpoint: &Endpoint, report: &EndpointReport) -> &'stat
     match Standing::of(endpoint, report) {
         Standing::Ejected | Standing::EjectedHere => "ejected",
         Standing::Probing => "probing",
-        Standing::Clear => endpoint.state.as_str(),
+        Standing::Avoided | Standing::Clear => endpoint.state.as_str(),
     }
 }
 
@@ -229,15 +247,44 @@ pub(super) fn reason(
     {
         return Some(format!("mesh: {}{}", told(grounds), ignored(view)));
     }
-    let breaker = report.breaker?;
-    let Window { samples, failures, .. } = breaker.window;
     match standing {
         Standing::EjectedHere => {
-            let why = breaker.reason.unwrap_or("open");
-            Some(format!("only here: {why}: {failures} of {samples} calls failed"))
+            let opened = report.breaker?.opened?;
+            Some(format!("only here: {}", how(&opened)))
         }
         Standing::Probing => Some("only here: it comes back after failures".to_owned()),
-        Standing::Clear | Standing::Ejected => None,
+        Standing::Avoided | Standing::Clear if endpoint.state == EndpointState::Ready => {
+            Some(failures(report.failed.as_ref()?))
+        }
+        _ => None,
+    }
+}
+
+fn is_avoided(report: &EndpointReport) -> bool {
+    report.failed.is_some_and(|failed| failed.count >= AVOIDED_MIN)
+}
+
+/// How a breaker opened.
+fn how(opened: &Opened) -> String {
+    let Window { samples, failures, .. } = opened.window;
+    match opened.trip {
+        Trip::ConnectErrors => format!("refused connections, {} failures in a row", opened.in_row),
+        Trip::Errors => format!("{} consecutive failures", opened.in_row),
+        Trip::Ratio => format!("{failures} of {samples} calls failed"),
+        Trip::Relapse => "it failed again when it was tried".to_owned(),
+    }
+}
+
+/// What calls from here met last.
+fn failures(failed: &FailedCalls) -> String {
+    let ago = format!("{} s ago", failed.last_age.as_secs());
+    let told = match failed.count {
+        1 => format!("its last call failed {ago}"),
+        count => format!("its last {count} calls failed, the last {ago}"),
+    };
+    match failed.is_avoided {
+        true => format!("avoided here: {told}"),
+        false => format!("only here: {told}"),
     }
 }
 
@@ -248,6 +295,8 @@ pub(super) struct Tally {
     pub(super) ejected: usize,
     /// By this member's alone.
     pub(super) ejected_here: usize,
+    /// Not yet, and avoided.
+    pub(super) avoided: usize,
 }
 
 impl Tally {
@@ -261,6 +310,7 @@ impl Tally {
             match Standing::of(endpoint, &state.calls.of(endpoint).report) {
                 Standing::Ejected => tally.ejected += 1,
                 Standing::EjectedHere => tally.ejected_here += 1,
+                Standing::Avoided => tally.avoided += 1,
                 Standing::Probing | Standing::Clear => {}
             }
         }

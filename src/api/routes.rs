@@ -289,13 +289,14 @@ async fn metrics(State(state): State<ApiState>) -> Answer {
         (EndpointLabels { service: service.to_owned(), state }, count)
     }));
     state.metrics.set_breakers(snapshot.services.values().map(|view| {
-        let Tally { ejected, ejected_here } = Tally::of(&state, view.endpoints());
+        let Tally { ejected, ejected_here, avoided } = Tally::of(&state, view.endpoints());
         let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
         BreakerGauges {
             service: view.name.to_string(),
             is_panic: view.is_panic,
             is_failing: view.is_failing,
             ejected: [("mesh", count(ejected)), ("local", count(ejected_here))],
+            avoided: count(avoided),
         }
     }));
     let text = state.metrics.encode().map_err(|_| {

@@ -7,7 +7,7 @@ use base64::prelude::BASE64_STANDARD;
 use serde::{Deserialize, Serialize};
 
 use super::breakers::{self, Tally};
-use super::{ApiState, ExposeSpec};
+use super::{ApiState, CallView, ExposeSpec};
 use crate::mesh::{Appointed, Endpoint, EndpointState, MemberView, ServiceView, Snapshot};
 use crate::model::{
     Enrolment, Epoch, MemberId, MemberName, MemberPhase, MemberState, Moment, PublicKey,
@@ -63,6 +63,10 @@ pub struct Service {
     /// How many of the ejected ones are so only here.
     #[serde(default)]
     pub ejected_here: usize,
+    /// How many of the other ready ones calls from here avoid, because the last two of them or more
+    /// failed: fewer than open a breaker.
+    #[serde(default)]
+    pub avoided: usize,
     /// Whether more than half of it fails: nothing more of it is ejected, and nothing is sent twice.
     #[serde(default)]
     pub failing: bool,
@@ -340,7 +344,7 @@ pub(crate) fn services(state: &ApiState) -> Vec<Service> {
 
 fn service(state: &ApiState, view: &ServiceView, endpoints: &[&Endpoint]) -> Service {
     let is_ready = |endpoint: &&&Endpoint| endpoint.state == EndpointState::Ready;
-    let Tally { ejected, ejected_here } = Tally::of(state, endpoints.iter().copied());
+    let Tally { ejected, ejected_here, avoided } = Tally::of(state, endpoints.iter().copied());
     Service {
         name: view.name.to_string(),
         protocol: view.protocol.to_string(),
@@ -348,6 +352,7 @@ fn service(state: &ApiState, view: &ServiceView, endpoints: &[&Endpoint]) -> Ser
         ready: endpoints.iter().filter(is_ready).count(),
         ejected: ejected + ejected_here,
         ejected_here,
+        avoided,
         failing: view.is_failing,
         panic: view.is_panic,
     }
@@ -371,29 +376,15 @@ pub(super) fn endpoints(state: &ApiState, service: &ServiceName) -> Vec<Endpoint
     let now = state.clock.now();
     let snapshot = state.snapshot();
     let Some(view) = snapshot.services.get(service) else { return Vec::new() };
-    let (local, reports) = (state.local(), state.reports());
     let row = |endpoint: &Endpoint| {
         let calls = state.calls.of(endpoint);
-        let node = snapshot.members.get(&endpoint.member).map(|member| member.state);
         EndpointRow {
             service: service.to_string(),
             instance: endpoint.instance.to_string(),
             node: endpoint.member_name.to_string(),
             address: endpoint.address.to_string(),
             state: breakers::state_word(endpoint, &calls.report).to_owned(),
-            reason: match local.out.maintenance.get(&endpoint.instance) {
-                Some(why) if endpoint.member == state.me => format!("maintenance: {why}"),
-                _ => match reports.get(&endpoint.instance).and_then(|own| own.reason.as_deref()) {
-                    Some(why)
-                        if endpoint.member == state.me
-                            && endpoint.state == EndpointState::Failing =>
-                    {
-                        why.to_owned()
-                    }
-                    _ => breakers::reason(view, endpoint, &calls.report)
-                        .unwrap_or_else(|| reason(endpoint, node, calls.trouble)),
-                },
-            },
+            reason: why(state, &snapshot, view, endpoint, &calls),
             weight: endpoint.weight.0,
             tags: endpoint.tags.clone(),
             inflight: calls.report.in_flight.into(),
@@ -402,6 +393,30 @@ pub(super) fn endpoints(state: &ApiState, service: &ServiceName) -> Vec<Endpoint
         }
     };
     shown_endpoints(state, &snapshot, view).into_iter().map(row).collect()
+}
+
+/// Why an endpoint is seen as it is, by whoever knows best: this machine of its own instances, then
+/// breakers, then what its member says.
+pub(super) fn why(
+    state: &ApiState,
+    snapshot: &Snapshot,
+    view: &ServiceView,
+    endpoint: &Endpoint,
+    calls: &CallView,
+) -> String {
+    if endpoint.member == state.me {
+        if let Some(why) = state.local().out.maintenance.get(&endpoint.instance) {
+            return format!("maintenance: {why}");
+        }
+        let reports = state.reports();
+        let fault = reports.get(&endpoint.instance).and_then(|own| own.reason.as_deref());
+        if let (EndpointState::Failing, Some(why)) = (endpoint.state, fault) {
+            return why.to_owned();
+        }
+    }
+    let node = snapshot.members.get(&endpoint.member).map(|member| member.state);
+    let by_breakers = breakers::reason(view, endpoint, &calls.report);
+    by_breakers.unwrap_or_else(|| reason(endpoint, node, calls.trouble))
 }
 
 /// `/v1/mesh/drain`: what this machine offers and, until their last call ends, what it took back.

@@ -9,7 +9,7 @@ use super::client::{Client, encoded};
 use super::exit::{Exit, Outcome};
 use super::output::{Drawing, Grid, Listing, age, breaker, cell, or_dash, show, state};
 use crate::api::breakers::{BreakerRow, EvidenceRow};
-use crate::api::calls::{PingRow, RouteRow};
+use crate::api::calls::{PingRow, RouteInstance, RouteRow};
 use crate::model::ServiceName;
 
 /// Arguments of `ping`.
@@ -102,7 +102,7 @@ fn breaker_table(rows: &[BreakerRow]) -> String {
             cell(by(&row.source)),
             cell(since.unwrap_or_else(|| "-".to_owned())),
             cell(next_try(row)),
-            cell(or_dash(&row.reason)),
+            cell(or_dash(why(row))),
             cell(or_dash(&seen(&row.evidence))),
         ]);
     }
@@ -116,6 +116,17 @@ fn by(source: &str) -> &str {
         "mesh" => "all callers",
         "owner" => "its agent",
         other => other,
+    }
+}
+
+/// Why it opened: local breakers give a word, all others a sentence.
+fn why(row: &BreakerRow) -> &str {
+    match (row.source.as_str(), row.reason.as_str()) {
+        ("local", "connect_errors") => "refused connections in a row",
+        ("local", "errors") => "failures in a row",
+        ("local", "ratio") => "too large a share of failures",
+        ("local", "relapse") => "it failed again when it was tried",
+        (_, reason) => reason,
     }
 }
 
@@ -168,7 +179,9 @@ pub(super) async fn routes(global: &Global, args: RoutesArgs) -> Outcome {
     show(listing, || async move {
         let rows: Vec<RouteRow> = client.get(path).await?;
         let hint = "no such service\n  try: murmesh services".to_owned();
-        let takes = |row: &RouteRow| row.instances.iter().any(|instance| instance.share > 0.0);
+        let takes = |row: &RouteRow| {
+            row.refused.is_none() && row.entries.iter().all(|entry| entry.refused.is_none())
+        };
         let all_well = !rows.is_empty() && rows.iter().all(takes);
         let exit = if all_well { Exit::Ok } else { Exit::Warning };
         Ok(Drawing { exit, ..Drawing::of(&rows, listing, route_text, hint)? })
@@ -191,7 +204,15 @@ fn one_route(row: &RouteRow) -> String {
             text += &format!(", answer within {whole}, silence up to {}", span(entry.idle_ms));
             text += &format!(", at most {} instances", entry.tries);
         }
+        text += &format!(", by {}", entry.balance);
+        if !entry.prefer.is_empty() {
+            text += &format!(" from {}", entry.prefer.join(", "));
+        }
         text += "\n";
+        if (&entry.refused, &entry.instances) != (&row.refused, &row.instances) {
+            text += &destinations("    ", &entry.refused, &entry.instances);
+            text += "\n";
+        }
     }
     if row.protocol != "tcp" {
         text += &match &row.idempotent[..] {
@@ -203,17 +224,24 @@ fn one_route(row: &RouteRow) -> String {
         let word = if repeatable { "may" } else { "may not" };
         text += &format!("  this request {word} be sent again once an instance had it\n");
     }
-    let mut grid = Grid::new(["  INSTANCE", "NODE", "STATE", "SHARE", "AVOIDED"]);
-    for instance in &row.instances {
+    text + &destinations("  ", &row.refused, &row.instances)
+}
+
+/// Where calls go, or why they are refused.
+fn destinations(indent: &str, refused: &Option<String>, instances: &[RouteInstance]) -> String {
+    let refused = refused.as_ref().map(|why| format!("{indent}refused now: {why}\n"));
+    let first = format!("{indent}INSTANCE");
+    let mut grid = Grid::new([first.as_str(), "NODE", "STATE", "SHARE", "WHY"]);
+    for instance in instances {
         grid.row([
-            cell(format!("  {}", instance.instance)),
+            cell(format!("{indent}{}", instance.instance)),
             cell(&instance.node),
             state(&instance.state),
             cell(format!("{:.1} %", instance.share)),
-            cell(or_dash(&instance.avoided)),
+            cell(or_dash(&instance.reason)),
         ]);
     }
-    text + &grid.finish(&[3])
+    refused.unwrap_or_default() + &grid.finish(&[3])
 }
 
 #[cfg(test)]

@@ -140,6 +140,9 @@ fn service_note(row: &Service) -> String {
         notes.push("panic: too much is ejected, so all is called".to_owned());
     }
     notes.extend(ejections(row));
+    if row.avoided > 0 {
+        notes.push(format!("{} avoided here", row.avoided));
+    }
     notes.join("; ")
 }
 

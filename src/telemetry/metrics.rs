@@ -135,6 +135,8 @@ pub struct BreakerGauges {
     pub is_failing: bool,
     /// Instances that are ejected by the word of `local` or `mesh`.
     pub ejected: [(&'static str, i64); 2],
+    /// Instances whose last calls from here failed, before a breaker opens.
+    pub avoided: i64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -213,6 +215,9 @@ pub struct Metrics {
     breaker_panic: Family<ServiceLabels, Gauge>,
     breaker_failing: Family<ServiceLabels, Gauge>,
     breaker_ejected: Family<EjectedLabels, Gauge>,
+    /// How often news of own calls waited, because the gossip driver was busy. Nothing of it is lost.
+    pub breaker_news_delayed: Counter,
+    breaker_avoided: Family<ServiceLabels, Gauge>,
     /// Services whose breakers are counted.
     breaker_services: Arc<Mutex<BTreeSet<String>>>,
     renewals: Family<ResultLabels, Counter>,
@@ -306,6 +311,10 @@ impl Metrics {
             "series_dropped" "Series not made because a family was full" Counter::default();
             "member_flaps" "Members back within a minute of being down" Counter::default();
         };
+        let (breaker_news_delayed, breaker_avoided) = table! {
+            "breaker_news_delayed" "How often news of own calls waited for the gossip driver" Counter::default();
+            "breaker_avoided" "Instances whose last calls from here failed, before a breaker opens" Family::default();
+        };
         let (breakers, breaker_panic, breaker_failing, breaker_ejected) = table! {
             "breaker_transitions" "Breakers that changed their state, by who said so" Family::default();
             "breaker_panic" "1 for services of which so much is ejected that verdicts are ignored" Family::default();
@@ -348,6 +357,8 @@ impl Metrics {
             breaker_panic,
             breaker_failing,
             breaker_ejected,
+            breaker_news_delayed,
+            breaker_avoided,
             breaker_services: Arc::default(),
             renewals,
             health_checks,
@@ -459,7 +470,8 @@ impl Metrics {
         self.breaker_panic.clear();
         self.breaker_failing.clear();
         self.breaker_ejected.clear();
-        for BreakerGauges { service, is_panic, is_failing, ejected } in
+        self.breaker_avoided.clear();
+        for BreakerGauges { service, is_panic, is_failing, ejected, avoided } in
             services.into_iter().take(SERIES_MAX / 2)
         {
             for (source, count) in ejected {
@@ -469,6 +481,7 @@ impl Metrics {
             let labels = ServiceLabels { service };
             self.breaker_panic.get_or_create(&labels).set(is_panic.into());
             self.breaker_failing.get_or_create(&labels).set(is_failing.into());
+            self.breaker_avoided.get_or_create(&labels).set(avoided);
         }
     }
 

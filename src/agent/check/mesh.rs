@@ -435,21 +435,30 @@ fn services(snapshot: &Snapshot) -> Check {
 /// Instances that calls go around because they failed.
 fn ejected(services: &[Service]) -> Check {
     const ID: &str = "ejected";
-    let told = |row: &Service| match (row.ejected, row.ejected_here) {
+    let ejected = |row: &Service| match (row.ejected, row.ejected_here) {
         (0, _) => None,
         (all, 0) => Some(format!("{all} of {} of {}", row.instances, row.name)),
         (all, here) => {
             Some(format!("{all} of {} of {}, {here} only here", row.instances, row.name))
         }
     };
-    let told: Vec<_> = services.iter().filter_map(told).collect();
-    match told.is_empty() {
-        true => Check::pass(ID, "no instance is ejected"),
-        false => {
-            let message = format!("ejected, because calls to them failed: {}", told.join("; "));
-            Check::warn(ID, message, "murmesh breakers, for who saw what and when they are tried")
-        }
+    let told: Vec<_> = services.iter().filter_map(ejected).collect();
+    let shunned: Vec<_> = services.iter().filter(|row| row.avoided > 0).collect();
+    let mut faults = Vec::new();
+    if !told.is_empty() {
+        faults.push(format!("ejected, because calls to them failed: {}", told.join("; ")));
     }
+    if !shunned.is_empty() {
+        let told = |row: &&Service| format!("{} of {} of {}", row.avoided, row.instances, row.name);
+        let told: Vec<_> = shunned.iter().map(told).collect();
+        faults.push(format!("avoided, because their last calls failed: {}", told.join("; ")));
+    }
+    let fix = match (told.is_empty(), shunned.first()) {
+        (true, None) => return Check::pass(ID, "no instance is ejected or avoided"),
+        (true, Some(row)) => format!("murmesh endpoints {}, for what they met", row.name),
+        (false, _) => "murmesh breakers, for who saw what and when they are tried".to_owned(),
+    };
+    Check::warn(ID, faults.join("; and "), fix)
 }
 
 /// Services that fail as a whole: nobody is spared them by ejecting one instance.
@@ -549,6 +558,7 @@ mod tests {
             ready: 4,
             ejected: 0,
             ejected_here: 0,
+            avoided: 0,
             failing: false,
             panic: false,
         };
@@ -558,6 +568,9 @@ mod tests {
         let [told, _] = all(&one);
         assert_eq!(told.status, CheckStatus::Warn);
         assert!(told.message.contains("2 of 4 of web, 1 only here"), "{told:?}");
+        let [told, _] = all(&Service { avoided: 1, ..well.clone() });
+        assert_eq!(told.status, CheckStatus::Warn);
+        assert!(told.fix.contains("endpoints web"), "{told:?}");
         for sick in
             [Service { failing: true, ..well.clone() }, Service { panic: true, ..well.clone() }]
         {

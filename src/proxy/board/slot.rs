@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use crate::balancer::{Balance, Load, Others, PeakEwma, Rank, Stance, WHOLE, slow_start};
 use crate::breaker::{
     Admission, Breaker, BreakerConfig, BreakerEvent, BreakerState, Ejection, InstanceKey,
-    OwnWindow, Verdict, Window,
+    OwnWindow, Trip, Verdict, Window,
 };
 use crate::mesh::Endpoint;
 use crate::model::{Moment, Outcome, ServiceName};
@@ -47,8 +47,10 @@ pub(super) struct Standing {
     pub(super) breaker: Breaker,
     /// Since when the breaker is as it is.
     breaker_since: Option<Moment>,
-    /// What opened it last, and until when.
-    opened: Option<(&'static str, Moment)>,
+    /// How it opened last.
+    opened: Option<Opened>,
+    /// Whether the last choice went by cost, which goes around what has failed.
+    is_by_cost: bool,
     /// Since when it has taken work, while it is new.
     pub(super) new_since: Option<Moment>,
     /// When this caller last took its turn to probe what all callers have ejected, and when that had
@@ -71,6 +73,37 @@ pub struct EndpointReport {
     pub latency: Option<Duration>,
     /// Of this caller; `None` where it has not called the service.
     pub breaker: Option<BreakerReport>,
+    /// The calls that failed last, if the very last one did and that was within [`FAILED_FOR`].
+    pub failed: Option<FailedCalls>,
+    /// Whether others keep it far busier than the rest.
+    pub is_crowded: bool,
+}
+
+/// How long calls that failed are shown where none came after them.
+const FAILED_FOR: Duration = Duration::from_secs(60);
+
+/// Calls of this member that failed one after the other until now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FailedCalls {
+    /// How many.
+    pub count: u16,
+    /// How long ago the last one was.
+    pub last_age: Duration,
+    /// Whether calls go by cost, so that they avoid it for some ten seconds after each.
+    pub is_avoided: bool,
+}
+
+/// How a breaker opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Opened {
+    /// Why.
+    pub trip: Trip,
+    /// Until when it refuses.
+    pub until: Moment,
+    /// Failures in a row by then.
+    pub in_row: u16,
+    /// What was seen by then.
+    pub window: Window,
 }
 
 /// What listings show of one breaker.
@@ -78,12 +111,10 @@ pub struct EndpointReport {
 pub struct BreakerReport {
     /// In the field's words.
     pub state: BreakerState,
-    /// What opened it last; `None` for one that never was.
-    pub reason: Option<&'static str>,
+    /// How it opened last; `None` for one that never did.
+    pub opened: Option<Opened>,
     /// When it became what it is, on this agent's clock; `None` for one that never changed.
     pub since: Option<Moment>,
-    /// Until when it refuses, if it does.
-    pub until: Option<Moment>,
     /// What was seen of late.
     pub window: Window,
 }
@@ -110,6 +141,7 @@ impl Slot {
                 breaker: Breaker::new(config, seed),
                 breaker_since: None,
                 opened: None,
+                is_by_cost: false,
                 new_since: None,
                 probed: None,
             }),
@@ -231,6 +263,7 @@ impl Slot {
         };
         let mut standing = self.standing.lock();
         let mut share = standing.share_of_new(now);
+        standing.is_by_cost = balance == Balance::PeakEwma;
         let cost = match balance {
             Balance::PeakEwma => standing.cost.cost_at(now).max(cost_min),
             _ => 1.0,
@@ -247,20 +280,24 @@ impl Slot {
 
     pub(super) fn report(&self, now: Moment) -> EndpointReport {
         let standing = self.standing.lock();
-        let (breaker, window) = (&standing.breaker, standing.breaker.window(now));
-        let state = breaker.state();
-        let (reason, until) = standing.opened.unzip();
         let breaker = BreakerReport {
-            state,
-            reason,
+            state: standing.breaker.state(),
+            opened: standing.opened,
             since: standing.breaker_since,
-            until: until.filter(|_| state == BreakerState::Open),
-            window,
+            window: standing.breaker.window(now),
         };
+        let in_row = standing.breaker.failed_in_row(now);
+        let in_row = in_row.filter(|(_, last_age)| *last_age < FAILED_FOR);
         EndpointReport {
             in_flight: self.in_flight(),
             latency: standing.cost.latency_at(now),
             breaker: Some(breaker),
+            failed: in_row.map(|(count, last_age)| FailedCalls {
+                count,
+                last_age,
+                is_avoided: standing.is_by_cost,
+            }),
+            is_crowded: self.others.is_crowd(now),
         }
     }
 }
@@ -279,7 +316,11 @@ impl Standing {
         let event = self.breaker.poll_event()?;
         self.breaker_since = Some(now);
         match event {
-            BreakerEvent::Opened { trip, until } => self.opened = Some((trip.as_str(), until)),
+            BreakerEvent::Opened { trip, until } => {
+                let in_row = self.breaker.failed_in_row(now).map_or(0, |(count, _)| count);
+                let window = self.breaker.window(now);
+                self.opened = Some(Opened { trip, until, in_row, window });
+            }
             // It comes back by its ramp; what it did before is over.
             BreakerEvent::HalfOpened => self.cost = PeakEwma::default(),
             BreakerEvent::Closed => {}
