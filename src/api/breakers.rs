@@ -5,9 +5,10 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::state::ApiState;
+use crate::balancer::Balance;
 use crate::breaker::{BreakerState, Grounds, Trip, Verdict, Window};
 use crate::mesh::{Endpoint, EndpointState, ServiceView, Snapshot};
-use crate::model::Moment;
+use crate::model::{Moment, ServiceName};
 use crate::proxy::{EndpointReport, FailedCalls, Opened};
 
 /// One breaker that is not at rest, in the shape of `/v1/mesh/breakers`.
@@ -237,6 +238,7 @@ pub(super) fn state_word(endpoint: &Endpoint, report: &EndpointReport) -> &'stat
 
 /// What breakers say of an endpoint of `view` that its agent calls ready, and whose word that is.
 pub(super) fn reason(
+    state: &ApiState,
     view: &ServiceView,
     endpoint: &Endpoint,
     report: &EndpointReport,
@@ -254,7 +256,7 @@ pub(super) fn reason(
         }
         Standing::Probing => Some("only here: it comes back after failures".to_owned()),
         Standing::Avoided | Standing::Clear if endpoint.state == EndpointState::Ready => {
-            Some(failures(report.failed.as_ref()?))
+            Some(failures(report.failed.as_ref()?, goes_by_cost(state, &view.name)))
         }
         _ => None,
     }
@@ -275,17 +277,25 @@ fn how(opened: &Opened) -> String {
     }
 }
 
+/// Whether calls of a service from here go around what has just failed, as those of the usual balancer
+/// do, by name or at an entry.
+fn goes_by_cost(state: &ApiState, service: &ServiceName) -> bool {
+    let local = state.local();
+    let mut entries = local.upstreams.iter().filter(|spec| spec.service == *service).peekable();
+    let has_own = entries.peek().is_some();
+    !has_own
+        || entries.any(|spec| spec.balance == Balance::PeakEwma)
+        || local.doors.open().next().is_some()
+}
+
 /// What calls from here met last.
-fn failures(failed: &FailedCalls) -> String {
+fn failures(failed: &FailedCalls, is_avoided: bool) -> String {
     let ago = format!("{} s ago", failed.last_age.as_secs());
     let told = match failed.count {
         1 => format!("its last call failed {ago}"),
         count => format!("its last {count} calls failed, the last {ago}"),
     };
-    match failed.is_avoided {
-        true => format!("avoided here: {told}"),
-        false => format!("only here: {told}"),
-    }
+    format!("{} here: {told}", if is_avoided { "avoided" } else { "only" })
 }
 
 /// How many endpoints of one service stand how.

@@ -415,7 +415,7 @@ pub(super) fn why(
         }
     }
     let node = snapshot.members.get(&endpoint.member).map(|member| member.state);
-    let by_breakers = breakers::reason(view, endpoint, &calls.report);
+    let by_breakers = breakers::reason(state, view, endpoint, &calls.report);
     by_breakers.unwrap_or_else(|| reason(endpoint, node, calls.trouble))
 }
 

@@ -49,8 +49,6 @@ pub(super) struct Standing {
     breaker_since: Option<Moment>,
     /// How it opened last.
     opened: Option<Opened>,
-    /// Whether the last choice went by cost, which goes around what has failed.
-    is_by_cost: bool,
     /// Since when it has taken work, while it is new.
     pub(super) new_since: Option<Moment>,
     /// When this caller last took its turn to probe what all callers have ejected, and when that had
@@ -89,8 +87,6 @@ pub struct FailedCalls {
     pub count: u16,
     /// How long ago the last one was.
     pub last_age: Duration,
-    /// Whether calls go by cost, so that they avoid it for some ten seconds after each.
-    pub is_avoided: bool,
 }
 
 /// How a breaker opened.
@@ -141,7 +137,6 @@ impl Slot {
                 breaker: Breaker::new(config, seed),
                 breaker_since: None,
                 opened: None,
-                is_by_cost: false,
                 new_since: None,
                 probed: None,
             }),
@@ -263,7 +258,6 @@ impl Slot {
         };
         let mut standing = self.standing.lock();
         let mut share = standing.share_of_new(now);
-        standing.is_by_cost = balance == Balance::PeakEwma;
         let cost = match balance {
             Balance::PeakEwma => standing.cost.cost_at(now).max(cost_min),
             _ => 1.0,
@@ -292,11 +286,7 @@ impl Slot {
             in_flight: self.in_flight(),
             latency: standing.cost.latency_at(now),
             breaker: Some(breaker),
-            failed: in_row.map(|(count, last_age)| FailedCalls {
-                count,
-                last_age,
-                is_avoided: standing.is_by_cost,
-            }),
+            failed: in_row.map(|(count, last_age)| FailedCalls { count, last_age }),
             is_crowded: self.others.is_crowd(now),
         }
     }

@@ -199,17 +199,33 @@ fn preview_says_where_calls_go_and_that_one_whose_last_calls_failed_is_avoided()
     assert!(shares(Choice::default()).iter().all(is_third), "{:?}", shares(Choice::default()));
     (0..2).for_each(|_| call(&boards, &snapshot, 0, Outcome::Failed));
     assert_eq!(shares(Choice::default())[0], 0.0, "by cost calls go around what failed");
-    let failed = boards.report(&Endpoint::numbered(1)).failed.unwrap();
-    assert_eq!((failed.count, failed.is_avoided), (2, true));
+    assert_eq!(boards.report(&Endpoint::numbered(1)).failed.unwrap().count, 2);
     let random = Choice { balance: Balance::Random, ..Choice::default() };
     assert!(shares(random).iter().all(is_third), "{:?}", shares(random));
-    assert!(!boards.report(&Endpoint::numbered(1)).failed.unwrap().is_avoided);
     (0..3).for_each(|_| call(&boards, &snapshot, 0, Outcome::Failed));
     assert_eq!(shares(random)[0], 0.0, "its breaker is open");
     let opened = boards.report(&Endpoint::numbered(1)).breaker.unwrap().opened.unwrap();
     assert_eq!((opened.trip, opened.in_row), (Trip::Errors, 5));
     call(&boards, &snapshot, 1, Outcome::Success);
     assert_eq!(boards.report(&Endpoint::numbered(2)).failed, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_of_two_that_fails_is_avoided_by_cost_and_its_breaker_opens_within_a_minute() {
+    let boards = boards();
+    let snapshot = snapshot(vec![Endpoint::numbered(1), Endpoint::numbered(2)]);
+    let mut failures = 0;
+    for _ in 0..60 * 100 {
+        let picked = pick(&boards, &snapshot, &Tried::default()).unwrap();
+        let is_sick = picked.endpoint().member == Endpoint::numbered(1).member;
+        failures += u32::from(is_sick);
+        boards.begin(&picked);
+        boards.settle(&picked, if is_sick { Outcome::Failed } else { Outcome::Success });
+        tokio::time::advance(Duration::from_millis(10)).await;
+    }
+    assert!((5..=12).contains(&failures), "{failures} of 6,000 calls met it");
+    let opened = boards.report(&Endpoint::numbered(1)).breaker.unwrap().opened;
+    assert!(opened.is_some_and(|opened| opened.trip == Trip::Errors), "{opened:?}");
 }
 
 #[test]
