@@ -203,7 +203,9 @@ fn maintenance_is_told_by_id_or_for_all_instances_of_a_service_and_ends() {
         check(row["reason"] == "maintenance: a new disk", row)
     });
     solo.run(&["maint", "web-2", "--off"]).ok();
-    ["web-1", "web-2"].map(|id| solo.run(&["wait", id, "--for", "ready"]).ok());
+    for id in ["web-1", "web-2"] {
+        solo.run(&["wait", id, "--for", "ready"]).ok();
+    }
     let last = solo.run(&["maint", "web"]);
     assert!(last.stderr.contains("nobody else is ready to serve web"), "{last:?}");
     assert_eq!(last.code, Some(0), "{last:?}");
@@ -230,6 +232,11 @@ fn what_is_taken_back_ends_what_it_has_and_unexpose_says_so_and_waits() {
     assert!(said.stderr.contains("murmesh wait web --for empty"), "{said:?}");
     far.run(&["wait", "web", "--for", "empty", "--timeout", "200ms"]).fails(3);
     expect_echo(&mut held, b"what is open goes on").unwrap();
+    drop(held);
+    eventually("it is empty and gone", SOON, || {
+        check(own(far, "web").0 == "absent", own(far, "web"))
+    });
+
     far.expose("web", server.address);
     near.wait_endpoints("web", 1);
     let mut held = TcpStream::connect(entry).unwrap();
