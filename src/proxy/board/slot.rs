@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use crate::balancer::{Balance, Load, Others, PeakEwma, Rank, Stance, WHOLE, slow_start};
+use crate::balancer::{Balance, Load, Others, PeakEwma, Rank, Stance, WHOLE};
 use crate::breaker::{
     Admission, Breaker, BreakerConfig, BreakerEvent, BreakerState, Ejection, InstanceKey,
     OwnWindow, Verdict, Window,
@@ -49,8 +49,6 @@ pub(super) struct Standing {
     breaker_since: Option<Moment>,
     /// What opened it last, and until when.
     opened: Option<(&'static str, Moment)>,
-    /// Since when it has taken work, while it is new.
-    pub(super) new_since: Option<Moment>,
     /// When this caller last took its turn to probe what all callers have ejected, and when that had
     /// been tried before.
     probed: Option<Probed>,
@@ -110,7 +108,6 @@ impl Slot {
                 breaker: Breaker::new(config, seed),
                 breaker_since: None,
                 opened: None,
-                new_since: None,
                 probed: None,
             }),
         }
@@ -229,8 +226,8 @@ impl Slot {
         } else {
             Rank::Willing
         };
-        let mut standing = self.standing.lock();
-        let mut share = standing.share_of_new(now);
+        let standing = self.standing.lock();
+        let mut share = WHOLE;
         let cost = match balance {
             Balance::PeakEwma => standing.cost.cost_at(now).max(cost_min),
             _ => 1.0,
@@ -266,15 +263,6 @@ impl Slot {
 }
 
 impl Standing {
-    fn share_of_new(&mut self, now: Moment) -> u16 {
-        let Some(since) = self.new_since else { return WHOLE };
-        let share = slow_start(now.since(since));
-        if share >= WHOLE {
-            self.new_since = None;
-        }
-        share
-    }
-
     fn poll_event(&mut self, now: Moment) -> Option<BreakerEvent> {
         let event = self.breaker.poll_event()?;
         self.breaker_since = Some(now);

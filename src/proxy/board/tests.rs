@@ -1,7 +1,7 @@
 use super::*;
 use crate::balancer::{Balance, Prefer};
 use crate::breaker::BreakerState;
-use crate::mesh::EndpointState;
+use crate::mesh::{EndpointState, Rotation};
 use crate::model::{Capacity, Protocol};
 
 const ME: MemberId = MemberId::from_bytes([255; 16]);
@@ -95,15 +95,18 @@ fn breaker_that_is_off_never_opens_and_tells_nobody() {
 }
 
 #[test]
-fn new_instance_begins_with_a_tenth_and_those_of_the_first_view_are_not_new() {
+fn who_is_new_begins_with_a_tenth_unless_all_are() {
     let boards = boards();
-    let two = snapshot(vec![Endpoint::numbered(1), Endpoint::numbered(2)]);
-    assert!(shares(&boards, &two).values().all(|share| (400..600).contains(share)));
-    let mut new = Endpoint::numbered(3);
-    new.changed_at = boards.now();
-    let three = snapshot(vec![Endpoint::numbered(1), Endpoint::numbered(2), new]);
-    let share = shares(&boards, &three).get(&3).copied().unwrap_or(0);
+    let now = boards.now();
+    let new = |number| Endpoint {
+        rotation: Rotation::In { since: Some(now) },
+        ..Endpoint::numbered(number)
+    };
+    let one = snapshot(vec![Endpoint::numbered(1), Endpoint::numbered(2), new(3)]);
+    let share = shares(&boards, &one).get(&3).copied().unwrap_or(0);
     assert!((5..80).contains(&share), "{share} of 1,000 for a tenth of a third");
+    let all = shares(&boards, &snapshot(vec![new(1), new(2)]));
+    assert!(all.values().all(|share| (400..600).contains(share)), "{all:?}");
 }
 
 #[test]
