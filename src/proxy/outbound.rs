@@ -356,7 +356,7 @@ impl Outbound {
             match route {
                 Ok(route) => {
                     call.note_answer();
-                    self.forgive(&call);
+                    self.note_taken(&call);
                     return Ok(Connected { route, call });
                 }
                 Err(Setback::Next { reason, avoid }) => {
@@ -430,6 +430,9 @@ impl Outbound {
         }
         // Its agent's word; whatever else keeps a call from an instance says nothing about that.
         let is_refused = reason == DialError::Unreachable && avoid == Avoid::Instance;
+        if is_refused {
+            call.picked().slot().note_absent();
+        }
         call.judge(if is_refused { Outcome::Unreached } else { Outcome::Unknown });
     }
 
@@ -438,11 +441,9 @@ impl Outbound {
         call.picked().slot().trouble.leave_alone(self.clock.now(), time);
     }
 
-    /// It took a call: what was before is over.
-    pub(super) fn forgive(&self, call: &Call) {
-        let slot = call.picked().slot();
-        slot.trouble.forgive();
-        slot.member.trouble.forgive();
+    /// It took a call.
+    pub(super) fn note_taken(&self, call: &Call) {
+        call.picked().slot().note_taken(self.clock.now());
     }
 
     /// Finds a way to the member of a call. The dial itself goes on when this is dropped.

@@ -77,7 +77,7 @@ impl ServiceBoard {
                 return Stance::NEVER;
             }
             let mut stance = slot.stance(now, endpoint, choice.balance, cost_min);
-            if is_warm && let Some(since) = endpoint.rotation.since() {
+            if is_warm && let Some(since) = slot.takes_work_since(endpoint) {
                 stance.share = stance.share.min(slow_start(now.since(since)));
             }
             if is_silent(&endpoint.member) {

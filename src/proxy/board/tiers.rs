@@ -69,10 +69,10 @@ impl Plan {
             let mut tier = Tier { soft: Some(0), ..Tier::default() };
             let (mut latency, mut measured) = (Duration::ZERO, 0);
             for (at, near) in self.nearness.iter().enumerate() {
-                if near.map(usize::from) != Some(nearness) {
+                let (endpoint, slot) = board.at(at);
+                if near.map(usize::from) != Some(nearness) || endpoint.weight.0 == 0 {
                     continue;
                 }
-                let (endpoint, slot) = board.at(at);
                 if !takes_work(endpoint) {
                     tier.missed += endpoint.rotation.missed(now);
                     continue;

@@ -224,7 +224,7 @@ impl Question<'_> {
     fn note_answer(&self, Answer { response, call, .. }: &Answer) {
         let outbound = &self.http.outbound;
         call.note_answer();
-        outbound.forgive(call);
+        outbound.note_taken(call);
         if let Some(outcome) = early_outcome(response, self.outbox.is_grpc) {
             call.judge(outcome);
         }
