@@ -134,25 +134,7 @@ mod tests {
 
     use super::*;
     use crate::breaker::Grounds;
-    use crate::model::{MemberId, Protocol, ServiceName, Weight};
-
-    fn endpoint(number: u8, state: EndpointState, weight: u16) -> Endpoint {
-        Endpoint {
-            instance: format!("web-{number}").parse().unwrap(),
-            member: MemberId::from_bytes([number; 16]),
-            member_name: format!("node-{number}").parse().unwrap(),
-            address: "127.0.0.1:7370".parse().unwrap(),
-            port: 80,
-            tags: Vec::new(),
-            weight: Weight(weight),
-            state,
-            zone: "".into(),
-            idempotent: Arc::default(),
-            capacity: Default::default(),
-            verdict: Verdict::Clear,
-            changed_at: Moment::START,
-        }
-    }
+    use crate::model::{Protocol, ServiceName, Weight};
 
     /// Picks among endpoints numbered from 0; `tried` and `avoided` are numbers.
     fn picked(
@@ -161,8 +143,12 @@ mod tests {
         avoided: &[u8],
     ) -> Result<u8, NoEndpoint> {
         let name: ServiceName = "web".parse().unwrap();
-        let endpoints =
-            (0..).zip(states).map(|(n, &(state, weight))| endpoint(n, state, weight)).collect();
+        let endpoint = |(number, &(state, weight))| Endpoint {
+            state,
+            weight: Weight(weight),
+            ..Endpoint::numbered(number)
+        };
+        let endpoints = (0..).zip(states).map(endpoint).collect();
         let view = ServiceView::new(name, Protocol::Tcp, endpoints);
         let stance = |at: usize| {
             let is_in = |numbers: &[u8]| numbers.iter().any(|number| usize::from(*number) == at);
@@ -244,8 +230,7 @@ mod tests {
             ("and was taken", 71, Window::default(), true, calm, &[1]),
         ];
         for (why, now, window, has_probed, is_panic, expected) in cases {
-            let mut endpoints: Vec<_> =
-                (0..2).map(|number| endpoint(number, EndpointState::Ready, 100)).collect();
+            let mut endpoints: Vec<_> = (0..2).map(Endpoint::numbered).collect();
             endpoints[0].verdict = ejected();
             let name: ServiceName = "web".parse().unwrap();
             let mut view = ServiceView::new(name, Protocol::Tcp, endpoints);
