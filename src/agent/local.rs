@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::api::{ExposeSpec, OutOfRotation};
+use crate::api::{ExposeSpec, Maintenance, OutOfRotation};
 use crate::model::{
     InstanceId, InstanceRecord, InstanceState, Offer, PAYLOAD_LEN_MAX, Protocol, ServiceName,
 };
@@ -146,19 +146,32 @@ impl LocalServices {
         self.instances.remove(id).is_some()
     }
 
-    /// Takes an instance out of rotation for a reason, or back in when there is none: it then takes
-    /// work once its checks, made from now on, pass. It stays as it is when it is exposed again.
-    pub fn maintain(&mut self, id: &InstanceId, reason: Option<String>) -> Result<(), LocalError> {
+    /// Takes an instance out of rotation, or back in: it then takes work once its checks, made from now
+    /// on, pass. Returns the reason for which it is out now. It stays as it is when it is exposed again.
+    pub fn maintain(
+        &mut self,
+        id: &InstanceId,
+        maintenance: Maintenance,
+    ) -> Result<Option<&str>, LocalError> {
         self.must_be_declared(id)?;
         if self.out.maintenance.len() >= INSTANCES_MAX {
             self.out.maintenance.retain(|id, _| self.instances.contains_key(id));
         }
-        match reason {
-            Some(reason) => drop(self.out.maintenance.insert(id.clone(), reason)),
-            None if self.out.maintenance.remove(id).is_some() => self.begin_stay(id.clone()),
-            None => {}
+        let reason = match maintenance {
+            Maintenance::Begin(reason) => reason,
+            Maintenance::End => {
+                if self.out.maintenance.remove(id).is_some() {
+                    self.begin_stay(id.clone());
+                }
+                return Ok(None);
+            }
+        };
+        let unknown = || "no reason was given".to_owned();
+        let known = self.out.maintenance.entry(id.clone()).or_insert_with(unknown);
+        if let Some(reason) = reason {
+            *known = reason;
         }
-        Ok(())
+        Ok(Some(known))
     }
 
     /// Takes an instance, or all that are and will be exposed, out of rotation until it ends.
@@ -380,18 +393,21 @@ mod tests {
     #[test]
     fn maintenance_holds_over_a_new_exposure_and_ends_with_the_instance() {
         let id: InstanceId = "web".parse().unwrap();
+        let disk = || Maintenance::Begin(Some("disk".to_owned()));
         let mut local = LocalServices::default();
-        assert_eq!(local.maintain(&id, None), Err(LocalError::Unknown(id.clone())));
+        assert_eq!(local.maintain(&id, Maintenance::End), Err(LocalError::Unknown(id.clone())));
         let state =
             |local: &LocalServices| (local.offers()[0].record.state, local.targets()[0].state);
         local.expose(spec("web", "127.0.0.1:80")).unwrap();
-        local.maintain(&id, Some("disk".to_owned())).unwrap();
+        local.maintain(&id, disk()).unwrap();
+        let again = local.maintain(&id, Maintenance::Begin(None)).unwrap();
+        assert_eq!(again, Some("disk"), "who gives no reason leaves the one that was given");
         local.expose(spec("web", "127.0.0.1:81")).unwrap();
         assert_eq!(state(&local), (InstanceState::Maint, InstanceState::Maint));
-        local.maintain(&id, None).unwrap();
+        local.maintain(&id, Maintenance::End).unwrap();
         assert_eq!(state(&local), (InstanceState::Ready, InstanceState::Ready));
 
-        local.maintain(&id, Some("disk".to_owned())).unwrap();
+        local.maintain(&id, disk()).unwrap();
         local.unexpose(&id).unwrap();
         local.expose(spec("web", "127.0.0.1:80")).unwrap();
         assert_eq!(state(&local), (InstanceState::Ready, InstanceState::Ready));
@@ -440,8 +456,10 @@ mod tests {
             ),
             (
                 "maint",
-                |local, id| local.maintain(id, Some("disk".to_owned())).unwrap(),
-                |local, id| local.maintain(id, None).unwrap(),
+                |local, id| {
+                    _ = local.maintain(id, Maintenance::Begin(Some("disk".to_owned()))).unwrap()
+                },
+                |local, id| _ = local.maintain(id, Maintenance::End).unwrap(),
             ),
             (
                 "unexpose",
@@ -467,7 +485,7 @@ mod tests {
             assert!(local.set_passing(passing(&local)));
             assert_eq!(local.ready().count(), 2, "{way}");
             assert!(!local.end_drain(None).unwrap());
-            local.maintain(&id, None).unwrap();
+            local.maintain(&id, Maintenance::End).unwrap();
             assert_eq!(local.ready().count(), 2, "{way}: it was not away");
         }
     }

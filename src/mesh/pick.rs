@@ -41,6 +41,9 @@ pub enum NoEndpoint {
     /// Every endpoint was taken out by its operator.
     #[error("every endpoint is in maintenance")]
     Maint,
+    /// Those that are ready are all farther than the caller lets its calls go.
+    #[error("every endpoint that is ready is farther than 'prefer' lets calls go")]
+    TooFar,
     /// Endpoints are failing, down, without weight, or tried already.
     #[error("no endpoint is ready")]
     NoEndpoints,
@@ -53,7 +56,7 @@ impl NoEndpoint {
             Self::UnknownService => "unknown_service",
             Self::Draining => "draining",
             Self::Maint => "maint",
-            Self::NoEndpoints => "no_endpoints",
+            Self::TooFar | Self::NoEndpoints => "no_endpoints",
         }
     }
 }
@@ -82,7 +85,7 @@ pub fn pick(
     let usable = endpoints.iter().enumerate().filter_map(|(at, endpoint)| {
         Some((at, endpoint.weight, (caller.nearness)(at)?, stance(at)))
     });
-    scan(usable, caller.order, rng).ok_or_else(|| why_none(endpoints))
+    scan(usable, caller.order, rng).ok_or_else(|| why_none(endpoints, caller.nearness))
 }
 
 /// What all callers hold of an endpoint goes before what this one does, unless its own success is newer.
@@ -111,14 +114,24 @@ fn as_last_resort(own: Stance) -> Stance {
     Stance { rank: own.rank.min(Rank::LastResort), ..own }
 }
 
-fn why_none(endpoints: &[Endpoint]) -> NoEndpoint {
+fn why_none(endpoints: &[Endpoint], nearness: &dyn Fn(usize) -> Option<u8>) -> NoEndpoint {
     let all = |state| endpoints.iter().all(|endpoint| endpoint.state == state);
+    let takes_work = |endpoint: &Endpoint| {
+        matches!(endpoint.state, EndpointState::Ready | EndpointState::Doubtful)
+            && endpoint.weight.0 > 0
+    };
+    let is_any = |is_near: bool| {
+        let mut usable = endpoints.iter().enumerate().filter(|(_, endpoint)| takes_work(endpoint));
+        usable.any(|(at, _)| nearness(at).is_some() == is_near)
+    };
     if endpoints.is_empty() {
         NoEndpoint::UnknownService
     } else if all(EndpointState::Draining) {
         NoEndpoint::Draining
     } else if all(EndpointState::Maint) {
         NoEndpoint::Maint
+    } else if is_any(false) && !is_any(true) {
+        NoEndpoint::TooFar
     } else {
         NoEndpoint::NoEndpoints
     }

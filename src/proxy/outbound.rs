@@ -23,7 +23,7 @@ use tokio::time::timeout;
 use tracing::debug;
 
 use super::EntryOptions;
-use super::board::{Avoid, Boards, Choice, Picked, Tried};
+use super::board::{Avoid, Boards, Choice, Picked, Preview, Tried};
 use super::budget::{Budgets, RetryBudget};
 use super::call::Call;
 use super::dial::DialError;
@@ -300,6 +300,16 @@ impl Outbound {
     ) -> Result<Picked, NoEndpoint> {
         let is_silent = |member: &MemberId| *member != self.me && self.peers.is_silent(member);
         self.boards.pick(&self.snapshot.load(), service, choice, tried, is_silent)
+    }
+
+    /// Where calls that are balanced like this would go now.
+    pub(super) fn preview(
+        &self,
+        service: &ServiceName,
+        choice: &Choice,
+    ) -> Result<Preview, NoEndpoint> {
+        let is_silent = |member: &MemberId| *member != self.me && self.peers.is_silent(member);
+        self.boards.preview(&self.snapshot.load(), service, choice, is_silent)
     }
 
     /// Whether there is an instance without trouble that was not `tried`.

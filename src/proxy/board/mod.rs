@@ -7,6 +7,7 @@
 
 mod news;
 mod picked;
+mod preview;
 mod service;
 mod slot;
 mod table;
@@ -38,8 +39,9 @@ use slot::{MemberSlot, Slot};
 
 pub(super) use picked::Counted;
 pub use picked::{Picked, Tried};
+pub use preview::Preview;
 pub use service::Choice;
-pub use slot::{BreakerReport, EndpointReport};
+pub use slot::{BreakerReport, EndpointReport, FailedCalls, Opened};
 
 /// Who is to be avoided for a while.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -16,17 +16,22 @@ const TELL_PERIOD: Duration = Duration::from_secs(1);
 const TELL_PAUSE: Duration = Duration::from_millis(20);
 
 impl Boards {
-    /// Tells of own calls, for ever: of a change at once, and else every second of what was called.
-    /// Words that find `windows` full are dropped: the next second has later ones.
+    /// Tells of own calls until nobody listens: of a change at once, and else every second of what was
+    /// called. Nothing is taken before there is room for it: while `windows` is full it stays where it
+    /// is counted, and is told as it stands then.
     pub(in crate::proxy) async fn tell_windows(
         self: Arc<Self>,
         windows: mpsc::Sender<Vec<OwnWindow>>,
     ) {
         loop {
             let _ = timeout(TELL_PERIOD, self.news.notified()).await; // nothing urgent: time is up
+            if windows.capacity() == 0 {
+                self.metrics.breaker_news_delayed.inc();
+            }
+            let Ok(room) = windows.reserve().await else { return };
             let told = self.take_news();
             if !told.is_empty() {
-                let _ = windows.try_send(told);
+                room.send(told);
             }
             sleep(TELL_PAUSE).await;
         }

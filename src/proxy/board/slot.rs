@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use crate::balancer::{Balance, Load, Others, PeakEwma, Rank, Stance, WHOLE};
 use crate::breaker::{
     Admission, Breaker, BreakerConfig, BreakerEvent, BreakerState, Ejection, InstanceKey,
-    OwnWindow, Verdict, Window,
+    OwnWindow, Trip, Verdict, Window,
 };
 use crate::mesh::Endpoint;
 use crate::model::{Moment, Outcome, ServiceName};
@@ -51,8 +51,8 @@ pub(super) struct Standing {
     pub(super) breaker: Breaker,
     /// Since when the breaker is as it is.
     breaker_since: Option<Moment>,
-    /// What opened it last, and until when.
-    opened: Option<(&'static str, Moment)>,
+    /// How it opened last.
+    opened: Option<Opened>,
     /// When this caller last took its turn to probe what all callers have ejected, and when that had
     /// been tried before.
     probed: Option<Probed>,
@@ -73,6 +73,35 @@ pub struct EndpointReport {
     pub latency: Option<Duration>,
     /// Of this caller; `None` where it has not called the service.
     pub breaker: Option<BreakerReport>,
+    /// The calls that failed last, if the very last one did and that was within [`FAILED_FOR`].
+    pub failed: Option<FailedCalls>,
+    /// Whether others keep it far busier than the rest.
+    pub is_crowded: bool,
+}
+
+/// How long calls that failed are shown where none came after them.
+const FAILED_FOR: Duration = Duration::from_secs(60);
+
+/// Calls of this member that failed one after the other until now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FailedCalls {
+    /// How many.
+    pub count: u16,
+    /// How long ago the last one was.
+    pub last_age: Duration,
+}
+
+/// How a breaker opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Opened {
+    /// Why.
+    pub trip: Trip,
+    /// Until when it refuses.
+    pub until: Moment,
+    /// Failures in a row by then.
+    pub in_row: u16,
+    /// What was seen by then.
+    pub window: Window,
 }
 
 /// What listings show of one breaker.
@@ -80,12 +109,10 @@ pub struct EndpointReport {
 pub struct BreakerReport {
     /// In the field's words.
     pub state: BreakerState,
-    /// What opened it last; `None` for one that never was.
-    pub reason: Option<&'static str>,
+    /// How it opened last; `None` for one that never did.
+    pub opened: Option<Opened>,
     /// When it became what it is, on this agent's clock; `None` for one that never changed.
     pub since: Option<Moment>,
-    /// Until when it refuses, if it does.
-    pub until: Option<Moment>,
     /// What was seen of late.
     pub window: Window,
 }
@@ -272,20 +299,20 @@ impl Slot {
 
     pub(super) fn report(&self, now: Moment) -> EndpointReport {
         let standing = self.standing.lock();
-        let (breaker, window) = (&standing.breaker, standing.breaker.window(now));
-        let state = breaker.state();
-        let (reason, until) = standing.opened.unzip();
         let breaker = BreakerReport {
-            state,
-            reason,
+            state: standing.breaker.state(),
+            opened: standing.opened,
             since: standing.breaker_since,
-            until: until.filter(|_| state == BreakerState::Open),
-            window,
+            window: standing.breaker.window(now),
         };
+        let in_row = standing.breaker.failed_in_row(now);
+        let in_row = in_row.filter(|(_, last_age)| *last_age < FAILED_FOR);
         EndpointReport {
             in_flight: self.in_flight(),
             latency: standing.cost.latency_at(now),
             breaker: Some(breaker),
+            failed: in_row.map(|(count, last_age)| FailedCalls { count, last_age }),
+            is_crowded: self.others.is_crowd(now),
         }
     }
 }
@@ -295,7 +322,11 @@ impl Standing {
         let event = self.breaker.poll_event()?;
         self.breaker_since = Some(now);
         match event {
-            BreakerEvent::Opened { trip, until } => self.opened = Some((trip.as_str(), until)),
+            BreakerEvent::Opened { trip, until } => {
+                let in_row = self.breaker.failed_in_row(now).map_or(0, |(count, _)| count);
+                let window = self.breaker.window(now);
+                self.opened = Some(Opened { trip, until, in_row, window });
+            }
             // It comes back by its ramp; what it did before is over.
             BreakerEvent::HalfOpened => self.cost = PeakEwma::default(),
             BreakerEvent::Closed => {}

@@ -1,6 +1,8 @@
+use std::time::Duration;
+
 use super::*;
 use crate::balancer::{Balance, Prefer};
-use crate::breaker::BreakerState;
+use crate::breaker::{BreakerState, Trip};
 use crate::mesh::{EndpointState, Rotation};
 use crate::model::{Capacity, Protocol};
 
@@ -226,4 +228,81 @@ fn table_is_kept_while_the_same_instances_are_ready() {
     assert_eq!(first, second);
     let (_, other) = led(&snapshot(vec![Endpoint::numbered(1)]));
     assert!(!Arc::ptr_eq(&made, &other));
+}
+
+#[test]
+fn preview_says_where_calls_go_and_that_one_whose_last_calls_failed_is_avoided() {
+    let boards = boards();
+    let snapshot = snapshot((1..=3).map(Endpoint::numbered).collect());
+    let preview = |choice: Choice| boards.preview(&snapshot, &service(), &choice, |_| false);
+    let shares = |choice| -> Vec<f64> { preview(choice).unwrap().shares.into_values().collect() };
+    let is_third = |share: &f64| (0.28..0.39).contains(share);
+    assert!(shares(Choice::default()).iter().all(is_third), "{:?}", shares(Choice::default()));
+    (0..2).for_each(|_| call(&boards, &snapshot, 0, Outcome::Failed));
+    assert_eq!(shares(Choice::default())[0], 0.0, "by cost calls go around what failed");
+    assert_eq!(boards.report(&Endpoint::numbered(1)).failed.unwrap().count, 2);
+    let random = Choice { balance: Balance::Random, ..Choice::default() };
+    assert!(shares(random).iter().all(is_third), "{:?}", shares(random));
+    (0..3).for_each(|_| call(&boards, &snapshot, 0, Outcome::Failed));
+    assert_eq!(shares(random)[0], 0.0, "its breaker is open");
+    let opened = boards.report(&Endpoint::numbered(1)).breaker.unwrap().opened.unwrap();
+    assert_eq!((opened.trip, opened.in_row), (Trip::Errors, 5));
+    call(&boards, &snapshot, 1, Outcome::Success);
+    assert_eq!(boards.report(&Endpoint::numbered(2)).failed, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_of_two_that_fails_is_avoided_by_cost_and_its_breaker_opens_within_a_minute() {
+    let boards = boards();
+    let snapshot = snapshot(vec![Endpoint::numbered(1), Endpoint::numbered(2)]);
+    let mut failures = 0;
+    for _ in 0..60 * 100 {
+        let picked = pick(&boards, &snapshot, &Tried::default()).unwrap();
+        let is_sick = picked.endpoint().member == Endpoint::numbered(1).member;
+        failures += u32::from(is_sick);
+        boards.begin(&picked);
+        boards.settle(&picked, if is_sick { Outcome::Failed } else { Outcome::Success });
+        tokio::time::advance(Duration::from_millis(10)).await;
+    }
+    assert!((5..=12).contains(&failures), "{failures} of 6,000 calls met it");
+    let opened = boards.report(&Endpoint::numbered(1)).breaker.unwrap().opened;
+    assert!(opened.is_some_and(|opened| opened.trip == Trip::Errors), "{opened:?}");
+}
+
+#[test]
+fn call_that_is_refused_for_distance_alone_is_told_so() {
+    let boards = boards();
+    let prefer = Prefer::try_new(&["same-zone"]).unwrap();
+    let choice = Choice { prefer, ..Choice::default() };
+    let refused = |endpoints| {
+        let snapshot = snapshot(endpoints);
+        boards.preview(&snapshot, &service(), &choice, |_| false).unwrap_err()
+    };
+    assert_eq!(refused(vec![Endpoint::numbered(1)]), NoEndpoint::TooFar);
+    let down = Endpoint { state: EndpointState::Down, ..Endpoint::numbered(1) };
+    assert_eq!(refused(vec![down]), NoEndpoint::NoEndpoints, "no distance would help");
+}
+
+#[tokio::test(start_paused = true)]
+async fn news_that_finds_the_queue_full_is_told_later_with_what_came_meanwhile() {
+    let boards = Arc::new(boards());
+    let snapshot = snapshot(vec![Endpoint::numbered(1), Endpoint::numbered(2)]);
+    let (windows, mut queue) = tokio::sync::mpsc::channel(1);
+    let mut telling = std::pin::pin!(Arc::clone(&boards).tell_windows(windows));
+    let mut told = Vec::new();
+    for calls in [1, 2, 0] {
+        (0..calls).for_each(|_| call(&boards, &snapshot, 0, Outcome::Failed));
+        // Nobody reads: the first word takes the only place, and the next ones wait.
+        let _ = tokio::time::timeout(Duration::from_secs(5), telling.as_mut()).await;
+    }
+    while told.len() < 2 {
+        tokio::select! {
+            biased;
+            Some(words) = queue.recv() => told.push(words),
+            () = telling.as_mut() => {}
+        }
+    }
+    let failures: Vec<_> = told.iter().map(|words| words[0].window.failures).collect();
+    assert_eq!(failures, [1, 3], "what came while it waited is in the next word");
+    assert!(boards.metrics.breaker_news_delayed.get() >= 1);
 }

@@ -270,10 +270,16 @@ impl Checker {
         }
     }
 
-    /// When there is something to do; not before a run has ended while there is no place for another.
+    /// When there is something to do. While there is no place for another run, that is only a word that
+    /// runs out: what is due to be run waits for a run to end.
     fn deadline(&self) -> Option<Moment> {
-        let deadlines = self.checked.values().filter_map(|checked| checked.health.poll_timeout());
-        deadlines.min().filter(|_| self.running.len() < RUNS_MAX)
+        let has_place = self.running.len() < RUNS_MAX;
+        let healths = self.checked.values().map(|checked| &checked.health);
+        let deadlines = healths.filter_map(|health| match has_place {
+            true => health.poll_timeout(),
+            false => health.poll_expiry(),
+        });
+        deadlines.min()
     }
 
     /// Begins what is due, as far as there are places: what has waited longest goes first.
