@@ -12,7 +12,9 @@ use murmesh::api::{
     UpstreamSpec, routes, serve,
 };
 use murmesh::breaker::Verdict;
-use murmesh::mesh::{Endpoint, EndpointState, Enrolled, MemberView, ServiceView, Snapshot};
+use murmesh::mesh::{
+    Endpoint, EndpointState, Enrolled, MemberView, Rotation, ServiceView, Snapshot,
+};
 use murmesh::model::{
     Enrolment, Epoch, MemberId, MemberPhase, MemberState, MeshId, Moment, Protocol, PublicKey,
     Weight,
@@ -70,6 +72,7 @@ fn snapshot() -> Snapshot {
         idempotent: Default::default(),
         capacity: Default::default(),
         verdict: Verdict::Clear,
+        rotation: Rotation::default(),
         changed_at: Moment::START,
     };
     let service = ServiceView::new(

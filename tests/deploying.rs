@@ -13,7 +13,7 @@ use tokio::time::{Instant, interval_at, timeout};
 
 use crate::http::instance::Instance;
 use crate::support::{
-    Agent, SOON, TestMesh, alone, check, eventually, runtime, sized, until, within,
+    Agent, SOON, TestMesh, alone, beside_others, check, eventually, runtime, sized, until, within,
 };
 
 /// The agents in front of instances; callers enter through `gate`, which is none of them.
@@ -319,6 +319,30 @@ fn maintenance_and_taking_back_drain_as_a_restart_does() {
     let lasted = load.elapsed();
     streams.end();
     assert_none_failed("maint and unexpose", &load.end(), rate(), lasted);
+}
+
+#[test]
+fn who_comes_back_is_ready_once_a_check_made_since_has_passed() {
+    let _turn = beside_others();
+    let mesh = TestMesh::of(&["a"]);
+    let a = mesh.agent("a");
+    let mut instance = Instance::start("a");
+    let (address, seen) = (instance.address, Arc::clone(&instance.seen));
+    a.run(&["expose", "web", &address.to_string(), "--protocol", "http", "--health", "/"]).ok();
+    let ready = ["wait", "web", "--for", "ready"];
+    a.run(&ready).ok();
+    for (out, back) in [
+        (&["drain", "web", "--force"][..], &["drain", "web", "--off"][..]),
+        (&["maint", "web"], &["maint", "web", "--off"]),
+    ] {
+        a.run(out).ok();
+        instance.stop(); // its last check has passed
+        a.run(back).ok();
+        let said = a.run(&[&ready[..], &["--timeout", "300ms"]].concat()).fails(3);
+        assert!(said.contains("it is failing"), "{back:?}: {said}");
+        instance = Instance::at(address, "a", Default::default(), Arc::clone(&seen));
+        a.run(&ready).ok();
+    }
 }
 
 /// What calls saw that began after `moment`, for people.

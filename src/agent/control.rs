@@ -107,7 +107,7 @@ impl Controller {
     async fn keep_to_checks(&mut self) {
         let reports = Arc::clone(&self.reports.borrow_and_update());
         let passing = reports.iter().filter(|(_, report)| report.reason.is_none());
-        let passing = passing.map(|(id, report)| (id.clone(), report.target.clone())).collect();
+        let passing = passing.map(|(id, report)| (id.clone(), report.known_as.clone())).collect();
         if self.services.set_passing(passing) {
             self.publish().await;
         }
@@ -356,6 +356,7 @@ impl Controller {
             upstreams: self.upstreams.clone(),
             doors: self.doors.clone(),
             out: self.services.out().clone(),
+            failing: self.services.failing().collect(),
             forgotten: self.runtime.forgotten.clone(),
         }));
     }

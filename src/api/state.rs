@@ -153,6 +153,8 @@ pub struct Local {
     pub doors: Doors,
     /// What of it is out of rotation by its operator's word.
     pub out: OutOfRotation,
+    /// Those whose checks do not pass, or have not yet since they came, or came back.
+    pub failing: BTreeSet<InstanceId>,
     /// Members that listings here hide while they are down or left.
     pub forgotten: BTreeSet<MemberId>,
 }

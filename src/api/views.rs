@@ -430,6 +430,8 @@ pub(super) fn rotation(state: &ApiState) -> Rotation {
         let word = match own.next() {
             _ if local.out.maintenance.contains_key(&spec.id) => EndpointState::Maint.as_str(),
             _ if local.out.is_draining(&spec.id) => EndpointState::Draining.as_str(),
+            // The mesh may not have heard yet.
+            Some(_) if local.failing.contains(&spec.id) => EndpointState::Failing.as_str(),
             Some(endpoint) => endpoint.state_word(),
             None => "pending",
         };

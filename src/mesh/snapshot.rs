@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use super::Rotation;
 use crate::balancer::Shares;
 use crate::breaker::{Ejection, Verdict};
 use crate::model::{
@@ -109,6 +110,7 @@ pub struct ServiceView {
     /// Whether so much of it is ejected that verdicts are to be ignored.
     pub is_panic: bool,
     endpoints: Vec<Endpoint>,
+    in_rotation_since: Option<Moment>,
     ready: Shares,
     /// The places of those that are ejected and ready otherwise.
     ejected: Vec<usize>,
@@ -126,8 +128,20 @@ impl ServiceView {
         let places = || ready.iter().map(|one| one.candidate);
         let ejected = places().filter(is_ejected).collect();
         let has_other = !places().all(|at| is_ejected(&at));
+        let since = places().map(|at| endpoints[at].rotation.since());
+        let in_rotation_since = since.min().flatten(); // `None` is least
         let (is_failing, is_panic) = (false, false);
-        Self { name, protocol, is_failing, is_panic, endpoints, ready, ejected, has_other }
+        Self {
+            name,
+            protocol,
+            is_failing,
+            is_panic,
+            in_rotation_since,
+            endpoints,
+            ready,
+            ejected,
+            has_other,
+        }
     }
 
     /// All of them, whatever their state.
@@ -143,6 +157,12 @@ impl ServiceView {
         let mut ejected = self.ejected.iter().filter(|_| holds).map(|at| &self.endpoints[*at]);
         let endpoint = ejected.find(|one| one.member == *member && one.instance == *instance)?;
         endpoint.verdict.ejection()
+    }
+
+    /// Since when the oldest of those that are ready is in rotation; `None` for longer than this agent
+    /// can tell, or when none is.
+    pub fn in_rotation_since(&self) -> Option<Moment> {
+        self.in_rotation_since
     }
 
     /// The shares of those that are ready, by their place among all.
@@ -178,6 +198,8 @@ pub struct Endpoint {
     pub idempotent: Arc<[RequestPattern]>,
     /// How many calls it takes at a time.
     pub capacity: Capacity,
+    /// Since when it takes work, or is missed.
+    pub rotation: Rotation,
     /// When this last changed, on this agent's clock.
     pub changed_at: Moment,
 }
@@ -216,6 +238,7 @@ impl Endpoint {
             verdict: Verdict::Clear,
             idempotent: Arc::default(),
             capacity: Capacity::default(),
+            rotation: Rotation::In { since: None },
             changed_at: Moment::START,
         }
     }

@@ -44,8 +44,8 @@ pub use board::{
     Boards, BreakerReport, Choice, EndpointReport, FailedCalls, Opened, Picked, Preview, Tried,
 };
 pub use checker::{
-    CHECKS_MAX, CheckError, CheckReport, CheckSpec, CheckedInstance, Checker, HealthChecks, Report,
-    Reports, WordError, WrittenCheck, WrittenStatus,
+    CHECKS_MAX, CheckError, CheckReport, CheckSpec, CheckedAs, CheckedInstance, Checker,
+    HealthChecks, Report, Reports, WordError, WrittenCheck, WrittenStatus,
 };
 pub use dial::{DialError, MeshStream};
 pub use ingress::{PublicHosts, Route};

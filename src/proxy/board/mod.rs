@@ -267,9 +267,6 @@ impl Boards {
         let slot =
             |endpoint: &Endpoint| registry.slot(endpoint.member, &view.name, &endpoint.instance);
         let slots: Vec<_> = view.endpoints().iter().map(slot).collect();
-        if let Some(before) = before {
-            before.mark_new(view, &slots);
-        }
         let board = Arc::new(ServiceBoard {
             view: Arc::clone(view),
             slots,

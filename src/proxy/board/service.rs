@@ -1,6 +1,5 @@
 //! One service as this caller sees it, and the pick of one of its endpoints.
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -11,8 +10,8 @@ use super::picked::Tried;
 use super::slot::Slot;
 use super::table::{Made, Table};
 use super::tiers::Plan;
-use crate::balancer::{Balance, Order, Prefer, Rank, Stance};
-use crate::mesh::{self, Endpoint, EndpointState, NoEndpoint, ServiceView};
+use crate::balancer::{Balance, Order, Prefer, Rank, Stance, WHOLE, slow_start};
+use crate::mesh::{self, Endpoint, NoEndpoint, ServiceView};
 use crate::model::{MemberId, Moment, Protocol};
 use crate::proxy::limits::Scope;
 
@@ -69,12 +68,18 @@ impl ServiceBoard {
             Protocol::Tcp | Protocol::Udp => CONNECT_COST_MIN,
             Protocol::Http | Protocol::H2 | Protocol::Grpc => 0.0,
         };
+        // Beside nobody who is warm all are alike.
+        let eldest = self.view.in_rotation_since();
+        let is_warm = eldest.is_none_or(|since| slow_start(now.since(since)) == WHOLE);
         let stance = |at: usize| {
             let (endpoint, slot) = self.at(at);
             if tried.contains(slot) {
                 return Stance::NEVER;
             }
             let mut stance = slot.stance(now, endpoint, choice.balance, cost_min);
+            if is_warm && let Some(since) = slot.takes_work_since(endpoint) {
+                stance.share = stance.share.min(slow_start(now.since(since)));
+            }
             if is_silent(&endpoint.member) {
                 stance.rank = stance.rank.min(Rank::LastResort);
             }
@@ -111,28 +116,17 @@ impl ServiceBoard {
         }
     }
 
+    /// Whether what all callers together hold of an endpoint counts now.
+    pub(super) fn heeds_others(&self) -> bool {
+        self.scope == Scope::Mesh && !self.view.is_panic && !self.view.is_failing
+    }
+
     fn plan(&self, prefer: Prefer) -> &Plan {
         self.plans[prefer.index()].get_or_init(|| Plan::new(&self.view, &self.zone, prefer))
     }
 
     pub(super) fn table(&self) -> &Table {
         self.table.get_or_init(|| Table::new(&self.view, self.made_before.as_ref()))
-    }
-
-    /// Marks those of the next view that have just begun to take work.
-    pub(super) fn mark_new(&self, next: &ServiceView, slots: &[Arc<Slot>]) {
-        let takes_work = |endpoint: &Endpoint| {
-            !matches!(endpoint.state, EndpointState::Down | EndpointState::Failing)
-        };
-        let known = self.view.endpoints().iter().zip(&self.slots);
-        let known = known.filter(|(endpoint, _)| takes_work(endpoint));
-        let known: BTreeSet<_> = known.map(|(_, slot)| Arc::as_ptr(slot)).collect();
-        for (endpoint, slot) in next.endpoints().iter().zip(slots) {
-            let was_there = known.contains(&Arc::as_ptr(slot));
-            if endpoint.state == EndpointState::Ready && !was_there {
-                slot.standing.lock().new_since = Some(endpoint.changed_at);
-            }
-        }
     }
 }
 

@@ -1,12 +1,12 @@
 //! What one endpoint is to this caller: calls in flight, cost, breaker, last trouble.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use crate::balancer::{Balance, Load, Others, PeakEwma, Rank, Stance, WHOLE, slow_start};
+use crate::balancer::{Balance, Load, Others, PeakEwma, Rank, Stance, WHOLE};
 use crate::breaker::{
     Admission, Breaker, BreakerConfig, BreakerEvent, BreakerState, Ejection, InstanceKey,
     OwnWindow, Trip, Verdict, Window,
@@ -18,9 +18,9 @@ use crate::proxy::trouble::Trouble;
 
 /// What a member is to this caller: the part that all its instances share.
 #[derive(Debug, Default)]
-pub(in crate::proxy) struct MemberSlot {
+pub(super) struct MemberSlot {
     /// Its agent cannot be reached. No evidence about its instances.
-    pub(in crate::proxy) trouble: Trouble,
+    pub(super) trouble: Trouble,
 }
 
 /// What one endpoint is to this caller.
@@ -28,7 +28,7 @@ pub(in crate::proxy) struct MemberSlot {
 pub(in crate::proxy) struct Slot {
     key: InstanceKey,
     service: ServiceName,
-    pub(in crate::proxy) member: Arc<MemberSlot>,
+    pub(super) member: Arc<MemberSlot>,
     /// Its agent refused a call for it.
     pub(in crate::proxy) trouble: Trouble,
     in_flight: AtomicU32,
@@ -38,6 +38,10 @@ pub(in crate::proxy) struct Slot {
     pub(super) others: Others,
     /// Whether the others were not told of the last call.
     is_news: AtomicBool,
+    /// Whether nobody listened where it is, the last time that it was asked.
+    was_absent: AtomicBool,
+    /// When it first took a call again after that, in nanoseconds; 0 when it never was.
+    returned_at: AtomicU64,
     pub(super) standing: Mutex<Standing>,
 }
 
@@ -49,8 +53,6 @@ pub(super) struct Standing {
     breaker_since: Option<Moment>,
     /// How it opened last.
     opened: Option<Opened>,
-    /// Since when it has taken work, while it is new.
-    pub(super) new_since: Option<Moment>,
     /// When this caller last took its turn to probe what all callers have ejected, and when that had
     /// been tried before.
     probed: Option<Probed>,
@@ -132,12 +134,13 @@ impl Slot {
             gauge: Arc::default(),
             others: Others::default(),
             is_news: AtomicBool::new(false),
+            was_absent: AtomicBool::new(false),
+            returned_at: AtomicU64::new(0),
             standing: Mutex::new(Standing {
                 cost: PeakEwma::default(),
                 breaker: Breaker::new(config, seed),
                 breaker_since: None,
                 opened: None,
-                new_since: None,
                 probed: None,
             }),
         }
@@ -151,6 +154,28 @@ impl Slot {
     /// Why new calls had better go elsewhere: the word of a refusal or loss of a moment ago.
     pub(super) fn trouble_at(&self, now: Moment) -> Option<&'static str> {
         self.member.trouble.at(now).or_else(|| self.trouble.at(now))
+    }
+
+    /// Nobody listens where it is: it restarts, or has no check that says so.
+    pub(in crate::proxy) fn note_absent(&self) {
+        self.was_absent.store(true, Ordering::Relaxed);
+    }
+
+    /// It took a call: what was before is over, and who had been absent is new.
+    pub(in crate::proxy) fn note_taken(&self, now: Moment) {
+        self.trouble.forgive();
+        self.member.trouble.forgive();
+        if self.was_absent.load(Ordering::Relaxed) && self.was_absent.swap(false, Ordering::Relaxed)
+        {
+            self.returned_at.store(now.as_nanos(), Ordering::Relaxed);
+        }
+    }
+
+    /// Since when it takes work, as `endpoint` and own calls say; `None` for longer than is known here.
+    pub(super) fn takes_work_since(&self, endpoint: &Endpoint) -> Option<Moment> {
+        let returned_at = self.returned_at.load(Ordering::Relaxed);
+        let returned = (returned_at > 0).then(|| Moment::from_nanos(returned_at));
+        endpoint.rotation.since().max(returned)
     }
 
     /// How busy the instance is, if it is an own one.
@@ -256,8 +281,8 @@ impl Slot {
         } else {
             Rank::Willing
         };
-        let mut standing = self.standing.lock();
-        let mut share = standing.share_of_new(now);
+        let standing = self.standing.lock();
+        let mut share = WHOLE;
         let cost = match balance {
             Balance::PeakEwma => standing.cost.cost_at(now).max(cost_min),
             _ => 1.0,
@@ -293,15 +318,6 @@ impl Slot {
 }
 
 impl Standing {
-    fn share_of_new(&mut self, now: Moment) -> u16 {
-        let Some(since) = self.new_since else { return WHOLE };
-        let share = slow_start(now.since(since));
-        if share >= WHOLE {
-            self.new_since = None;
-        }
-        share
-    }
-
     fn poll_event(&mut self, now: Moment) -> Option<BreakerEvent> {
         let event = self.breaker.poll_event()?;
         self.breaker_since = Some(now);

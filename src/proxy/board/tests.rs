@@ -3,7 +3,7 @@ use std::time::Duration;
 use super::*;
 use crate::balancer::{Balance, Prefer};
 use crate::breaker::{BreakerState, Trip};
-use crate::mesh::EndpointState;
+use crate::mesh::{EndpointState, Rotation};
 use crate::model::{Capacity, Protocol};
 
 const ME: MemberId = MemberId::from_bytes([255; 16]);
@@ -97,15 +97,31 @@ fn breaker_that_is_off_never_opens_and_tells_nobody() {
 }
 
 #[test]
-fn new_instance_begins_with_a_tenth_and_those_of_the_first_view_are_not_new() {
+fn who_is_new_begins_with_a_tenth_unless_all_are() {
     let boards = boards();
-    let two = snapshot(vec![Endpoint::numbered(1), Endpoint::numbered(2)]);
-    assert!(shares(&boards, &two).values().all(|share| (400..600).contains(share)));
-    let mut new = Endpoint::numbered(3);
-    new.changed_at = boards.now();
-    let three = snapshot(vec![Endpoint::numbered(1), Endpoint::numbered(2), new]);
-    let share = shares(&boards, &three).get(&3).copied().unwrap_or(0);
+    let now = boards.now();
+    let new = |number| Endpoint {
+        rotation: Rotation::In { since: Some(now) },
+        ..Endpoint::numbered(number)
+    };
+    let one = snapshot(vec![Endpoint::numbered(1), Endpoint::numbered(2), new(3)]);
+    let share = shares(&boards, &one).get(&3).copied().unwrap_or(0);
     assert!((5..80).contains(&share), "{share} of 1,000 for a tenth of a third");
+    let all = shares(&boards, &snapshot(vec![new(1), new(2)]));
+    assert!(all.values().all(|share| (400..600).contains(share)), "{all:?}");
+}
+
+#[test]
+fn who_was_absent_and_takes_calls_again_is_new_although_no_check_said_so() {
+    let boards = boards();
+    let snapshot = snapshot(vec![Endpoint::numbered(1), Endpoint::numbered(2)]);
+    let slot = Arc::clone(&boards.of(&snapshot, &service()).unwrap().slots[0]);
+    slot.note_taken(boards.now());
+    assert!(shares(&boards, &snapshot)[&1] > 400, "it never was absent");
+    slot.note_absent();
+    slot.note_taken(boards.now());
+    let share = shares(&boards, &snapshot)[&1];
+    assert!((10..120).contains(&share), "{share} of 1,000 for a tenth of a half");
 }
 
 #[test]
@@ -126,22 +142,16 @@ fn full_ones_are_gone_around_and_used_when_all_are_full() {
     assert!(shares(&boards, &snapshot).contains_key(&1));
 }
 
-#[test]
-fn calls_prefer_the_near_zone_and_leave_it_as_it_fills() {
-    let boards = boards();
-    let zoned = |number, zone: &str| Endpoint {
-        zone: zone.into(),
-        capacity: Capacity { soft: Some(10), hard: None },
-        ..Endpoint::numbered(number)
-    };
-    let snapshot = snapshot(vec![zoned(1, "eu1/a"), zoned(2, "eu1/b"), zoned(3, "us1/a")]);
+/// A board of these endpoints for a caller in `eu1/a`.
+fn near_board(boards: &Boards, endpoints: Vec<Endpoint>) -> ServiceBoard {
+    let snapshot = snapshot(endpoints);
     let view = Arc::clone(&snapshot.services[&service()]);
     let slots: Vec<_> = view
         .endpoints()
         .iter()
         .map(|one| boards.slots.lock().slot(one.member, &service(), &one.instance))
         .collect();
-    let board = ServiceBoard {
+    ServiceBoard {
         view,
         slots,
         plans: Default::default(),
@@ -150,25 +160,56 @@ fn calls_prefer_the_near_zone_and_leave_it_as_it_fills() {
         table: OnceLock::new(),
         made_before: None,
         turn: Arc::default(),
-    };
+    }
+}
+
+/// How many of 1,000 calls at that time stay in the zone `eu1/a`.
+fn near_of(board: &ServiceBoard, now: Moment) -> usize {
     let prefer = Prefer::try_new(&["same-zone", "any"]).unwrap();
     let choice = Choice { prefer, ..Choice::default() };
     let mut rng = SmallRng::seed_from_u64(3);
-    let mut near_of = |now: u64| {
-        let near = (0..1_000).filter(|_| {
-            let now = Moment::from_secs(now);
-            board.pick(&choice, &Tried::default(), now, |_| false, &mut rng) == Ok(0)
-        });
-        near.count()
+    let mut pick = || board.pick(&choice, &Tried::default(), now, |_| false, &mut rng).unwrap();
+    (0..1_000).filter(|_| &*board.at(pick()).0.zone == "eu1/a").count()
+}
+
+fn zoned(number: u8, zone: &str) -> Endpoint {
+    Endpoint { zone: zone.into(), ..Endpoint::numbered(number) }
+}
+
+#[test]
+fn calls_prefer_the_near_zone_and_leave_it_as_it_fills() {
+    let boards = boards();
+    let limited = |number, zone| Endpoint {
+        capacity: Capacity { soft: Some(10), hard: None },
+        ..zoned(number, zone)
     };
-    assert_eq!(near_of(1), 1_000);
+    let endpoints = vec![limited(1, "eu1/a"), limited(2, "eu1/b"), limited(3, "us1/a")];
+    let board = near_board(&boards, endpoints);
+    assert_eq!(near_of(&board, Moment::from_secs(1)), 1_000);
     for _ in 0..8 {
         board.slots[0].enter();
     }
-    let left = near_of(2);
+    let left = near_of(&board, Moment::from_secs(2));
     assert!((550..750).contains(&left), "{left} stay at 80 % of the limit");
     (0..8).for_each(|_| board.slots[0].leave());
-    assert_eq!(near_of(3), 1_000, "and all are back");
+    assert_eq!(near_of(&board, Moment::from_secs(3)), 1_000, "and all are back");
+}
+
+#[test]
+fn calls_leave_a_zone_that_lost_some_until_they_are_given_up_but_not_for_what_was_taken_out() {
+    let boards = boards();
+    let out = |number, state, rotation| Endpoint { state, rotation, ..zoned(number, "eu1/a") };
+    let lost = Rotation::Lost { at: Moment::from_secs(100) };
+    for (why, other, secs, expected) in [
+        ("half of it died", out(2, EndpointState::Down, lost), 101, 650..780),
+        ("long ago", out(2, EndpointState::Down, lost), 2_000, 1_000..1_001),
+        ("it drains", out(2, EndpointState::Draining, Rotation::Out), 101, 1_000..1_001),
+        ("it left", out(2, EndpointState::Down, Rotation::Out), 101, 1_000..1_001),
+    ] {
+        let board = near_board(&boards, vec![zoned(1, "eu1/a"), other, zoned(3, "us1/a")]);
+        let near = near_of(&board, Moment::from_secs(secs));
+        assert!(expected.contains(&near), "{why}: {near}");
+    }
 }
 
 #[test]

@@ -7,7 +7,7 @@ use rand::{Rng, RngExt};
 
 use super::service::ServiceBoard;
 use crate::balancer::{Near, Prefer, Shares, Tier, WHOLE, spill};
-use crate::breaker::Admission;
+use crate::breaker::{Admission, Verdict};
 use crate::mesh::{Endpoint, EndpointState, ServiceView};
 use crate::model::{Moment, Weight};
 
@@ -60,20 +60,26 @@ impl Plan {
 
     /// Works out which part of each tier's calls goes on to the next.
     fn look(&self, board: &ServiceBoard, now: Moment) {
+        let heeds_others = board.heeds_others();
+        let takes_work = |endpoint: &Endpoint| {
+            let is_ejected = heeds_others && matches!(endpoint.verdict, Verdict::Ejected(_));
+            endpoint.state == EndpointState::Ready && !is_ejected
+        };
         let tier = |nearness: usize| {
             let mut tier = Tier { soft: Some(0), ..Tier::default() };
             let (mut latency, mut measured) = (Duration::ZERO, 0);
             for (at, near) in self.nearness.iter().enumerate() {
-                if near.map(usize::from) != Some(nearness) {
+                let (endpoint, slot) = board.at(at);
+                if near.map(usize::from) != Some(nearness) || endpoint.weight.0 == 0 {
                     continue;
                 }
-                let (endpoint, slot) = board.at(at);
-                tier.all += 1;
-                if endpoint.state != EndpointState::Ready {
+                if !takes_work(endpoint) {
+                    tier.missed += endpoint.rotation.missed(now);
                     continue;
                 }
                 let standing = slot.standing.lock();
                 if matches!(standing.breaker.admits(now), Admission::Refuse { .. }) {
+                    tier.missed += 1.0;
                     continue;
                 }
                 tier.ready += 1;
