@@ -71,6 +71,10 @@ pub struct SharedConfig {
     pub period_min: Duration,
     /// Longest time between two probes; a probe that is late by as much may be anyone's. Default 60 s.
     pub period_max: Duration,
+    /// Longest time between two probes that one caller's word makes; beyond, a second one is asked at once.
+    /// Default 8 s: longer, and a liar keeps out longer what is well; shorter, and what is ill gets more
+    /// probes.
+    pub period_doubted: Duration,
     /// How long it is one caller's turn to probe; then it is the next one's. Default 500 ms.
     pub turn: Duration,
     /// Time in which an instance that is back comes from a tenth of its share to all. Default 10 s.
@@ -96,6 +100,7 @@ impl Default for SharedConfig {
             rebuttal_max: Duration::from_secs(2),
             period_min: Duration::from_secs(1),
             period_max: Duration::from_secs(60),
+            period_doubted: Duration::from_secs(8),
             turn: Duration::from_millis(500),
             ramp: Duration::from_secs(10),
             panic: (0.5, 0.3),

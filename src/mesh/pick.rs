@@ -76,6 +76,14 @@ pub fn pick(
         EndpointState::Doubtful => as_last_resort((caller.stance)(at)),
         _ => Stance::NEVER,
     };
+    // However many instances there are, a probe that is due goes with its prober's next call, but for
+    // calls that a key leads.
+    let is_led = matches!(caller.order, Order::Table { .. });
+    let may_probe = |at: usize| heeds_others && !is_led && (caller.nearness)(at).is_some();
+    let is_probe = |at: &usize| may_probe(*at) && stance(*at) == PROBE;
+    if let Some(at) = view.ejected().iter().copied().find(is_probe) {
+        return Ok(at);
+    }
     if let Some(at) = choose(caller.shares, caller.order, stance, rng) {
         return Ok(at);
     }
@@ -84,6 +92,9 @@ pub fn pick(
     });
     scan(usable, caller.order, rng).ok_or_else(|| why_none(endpoints))
 }
+
+/// The turn to probe what all callers have ejected.
+const PROBE: Stance = Stance { rank: Rank::Willing, share: WHOLE, load: Load::TRIAL };
 
 /// What all callers hold of an endpoint goes before what this one does, unless its own success is newer.
 fn heeding(caller: &Caller<'_>, at: usize, verdict: &Verdict) -> Stance {
@@ -100,9 +111,7 @@ fn heeding(caller: &Caller<'_>, at: usize, verdict: &Verdict) -> Stance {
     }
     let is_turn = |ejection: &Ejection| !(caller.has_probed)(at, ejection);
     match verdict {
-        Verdict::Ejected(ejection) if admission == Admission::Probe && is_turn(ejection) => {
-            Stance { rank: Rank::Willing, share: WHOLE, load: Load::TRIAL }
-        }
+        Verdict::Ejected(ejection) if admission == Admission::Probe && is_turn(ejection) => PROBE,
         _ => as_last_resort(own),
     }
 }

@@ -145,6 +145,11 @@ impl ServiceView {
         endpoint.verdict.ejection()
     }
 
+    /// The places of those that are ejected and ready otherwise.
+    pub(super) fn ejected(&self) -> &[usize] {
+        &self.ejected
+    }
+
     /// The shares of those that are ready, by their place among all.
     pub fn ready(&self) -> &Shares {
         &self.ready

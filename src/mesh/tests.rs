@@ -67,6 +67,7 @@ fn config(key: u8, seeds: &[u8]) -> MeshConfig {
         address: address(key),
         zone: String::new(),
         agent_version: String::new(),
+        began_at_ms: 1_790_000_000_000,
         epoch: Epoch(100),
         profile: Profile::Lan,
         seeds: seeds.iter().map(|seed| address(*seed)).collect(),

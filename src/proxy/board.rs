@@ -27,7 +27,7 @@ use crate::balancer::{
 };
 use crate::breaker::{
     Admission, Breaker, BreakerConfig, BreakerEvent, BreakerState, Ejection, InstanceKey,
-    OwnWindow, Verdict, Window,
+    OwnWindow, Trial, Verdict, Window,
 };
 use crate::mesh::{self, Endpoint, EndpointState, NoEndpoint, ServiceView, Snapshot};
 use crate::model::{InstanceId, MemberId, Moment, Outcome, Protocol, ServiceName, Weight};
@@ -189,10 +189,11 @@ impl Slot {
     pub(super) fn note_outcome(
         &self,
         now: Moment,
+        trial: Option<Trial>,
         outcome: Outcome,
     ) -> (Option<BreakerEvent>, bool) {
         let mut standing = self.standing.lock();
-        standing.breaker.handle_outcome(now, outcome);
+        standing.breaker.handle_outcome(now, trial, outcome);
         let event = standing.poll_event(now);
         let mut is_urgent = event.is_some();
         if outcome.is_failure() {
@@ -216,7 +217,11 @@ impl Slot {
     }
 
     /// A call begins: the one that tries the instance, if nobody else may call it.
-    pub(super) fn begin(&self, now: Moment, verdict: &Verdict) -> Option<BreakerEvent> {
+    pub(super) fn begin(
+        &self,
+        now: Moment,
+        verdict: &Verdict,
+    ) -> (Option<Trial>, Option<BreakerEvent>) {
         let mut standing = self.standing.lock();
         if let Verdict::Ejected(ejection) = verdict
             && verdict.admits(now) == Admission::Probe
@@ -224,10 +229,9 @@ impl Slot {
             standing.probed = Some(Probed { at: now, after: ejection.tried_at });
         }
         if standing.breaker.state() == BreakerState::Closed {
-            return None;
+            return (None, None);
         }
-        standing.breaker.begin_probe(now);
-        standing.poll_event(now)
+        (standing.breaker.begin_probe(now), standing.poll_event(now))
     }
 
     /// Whether this caller has taken the turn to probe that this ejection offers. A probe that nobody has
@@ -722,24 +726,25 @@ impl Boards {
         self.rng.lock().random()
     }
 
-    /// A call to this endpoint begins.
-    pub(super) fn begin(&self, picked: &Picked) {
+    /// A call to this endpoint begins: with a trial if its end decides about the breaker.
+    pub(super) fn begin(&self, picked: &Picked) -> Option<Trial> {
         if picked.board.scope == Scope::Off {
-            return;
+            return None;
         }
-        let event = picked.slot().begin(self.now(), &picked.endpoint().verdict);
+        let (trial, event) = picked.slot().begin(self.now(), &picked.endpoint().verdict);
         self.tell(picked, event);
+        trial
     }
 
-    /// A call to this endpoint ended so.
-    pub fn settle(&self, picked: &Picked, outcome: Outcome) {
+    /// A call to this endpoint ended so, which began with that trial if with any.
+    pub fn settle(&self, picked: &Picked, trial: Option<Trial>, outcome: Outcome) {
         if picked.board.scope == Scope::Off {
             if outcome.is_failure() {
                 picked.slot().note_failure(self.now());
             }
             return;
         }
-        let (event, is_urgent) = picked.slot().note_outcome(self.now(), outcome);
+        let (event, is_urgent) = picked.slot().note_outcome(self.now(), trial, outcome);
         // Whoever calls an instance with success that others accuse is to say so, and how a probe ended.
         let is_wanted = matches!(picked.endpoint().verdict, Verdict::Accused | Verdict::Ejected(_));
         if is_urgent || is_wanted {
@@ -1014,8 +1019,8 @@ mod tests {
     fn call(boards: &Boards, snapshot: &Snapshot, number: usize, outcome: Outcome) {
         let board = boards.of(snapshot, &service()).unwrap();
         let picked = Picked { board, at: number };
-        boards.begin(&picked);
-        boards.settle(&picked, outcome);
+        let trial = boards.begin(&picked);
+        boards.settle(&picked, trial, outcome);
     }
 
     #[test]
