@@ -84,14 +84,19 @@ pub(super) enum Manner {
     Striking,
     /// As soon as it hears an honest accusation, and only of what that accuses.
     Joining,
+    /// Once a second, of failures that began an hour ago, each time by another clock.
+    Misdating,
 }
 
 impl Manner {
-    pub(super) const ALL: [Self; 4] = [Self::Steady, Self::Renewing, Self::Striking, Self::Joining];
+    pub(super) const ALL: [Self; 5] =
+        [Self::Steady, Self::Renewing, Self::Striking, Self::Joining, Self::Misdating];
 
     const fn pause(self) -> Duration {
         match self {
-            Self::Steady | Self::Renewing | Self::Joining => Duration::from_secs(1),
+            Self::Steady | Self::Renewing | Self::Joining | Self::Misdating => {
+                Duration::from_secs(1)
+            }
             Self::Striking => Duration::from_secs(7),
         }
     }
@@ -112,6 +117,8 @@ pub(super) struct Setting {
     pub(super) answer: Behaviour,
     /// How long news takes from one member to another: from, to.
     pub(super) news: (Duration, Duration),
+    /// By how much clocks differ from true time at most.
+    pub(super) skew: Duration,
     pub(super) breaker: BreakerConfig,
     pub(super) shared: SharedConfig,
 }
@@ -128,6 +135,7 @@ impl Setting {
             length: Duration::from_secs(60),
             answer,
             news: (Duration::from_millis(5), Duration::from_millis(100)),
+            skew: Duration::from_millis(100),
             breaker: BreakerConfig::default(),
             shared: SharedConfig::default(),
         }
@@ -183,6 +191,13 @@ struct Caller {
     lied_at: Moment,
 }
 
+/// The agent in front of an instance.
+struct Owner {
+    shared: SharedBreaker,
+    gate: ProbeGate,
+    view: ServiceView,
+}
+
 enum Happening {
     Call(usize),
     Ended { caller: usize, instance: usize, trial: Option<Trial>, outcome: Outcome },
@@ -203,7 +218,7 @@ pub(super) struct World<'a> {
     queued: u64,
     callers: Vec<Caller>,
     /// The agents in front of the instances.
-    owners: Vec<(SharedBreaker, ProbeGate)>,
+    owners: Vec<Owner>,
     accused_by: Vec<Vec<usize>>,
     recent: Vec<Vec<Moment>>,
     service: ServiceName,
@@ -212,6 +227,8 @@ pub(super) struct World<'a> {
 
 const TICK: Duration = Duration::from_millis(20);
 const TRIES_MAX: usize = 3;
+/// Of the true clock.
+const BEGAN_AT_MS: u64 = 1_790_000_000_000;
 
 fn caller_id(number: usize) -> MemberId {
     let mut bytes = [1; 16];
@@ -272,7 +289,10 @@ impl<'a> World<'a> {
     fn new(setting: &'a Setting, way: Way, seed: u64) -> Self {
         let service: ServiceName = "web".parse().expect("a name");
         let shared = |id: MemberId, seed: u64| {
-            let mut shared = SharedBreaker::new(setting.shared.clone(), id, 0, seed);
+            let skew = setting.skew.as_millis() as u64;
+            let mut clocks = StdRng::seed_from_u64(seed);
+            let began_at_ms = BEGAN_AT_MS - skew + clocks.random_range(0..=2 * skew);
+            let mut shared = SharedBreaker::new(setting.shared.clone(), id, began_at_ms, seed);
             for instance in 0..setting.instances {
                 let InstanceKey { member, instance } = key(instance);
                 shared.set_instances(Moment::START, member, [(instance, service.clone())]);
@@ -300,8 +320,11 @@ impl<'a> World<'a> {
             lied_at: Moment::START,
         });
         let callers: Vec<_> = callers.collect();
-        let owners = (0..setting.instances)
-            .map(|instance| (shared(key(instance).member, instance as u64), ProbeGate::default()));
+        let owners = (0..setting.instances).map(|instance| Owner {
+            shared: shared(key(instance).member, instance as u64),
+            gate: ProbeGate::default(),
+            view: view(&nothing, &service, setting.instances),
+        });
         let owners = owners.collect();
         let mut world = Self {
             setting,
@@ -370,7 +393,7 @@ impl<'a> World<'a> {
                         self.lie_about(to, from, &observations);
                     }
                     Some(owner) => {
-                        let (shared, _) = &mut self.owners[owner];
+                        let shared = &mut self.owners[owner].shared;
                         shared.handle_report(now, from, &observations);
                         while shared.poll_event().is_some() {}
                     }
@@ -390,10 +413,12 @@ impl<'a> World<'a> {
             tried.push(instance);
             let now = self.now;
             if self.way == Way::Shared {
-                let (shared, gate) = &mut self.owners[instance];
+                let Owner { shared, gate, view: seen } = &mut self.owners[instance];
+                if shared.take_changed() {
+                    *seen = view(shared, &self.service, self.setting.instances);
+                }
                 let InstanceKey { member, instance: id } = key(instance);
-                let view = view(shared, &self.service, self.setting.instances);
-                if let Some(ejection) = view.ejection(&member, &id) {
+                if let Some(ejection) = seen.ejection(&member, &id) {
                     if !gate.passes(now, ejection, false) {
                         self.note_probe(caller, instance);
                         continue;
@@ -600,12 +625,13 @@ impl<'a> World<'a> {
     /// Says the worst that one report can say.
     fn accuse(&mut self, caller: usize, accused: impl IntoIterator<Item = usize>) {
         self.callers[caller].lied_at = self.now;
+        let Kind::Liar(_, manner) = self.callers[caller].kind else { return };
         let windows = accused.into_iter().map(|instance| ObservedWindow {
             member: key(instance).member,
             instance: key(instance).instance,
             samples: 1_000,
             failures: 1_000,
-            first_failure_age_ms: Some(0),
+            first_failure_age_ms: Some(if manner == Manner::Misdating { 3_600_000 } else { 0 }),
             last_failure_age_ms: Some(0),
             last_success_age_ms: None,
         });
@@ -613,7 +639,10 @@ impl<'a> World<'a> {
         let accused = windows.len() as u16;
         // Half of what it calls: one more, and nobody would believe it.
         let calls = vec![self.service.clone()];
-        let signed_at_ms = Some(self.elapsed().as_millis() as u64);
+        let told = BEGAN_AT_MS + self.elapsed().as_millis() as u64;
+        let wrong =
+            if manner == Manner::Misdating { self.elapsed().as_secs() % 7 * 20_000 } else { 0 };
+        let signed_at_ms = Some(told + wrong);
         let lie = Observations { calls, called: 2 * accused, accused, windows, signed_at_ms };
         self.spread(caller, &lie);
     }
@@ -634,7 +663,7 @@ impl<'a> World<'a> {
                 self.drain(caller);
             }
         }
-        for (shared, _) in &mut self.owners {
+        for Owner { shared, .. } in &mut self.owners {
             if shared.poll_timeout().is_some_and(|at| at <= now) {
                 shared.handle_timeout(now);
                 while shared.poll_event().is_some() {}

@@ -61,6 +61,10 @@ pub struct SharedConfig {
     pub samples_max: u16,
     /// How long evidence counts. Default 10 s.
     pub window: Duration,
+    /// How long ago failures may have begun that a caller tells of for the first time. Default 300 ms, as
+    /// long as a word takes: longer, and one that dates its own back makes more of others' successes
+    /// objections.
+    pub onset_age_max: Duration,
     /// How long callers with contrary evidence have to speak at least. Default 400 ms: an
     /// accusation and an answer to it take up to 300.
     pub rebuttal_min: Duration,
@@ -96,6 +100,7 @@ impl Default for SharedConfig {
             ratio_clear: 0.85,
             samples_max: 3,
             window: Duration::from_secs(10),
+            onset_age_max: Duration::from_millis(300),
             rebuttal_min: Duration::from_millis(400),
             rebuttal_max: Duration::from_secs(2),
             period_min: Duration::from_secs(1),

@@ -124,10 +124,6 @@ pub(super) struct Report {
     pub(super) windows: BTreeMap<InstanceKey, Seen>,
 }
 
-/// How long ago failures may have begun that are told for the first time: as long as a word about them
-/// takes.
-const ONSET_AGE_MAX: Duration = Duration::from_millis(300);
-
 impl Report {
     /// Of that age; of unknown age it tells only who calls what. What is older than `window` counts
     /// nothing and is left out.
@@ -155,12 +151,12 @@ impl Report {
     /// Whoever sees an instance fail says so at once, unless it is careful for having been wrong: nobody's
     /// failures began long before it first told of them. Else one that dates its own back would make
     /// everybody's last success an objection.
-    pub(super) fn bound_onsets(&mut self, before: Option<&Self>) {
+    pub(super) fn bound_onsets(&mut self, before: Option<&Self>, age_max: Duration) {
         for (key, seen) in &mut self.windows {
             let known = before.and_then(|before| before.windows.get(key));
             let told = known.filter(|known| known.is_accusing());
             let bound = told.and_then(|known| known.first_failure_at);
-            let bound = bound.unwrap_or_else(|| self.told_at.before(ONSET_AGE_MAX));
+            let bound = bound.unwrap_or_else(|| self.told_at.before(age_max));
             seen.first_failure_at = seen.first_failure_at.map(|at| at.max(bound));
         }
     }

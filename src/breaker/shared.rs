@@ -258,7 +258,7 @@ impl SharedBreaker {
         let calls = report.calls.clone();
         let keys: Vec<_> = report.windows.keys().cloned().collect();
         let before = self.unhear(from);
-        report.bound_onsets(before.as_ref());
+        report.bound_onsets(before.as_ref(), self.config.onset_age_max);
         for key in &keys {
             self.voices.entry(key.clone()).or_default().insert(from);
         }

@@ -186,7 +186,11 @@ impl SharedBreaker {
             return Step::To(Case { stage, is_witness, failed_for, ..*case });
         }
         // Of a probe that failed only its caller can tell: else one liar could keep it out for ever.
-        let has_probed = |member, at| {
+        let first_turn_at = tried_at + case.period(&self.config);
+        let has_probed = |member, at: Moment| {
+            if at + TURN_SLACK < first_turn_at {
+                return false; // before anybody's turn: whose it was need not be worked out
+            }
             let turn = self.turn_of(member, key, case, tried_at);
             turn.is_some_and(|turn| turn.covers(at, TURN_SLACK))
                 || at >= self.anyone_at(case, tried_at)
