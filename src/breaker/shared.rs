@@ -214,14 +214,21 @@ impl SharedBreaker {
                 self.forget(now, &InstanceKey { member, instance });
             }
         }
+        let mut spoken_of = Vec::new();
         for (instance, service) in &offered {
             let key = InstanceKey { member, instance: instance.clone() };
-            self.services.entry(service.clone()).or_default().instances.insert(key);
+            let instances = &mut self.services.entry(service.clone()).or_default().instances;
+            if instances.insert(key.clone()) && self.voices.contains_key(&key) {
+                spoken_of.push(key);
+            }
         }
         if offered.is_empty() {
             self.served.remove(&member);
         } else {
             self.served.insert(member, offered);
+        }
+        for key in spoken_of {
+            self.judge(now, &key);
         }
     }
 

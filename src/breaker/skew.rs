@@ -7,7 +7,7 @@
 //!
 //! A clock that is ahead is understood from its first report on, one that is behind by more than that
 //! after [`LAGS`]; until then what it says looks older than it is, and counts the less. Both are
-//! clocks that do not step while their agents run. An owner that lies about the time makes its words look
+//! clocks that do not step while their agents run; that of a machine which slept is behind. An owner that lies about the time makes its words look
 //! older, or as fresh as it could sign them any time.
 
 use std::time::Duration;

@@ -237,6 +237,37 @@ mod tests {
     }
 
     #[test]
+    fn probe_that_is_due_goes_with_the_next_call_among_however_many() {
+        let number = |at: u8| endpoint(at, EndpointState::Ready, 100);
+        let mut endpoints: Vec<_> = (0..30).map(number).collect();
+        endpoints[17].verdict = ejected();
+        let view = ServiceView::new("web".parse().unwrap(), Protocol::Tcp, endpoints);
+        let mut rng = SmallRng::seed_from_u64(3);
+        let mut picks = |now, has_probed: bool, nearness: &dyn Fn(usize) -> Option<u8>| {
+            let caller = Caller {
+                stance: &|_| Stance {
+                    rank: Rank::Willing,
+                    share: WHOLE,
+                    load: Load { cost: 1.0, in_flight: 0 },
+                },
+                shares: view.ready(),
+                order: &Order::LeastLoad,
+                now: Moment::from_secs(now),
+                heeds_others: true,
+                window: &|_| Window::default(),
+                has_probed: &|_, _| has_probed,
+                nearness,
+            };
+            (0..100).filter(|_| pick(&view, &caller, &mut rng) == Ok(17)).count()
+        };
+        let all_are_near = |_| Some(0);
+        assert_eq!(picks(69, false, &all_are_near), 0);
+        assert_eq!(picks(70, false, &all_are_near), 100);
+        assert_eq!(picks(70, true, &all_are_near), 0, "this caller has tried it");
+        assert!(picks(70, false, &|at| (at != 17).then_some(0)) < 30, "it is nobody's to use");
+    }
+
+    #[test]
     fn ejected_by_all_is_the_last_resort_unless_own_success_is_newer_or_it_is_to_be_probed() {
         let success = |secs_ago| Window {
             last_success_age: Some(Duration::from_secs(secs_ago)),
