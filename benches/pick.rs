@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use murmesh::balancer::{Balance, Prefer};
 use murmesh::breaker::Verdict;
-use murmesh::mesh::{Endpoint, EndpointState, MemberView, ServiceView, Snapshot};
+use murmesh::mesh::{Endpoint, EndpointState, MemberView, Rotation, ServiceView, Snapshot};
 use murmesh::model::{
     Epoch, MemberId, MemberPhase, MemberState, Moment, Outcome, Protocol, ServiceName, Weight,
 };
@@ -120,6 +120,7 @@ fn endpoint(number: u16) -> Endpoint {
         verdict: Verdict::Clear,
         idempotent: Arc::default(),
         capacity: Default::default(),
+        rotation: Rotation::In { since: None },
         changed_at: Moment::START,
     }
 }

@@ -12,12 +12,14 @@ use murmesh::api::{
     UpstreamSpec, routes, serve,
 };
 use murmesh::breaker::Verdict;
-use murmesh::mesh::{Endpoint, EndpointState, Enrolled, MemberView, ServiceView, Snapshot};
+use murmesh::mesh::{
+    Endpoint, EndpointState, Enrolled, MemberView, Rotation, ServiceView, Snapshot,
+};
 use murmesh::model::{
     Enrolment, Epoch, MemberId, MemberPhase, MemberState, MeshId, Moment, Protocol, PublicKey,
     Weight,
 };
-use murmesh::proxy::EndpointReport;
+use murmesh::proxy::{EndpointReport, Preview};
 use murmesh::runtime::clock::Clock;
 use murmesh::runtime::{Shutdown, TaskGroup};
 use murmesh::telemetry::{Door, EventKind, EventLog, Metrics};
@@ -70,6 +72,7 @@ fn snapshot() -> Snapshot {
         idempotent: Default::default(),
         capacity: Default::default(),
         verdict: Verdict::Clear,
+        rotation: Rotation::default(),
         changed_at: Moment::START,
     };
     let service = ServiceView::new(
@@ -170,6 +173,7 @@ async fn api_that_forgets_after(forget_after: Duration) -> Api {
                 trouble: (endpoint.instance.as_str() == "web-4").then_some("unreachable"),
             },
             BTreeMap::new,
+            |_, _| Ok(Preview::default()),
         ),
         health: watch::channel(Arc::default()).1,
         links: Links::new(|_| None),

@@ -40,7 +40,7 @@ fn one_after_another(entry: SocketAddr, calls: usize) -> Vec<Told> {
     let mut caller = Caller::to(entry);
     let call = |_| {
         let (status, by, reason) = caller.get("").unwrap();
-        Told { at: Duration::ZERO, status, by, reason }
+        Told { caller: 0, at: Duration::ZERO, status, by, reason }
     };
     (0..calls).map(call).collect()
 }

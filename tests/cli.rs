@@ -158,6 +158,15 @@ fn wrong_command_lines_are_64_and_say_why() {
         (&["init", "--api", "127.0.0.1:7999"][..], "murmesh agent --api"),
         (&["join", "x", "--api", "127.0.0.1:7999"], "murmesh agent --api"),
         (&["expose", "web", "80", "--weight", "many"], "'many' for --weight: expected a whole"),
+        (
+            &["expose", "web", "80", "--soft-limit", "5", "--hard-limit", "3"],
+            "--soft-limit 5 is above --hard-limit 3: expected at most 3",
+        ),
+        (
+            &["expose", "web", "80", "--protocol", "https"],
+            "protocol 'https' is unknown, expected tcp, http, h2 or grpc",
+        ),
+        (&["expose", "web", "80", "--health", "ttl=0s"], "a time with a unit"),
         (&["init", "--advertise", "here"], "'here' for --advertise: expected host:port"),
         (&["invite", "revoke", "12345"], "'12345' for ID: expected 6 to 32"),
         (&["drain", "web", "--off", "--force"], "cannot be used with"),

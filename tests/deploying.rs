@@ -13,7 +13,7 @@ use tokio::time::{Instant, interval_at, timeout};
 
 use crate::http::instance::Instance;
 use crate::support::{
-    Agent, SOON, TestMesh, alone, check, eventually, runtime, sized, until, within,
+    Agent, SOON, TestMesh, alone, beside_others, check, eventually, runtime, sized, until, within,
 };
 
 /// The agents in front of instances; callers enter through `gate`, which is none of them.
@@ -321,6 +321,30 @@ fn maintenance_and_taking_back_drain_as_a_restart_does() {
     assert_none_failed("maint and unexpose", &load.end(), rate(), lasted);
 }
 
+#[test]
+fn who_comes_back_is_ready_once_a_check_made_since_has_passed() {
+    let _turn = beside_others();
+    let mesh = TestMesh::of(&["a"]);
+    let a = mesh.agent("a");
+    let mut instance = Instance::start("a");
+    let (address, seen) = (instance.address, Arc::clone(&instance.seen));
+    a.run(&["expose", "web", &address.to_string(), "--protocol", "http", "--health", "/"]).ok();
+    let ready = ["wait", "web", "--for", "ready"];
+    a.run(&ready).ok();
+    for (out, back) in [
+        (&["drain", "web", "--force"][..], &["drain", "web", "--off"][..]),
+        (&["maint", "web"], &["maint", "web", "--off"]),
+    ] {
+        a.run(out).ok();
+        instance.stop(); // its last check has passed
+        a.run(back).ok();
+        let said = a.run(&[&ready[..], &["--timeout", "300ms"]].concat()).fails(3);
+        assert!(said.contains("it is failing"), "{back:?}: {said}");
+        instance = Instance::at(address, "a", Default::default(), Arc::clone(&seen));
+        a.run(&ready).ok();
+    }
+}
+
 /// What calls saw that began after `moment`, for people.
 fn seen(calls: &[Call], moment: Duration) -> String {
     let late = calls.iter().filter(|call| call.started > moment);
@@ -364,32 +388,45 @@ fn an_agent_is_killed_and_requests_that_may_be_repeated_hardly_notice() {
 }
 
 #[test]
-fn an_agent_that_stands_still_costs_a_second_and_accuses_nobody_when_it_wakes() {
+fn an_agent_that_stands_still_costs_the_calls_of_a_second_and_accuses_nobody_when_it_wakes() {
     let _turn = alone();
     let stage = Stage::new(&["--idempotent", "GET *"]);
-    let load = Load::begin(stage.entry, "GET", rate());
+    let gets = Load::begin(stage.entry, "GET", rate() / 2);
+    let posts = Load::begin(stage.entry, "POST", rate() / 2);
     stage.wait_all_serve();
     let (sleeper, sleep) = (stage.mesh.agent("c"), Duration::from_secs(20));
     let accused = || -> usize {
         ["member_suspect", "member_down"].map(|kind| sleeper.events(kind).len()).iter().sum()
     };
     let before = accused();
-    let stopped = load.elapsed();
+    let stopped = [gets.elapsed(), posts.elapsed()];
     sleeper.signal(Signal::STOP);
     until(std::time::Instant::now() + sleep);
     let served = stage.instances[2].seen.requests();
-    let woken = load.elapsed();
+    let woken = gets.elapsed();
     sleeper.signal(Signal::CONT);
     eventually("it is used again", SOON, || {
         let now = stage.instances[2].seen.requests();
         check(now > served + 5, now - served)
     });
-    let back = load.elapsed() - woken;
+    let back = gets.elapsed() - woken;
     stage.wait_all_serve();
-    let calls = load.end();
-    let (bad, outage) = (failed(&calls), outage(&calls, stopped));
-    eprintln!("stood still: {}; back after {back:?}", seen(&calls, stopped));
-    assert!(outage <= within(Duration::from_secs(1)), "{:#?}", &bad[..bad.len().min(8)]);
-    assert!(back <= within(Duration::from_secs(3)), "{back:?}");
+    // As long as it takes here to suspect somebody, and to give up on him.
+    until(std::time::Instant::now() + Duration::from_secs(5));
     assert_eq!(accused(), before, "it accused others when it woke");
+    for (method, load, stopped) in [("GET", gets, stopped[0]), ("POST", posts, stopped[1])] {
+        let calls = load.end();
+        let (bad, outage) = (failed(&calls), outage(&calls, stopped));
+        let second = within(Duration::from_secs(1));
+        eprintln!("{method}, stood still: {}; back after {back:?}", seen(&calls, stopped));
+        assert!(outage <= second, "{method}: {:#?}", &bad[..bad.len().min(8)]);
+        // What was under way when it fell asleep is lost, too: it had been sent to it.
+        let had_begun = |call: &&&Call| call.started + call.took < stopped;
+        assert_eq!(bad.iter().filter(had_begun).count(), 0, "{method}: before: {bad:#?}");
+        let in_time = |call: &&Call| (stopped..stopped + second).contains(&call.started);
+        let sent = calls.iter().filter(in_time).count() / NAMES.len() + CLIENTS as usize / 5;
+        let lost_max = if method == "GET" { calls.len() / 1_000 } else { sent };
+        assert!(bad.len() <= lost_max, "{method}: {} lost, {lost_max} sent", bad.len());
+    }
+    assert!(back <= within(Duration::from_secs(3)), "{back:?}");
 }

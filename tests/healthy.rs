@@ -333,6 +333,34 @@ fn a_command_passes_warns_and_fails_by_its_exit_code_and_is_killed_when_it_hangs
     }
 }
 
+#[test]
+fn a_word_of_an_application_runs_out_while_as_many_checks_hang_as_may_run() {
+    let _turn = beside_others();
+    let mesh = TestMesh::of(&["solo"]);
+    let solo = mesh.agent("solo");
+    let server = Server::start(Kind::Echo);
+    solo.run(&["expose", "told", &server.address.to_string(), "--health", "ttl=2s"]).ok();
+    let begun = mesh.home.path().join("begun");
+    let script = format!("echo >> {}; exec sleep 600", begun.display());
+    for number in 0..32 {
+        let hangs = json!({ "command": ["sh", "-c", script], "timeout": "10min" });
+        let name = format!("hangs-{number}");
+        expose(solo, &name, server.address, hangs);
+    }
+    eventually("every place is taken", SOON, || {
+        let begun = fs::read_to_string(&begun).unwrap_or_default();
+        check(begun.lines().count() == 32, begun.lines().count())
+    });
+    let headers = [("authorization", format!("Bearer {}", solo.api_token()))];
+    let headers = headers.each_ref().map(|(name, value)| (*name, value.as_str()));
+    let path = "/v1/agent/check/pass/service:told";
+    assert_eq!(request(&solo.at(), "PUT", path, &headers, b"").unwrap().status, 200);
+    everywhere(&mesh, "told", "solo", "ready");
+    everywhere(&mesh, "told", "solo", "failing");
+    let reason = endpoint(solo, "told", "solo")["reason"].clone();
+    assert!(reason.as_str().unwrap().contains("no word for 2s"), "{reason}");
+}
+
 const PYTHON_TTL: &str = r#"
 import sys
 import consul
@@ -402,6 +430,8 @@ fn checks_of_files_are_read_refused_with_their_place_and_changed_by_a_reload() {
         ("{ htpp = \"/ready\" }", "did you mean 'http'?"),
         ("[{ tcp = true }, { ttl = \"5\" }]", "expose[0].health[1].ttl"),
         ("{ tcp = true, ttl = \"5s\" }", "exactly one of"),
+        ("{ tcp = true, interval = \"0s\" }", "interval: '0s' is no time at all"),
+        ("{ tcp = true, interval = \"0s\" }", "100ms to 24h"),
         ("true", "expected { http"),
     ] {
         fs::write(&file, text(health)).unwrap();

@@ -192,6 +192,24 @@ fn maintenance_is_told_by_id_or_for_all_instances_of_a_service_and_ends() {
     let back = solo.run(&["maint", "web", "--off"]);
     assert!(back.stderr.contains("it drains, too"), "{back:#?}");
     solo.run(&["drain", "--off"]).ok();
+    solo.run(&["maint", "web-2", "--reason", "a new disk"]).ok();
+    let again = solo.run(&["maint", "web-2"]);
+    assert!(!again.stderr.contains("nobody else"), "others are ready: {again:?}");
+    eventually("who gives no reason leaves that of before", SOON, || {
+        let rows = solo.get("/v1/mesh/endpoints/web");
+        let mut rows = rows.as_array().unwrap().iter();
+        let row = rows.find(|row| row["instance"] == "web-2").cloned();
+        let row = row.unwrap_or_default();
+        check(row["reason"] == "maintenance: a new disk", row)
+    });
+    solo.run(&["maint", "web-2", "--off"]).ok();
+    for id in ["web-1", "web-2"] {
+        solo.run(&["wait", id, "--for", "ready"]).ok();
+    }
+    let last = solo.run(&["maint", "web"]);
+    assert!(last.stderr.contains("nobody else is ready to serve web"), "{last:?}");
+    assert_eq!(last.code, Some(0), "{last:?}");
+    solo.run(&["maint", "web", "--off"]).ok();
     assert!(solo.run(&["maint", "nobody"]).fails(2).contains("nobody"));
     for id in ["web-1", "web-2", "db"] {
         solo.run(&["wait", id, "--for", "ready"]).ok();
@@ -199,13 +217,49 @@ fn maintenance_is_told_by_id_or_for_all_instances_of_a_service_and_ends() {
 }
 
 #[test]
+fn what_is_taken_back_ends_what_it_has_and_unexpose_says_so_and_waits() {
+    let _turn = beside_others();
+    let mesh = TestMesh::of(&["near", "far"]);
+    let (near, far) = (mesh.agent("near"), mesh.agent("far"));
+    let server = Server::start(Kind::Echo);
+    far.expose("web", server.address);
+    near.wait_endpoints("web", 1);
+    let entry = near.upstream("web");
+    let mut held = TcpStream::connect(entry).unwrap();
+    expect_echo(&mut held, b"begun").unwrap();
+    let said = far.run(&["unexpose", "web"]);
+    assert!(said.stderr.contains("1 connection of web is still open"), "{said:?}");
+    assert!(said.stderr.contains("murmesh wait web --for empty"), "{said:?}");
+    far.run(&["wait", "web", "--for", "empty", "--timeout", "200ms"]).fails(3);
+    expect_echo(&mut held, b"what is open goes on").unwrap();
+    far.expose("web", server.address);
+    near.wait_endpoints("web", 1);
+    let mut held = TcpStream::connect(entry).unwrap();
+    expect_echo(&mut held, b"begun").unwrap();
+    let late = far.run(&["unexpose", "web", "--timeout", "200ms"]).fails(3);
+    assert!(late.contains("after 200ms 1 connection of web is still open"), "{late}");
+
+    far.expose("web", server.address);
+    near.wait_endpoints("web", 1);
+    std::thread::scope(|scope| {
+        let taken = scope.spawn(|| far.run(&["unexpose", "web", "--timeout", "60s"]).ok());
+        eventually("it is taken back", SOON, || {
+            check(own(far, "web").0 == "gone", own(far, "web"))
+        });
+        drop(held);
+        taken.join().unwrap();
+    });
+}
+
+#[test]
 fn wait_agent_is_there_before_the_agent_and_tells_absence_from_lateness() {
     let _turn = beside_others();
     let mesh = TestMesh::of(&["solo"]);
     let solo = mesh.agent("solo");
-    let late = solo.run(&["wait", "web", "--for", "ready", "--timeout", "200ms"]).fails(3);
-    assert!(late.contains("web is not ready after 200ms"), "{late}");
-    assert!(solo.run(&["wait", "web", "--for", "empty"]).fails(2).contains("'web'"));
+    for goal in ["ready", "empty"] {
+        let unknown = solo.run(&["wait", "web", "--for", goal, "--timeout", "1h"]).fails(2);
+        assert!(unknown.contains("there is no instance 'web' here"), "{unknown}");
+    }
     solo.stop();
     solo.run(&["wait", "agent", "--for", "ready", "--timeout", "300ms"]).fails(69);
     std::thread::scope(|scope| {

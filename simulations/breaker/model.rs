@@ -14,7 +14,7 @@ use murmesh::breaker::{
     Admission, Breaker, BreakerConfig, BreakerEvent, InstanceChange, InstanceKey, OwnWindow,
     ProbeGate, SharedBreaker, SharedConfig, SharedEvent, Trial, Verdict,
 };
-use murmesh::mesh::{self, Endpoint, EndpointState, ServiceView};
+use murmesh::mesh::{self, Endpoint, EndpointState, Rotation, ServiceView};
 use murmesh::model::{
     Capacity, MemberId, Moment, Observations, ObservedWindow, Outcome, Protocol, ServiceName,
     Weight,
@@ -261,6 +261,7 @@ fn view(shared: &SharedBreaker, service: &ServiceName, instances: usize) -> Serv
             idempotent: Default::default(),
             capacity: Capacity::default(),
             changed_at: Moment::START,
+            rotation: Rotation::In { since: None },
         }
     };
     let endpoints = (0..instances).map(endpoint).collect();

@@ -13,7 +13,7 @@ use super::local::{LocalError, LocalServices};
 use super::reload::Asked;
 use super::{left, seeds};
 use crate::api::{
-    Control, ControlError, Doors, Effective, ExposeSpec, InviteMade, Lifetime, Local,
+    Control, ControlError, Doors, Effective, ExposeSpec, InviteMade, Lifetime, Local, Maintenance,
     UpstreamSelector, UpstreamSpec,
 };
 use crate::config::{RuntimeFile, Seed, Settings};
@@ -107,7 +107,7 @@ impl Controller {
     async fn keep_to_checks(&mut self) {
         let reports = Arc::clone(&self.reports.borrow_and_update());
         let passing = reports.iter().filter(|(_, report)| report.reason.is_none());
-        let passing = passing.map(|(id, report)| (id.clone(), report.target.clone())).collect();
+        let passing = passing.map(|(id, report)| (id.clone(), report.known_as.clone())).collect();
         if self.services.set_passing(passing) {
             self.publish().await;
         }
@@ -139,8 +139,8 @@ impl Controller {
                 drop(reply.send(self.expose_and_keep(spec).await));
             }
             Control::Unexpose { id, reply } => drop(reply.send(self.unexpose(&id).await)),
-            Control::Maintain { id, reason, reply } => {
-                drop(reply.send(self.maintain(&id, reason).await));
+            Control::Maintain { id, maintenance, reply } => {
+                drop(reply.send(self.maintain(&id, maintenance).await));
             }
             Control::Drain { instance, drain, reply } => {
                 drop(reply.send(self.drain(instance.as_ref(), drain).await));
@@ -215,13 +215,12 @@ impl Controller {
     async fn maintain(
         &mut self,
         id: &InstanceId,
-        reason: Option<String>,
+        maintenance: Maintenance,
     ) -> Result<(), ControlError> {
-        let told = match &reason {
+        let told = match self.services.maintain(id, maintenance).map_err(local_error)? {
             Some(reason) => format!("taken out for maintenance: {reason}"),
             None => "back from maintenance".to_owned(),
         };
-        self.services.maintain(id, reason).map_err(local_error)?;
         self.events.record(EventKind::InstanceChanged, id, told);
         self.publish().await;
         self.keep()
@@ -357,6 +356,7 @@ impl Controller {
             upstreams: self.upstreams.clone(),
             doors: self.doors.clone(),
             out: self.services.out().clone(),
+            failing: self.services.failing().collect(),
             forgotten: self.runtime.forgotten.clone(),
         }));
     }

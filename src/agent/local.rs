@@ -2,12 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::api::{ExposeSpec, OutOfRotation};
+use crate::api::{ExposeSpec, Maintenance, OutOfRotation};
 use crate::model::{
     InstanceId, InstanceRecord, InstanceState, Offer, PAYLOAD_LEN_MAX, Protocol, ServiceName,
-    Target,
 };
-use crate::proxy::{CheckedInstance, LocalInstance};
+use crate::proxy::{CheckedAs, CheckedInstance, LocalInstance};
 use crate::wire;
 
 /// Instances that one member may expose.
@@ -65,14 +64,18 @@ pub struct LocalServices {
     /// Kept for what is not exposed now, too, so that a restart brings it back as it was; at most
     /// [`INSTANCES_MAX`] of those.
     out: OutOfRotation,
-    /// Where the checks of which instance pass: at another address it is another instance.
-    passing: BTreeMap<InstanceId, Target>,
+    /// Of each instance, which of its stays in rotation this is.
+    stays: BTreeMap<InstanceId, u64>,
+    /// Of the next stay that begins, whose ever it is.
+    next_stay: u64,
+    /// As what each instance is known whose checks pass.
+    passing: BTreeMap<InstanceId, CheckedAs>,
 }
 
 impl LocalServices {
     /// None yet; only `allowed` may be offered. Those of `out` begin out of rotation.
     pub fn new(allowed: Option<Vec<ServiceName>>, out: OutOfRotation) -> Self {
-        Self { instances: BTreeMap::new(), allowed, out, passing: BTreeMap::new() }
+        Self { allowed, out, ..Self::default() }
     }
 
     /// From now on only `allowed` may be offered.
@@ -117,33 +120,58 @@ impl LocalServices {
             }
             return Err(LocalError::TooLong { len });
         }
+        if previous.is_none() {
+            self.begin_stay(id);
+        }
         Ok(previous)
+    }
+
+    /// What its checks said of an instance before it came, or came back, says nothing of it now.
+    fn begin_stay(&mut self, id: InstanceId) {
+        self.stays.insert(id, self.next_stay);
+        self.next_stay += 1;
     }
 
     /// Takes an instance out.
     pub fn unexpose(&mut self, id: &InstanceId) -> Result<ExposeSpec, LocalError> {
         self.out.maintenance.remove(id);
         self.out.draining.remove(id);
+        self.stays.remove(id);
         self.instances.remove(id).ok_or_else(|| LocalError::Unknown(id.clone()))
     }
 
     /// Takes an instance out that may be declared again as it was. Returns whether it was there.
     pub fn withdraw(&mut self, id: &InstanceId) -> bool {
+        self.stays.remove(id);
         self.instances.remove(id).is_some()
     }
 
-    /// Takes an instance out of rotation for a reason, or back in when there is none. It stays as it
-    /// is when it is exposed again.
-    pub fn maintain(&mut self, id: &InstanceId, reason: Option<String>) -> Result<(), LocalError> {
+    /// Takes an instance out of rotation, or back in: it then takes work once its checks, made from now
+    /// on, pass. Returns the reason for which it is out now. It stays as it is when it is exposed again.
+    pub fn maintain(
+        &mut self,
+        id: &InstanceId,
+        maintenance: Maintenance,
+    ) -> Result<Option<&str>, LocalError> {
         self.must_be_declared(id)?;
         if self.out.maintenance.len() >= INSTANCES_MAX {
             self.out.maintenance.retain(|id, _| self.instances.contains_key(id));
         }
-        match reason {
-            Some(reason) => self.out.maintenance.insert(id.clone(), reason),
-            None => self.out.maintenance.remove(id),
+        let reason = match maintenance {
+            Maintenance::Begin(reason) => reason,
+            Maintenance::End => {
+                if self.out.maintenance.remove(id).is_some() {
+                    self.begin_stay(id.clone());
+                }
+                return Ok(None);
+            }
         };
-        Ok(())
+        let unknown = || "no reason was given".to_owned();
+        let known = self.out.maintenance.entry(id.clone()).or_insert_with(unknown);
+        if let Some(reason) = reason {
+            *known = reason;
+        }
+        Ok(Some(known))
     }
 
     /// Takes an instance, or all that are and will be exposed, out of rotation until it ends.
@@ -159,13 +187,22 @@ impl LocalServices {
         Ok(self.out.draining.insert(id.clone()))
     }
 
-    /// Ends what [`LocalServices::drain`] began. Returns whether that changes anything.
+    /// Ends what [`LocalServices::drain`] began. Returns whether that changes anything. What comes back
+    /// takes work once its checks, made from now on, pass.
     pub fn end_drain(&mut self, id: Option<&InstanceId>) -> Result<bool, LocalError> {
-        let Some(id) = id else {
-            return Ok(std::mem::take(&mut self.out.node_draining));
+        let back: Vec<_> = match id {
+            None if std::mem::take(&mut self.out.node_draining) => {
+                self.instances.keys().cloned().collect()
+            }
+            None => return Ok(false),
+            Some(id) => {
+                self.must_be_declared(id)?;
+                self.out.draining.take(id).into_iter().collect()
+            }
         };
-        self.must_be_declared(id)?;
-        Ok(self.out.draining.remove(id))
+        let is_changed = id.is_none() || !back.is_empty();
+        back.into_iter().for_each(|id| self.begin_stay(id));
+        Ok(is_changed)
     }
 
     fn must_be_declared(&self, id: &InstanceId) -> Result<(), LocalError> {
@@ -175,35 +212,55 @@ impl LocalServices {
         }
     }
 
-    /// Takes note of the instances whose checks pass, and where. Returns whether that changes what any
-    /// of them is taken for.
-    pub fn set_passing(&mut self, passing: BTreeMap<InstanceId, Target>) -> bool {
-        let failing = |services: &Self| -> Vec<InstanceId> {
-            let failing = services.declared().filter(|instance| services.is_failing(instance));
-            failing.map(|instance| instance.id.clone()).collect()
-        };
-        let before = failing(self);
+    /// Takes note of the instances whose checks pass. Returns whether that changes what any of them is
+    /// taken for.
+    pub fn set_passing(&mut self, passing: BTreeMap<InstanceId, CheckedAs>) -> bool {
+        let before: Vec<_> = self.failing().collect();
         self.passing = passing;
-        before != failing(self)
+        !self.failing().eq(before)
+    }
+
+    /// Those whose checks do not pass, or have not yet since they came, or came back; by id.
+    pub fn failing(&self) -> impl Iterator<Item = InstanceId> {
+        let failing = self.declared().filter(|instance| self.is_failing(instance));
+        failing.map(|instance| instance.id.clone())
     }
 
     /// Whether the instance has checks that do not pass, or have not yet.
     fn is_failing(&self, instance: &ExposeSpec) -> bool {
-        !instance.checks.is_empty() && self.passing.get(&instance.id) != Some(&instance.to)
+        !instance.checks.is_empty()
+            && self.passing.get(&instance.id) != Some(&self.checked_as(instance))
+    }
+
+    fn checked_as(&self, instance: &ExposeSpec) -> CheckedAs {
+        let stay = self.stays.get(&instance.id).copied().unwrap_or(self.next_stay);
+        CheckedAs { target: instance.to.clone(), stay }
     }
 
     /// What is to be checked, by id.
     pub fn checked(&self) -> Vec<CheckedInstance> {
         let checked = self.offered().filter(|instance| !instance.checks.is_empty());
-        checked.map(checked_of).collect()
+        checked.map(|instance| self.checked_of(instance)).collect()
+    }
+
+    fn checked_of(&self, instance: &ExposeSpec) -> CheckedInstance {
+        CheckedInstance {
+            id: instance.id.clone(),
+            service: instance.service.clone(),
+            known_as: self.checked_as(instance),
+            protocol: instance.protocol,
+            proxy_protocol: instance.proxy_protocol,
+            checks: instance.checks.clone(),
+        }
     }
 
     /// Whoever pushes a word says the id of a check and no more.
     fn check_ids_are_free(&self, instance: &ExposeSpec) -> Result<(), LocalError> {
         let others = self.declared().filter(|other| other.id != instance.id);
-        let mut taken: BTreeSet<_> =
-            others.flat_map(|other| checked_of(other).check_ids().collect::<Vec<_>>()).collect();
-        match checked_of(instance).check_ids().find(|id| !taken.insert(id.clone())) {
+        let mut taken: BTreeSet<_> = others
+            .flat_map(|other| self.checked_of(other).check_ids().collect::<Vec<_>>())
+            .collect();
+        match self.checked_of(instance).check_ids().find(|id| !taken.insert(id.clone())) {
             Some(id) => Err(LocalError::CheckId(id)),
             None => Ok(()),
         }
@@ -289,17 +346,6 @@ impl LocalServices {
     }
 }
 
-fn checked_of(instance: &ExposeSpec) -> CheckedInstance {
-    CheckedInstance {
-        id: instance.id.clone(),
-        service: instance.service.clone(),
-        target: instance.to.clone(),
-        protocol: instance.protocol,
-        proxy_protocol: instance.proxy_protocol,
-        checks: instance.checks.clone(),
-    }
-}
-
 fn check_tags(tags: &[String]) -> Result<(), LocalError> {
     if tags.len() > TAGS_MAX {
         return Err(LocalError::TooManyTags(tags.len()));
@@ -347,18 +393,21 @@ mod tests {
     #[test]
     fn maintenance_holds_over_a_new_exposure_and_ends_with_the_instance() {
         let id: InstanceId = "web".parse().unwrap();
+        let disk = || Maintenance::Begin(Some("disk".to_owned()));
         let mut local = LocalServices::default();
-        assert_eq!(local.maintain(&id, None), Err(LocalError::Unknown(id.clone())));
+        assert_eq!(local.maintain(&id, Maintenance::End), Err(LocalError::Unknown(id.clone())));
         let state =
             |local: &LocalServices| (local.offers()[0].record.state, local.targets()[0].state);
         local.expose(spec("web", "127.0.0.1:80")).unwrap();
-        local.maintain(&id, Some("disk".to_owned())).unwrap();
+        local.maintain(&id, disk()).unwrap();
+        let again = local.maintain(&id, Maintenance::Begin(None)).unwrap();
+        assert_eq!(again, Some("disk"), "who gives no reason leaves the one that was given");
         local.expose(spec("web", "127.0.0.1:81")).unwrap();
         assert_eq!(state(&local), (InstanceState::Maint, InstanceState::Maint));
-        local.maintain(&id, None).unwrap();
+        local.maintain(&id, Maintenance::End).unwrap();
         assert_eq!(state(&local), (InstanceState::Ready, InstanceState::Ready));
 
-        local.maintain(&id, Some("disk".to_owned())).unwrap();
+        local.maintain(&id, disk()).unwrap();
         local.unexpose(&id).unwrap();
         local.expose(spec("web", "127.0.0.1:80")).unwrap();
         assert_eq!(state(&local), (InstanceState::Ready, InstanceState::Ready));
@@ -373,7 +422,7 @@ mod tests {
         let state = |local: &LocalServices| local.offers()[0].record.state;
         assert_eq!(state(&local), InstanceState::Failing);
         assert_eq!(local.ready().count(), 0);
-        let passing = BTreeMap::from([("web".parse().unwrap(), "127.0.0.1:80".parse().unwrap())]);
+        let passing = passing(&local);
         assert!(local.set_passing(passing.clone()));
         assert_eq!((state(&local), local.ready().count()), (InstanceState::Ready, 1));
         assert!(!local.set_passing(passing));
@@ -381,6 +430,64 @@ mod tests {
         assert_eq!(state(&local), InstanceState::Failing, "another one, and nobody looked yet");
         local.expose(spec("web", "127.0.0.1:81")).unwrap();
         assert_eq!(state(&local), InstanceState::Ready, "without checks nobody asks");
+    }
+
+    /// All checks pass, as far as they are made now.
+    fn passing(local: &LocalServices) -> BTreeMap<InstanceId, CheckedAs> {
+        local.checked().into_iter().map(|one| (one.id, one.known_as)).collect()
+    }
+
+    #[test]
+    fn who_comes_back_takes_work_once_a_check_made_since_has_passed() {
+        let id: InstanceId = "web".parse().unwrap();
+        let checked =
+            ExposeSpec { checks: vec!["tcp".parse().unwrap()], ..spec("web", "127.0.0.1:80") };
+        type Step = fn(&mut LocalServices, &InstanceId);
+        let ways: [(&str, Step, Step); 4] = [
+            (
+                "drain",
+                |local, id| assert!(local.drain(Some(id)).unwrap()),
+                |local, id| assert!(local.end_drain(Some(id)).unwrap()),
+            ),
+            (
+                "drain of the agent",
+                |local, _| assert!(local.drain(None).unwrap()),
+                |local, _| assert!(local.end_drain(None).unwrap()),
+            ),
+            (
+                "maint",
+                |local, id| {
+                    _ = local.maintain(id, Maintenance::Begin(Some("disk".to_owned()))).unwrap()
+                },
+                |local, id| _ = local.maintain(id, Maintenance::End).unwrap(),
+            ),
+            (
+                "unexpose",
+                |local, id| drop(local.unexpose(id).unwrap()),
+                |local, _| {
+                    let checks = vec!["tcp".parse().unwrap()];
+                    local.expose(ExposeSpec { checks, ..spec("web", "127.0.0.1:80") }).unwrap();
+                },
+            ),
+        ];
+        for (way, goes, returns) in ways {
+            let mut local = LocalServices::default();
+            local.expose(checked.clone()).unwrap();
+            local.expose(spec("free", "127.0.0.1:81")).unwrap();
+            let before = passing(&local);
+            local.set_passing(before.clone());
+            assert_eq!(local.ready().count(), 2);
+            goes(&mut local, &id);
+            returns(&mut local, &id);
+            assert!(!local.set_passing(before.clone()), "{way}: that was before");
+            let ready: Vec<_> = local.ready().map(|one| one.id.as_str()).collect();
+            assert_eq!(ready, ["free"], "{way}: what has no check is ready at once");
+            assert!(local.set_passing(passing(&local)));
+            assert_eq!(local.ready().count(), 2, "{way}");
+            assert!(!local.end_drain(None).unwrap());
+            local.maintain(&id, Maintenance::End).unwrap();
+            assert_eq!(local.ready().count(), 2, "{way}: it was not away");
+        }
     }
 
     #[test]

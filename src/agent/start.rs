@@ -46,8 +46,9 @@ use crate::transport::gossip::{Durable, Gossip, gossip_channel};
 /// Reports of the data plane that wait for the gossip driver; more are dropped, the next will say
 /// the same.
 const EVIDENCE_LEN: usize = 1_024;
-/// Words of the data plane on instances that wait for the gossip driver: each has all that is new.
-const WINDOWS_LEN: usize = 4;
+/// Words of the data plane on instances that wait for the gossip driver. One that waits grows old:
+/// what happens meanwhile is kept where it is counted, and told with the next.
+const WINDOWS_LEN: usize = 1;
 
 /// An agent could not start. Everything it had begun is undone; what it wrote into its data directory
 /// is of use to the next start.
@@ -225,7 +226,7 @@ impl Agent {
         let teller = gossip.clone();
         tasks.spawn("tell windows", async move {
             while let Some(told) = windows_queue.recv().await {
-                teller.give_windows(told); // not taken: the next are later ones
+                teller.give_windows(told).await;
             }
         });
         let desk = Arc::new(Mutex::new(IssuerDesk::open(
@@ -397,6 +398,7 @@ impl Agent {
         let (ready, readiness) = watch::channel(Readiness::NotReady("the agent is starting"));
         tasks.spawn("readiness", watch_readiness(ready, settled_reader, shutdown.clone()));
         let (calls, own_calls) = (data.proxy.clone(), data.proxy.clone());
+        let previews = data.proxy.clone();
         let me = credentials.member_id();
         let (links, pings, log) = (data.proxy.clone(), data.proxy.clone(), LogSlot::default());
         let state = ApiState {
@@ -412,6 +414,7 @@ impl Agent {
                     trouble: calls.trouble(endpoint),
                 },
                 move || own_calls.in_flight_of(&me),
+                move |service, balancing| previews.preview(service, balancing),
             ),
             health: health.reports(),
             links: Links::new(move |member| links.link(member)),

@@ -2,10 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::ApiState;
-use crate::mesh::{Endpoint, EndpointState, ServiceView};
-use crate::model::{Protocol, ServiceName};
-use crate::proxy::EntryOptions;
+use super::{ApiState, breakers, views};
+use crate::balancer::{Near, Prefer};
+use crate::mesh::{Endpoint, EndpointState, ServiceView, Snapshot};
+use crate::model::{Capacity, Protocol, ServiceName};
+use crate::proxy::{Balancing, EndpointReport, EntryOptions};
 
 /// What would happen to calls of one service.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -21,7 +22,9 @@ pub struct RouteRow {
     pub idempotent: Vec<String>,
     /// Whether the request that was asked about is one of them; absent when none was.
     pub repeatable: Option<bool>,
-    /// Who may take the call.
+    /// Why a call by name would be refused now; absent when it would not.
+    pub refused: Option<String>,
+    /// Where a call by name would go now: one of no entry that has rules of its own.
     pub instances: Vec<RouteInstance>,
 }
 
@@ -38,6 +41,14 @@ pub struct RouteEntry {
     pub idle_ms: u64,
     /// Instances that a request which may be repeated is sent to at most.
     pub tries: u32,
+    /// How it chooses between instances.
+    pub balance: String,
+    /// How near they are to be, nearest first; empty when that does not matter.
+    pub prefer: Vec<String>,
+    /// Why a call there would be refused now: a reason, and what it means; absent when it would not.
+    pub refused: Option<String>,
+    /// Where a call there would go now.
+    pub instances: Vec<RouteInstance>,
 }
 
 /// An instance and how much of the calls it takes.
@@ -49,10 +60,17 @@ pub struct RouteInstance {
     pub instance: String,
     /// As in `endpoints`.
     pub state: String,
-    /// Of all calls, in percent, as far as weights decide; of two that are drawn the less busy takes it.
+    /// Of the next calls, in percent, if all stays as it is: of a thousand that were drawn, so up to 3
+    /// off.
     pub share: f64,
-    /// Why calls go elsewhere for a moment; empty when they do not.
+    /// Whether the next call tries it, before all others; its share is none until that has ended well.
+    #[serde(default)]
+    pub trial: bool,
+    /// The word of the trouble for which calls go elsewhere for a moment; empty when there is none.
     pub avoided: String,
+    /// Why it gets more or less than its weight's share; empty when there is nothing to say.
+    #[serde(default)]
+    pub reason: String,
 }
 
 /// One instance that was called.
@@ -79,33 +97,33 @@ pub(super) fn routes(
     let snapshot = state.snapshot();
     let asked = |view: &&ServiceView| service.is_none_or(|service| view.name == *service);
     let views = snapshot.services.values().map(AsRef::as_ref).filter(asked);
-    views.map(|view| route(state, view, request)).collect()
+    views.map(|view| route(state, &snapshot, view, request)).collect()
 }
 
-fn route(state: &ApiState, view: &ServiceView, request: Option<(&str, &str)>) -> RouteRow {
-    let takes = |endpoint: &Endpoint| endpoint.state == EndpointState::Ready;
-    let ready = || view.endpoints().iter().filter(|endpoint| takes(endpoint));
-    let weights: u32 = ready().map(|endpoint| u32::from(endpoint.weight.0)).sum();
-    let instances = view.endpoints().iter().map(|endpoint| {
-        let weight = if takes(endpoint) { f64::from(endpoint.weight.0) } else { 0.0 };
-        RouteInstance {
-            node: endpoint.member_name.to_string(),
-            instance: endpoint.instance.to_string(),
-            state: endpoint.state_word().to_owned(),
-            share: (1_000.0 * weight / f64::from(weights.max(1))).round() / 10.0,
-            avoided: state.calls.of(endpoint).trouble.unwrap_or_default().to_owned(),
-        }
-    });
+fn route(
+    state: &ApiState,
+    snapshot: &Snapshot,
+    view: &ServiceView,
+    request: Option<(&str, &str)>,
+) -> RouteRow {
+    let takes = |endpoint: &&Endpoint| endpoint.state == EndpointState::Ready;
+    let ready = || view.endpoints().iter().filter(takes);
     let mut idempotent: Vec<_> =
         ready().flat_map(|endpoint| endpoint.idempotent.iter().map(ToString::to_string)).collect();
     idempotent.sort();
     idempotent.dedup();
+    let entry = |listen: &dyn ToString, options: &EntryOptions| {
+        entry(listen.to_string(), options, destinations(state, snapshot, view, &options.balancing))
+    };
     let local = state.local();
     let own = local.upstreams.iter().filter(|spec| spec.service == view.name);
     let mut entries: Vec<_> = own.map(|spec| entry(&spec.listen, &spec.options())).collect();
+    let by_name = EntryOptions::default();
     if let Some(gateway) = &local.doors.gateway {
-        entries.push(entry(&format!("http://{gateway}"), &EntryOptions::default()));
+        entries.push(entry(&format!("http://{gateway}"), &by_name));
     }
+    let Destinations { refused, instances } =
+        destinations(state, snapshot, view, &by_name.balancing);
     RouteRow {
         service: view.name.to_string(),
         protocol: view.protocol.to_string(),
@@ -114,19 +132,94 @@ fn route(state: &ApiState, view: &ServiceView, request: Option<(&str, &str)>) ->
             ready().next().is_some() && ready().all(|one| one.is_idempotent(method, path))
         }),
         idempotent,
-        instances: instances.collect(),
+        refused,
+        instances,
     }
 }
 
-fn entry(listen: &impl ToString, options: &EntryOptions) -> RouteEntry {
+/// Where calls of one entry go, or why they go nowhere.
+struct Destinations {
+    refused: Option<String>,
+    instances: Vec<RouteInstance>,
+}
+
+fn destinations(
+    state: &ApiState,
+    snapshot: &Snapshot,
+    view: &ServiceView,
+    balancing: &Balancing,
+) -> Destinations {
+    let preview = state.calls.preview(&view.name, balancing);
+    let refused = preview.as_ref().err().map(|none| format!("{}: {none}", none.as_str()));
+    let preview = preview.unwrap_or_default();
+    let zone = snapshot.members.get(&state.me).map_or("", |me| me.zone.as_str());
+    let instance = |endpoint: &Endpoint| {
+        let calls = state.calls.of(endpoint);
+        let key = (endpoint.member, endpoint.instance.clone());
+        let share = preview.shares.get(&key).copied().unwrap_or(0.0);
+        let is_trial = preview.trials.contains(&key);
+        let takes_work = matches!(endpoint.state, EndpointState::Ready | EndpointState::Doubtful);
+        let reason = match () {
+            () if takes_work && is_beyond(&balancing.prefer, zone, &endpoint.zone) => {
+                "farther than 'prefer' lets calls go".to_owned()
+            }
+            () if is_trial => "the next call tries it".to_owned(),
+            () => match views::why(state, snapshot, view, endpoint, &calls) {
+                why if !why.is_empty() => why,
+                _ => load(endpoint, &calls.report).unwrap_or_else(|| {
+                    match share {
+                        0.0 if takes_work && !balancing.prefer.is_empty() => "others are nearer",
+                        _ => "",
+                    }
+                    .to_owned()
+                }),
+            },
+        };
+        RouteInstance {
+            node: endpoint.member_name.to_string(),
+            instance: endpoint.instance.to_string(),
+            state: breakers::state_word(endpoint, &calls.report).to_owned(),
+            share: (1_000.0 * share).round() / 10.0,
+            trial: is_trial,
+            avoided: calls.trouble.unwrap_or_default().to_owned(),
+            reason,
+        }
+    };
+    Destinations { refused, instances: view.endpoints().iter().map(instance).collect() }
+}
+
+/// Whether an instance in `zone` is farther from `own` than `prefer` lets calls go.
+fn is_beyond(prefer: &Prefer, own: &str, zone: &str) -> bool {
+    let near = Near::between(own, zone);
+    !prefer.is_empty() && !prefer.tiers().any(|tier| near <= tier)
+}
+
+/// What an endpoint is so busy with that calls go elsewhere first.
+fn load(endpoint: &Endpoint, report: &EndpointReport) -> Option<String> {
+    let is_at = |limit: Option<u32>| limit.filter(|limit| report.in_flight >= *limit);
+    let Capacity { soft, hard } = endpoint.capacity;
+    let calls = report.in_flight;
+    match (is_at(hard), is_at(soft)) {
+        (Some(hard), _) => Some(format!("full: {calls} calls from here, at most {hard} at a time")),
+        (None, Some(soft)) => Some(format!("busy: {calls} calls from here, soft limit {soft}")),
+        (None, None) if report.is_crowded => Some("busy with others' calls".to_owned()),
+        (None, None) => None,
+    }
+}
+
+fn entry(listen: String, options: &EntryOptions, to: Destinations) -> RouteEntry {
     let millis = |time: std::time::Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-    let limits = &options.limits;
+    let (limits, balancing) = (&options.limits, &options.balancing);
     RouteEntry {
-        listen: listen.to_string(),
+        listen,
         connect_ms: millis(limits.timeout.connect()),
         request_ms: limits.timeout.request.map(|span| millis(span.0)),
         idle_ms: millis(limits.timeout.idle()),
         tries: limits.retry.tries(),
+        balance: balancing.balance.as_str().to_owned(),
+        prefer: balancing.prefer.tiers().map(|near| near.as_str().to_owned()).collect(),
+        refused: to.refused,
+        instances: to.instances,
     }
 }
 

@@ -62,8 +62,8 @@ pub enum Control {
     Maintain {
         /// Which.
         id: InstanceId,
-        /// Why it is out; in again when absent.
-        reason: Option<String>,
+        /// Out or in.
+        maintenance: Maintenance,
         /// [`ControlError::NotFound`] when nothing has that id.
         reply: Reply<()>,
     },
@@ -200,6 +200,15 @@ impl Control {
         })?;
         answer.await.unwrap_or(Err(ControlError::Stopping))
     }
+}
+
+/// Which way a maintenance goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Maintenance {
+    /// Out of rotation, for this reason; for that of before, or none that is known, when absent.
+    Begin(Option<String>),
+    /// Back in.
+    End,
 }
 
 /// Which way a drain goes.
@@ -423,7 +432,7 @@ pub fn check_capacity(capacity: &Capacity) -> Result<(), SpecError> {
     let Capacity { soft, hard } = *capacity;
     let is_sound = soft.unwrap_or(1).min(hard.unwrap_or(1)) > 0
         && soft.zip(hard).is_none_or(|(soft, hard)| soft <= hard);
-    if is_sound { Ok(()) } else { Err(SpecError::Capacity) }
+    if is_sound { Ok(()) } else { Err(SpecError::Capacity(*capacity)) }
 }
 
 /// A local entry to a service: an `[[upstream]]` of a file, `murmesh upstream`, or the body of
@@ -533,8 +542,8 @@ pub enum SpecError {
     #[error("weight {0} is over {WEIGHT_MAX}")]
     Weight(u16),
     /// It would take nothing, or refuse before it is full.
-    #[error("inflight: expected at least 1, and soft at most hard")]
-    Capacity,
+    #[error("inflight: {0}: expected each at least 1, and soft at most hard")]
+    Capacity(Capacity),
     /// Two keys contradict each other.
     #[error("{0}")]
     Balancing(&'static str),

@@ -21,8 +21,8 @@ pub mod views;
 
 pub use check::{Check, CheckStatus, Checking, Checks};
 pub use control::{
-    Control, ControlError, Drain, ExposeSpec, InviteMade, Lifetime, OutOfRotation, Reloaded,
-    UpstreamSelector, UpstreamSpec,
+    Control, ControlError, Drain, ExposeSpec, InviteMade, Lifetime, Maintenance, OutOfRotation,
+    Reloaded, UpstreamSelector, UpstreamSpec,
 };
 pub use effective::UNTIL_RESTART;
 pub use problem::Problem;

@@ -21,6 +21,7 @@ use tokio::time::{sleep, timeout};
 use tracing::info;
 
 use super::blocking::Served;
+use super::breakers::Tally;
 use super::check::Check;
 use super::control::{
     Control, Drain, ExposeSpec, Lifetime, UpstreamSelector, UpstreamSpec, one_or_more,
@@ -35,7 +36,7 @@ use crate::model::{
 };
 use crate::proxy::{ProxyProtocol, WrittenCheck};
 use crate::runtime::clock;
-use crate::telemetry::{EndpointLabels, Log, LoggingError};
+use crate::telemetry::{BreakerGauges, EndpointLabels, Log, LoggingError};
 use crate::transport::enrolment::{InviteOptions, Parting};
 
 /// Longest body, in bytes: the largest command is a few hundred.
@@ -287,8 +288,17 @@ async fn metrics(State(state): State<ApiState>) -> Answer {
     state.metrics.set_endpoints(endpoints.into_iter().map(|((service, state), count)| {
         (EndpointLabels { service: service.to_owned(), state }, count)
     }));
-    let panics = snapshot.services.values().map(|view| (view.name.to_string(), view.is_panic));
-    state.metrics.set_breaker_panic(panics);
+    state.metrics.set_breakers(snapshot.services.values().map(|view| {
+        let Tally { ejected, ejected_here, avoided } = Tally::of(&state, view.endpoints());
+        let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
+        BreakerGauges {
+            service: view.name.to_string(),
+            is_panic: view.is_panic,
+            is_failing: view.is_failing,
+            ejected: [("mesh", count(ejected)), ("local", count(ejected_here))],
+            avoided: count(avoided),
+        }
+    }));
     let text = state.metrics.encode().map_err(|_| {
         let status = StatusCode::INTERNAL_SERVER_ERROR;
         Refusal::new(status, "failed", "The agent failed", "the metrics could not be written")

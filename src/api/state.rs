@@ -12,9 +12,9 @@ use tokio::sync::{mpsc, watch};
 
 use super::check::Checks;
 use super::control::{Control, ExposeSpec, OutOfRotation, UpstreamSpec};
-use crate::mesh::{Endpoint, Snapshot};
+use crate::mesh::{Endpoint, NoEndpoint, Snapshot};
 use crate::model::{InstanceId, MemberId, MemberName, MeshId, ServiceName, Target};
-use crate::proxy::{EndpointReport, Reports};
+use crate::proxy::{Balancing, EndpointReport, Preview, Reports};
 use crate::runtime::clock::Clock;
 use crate::telemetry::{EventLog, Log, Metrics};
 use crate::tls::NodeCredentials;
@@ -153,6 +153,8 @@ pub struct Local {
     pub doors: Doors,
     /// What of it is out of rotation by its operator's word.
     pub out: OutOfRotation,
+    /// Those whose checks do not pass, or have not yet since they came, or came back.
+    pub failing: BTreeSet<InstanceId>,
     /// Members that listings here hide while they are down or left.
     pub forgotten: BTreeSet<MemberId>,
 }
@@ -200,16 +202,32 @@ pub struct CallView {
 pub struct Calls {
     look: Arc<dyn Fn(&Endpoint) -> CallView + Send + Sync>,
     own: Arc<dyn Fn() -> BTreeMap<InstanceId, u64> + Send + Sync>,
+    preview: Arc<PreviewCalls>,
 }
 
+type PreviewCalls = dyn Fn(&ServiceName, &Balancing) -> Result<Preview, NoEndpoint> + Send + Sync;
+
 impl Calls {
-    /// Asks `look` about an endpoint, and `own` for the calls that this machine's instances have in
-    /// flight. Neither may block.
+    /// Asks `look` about an endpoint, `own` for the calls that this machine's instances have in flight,
+    /// and `preview` where calls would go. None may block.
     pub fn new(
         look: impl Fn(&Endpoint) -> CallView + Send + Sync + 'static,
         own: impl Fn() -> BTreeMap<InstanceId, u64> + Send + Sync + 'static,
+        preview: impl Fn(&ServiceName, &Balancing) -> Result<Preview, NoEndpoint>
+        + Send
+        + Sync
+        + 'static,
     ) -> Self {
-        Self { look: Arc::new(look), own: Arc::new(own) }
+        Self { look: Arc::new(look), own: Arc::new(own), preview: Arc::new(preview) }
+    }
+
+    /// Where calls of a service would go now through an entry that balances like this.
+    pub fn preview(
+        &self,
+        service: &ServiceName,
+        balancing: &Balancing,
+    ) -> Result<Preview, NoEndpoint> {
+        (self.preview)(service, balancing)
     }
 
     /// What this agent's own calls tell of `endpoint` now.

@@ -6,7 +6,8 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use serde::{Deserialize, Serialize};
 
-use super::{ApiState, ExposeSpec, breakers};
+use super::breakers::{self, Tally};
+use super::{ApiState, CallView, ExposeSpec};
 use crate::mesh::{Appointed, Endpoint, EndpointState, MemberView, ServiceView, Snapshot};
 use crate::model::{
     Enrolment, Epoch, MemberId, MemberName, MemberPhase, MemberState, Moment, PublicKey,
@@ -53,8 +54,25 @@ pub struct Service {
     pub protocol: String,
     /// How many there are.
     pub instances: usize,
-    /// How many of them take work.
+    /// How many of them take work by the word of their own agents.
     pub ready: usize,
+    /// How many of the ready ones calls from here avoid because they failed: by the word of the whole
+    /// mesh, or of this member's calls alone.
+    #[serde(default)]
+    pub ejected: usize,
+    /// How many of the ejected ones are so only here.
+    #[serde(default)]
+    pub ejected_here: usize,
+    /// How many of the other ready ones calls from here avoid, because the last two of them or more
+    /// failed: fewer than open a breaker.
+    #[serde(default)]
+    pub avoided: usize,
+    /// Whether more than half of it fails: nothing more of it is ejected, and nothing is sent twice.
+    #[serde(default)]
+    pub failing: bool,
+    /// Whether so much of it is ejected that all of it is called again.
+    #[serde(default)]
+    pub panic: bool,
 }
 
 /// One instance of a service.
@@ -68,15 +86,18 @@ pub struct EndpointRow {
     pub node: String,
     /// Where that member is dialled.
     pub address: String,
-    /// `ready`, `draining`, `failing`, `maint` or `down`.
+    /// `ready`, `ejected`, `probing`, `draining`, `failing`, `maint` or `down`. Ejected and probing are
+    /// ready by the word of their own agents.
     pub state: String,
-    /// Why it is in that state, or why it takes less work than that says; empty when all is well.
+    /// Why it is in that state, or why it takes less work than that says; empty when all is well. Whose
+    /// word a breaker's is comes first: `mesh: ` or `only here: `.
     pub reason: String,
     /// Its share; 100 is usual.
     pub weight: u16,
     /// Free words.
     pub tags: Vec<String>,
-    /// Connections that this agent has with it now.
+    /// Connections and requests that are under way now from this agent; to an instance of this very
+    /// machine also those of all other callers.
     pub inflight: u64,
     /// Always absent: this version does not measure it.
     pub latency_ms: Option<f64>,
@@ -314,19 +335,26 @@ pub(super) fn net(state: &ApiState) -> Vec<Net> {
 }
 
 /// `/v1/mesh/services`, by name. A service that only hidden members offer is hidden with them.
-pub(super) fn services(state: &ApiState) -> Vec<Service> {
+pub(crate) fn services(state: &ApiState) -> Vec<Service> {
     let snapshot = state.snapshot();
-    let shown = |view: &Arc<ServiceView>| service(view, &shown_endpoints(state, &snapshot, view));
+    let shown =
+        |view: &Arc<ServiceView>| service(state, view, &shown_endpoints(state, &snapshot, view));
     snapshot.services.values().map(shown).filter(|row| row.instances > 0).collect()
 }
 
-fn service(view: &ServiceView, endpoints: &[&Endpoint]) -> Service {
+fn service(state: &ApiState, view: &ServiceView, endpoints: &[&Endpoint]) -> Service {
     let is_ready = |endpoint: &&&Endpoint| endpoint.state == EndpointState::Ready;
+    let Tally { ejected, ejected_here, avoided } = Tally::of(state, endpoints.iter().copied());
     Service {
         name: view.name.to_string(),
         protocol: view.protocol.to_string(),
         instances: endpoints.len(),
         ready: endpoints.iter().filter(is_ready).count(),
+        ejected: ejected + ejected_here,
+        ejected_here,
+        avoided,
+        failing: view.is_failing,
+        panic: view.is_panic,
     }
 }
 
@@ -348,29 +376,15 @@ pub(super) fn endpoints(state: &ApiState, service: &ServiceName) -> Vec<Endpoint
     let now = state.clock.now();
     let snapshot = state.snapshot();
     let Some(view) = snapshot.services.get(service) else { return Vec::new() };
-    let (local, reports) = (state.local(), state.reports());
     let row = |endpoint: &Endpoint| {
         let calls = state.calls.of(endpoint);
-        let node = snapshot.members.get(&endpoint.member).map(|member| member.state);
         EndpointRow {
             service: service.to_string(),
             instance: endpoint.instance.to_string(),
             node: endpoint.member_name.to_string(),
             address: endpoint.address.to_string(),
             state: breakers::state_word(endpoint, &calls.report).to_owned(),
-            reason: match local.out.maintenance.get(&endpoint.instance) {
-                Some(why) if endpoint.member == state.me => format!("maintenance: {why}"),
-                _ => match reports.get(&endpoint.instance).and_then(|own| own.reason.as_deref()) {
-                    Some(why)
-                        if endpoint.member == state.me
-                            && endpoint.state == EndpointState::Failing =>
-                    {
-                        why.to_owned()
-                    }
-                    _ => breakers::reason(endpoint, &calls.report)
-                        .unwrap_or_else(|| reason(endpoint, node, calls.trouble)),
-                },
-            },
+            reason: why(state, &snapshot, view, endpoint, &calls),
             weight: endpoint.weight.0,
             tags: endpoint.tags.clone(),
             inflight: calls.report.in_flight.into(),
@@ -379,6 +393,30 @@ pub(super) fn endpoints(state: &ApiState, service: &ServiceName) -> Vec<Endpoint
         }
     };
     shown_endpoints(state, &snapshot, view).into_iter().map(row).collect()
+}
+
+/// Why an endpoint is seen as it is, by whoever knows best: this machine of its own instances, then
+/// breakers, then what its member says.
+pub(super) fn why(
+    state: &ApiState,
+    snapshot: &Snapshot,
+    view: &ServiceView,
+    endpoint: &Endpoint,
+    calls: &CallView,
+) -> String {
+    if endpoint.member == state.me {
+        if let Some(why) = state.local().out.maintenance.get(&endpoint.instance) {
+            return format!("maintenance: {why}");
+        }
+        let reports = state.reports();
+        let fault = reports.get(&endpoint.instance).and_then(|own| own.reason.as_deref());
+        if let (EndpointState::Failing, Some(why)) = (endpoint.state, fault) {
+            return why.to_owned();
+        }
+    }
+    let node = snapshot.members.get(&endpoint.member).map(|member| member.state);
+    let by_breakers = breakers::reason(state, view, endpoint, &calls.report);
+    by_breakers.unwrap_or_else(|| reason(endpoint, node, calls.trouble))
 }
 
 /// `/v1/mesh/drain`: what this machine offers and, until their last call ends, what it took back.
@@ -392,6 +430,8 @@ pub(super) fn rotation(state: &ApiState) -> Rotation {
         let word = match own.next() {
             _ if local.out.maintenance.contains_key(&spec.id) => EndpointState::Maint.as_str(),
             _ if local.out.is_draining(&spec.id) => EndpointState::Draining.as_str(),
+            // The mesh may not have heard yet.
+            Some(_) if local.failing.contains(&spec.id) => EndpointState::Failing.as_str(),
             Some(endpoint) => endpoint.state_word(),
             None => "pending",
         };

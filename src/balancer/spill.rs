@@ -129,8 +129,8 @@ impl From<Prefer> for Vec<&'static str> {
 pub struct Tier {
     /// Those that take calls.
     pub ready: usize,
-    /// All of them.
-    pub all: usize,
+    /// Those that took some and do not now, each from 1 down to 0 as it is given up.
+    pub missed: f64,
     /// Calls in flight to those that take calls.
     pub in_flight: u64,
     /// Their soft limits together; `None` when one has none.
@@ -151,9 +151,12 @@ pub fn spill(near: &Tier, far: &Tier) -> u16 {
 }
 
 /// What was lost of the near zone cannot be carried by the rest: calls leave in proportion once less
-/// than 70 % is left, as Envoy's overprovisioning factor of 1.4 has it.
+/// than 70 % is left, as Envoy's overprovisioning factor of 1.4 has it. Nobody says how large a zone is
+/// meant to be, so what stays away counts ever less: load and latency show whether the rest can do
+/// without it, and machines that are gone for good would draw calls away for ever.
 fn by_loss(near: &Tier) -> u16 {
-    let left = near.ready as f64 / near.all.max(1) as f64 / LOAD_BEGIN;
+    let ready = near.ready as f64;
+    let left = ready / (ready + near.missed) / LOAD_BEGIN;
     thousandths((1.0 - left) * f64::from(WHOLE))
 }
 
@@ -215,7 +218,7 @@ mod tests {
     fn calls_leave_before_the_near_zone_melts_and_stay_while_it_is_well() {
         let tier = |ready, in_flight, soft, millis| Tier {
             ready,
-            all: 4,
+            missed: (4 - ready) as f64,
             in_flight,
             soft,
             latency: Option::<u64>::map(millis, Duration::from_millis),
@@ -245,6 +248,28 @@ mod tests {
         ] {
             let share = spill(&near, &far);
             assert!(expected.contains(&share), "{why}: {share}");
+        }
+    }
+
+    /// A zone of four, each good for 100 calls a second, that takes 240 until two of them die. Its rest
+    /// answers the slower the busier it is (M/M/1, 10 ms when idle); far has room and takes 40 ms.
+    #[test]
+    fn zone_of_which_half_is_lost_does_not_melt_while_it_is_missed_nor_for_good() {
+        for missed in [2.0, 1.0, 0.5, 0.0] {
+            let (mut near_calls, mut busiest) = (240.0 * if missed > 0.0 { 0.7 } else { 1.0 }, 0.0);
+            for round in 0..100 {
+                let load = f64::min(near_calls / 200.0, 0.99);
+                let latency = Some(Duration::from_secs_f64(0.010 / (1.0 - load)));
+                let near = Tier { ready: 2, missed, latency, ..Tier::default() };
+                let far =
+                    Tier { ready: 4, latency: Some(Duration::from_millis(40)), ..Tier::default() };
+                let goal = 240.0 * (1.0 - f64::from(spill(&near, &far)) / f64::from(WHOLE));
+                near_calls += (goal - near_calls) * 0.1; // latency is an average of a while
+                if round >= 50 {
+                    busiest = f64::max(busiest, near_calls / 200.0);
+                }
+            }
+            assert!((0.8..0.95).contains(&busiest), "{missed} missed: {busiest} of what is left");
         }
     }
 }

@@ -290,6 +290,13 @@ impl Breaker {
         self.event.take()
     }
 
+    /// Failures one after the other until now, and how long ago the last one was; `None` after a success
+    /// and before the first failure.
+    pub fn failed_in_row(&self, now: Moment) -> Option<(u16, Duration)> {
+        let last_at = self.last_failure_at.filter(|_| self.failed_in_row > 0)?;
+        Some((self.failed_in_row, now.since(last_at)))
+    }
+
     /// What was seen lately, for the others in the mesh.
     pub fn window(&self, now: Moment) -> Window {
         let window = self.counts.window();

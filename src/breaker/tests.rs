@@ -524,7 +524,8 @@ fn report_costs_as_many_words_as_there_are_on_what_it_names_however_much_else_fa
 }
 
 proptest! {
-    /// Whatever one caller says, and however often, it ejects nothing.
+    /// Whatever one caller says, and however often, it ejects nothing; as soon as a second one says the
+    /// same, they do.
     #[test]
     fn one_caller_alone_ejects_nothing(
         said in prop::collection::vec((0_u64..1_000, 0_u16..2_000, 0_u16..2_000), 1..60),
@@ -538,6 +539,11 @@ proptest! {
             at += pause;
             prop_assert!(!is_ejected(&shared));
         }
+        for caller in 1..=2 {
+            hear(&mut shared, at, caller, &word(3, 3));
+        }
+        pass(&mut shared, at, at + 3_000);
+        prop_assert!(is_ejected(&shared), "two of two callers accuse it, and nobody objects");
     }
 
     /// Of however many that are accused one is always left.

@@ -25,8 +25,17 @@ const RED: &str = "31";
 const DIM: &str = "2";
 const BOLD: &str = "1";
 
+const ENDPOINTS_HELP: &str = "\
+STATE     ready takes work; ejected failed its callers, and probing comes back from that: REASON says by
+          whose word, 'mesh' for all callers, 'only here' for those of this machine
+WEIGHT    its share of the calls, 100 is usual
+INFLIGHT  connections and requests under way from this machine; to an instance of this very machine
+          those of all callers
+SINCE     when its own agent last said something new of it";
+
 /// Arguments of `endpoints`.
 #[derive(Debug, Args)]
+#[command(after_help = ENDPOINTS_HELP)]
 pub(super) struct EndpointsArgs {
     /// Which service
     #[arg(value_name = "SVC")]
@@ -96,21 +105,56 @@ pub(super) async fn services(global: &Global, listing: Listing) -> Outcome {
 }
 
 fn service_table(rows: &[Service]) -> String {
-    let mut grid = Grid::new(["SERVICE", "PROTOCOL", "READY", "STATE"]);
+    let mut grid = Grid::new(["SERVICE", "PROTOCOL", "READY", "STATE", "NOTE"]);
     for row in rows {
-        let word = match row.ready {
+        let word = match used(row) {
+            _ if row.failing => "failing",
+            0 if row.ready > 0 => "ejected",
             0 => "down",
-            ready if ready < row.instances => "partly",
+            used if used < row.instances => "partly",
             _ => "ready",
         };
         grid.row([
             cell(&row.name),
             cell(&row.protocol),
-            cell(format!("{}/{}", row.ready, row.instances)),
+            cell(format!("{}/{}", used(row), row.instances)),
             state(word),
+            cell(service_note(row)),
         ]);
     }
     grid.finish(&[2])
+}
+
+/// The instances that calls from here go to as usual.
+fn used(row: &Service) -> usize {
+    row.ready.saturating_sub(row.ejected)
+}
+
+/// What an operator should know of a service beside its numbers; empty when all is well.
+fn service_note(row: &Service) -> String {
+    let mut notes = Vec::new();
+    if row.failing {
+        notes.push("failing: most calls fail, so nothing is ejected".to_owned());
+    }
+    if row.panic {
+        notes.push("panic: too much is ejected, so all is called".to_owned());
+    }
+    notes.extend(ejections(row));
+    if row.avoided > 0 {
+        notes.push(format!("{} avoided here", row.avoided));
+    }
+    notes.join("; ")
+}
+
+/// `1 ejected, 2 only here`; absent when nothing is.
+fn ejections(row: &Service) -> Option<String> {
+    let by_all = row.ejected.saturating_sub(row.ejected_here);
+    match (by_all, row.ejected_here) {
+        (0, 0) => None,
+        (all, 0) => Some(format!("{all} ejected")),
+        (0, here) => Some(format!("{here} ejected only here")),
+        (all, here) => Some(format!("{all} ejected, {here} only here")),
+    }
 }
 
 /// The instances of one service.
@@ -288,7 +332,9 @@ fn status_screen(
         ("address", format!("{} (udp)", text("address"))),
         ("members", states_line(states)),
         ("services", services_line(services)),
+        ("ejected", ejected_line(services)),
     ];
+    rows.extend(troubled_line(services).map(|line| ("trouble", line)));
     let at = |key: &str| me[key].as_u64();
     let expiry = at("certificate_expires_at").zip(at("certificate_renews_at"));
     rows.extend(expiry.map(|(ends, renews)| ("certificate", expiry_line(ends, renews))));
@@ -337,7 +383,7 @@ fn services_line(services: &[Service]) -> String {
         return "none yet".to_owned();
     }
     let (ready, all) =
-        services.iter().fold((0, 0), |(r, a), row| (r + row.ready, a + row.instances));
+        services.iter().fold((0, 0), |(r, a), row| (r + used(row), a + row.instances));
     let colour = if ready == all { GREEN } else { YELLOW };
     let ready = painted(format_args!("{ready}/{all} instances ready"), colour);
     let without: Vec<_> =
@@ -347,6 +393,30 @@ fn services_line(services: &[Service]) -> String {
         false => painted(format_args!("; without any: {}", without.join(", ")), RED),
     };
     format!("{}, {ready}{without}", count(services.len(), "service"))
+}
+
+/// Of which services instances are ejected.
+fn ejected_line(services: &[Service]) -> String {
+    let told = |row: &Service| Some(format!("{}: {}", row.name, ejections(row)?));
+    let told: Vec<_> = services.iter().filter_map(told).collect();
+    match told.is_empty() {
+        true => "none".to_owned(),
+        false => {
+            let told = painted(told.join("; "), YELLOW);
+            format!("{told} (murmesh breakers)")
+        }
+    }
+}
+
+/// The services that fail as a whole, or of which too much is ejected; absent when none does.
+fn troubled_line(services: &[Service]) -> Option<String> {
+    let word = |row: &Service| match (row.failing, row.panic) {
+        (true, _) => Some(format!("{} is failing", row.name)),
+        (false, true) => Some(format!("{} is in panic", row.name)),
+        (false, false) => None,
+    };
+    let told: Vec<_> = services.iter().filter_map(word).collect();
+    (!told.is_empty()).then(|| painted(told.join(", "), RED))
 }
 
 fn expiry_line(ends: u64, renews: u64) -> String {

@@ -119,7 +119,7 @@ enum Verb {
     Services(Listing),
     /// List the instances of a service
     Endpoints(look::EndpointsArgs),
-    /// List whom calls avoid, by whose word and why
+    /// List instances that fail, or did of late: who says so, since when, and when they are tried next
     Breakers(calls::BreakersArgs),
     /// Call every instance of a service once, and see how long it takes
     Ping(calls::PingArgs),

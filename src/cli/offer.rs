@@ -8,24 +8,30 @@ use serde_json::{Value, json};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
-use super::Global;
 use super::client::{Client, encoded};
 use super::exit::{Exit, Failure, Outcome};
+use super::operate::until_empty;
 use super::output::{Drawing, Grid, Listing, cell, line, note, or_dash, show};
-use super::whole_number;
+use super::{Global, duration, whole_number};
 use crate::agent::{has_left, way_back};
-use crate::api::control::WEIGHT_MAX;
+use crate::api::control::{WEIGHT_MAX, check_capacity};
 use crate::api::views::{IssuerRow, Service};
 use crate::api::{ExposeRequest, ExposeSpec, Exposed, SettingView, UNTIL_RESTART, UpstreamSpec};
-use crate::balancer::{Balance, Prefer};
+use crate::balancer::{Balance, Near, Prefer};
 use crate::model::{Capacity, InstanceId, Protocol, RequestPattern, ServiceName, Target, Weight};
 use crate::proxy::{CheckSpec, HashKey};
 
 /// How long `expose` waits for the instance to accept one connection: it is only to warn.
 const PROBE_TIME_MAX: Duration = Duration::from_millis(500);
 
+const EXPOSE_HELP: &str = "\
+A check with a ttl waits for the word of the application, at least once in that time. On this machine:
+  curl -X PUT -H \"Authorization: Bearer $(cat DATA_DIR/api.token)\" \\
+    127.0.0.1:7371/v1/agent/check/pass/service:ID       (or warn, fail; ?note=TEXT)";
+
 /// Arguments of `expose`.
 #[derive(Debug, Args)]
+#[command(after_help = EXPOSE_HELP)]
 pub(super) struct ExposeArgs {
     /// The service it belongs to; without any argument: list what this machine offers
     #[arg(requires = "to")]
@@ -51,14 +57,14 @@ pub(super) struct ExposeArgs {
     /// Requests that the instance may get twice, such as "GET *": sent again when it fails
     #[arg(long, value_name = "METHOD PATH")]
     idempotent: Vec<RequestPattern>,
-    /// Calls at a time above which callers go elsewhere first
+    /// Calls at a time above which callers go elsewhere first; at most the hard limit
     #[arg(long, value_name = "CALLS", value_parser = whole_number::<u32>)]
     soft_limit: Option<u32>,
     /// Calls at a time above which the next is refused
     #[arg(long, value_name = "CALLS", value_parser = whole_number::<u32>)]
     hard_limit: Option<u32>,
-    /// A check that must pass, or it takes no work: /ready (HTTP), tcp, grpc, grpc:SERVICE or ttl=30s;
-    /// may be repeated
+    /// A check that must pass, or it takes no work: /ready (HTTP), tcp, grpc, grpc:SERVICE or ttl=30s
+    /// (see below); may be repeated
     #[arg(long, value_name = "PATH|tcp|grpc|ttl=TIME")]
     health: Vec<CheckSpec>,
     #[command(flatten)]
@@ -70,6 +76,9 @@ pub(super) struct ExposeArgs {
 pub(super) struct UnexposeArgs {
     /// Which instance; see 'murmesh expose'
     id: InstanceId,
+    /// How long to wait until nothing is in flight [default: not at all]; calls that it has go on
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    timeout: Option<Duration>,
 }
 
 /// Arguments of `upstream`.
@@ -128,6 +137,8 @@ pub(super) async fn expose(global: &Global, args: ExposeArgs) -> Outcome {
     let (Some(name), Some(to)) = (args.name, args.to) else {
         return list_exposed(client, args.listing).await;
     };
+    let inflight = Capacity { soft: args.soft_limit, hard: args.hard_limit };
+    check_limits(&inflight)?;
     let request = ExposeRequest {
         name,
         to,
@@ -137,7 +148,7 @@ pub(super) async fn expose(global: &Global, args: ExposeArgs) -> Outcome {
         tags: args.tags,
         weight: args.weight.map(Weight),
         idempotent: args.idempotent,
-        inflight: Capacity { soft: args.soft_limit, hard: args.hard_limit },
+        inflight,
         proxy_protocol: None,
         health: args.health.into_iter().map(Into::into).collect(),
     };
@@ -155,6 +166,17 @@ pub(super) async fn expose(global: &Global, args: ExposeArgs) -> Outcome {
         note(format_args!("nothing {what} at {to} yet; callers are refused until it does"));
     }
     Ok(Exit::Ok)
+}
+
+/// The agent refuses these, too, but knows nothing of flags.
+fn check_limits(limits: &Capacity) -> Result<(), Failure> {
+    let Err(error) = check_capacity(limits) else { return Ok(()) };
+    Err(match (limits.soft, limits.hard) {
+        (Some(soft), Some(hard)) if soft > hard => Failure::usage(format!(
+            "--soft-limit {soft} is above --hard-limit {hard}: expected at most {hard}"
+        )),
+        _ => Failure::usage(error),
+    })
 }
 
 /// What nothing does where an instance should be; `None` when it accepts a connection.
@@ -200,13 +222,24 @@ fn exposed_table(rows: &[ExposeSpec]) -> String {
     grid.finish(&[3, 5])
 }
 
-/// Takes an instance back.
+/// Takes an instance back, and waits until it is empty if that is asked for.
 pub(super) async fn unexpose(global: &Global, args: UnexposeArgs) -> Outcome {
     let client = Client::new(global)?;
     client.act(Method::DELETE, &format!("/v1/mesh/expose/{}", encoded(args.id.as_str()))).await?;
     line(format_args!("{} is no longer offered", args.id))?;
     note_files_win(&client, |row| row.key == format!("expose.{}", args.id)).await;
-    Ok(Exit::Ok)
+    let time = args.timeout.unwrap_or_default();
+    let Some(open) = until_empty(&client, Some(&args.id), time, |_| Ok(())).await? else {
+        return Ok(Exit::Ok);
+    };
+    let way_on = format!("murmesh wait {} --for empty", args.id);
+    if args.timeout.is_none() {
+        note(format_args!("{open} still open, and may end\n  try: {way_on}"));
+        return Ok(Exit::Ok);
+    }
+    let time = humantime::format_duration(time);
+    let message = format!("after {time} {open} still open; nothing new is taken");
+    Err(Failure::new(Exit::TimedOut, message).hint(way_on))
 }
 
 /// Opens or closes a local entry, or lists the open ones.
@@ -259,9 +292,21 @@ async fn list_upstreams(client: &Client, listing: Listing) -> Outcome {
 }
 
 fn upstream_table(rows: &[UpstreamSpec]) -> String {
-    let mut grid = Grid::new(["SERVICE", "LISTEN"]);
+    let mut grid = Grid::new(["SERVICE", "LISTEN", "BALANCE", "PREFER", "BREAKER"]);
     for spec in rows {
-        grid.row([cell(&spec.service), cell(&spec.listen)]);
+        let balance = match &spec.hash {
+            Some(key) => format!("{} by {}", spec.balance.as_str(), String::from(key.clone())),
+            None => spec.balance.as_str().to_owned(),
+        };
+        let prefer: Vec<_> = spec.prefer.tiers().map(Near::as_str).collect();
+        let breaker = spec.breaker.summary();
+        grid.row([
+            cell(&spec.service),
+            cell(&spec.listen),
+            cell(balance),
+            cell(if prefer.is_empty() { "any".to_owned() } else { prefer.join(",") }),
+            cell(if breaker.is_empty() { "as usual" } else { &breaker }),
+        ]);
     }
     grid.finish(&[])
 }

@@ -1,5 +1,6 @@
 //! `drain`, `maint`, `wait`, `reload`, `forget`: operating this machine's agent.
 
+use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use super::client::{Client, encoded};
 use super::exit::{Exit, Failure, Outcome};
 use super::output::{count, line, note};
 use super::{Global, duration};
-use crate::api::views::{OwnInstance, Rotation};
+use crate::api::views::{OwnInstance, Rotation, Service};
 use crate::api::{DrainRequest, ExposeSpec, Reloaded};
 use crate::model::InstanceId;
 
@@ -44,7 +45,7 @@ pub(super) struct MaintArgs {
     /// Take it back in
     #[arg(long)]
     off: bool,
-    /// Shown in this machine's listings
+    /// Shown in this machine's listings; that of before stays when this is not said
     #[arg(long, value_name = "TEXT", conflicts_with = "off")]
     reason: Option<String>,
 }
@@ -91,15 +92,43 @@ pub(super) async fn drain(global: &Global, args: DrainArgs) -> Outcome {
         Some("last_ready") => failure.hint("--force, or first start another instance elsewhere"),
         _ => failure,
     })?;
+    let open = until_empty(client, args.id.as_ref(), args.timeout, |rotation| {
+        match is_out(rotation, args.id.as_ref()) {
+            true => Ok(()),
+            false => {
+                let message = format!("{name} was taken back in while it drained");
+                Err(Failure::new(Exit::Warning, message))
+            }
+        }
+    })
+    .await?;
+    let Some(open) = open else {
+        line(format_args!("{name} is drained: nothing is in flight"))?;
+        return Ok(Exit::Ok);
+    };
+    let time = humantime::format_duration(args.timeout);
+    let id = args.id.map(|id| format!(" {id}")).unwrap_or_default();
+    Err(Failure::new(
+        Exit::TimedOut,
+        format!("after {time} {open} still open; nothing new is taken"),
+    )
+    .hint(format_args!("murmesh drain{id}, to wait on; murmesh drain{id} --off, to take it back")))
+}
+
+/// Waits until an instance, or all of this machine when absent, has nothing in flight, and says what it
+/// still has after `time`. `check` may end it earlier.
+pub(super) async fn until_empty(
+    client: &Client,
+    id: Option<&InstanceId>,
+    time: Duration,
+    check: impl Fn(&Rotation) -> Result<(), Failure>,
+) -> Result<Option<String>, Failure> {
     let mut progress = Progress::default();
-    let emptied = timeout(args.timeout, async {
+    let emptied = timeout(time, async {
         loop {
             let rotation = rotation(client).await?;
-            if !is_out(&rotation, args.id.as_ref()) {
-                let message = format!("{name} was taken back in while it drained");
-                return Err(Failure::new(Exit::Warning, message));
-            }
-            let open = open(&rotation, args.id.as_ref());
+            check(&rotation)?;
+            let open = open(&rotation, id);
             if open.is_empty() {
                 return Ok(());
             }
@@ -111,18 +140,8 @@ pub(super) async fn drain(global: &Global, args: DrainArgs) -> Outcome {
     progress.clear();
     emptied.unwrap_or(Ok(()))?;
     let rotation = rotation(client).await?;
-    let open = open(&rotation, args.id.as_ref());
-    if open.is_empty() {
-        line(format_args!("{name} is drained: nothing is in flight"))?;
-        return Ok(Exit::Ok);
-    }
-    let (time, open) = (humantime::format_duration(args.timeout), told(&open));
-    let id = args.id.map(|id| format!(" {id}")).unwrap_or_default();
-    Err(Failure::new(
-        Exit::TimedOut,
-        format!("after {time} {open} still open; nothing new is taken"),
-    )
-    .hint(format_args!("murmesh drain{id}, to wait on; murmesh drain{id} --off, to take it back")))
+    let open = open(&rotation, id);
+    Ok((!open.is_empty()).then(|| told(&open)))
 }
 
 async fn end_drain(client: &Client, id: Option<&InstanceId>, name: &str) -> Outcome {
@@ -211,6 +230,7 @@ pub(super) async fn maint(global: &Global, args: MaintArgs) -> Outcome {
     let client = &Client::new(global)?;
     let exposed: Vec<ExposeSpec> = client.get("/v1/mesh/expose").await?;
     let ids = meant(&exposed, &args.which);
+    let last = if args.off { Vec::new() } else { last_ready(client, &ids).await? };
     let reason = args.reason.map(|reason| format!("&reason={}", encoded(&reason)));
     let query = format!("enable={}{}", !args.off, reason.unwrap_or_default());
     for id in &ids {
@@ -234,7 +254,29 @@ pub(super) async fn maint(global: &Global, args: MaintArgs) -> Outcome {
             "it takes none yet: it drains, too\n  try: murmesh drain --off, with its id or without",
         );
     }
+    for service in last {
+        let which = &args.which;
+        note(format_args!(
+            "nobody else is ready to serve {service}: callers are refused\n  \
+             try: murmesh maint {which} --off, or start another instance elsewhere"
+        ));
+    }
     Ok(Exit::Ok)
+}
+
+/// The services of which these instances of this machine are all that is ready.
+async fn last_ready(client: &Client, ids: &[InstanceId]) -> Result<Vec<String>, Failure> {
+    let services: Vec<Service> = client.get("/v1/mesh/services").await?;
+    let rotation = rotation(client).await?;
+    let goes = |row: &&OwnInstance| {
+        row.state == "ready" && ids.iter().any(|id| id.as_str() == row.instance)
+    };
+    let mut going: BTreeMap<&str, usize> = BTreeMap::new();
+    for row in rotation.instances.iter().filter(goes) {
+        *going.entry(row.service.as_str()).or_default() += 1;
+    }
+    let is_last = |row: &&Service| going.get(row.name.as_str()).is_some_and(|n| row.ready <= *n);
+    Ok(services.iter().filter(is_last).map(|row| row.name.clone()).collect())
 }
 
 /// The instance of that id, else those of the service of that name. What nothing here is called is
@@ -261,11 +303,12 @@ pub(super) async fn wait(global: &Global, args: WaitArgs) -> Outcome {
     let (id, goal) = (&args.which, args.goal);
     let is_agent = id.as_str() == "agent";
     let mut last = Err(client.no_agent());
+    let mut was_there = false;
     let waited = timeout(args.timeout, async {
         loop {
             last = match is_agent {
                 true => see_agent(client, goal).await,
-                false => see_instance(client, id, goal).await,
+                false => see_instance(client, id, goal, &mut was_there).await,
             };
             match &last {
                 Ok(Seen::Reached) => return Ok(()),
@@ -305,14 +348,22 @@ async fn readiness(client: &Client) -> Result<Seen, Failure> {
     }
 }
 
-async fn see_instance(client: &Client, id: &InstanceId, goal: Goal) -> Result<Seen, Failure> {
+/// `was_there` says whether it was seen before: what is taken back meanwhile is gone once it is empty.
+async fn see_instance(
+    client: &Client,
+    id: &InstanceId,
+    goal: Goal,
+    was_there: &mut bool,
+) -> Result<Seen, Failure> {
     let rotation = rotation(client).await?;
     let row = rotation.instances.iter().find(|row| row.instance == id.as_str());
+    let was_there = std::mem::replace(was_there, row.is_some());
     match (goal, row) {
         (Goal::Empty, Some(_)) => Ok(emptiness(&open(&rotation, Some(id)))),
+        (Goal::Empty, None) if was_there => Ok(Seen::Reached),
         // One that is not there has nothing in flight, and so has one that nobody ever meant.
-        (Goal::Empty, None) => Err(Failure::failed(format!("there is no instance '{id}' here"))),
-        (Goal::Ready, None) => Ok(Seen::NotYet("no such instance is offered here".to_owned())),
+        (_, None) => Err(Failure::failed(format!("there is no instance '{id}' here"))
+            .hint("murmesh expose, for those that there are")),
         (Goal::Ready, Some(row)) if row.state == "ready" => readiness(client).await,
         (Goal::Ready, Some(row)) => Ok(Seen::NotYet(format!("it is {}", row.state))),
     }

@@ -207,6 +207,16 @@ pub(super) fn state(word: &str) -> Cell {
     }
 }
 
+/// The state of a breaker in its colour: an open one refuses.
+pub(super) fn breaker(word: &str) -> Cell {
+    let cell = Cell::new(word);
+    match word {
+        "open" => cell.fg(Color::Red),
+        "half_open" => cell.fg(Color::Yellow),
+        _ => cell.add_attribute(Attribute::Dim),
+    }
+}
+
 /// `words` in a colour of the terminal.
 pub(super) fn painted(words: impl Display, colour: &str) -> String {
     match has_colour() {

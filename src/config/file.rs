@@ -295,14 +295,15 @@ impl Reader<'_> {
             ],
         );
         let span = |text: &str| Span::try_from(text.to_owned());
+        let interval = |text: &str| span(text).map_err(|error| format!("{error}; 100ms to 24h"));
         let text = |text: &str| Ok(text.to_owned());
         let mut written = WrittenCheck {
             http: self.text(table, at, "http", text),
             tcp: self.switch(table, at, "tcp"),
             grpc: self.text(table, at, "grpc", text),
-            ttl: self.text(table, at, "ttl", span),
+            ttl: self.text(table, at, "ttl", interval),
             at: self.text(table, at, "at", parse::<Target>),
-            interval: self.text(table, at, "interval", span),
+            interval: self.text(table, at, "interval", interval),
             timeout: self.text(table, at, "timeout", span),
             rise: self.number(table, at, "rise", 1, 100),
             fall: self.number(table, at, "fall", 1, 100),

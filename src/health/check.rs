@@ -101,10 +101,14 @@ impl Check {
         }
     }
 
+    /// Whether the application says how it is, and nothing is run.
+    pub(super) fn is_told(&self) -> bool {
+        matches!(self.plan, Plan::Told { .. })
+    }
+
     /// Whether it is to be run now; then it runs.
     pub(super) fn begin(&mut self, now: Moment) -> bool {
-        let is_active = matches!(self.plan, Plan::Active { .. });
-        let is_due = is_active && self.deadline().is_some_and(|deadline| deadline <= now);
+        let is_due = !self.is_told() && self.deadline().is_some_and(|deadline| deadline <= now);
         if is_due {
             self.turn = Turn::Running { again: false };
             self.began_at = Some(now);

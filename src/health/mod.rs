@@ -137,6 +137,11 @@ impl Health {
         self.checks.iter().filter_map(Check::deadline).min()
     }
 
+    /// When a word of the application runs out next. That needs no run.
+    pub fn poll_expiry(&self) -> Option<Moment> {
+        self.checks.iter().filter(|check| check.is_told()).filter_map(Check::deadline).min()
+    }
+
     /// A check that is due: whoever takes it runs it and says how it ended.
     pub fn poll_due(&mut self, now: Moment) -> Option<usize> {
         self.checks.iter_mut().position(|check| check.begin(now))

@@ -22,6 +22,7 @@ mod observe;
 mod pick;
 mod publication;
 mod relay;
+mod rotation;
 mod snapshot;
 mod transmit;
 mod view;
@@ -41,11 +42,13 @@ use crate::model::{
 use exchange::Exchange;
 use message::{Message, Unread};
 use publication::Publication;
+use rotation::Rotations;
 use view::Known;
 
 pub use config::{EPOCH_RESERVE, MeshConfig};
 pub use dials::{Dials, Lane};
 pub use pick::{Caller, NoEndpoint, pick};
+pub use rotation::Rotation;
 pub use snapshot::{
     Appointed, Endpoint, EndpointState, Enrolled, MemberView, ServiceView, Snapshot,
 };
@@ -119,6 +122,9 @@ pub struct Mesh {
     addresses: BTreeMap<MemberId, SocketAddr>,
     /// Bounded by the records in the catalogue.
     known: BTreeMap<MemberId, Known>,
+    /// Of the same members.
+    rotations: BTreeMap<MemberId, Rotations>,
+    started_at: Moment,
     /// Entries accepted since the last drain that others may not have.
     news: Vec<EntryKey>,
     /// Drained by the driver after every call.
@@ -181,6 +187,8 @@ impl Mesh {
             seeds: BTreeMap::new(),
             addresses: BTreeMap::new(),
             known: BTreeMap::new(),
+            rotations: BTreeMap::new(),
+            started_at: now,
             news: Vec::new(),
             transmits: VecDeque::new(),
             events: VecDeque::new(),

@@ -41,6 +41,9 @@ pub enum NoEndpoint {
     /// Every endpoint was taken out by its operator.
     #[error("every endpoint is in maintenance")]
     Maint,
+    /// Those that are ready are all farther than the caller lets its calls go.
+    #[error("every endpoint that is ready is farther than 'prefer' lets calls go")]
+    TooFar,
     /// Endpoints are failing, down, without weight, or tried already.
     #[error("no endpoint is ready")]
     NoEndpoints,
@@ -53,7 +56,7 @@ impl NoEndpoint {
             Self::UnknownService => "unknown_service",
             Self::Draining => "draining",
             Self::Maint => "maint",
-            Self::NoEndpoints => "no_endpoints",
+            Self::TooFar | Self::NoEndpoints => "no_endpoints",
         }
     }
 }
@@ -90,7 +93,7 @@ pub fn pick(
     let usable = endpoints.iter().enumerate().filter_map(|(at, endpoint)| {
         Some((at, endpoint.weight, (caller.nearness)(at)?, stance(at)))
     });
-    scan(usable, caller.order, rng).ok_or_else(|| why_none(endpoints))
+    scan(usable, caller.order, rng).ok_or_else(|| why_none(endpoints, caller.nearness))
 }
 
 /// The turn to probe what all callers have ejected.
@@ -120,14 +123,24 @@ fn as_last_resort(own: Stance) -> Stance {
     Stance { rank: own.rank.min(Rank::LastResort), ..own }
 }
 
-fn why_none(endpoints: &[Endpoint]) -> NoEndpoint {
+fn why_none(endpoints: &[Endpoint], nearness: &dyn Fn(usize) -> Option<u8>) -> NoEndpoint {
     let all = |state| endpoints.iter().all(|endpoint| endpoint.state == state);
+    let takes_work = |endpoint: &Endpoint| {
+        matches!(endpoint.state, EndpointState::Ready | EndpointState::Doubtful)
+            && endpoint.weight.0 > 0
+    };
+    let is_any = |is_near: bool| {
+        let mut usable = endpoints.iter().enumerate().filter(|(_, endpoint)| takes_work(endpoint));
+        usable.any(|(at, _)| nearness(at).is_some() == is_near)
+    };
     if endpoints.is_empty() {
         NoEndpoint::UnknownService
     } else if all(EndpointState::Draining) {
         NoEndpoint::Draining
     } else if all(EndpointState::Maint) {
         NoEndpoint::Maint
+    } else if is_any(false) && !is_any(true) {
+        NoEndpoint::TooFar
     } else {
         NoEndpoint::NoEndpoints
     }
@@ -143,25 +156,7 @@ mod tests {
 
     use super::*;
     use crate::breaker::Grounds;
-    use crate::model::{MemberId, Protocol, ServiceName, Weight};
-
-    fn endpoint(number: u8, state: EndpointState, weight: u16) -> Endpoint {
-        Endpoint {
-            instance: format!("web-{number}").parse().unwrap(),
-            member: MemberId::from_bytes([number; 16]),
-            member_name: format!("node-{number}").parse().unwrap(),
-            address: "127.0.0.1:7370".parse().unwrap(),
-            port: 80,
-            tags: Vec::new(),
-            weight: Weight(weight),
-            state,
-            zone: "".into(),
-            idempotent: Arc::default(),
-            capacity: Default::default(),
-            verdict: Verdict::Clear,
-            changed_at: Moment::START,
-        }
-    }
+    use crate::model::{Protocol, ServiceName, Weight};
 
     /// Picks among endpoints numbered from 0; `tried` and `avoided` are numbers.
     fn picked(
@@ -170,8 +165,12 @@ mod tests {
         avoided: &[u8],
     ) -> Result<u8, NoEndpoint> {
         let name: ServiceName = "web".parse().unwrap();
-        let endpoints =
-            (0..).zip(states).map(|(n, &(state, weight))| endpoint(n, state, weight)).collect();
+        let endpoint = |(number, &(state, weight))| Endpoint {
+            state,
+            weight: Weight(weight),
+            ..Endpoint::numbered(number)
+        };
+        let endpoints = (0..).zip(states).map(endpoint).collect();
         let view = ServiceView::new(name, Protocol::Tcp, endpoints);
         let stance = |at: usize| {
             let is_in = |numbers: &[u8]| numbers.iter().any(|number| usize::from(*number) == at);
@@ -238,8 +237,7 @@ mod tests {
 
     #[test]
     fn probe_that_is_due_goes_with_the_next_call_among_however_many() {
-        let number = |at: u8| endpoint(at, EndpointState::Ready, 100);
-        let mut endpoints: Vec<_> = (0..30).map(number).collect();
+        let mut endpoints: Vec<_> = (0..30).map(Endpoint::numbered).collect();
         endpoints[17].verdict = ejected();
         let view = ServiceView::new("web".parse().unwrap(), Protocol::Tcp, endpoints);
         let mut rng = SmallRng::seed_from_u64(3);
@@ -284,8 +282,7 @@ mod tests {
             ("and was taken", 71, Window::default(), true, calm, &[1]),
         ];
         for (why, now, window, has_probed, is_panic, expected) in cases {
-            let mut endpoints: Vec<_> =
-                (0..2).map(|number| endpoint(number, EndpointState::Ready, 100)).collect();
+            let mut endpoints: Vec<_> = (0..2).map(Endpoint::numbered).collect();
             endpoints[0].verdict = ejected();
             let name: ServiceName = "web".parse().unwrap();
             let mut view = ServiceView::new(name, Protocol::Tcp, endpoints);

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use super::Rotation;
 use crate::balancer::Shares;
 use crate::breaker::{Ejection, Verdict};
 use crate::model::{
@@ -109,6 +110,7 @@ pub struct ServiceView {
     /// Whether so much of it is ejected that verdicts are to be ignored.
     pub is_panic: bool,
     endpoints: Vec<Endpoint>,
+    in_rotation_since: Option<Moment>,
     ready: Shares,
     /// The places of those that are ejected and ready otherwise.
     ejected: Vec<usize>,
@@ -126,8 +128,20 @@ impl ServiceView {
         let places = || ready.iter().map(|one| one.candidate);
         let ejected = places().filter(is_ejected).collect();
         let has_other = !places().all(|at| is_ejected(&at));
+        let since = places().map(|at| endpoints[at].rotation.since());
+        let in_rotation_since = since.min().flatten(); // `None` is least
         let (is_failing, is_panic) = (false, false);
-        Self { name, protocol, is_failing, is_panic, endpoints, ready, ejected, has_other }
+        Self {
+            name,
+            protocol,
+            is_failing,
+            is_panic,
+            in_rotation_since,
+            endpoints,
+            ready,
+            ejected,
+            has_other,
+        }
     }
 
     /// All of them, whatever their state.
@@ -148,6 +162,12 @@ impl ServiceView {
     /// The places of those that are ejected and ready otherwise.
     pub(super) fn ejected(&self) -> &[usize] {
         &self.ejected
+    }
+
+    /// Since when the oldest of those that are ready is in rotation; `None` for longer than this agent
+    /// can tell, or when none is.
+    pub fn in_rotation_since(&self) -> Option<Moment> {
+        self.in_rotation_since
     }
 
     /// The shares of those that are ready, by their place among all.
@@ -183,6 +203,8 @@ pub struct Endpoint {
     pub idempotent: Arc<[RequestPattern]>,
     /// How many calls it takes at a time.
     pub capacity: Capacity,
+    /// Since when it takes work, or is missed.
+    pub rotation: Rotation,
     /// When this last changed, on this agent's clock.
     pub changed_at: Moment,
 }
@@ -201,6 +223,29 @@ impl Endpoint {
     /// Whether a request may be sent again although the instance may have had it.
     pub fn is_idempotent(&self, method: &str, path: &str) -> bool {
         self.idempotent.iter().any(|pattern| pattern.matches(method, path))
+    }
+}
+
+#[cfg(test)]
+impl Endpoint {
+    /// A ready one, alone on its member, that tests tell from others by its number.
+    pub(crate) fn numbered(number: u8) -> Self {
+        Self {
+            instance: format!("web-{number}").parse().unwrap(),
+            member: MemberId::from_bytes([number; 16]),
+            member_name: format!("node-{number}").parse().unwrap(),
+            address: "127.0.0.1:7370".parse().unwrap(),
+            port: 80,
+            tags: Vec::new(),
+            weight: Weight(100),
+            state: EndpointState::Ready,
+            zone: "".into(),
+            verdict: Verdict::Clear,
+            idempotent: Arc::default(),
+            capacity: Capacity::default(),
+            rotation: Rotation::In { since: None },
+            changed_at: Moment::START,
+        }
     }
 }
 

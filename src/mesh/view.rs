@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::rotation::BLIND_TIME;
 use super::{
     Appointed, Endpoint, EndpointState, Enrolled, Evidence, MemberView, Mesh, MeshEvent,
     ServiceView, Snapshot,
@@ -119,6 +120,7 @@ impl Mesh {
         let Some((record, _)) = self.catalogue.record(id) else { return };
         let state = self.state_of(now, id, record);
         self.note_instances(now, id, state);
+        self.note_rotations(now, id, state);
         let known = self.known.entry(id).or_insert_with(|| Known::new(now));
         let is_back =
             !known.is_there() && matches!(state, MemberState::Alive | MemberState::Suspect);
@@ -142,6 +144,16 @@ impl Mesh {
         known.changed_at = now;
         self.is_changed = true;
         self.events.extend(event.filter(|_| id != self.id));
+    }
+
+    fn note_rotations(&mut self, now: Moment, id: MemberId, state: MemberState) {
+        let Some((record, version)) = self.catalogue.record(id) else { return };
+        let states = record.instances.iter().map(|instance| {
+            (instance.id.clone(), EndpointState::of(state, record.phase, instance.state))
+        });
+        let can_tell = now.since(self.started_at) >= BLIND_TIME;
+        let rotations = self.rotations.entry(id).or_default();
+        rotations.handle_states(now, version.epoch, states, can_tell);
     }
 
     fn state_of(&self, now: Moment, id: MemberId, record: &MemberRecord) -> MemberState {
@@ -267,6 +279,11 @@ impl Mesh {
             verdict: self.shared.verdict(&key),
             idempotent: declared(record, instance),
             capacity: capacity(record, instance),
+            rotation: self
+                .rotations
+                .get(&member)
+                .map(|all| all.of(&instance.id))
+                .unwrap_or_default(),
             changed_at: known.record_at.map_or(known.changed_at, |at| known.changed_at.max(at)),
         }
     }

@@ -1,6 +1,7 @@
 //! What the known kinds of entries carry. Fields are only ever appended: a reader of an older
 //! version reads the prefix that it knows (see `wire::decode_payload`).
 
+use std::fmt;
 use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
@@ -69,6 +70,15 @@ pub struct Capacity {
     /// Above this its agent refuses them; no limit when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hard: Option<u32>,
+}
+
+impl fmt::Display for Capacity {
+    /// As files write it: `soft = 5, hard = 3`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let limit = |key, limit: Option<u32>| limit.map(|limit| format!("{key} = {limit}"));
+        let limits = [limit("soft", self.soft), limit("hard", self.hard)];
+        f.write_str(&limits.into_iter().flatten().collect::<Vec<_>>().join(", "))
+    }
 }
 
 impl Capacity {

@@ -48,7 +48,10 @@ pub enum NameError {
         digits: usize,
     },
     /// It is no protocol.
-    #[error("protocol '{text}' is unknown, expected tcp, http, h2, grpc or udp")]
+    #[error(
+        "protocol '{text}' is unknown, expected tcp, http, h2 or grpc; tcp for an instance that \
+         speaks TLS itself"
+    )]
     Protocol {
         /// As written, cut where it is long.
         text: String,

@@ -75,6 +75,10 @@ pub enum DialError {
     /// Instances are failing, down, without weight, or were all tried. Fault: the instances.
     #[error("no instance is ready")]
     NoEndpoints,
+    /// Those that are ready are all farther than the entry lets calls go. Fault: the operator, or the
+    /// instances that are near.
+    #[error("every instance that is ready is farther than 'prefer' lets calls go")]
+    TooFar,
     /// Instances, or the agents in front of them, take nothing new. Fault: nobody's.
     #[error("every instance is draining")]
     Draining,
@@ -126,7 +130,7 @@ impl DialError {
     pub const fn reason(self) -> &'static str {
         match self {
             Self::UnknownService => "unknown_service",
-            Self::NoEndpoints => "no_endpoints",
+            Self::TooFar | Self::NoEndpoints => "no_endpoints",
             Self::Draining => "draining",
             Self::Maint => "maint",
             Self::Denied => "denied",
@@ -157,6 +161,7 @@ impl From<NoEndpoint> for DialError {
             NoEndpoint::UnknownService => Self::UnknownService,
             NoEndpoint::Draining => Self::Draining,
             NoEndpoint::Maint => Self::Maint,
+            NoEndpoint::TooFar => Self::TooFar,
             NoEndpoint::NoEndpoints => Self::NoEndpoints,
         }
     }

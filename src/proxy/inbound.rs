@@ -16,7 +16,7 @@ use super::local::LocalSocket;
 use super::preamble::CalledBy;
 use super::stalls::{Evicted, Stalls};
 use super::tcp::{Leftover, carry, carry_while_instance_lasts};
-use super::traffic::Traffic;
+use super::traffic::{Meter, Traffic};
 use crate::mesh::Evidence;
 use crate::model::{MemberId, ServiceName};
 use crate::runtime::TaskGroup;
@@ -256,7 +256,8 @@ impl Inbound {
         // Said first: only then may a byte reach the instance.
         let outcome = match writer.accept().await {
             Ok(()) => {
-                let (local, bytes, stalls) = (&mut local, &traffic.bytes, &self.stalls);
+                let bytes = Meter::new(&traffic.bytes, None);
+                let (local, stalls) = (&mut local, &self.stalls);
                 let (writer, reader) = (&mut writer, &mut reader);
                 if mode.ends_with_instance() {
                     carry_while_instance_lasts(local, writer, reader, bytes, stalls, &work).await

@@ -224,10 +224,33 @@ pub enum Scope {
     Off,
 }
 
+impl Scope {
+    /// The word of the configuration.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Mesh => "mesh",
+            Self::Local => "local",
+            Self::Off => "off",
+        }
+    }
+}
+
 impl BreakerLimits {
     /// Whether nothing is set.
     pub fn is_default(&self) -> bool {
         *self == Self::default()
+    }
+
+    /// What is set, in a few words: `errors 3, scope local`; empty when nothing is.
+    pub fn summary(&self) -> String {
+        let words = [
+            self.errors.map(|errors| format!("errors {errors}")),
+            self.ratio.map(|ratio| format!("ratio {}", ratio.as_fraction())),
+            self.window.map(|window| format!("window {}", String::from(window))),
+            self.min.map(|min| format!("min {min}")),
+            self.scope.map(|scope| format!("scope {}", scope.as_str())),
+        ];
+        words.into_iter().flatten().collect::<Vec<_>>().join(", ")
     }
 
     /// With the defaults of what is absent.
@@ -253,10 +276,13 @@ impl TryFrom<String> for Span {
 
     fn try_from(text: String) -> Result<Self, String> {
         let has_unit = text.chars().any(char::is_alphabetic);
-        let span = humantime::parse_duration(&text).ok().filter(|span| has_unit && !span.is_zero());
-        span.map(Self).ok_or_else(|| {
-            format!("'{text}' is no duration with a unit, such as \"250ms\" or \"2s\"")
-        })
+        match humantime::parse_duration(&text) {
+            Ok(span) if has_unit && !span.is_zero() => Ok(Self(span)),
+            Ok(_) if has_unit => Err(format!(
+                "'{text}' is no time at all: expected more than that, such as \"250ms\" or \"2s\""
+            )),
+            _ => Err(format!("'{text}' is no duration with a unit, such as \"250ms\" or \"2s\"")),
+        }
     }
 }
 
@@ -308,6 +334,7 @@ mod tests {
         for bad in ["5", "0s", "", "-1s", "1 parsec"] {
             assert!(span(bad).unwrap_err().contains("such as"), "{bad}");
         }
+        assert!(span("0s").unwrap_err().contains("more than that"), "it has a unit");
         let share = |text: &str| Share::try_from(text.to_owned());
         assert_eq!(share("20%").unwrap().as_fraction(), 0.2);
         for bad in ["20", "101%", "-1%", "", "%"] {

@@ -40,10 +40,12 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-pub use board::{Boards, BreakerReport, Choice, EndpointReport, Picked, Tried};
+pub use board::{
+    Boards, BreakerReport, Choice, EndpointReport, FailedCalls, Opened, Picked, Preview, Tried,
+};
 pub use checker::{
-    CHECKS_MAX, CheckError, CheckReport, CheckSpec, CheckedInstance, Checker, HealthChecks, Report,
-    Reports, WordError, WrittenCheck, WrittenStatus,
+    CHECKS_MAX, CheckError, CheckReport, CheckSpec, CheckedAs, CheckedInstance, Checker,
+    HealthChecks, Report, Reports, WordError, WrittenCheck, WrittenStatus,
 };
 pub use dial::{DialError, MeshStream};
 pub use ingress::{PublicHosts, Route};
@@ -308,6 +310,16 @@ impl Proxy {
         let outbound = self.outbound.upgrade().ok_or(NoEndpoint::NoEndpoints)?;
         let picked = outbound.pick(service, &Choice::default(), &Tried::default())?;
         Ok(picked.endpoint().clone())
+    }
+
+    /// Where calls of `service` would go now through an entry that balances like this.
+    pub fn preview(
+        &self,
+        service: &ServiceName,
+        balancing: &Balancing,
+    ) -> Result<Preview, NoEndpoint> {
+        let outbound = self.outbound.upgrade().ok_or(NoEndpoint::NoEndpoints)?;
+        outbound.preview(service, &balancing.choice(None))
     }
 
     /// Replaces what this member serves. Connections to instances that are gone go on.

@@ -10,6 +10,7 @@ use std::io;
 use std::mem;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -22,7 +23,7 @@ use tokio::time::timeout;
 use tracing::debug;
 
 use super::EntryOptions;
-use super::board::{Avoid, Boards, Choice, Picked, Tried};
+use super::board::{Avoid, Boards, Choice, Picked, Preview, Tried};
 use super::budget::{Budgets, RetryBudget};
 use super::call::Call;
 use super::dial::DialError;
@@ -32,7 +33,7 @@ use super::preamble::CalledBy;
 use super::socks;
 use super::stalls::Stalls;
 use super::tcp::{Cut, Leftover, carry, carry_locally};
-use super::traffic::Traffic;
+use super::traffic::{Meter, Traffic};
 use crate::mesh::{Endpoint, NoEndpoint, Snapshot};
 use crate::model::{InstanceId, MemberId, Outcome, ServiceName};
 use crate::runtime::clock::Clock;
@@ -262,7 +263,7 @@ impl Outbound {
             Ok(connected) => {
                 let len = prefix.len;
                 drop(prefix); // it would pin its block for as long as the connection lives
-                let _ = self.carry(client, ask, connected, len).await; // it was told and counted
+                let _ = self.carry(client, ask, connected, len, None).await; // it was told and counted
             }
             Err(failure) => Box::pin(self.turn_away(client, ask, failure)).await,
         }
@@ -299,6 +300,16 @@ impl Outbound {
     ) -> Result<Picked, NoEndpoint> {
         let is_silent = |member: &MemberId| *member != self.me && self.peers.is_silent(member);
         self.boards.pick(&self.snapshot.load(), service, choice, tried, is_silent)
+    }
+
+    /// Where calls that are balanced like this would go now.
+    pub(super) fn preview(
+        &self,
+        service: &ServiceName,
+        choice: &Choice,
+    ) -> Result<Preview, NoEndpoint> {
+        let is_silent = |member: &MemberId| *member != self.me && self.peers.is_silent(member);
+        self.boards.preview(&self.snapshot.load(), service, choice, is_silent)
     }
 
     /// Whether there is an instance without trouble that was not `tried`.
@@ -355,7 +366,7 @@ impl Outbound {
             match route {
                 Ok(route) => {
                     call.note_answer();
-                    self.forgive(&call);
+                    self.note_taken(&call);
                     return Ok(Connected { route, call });
                 }
                 Err(Setback::Next { reason, avoid }) => {
@@ -429,6 +440,9 @@ impl Outbound {
         }
         // Its agent's word; whatever else keeps a call from an instance says nothing about that.
         let is_refused = reason == DialError::Unreachable && avoid == Avoid::Instance;
+        if is_refused {
+            call.picked().slot().note_absent();
+        }
         call.judge(if is_refused { Outcome::Unreached } else { Outcome::Unknown });
     }
 
@@ -437,11 +451,9 @@ impl Outbound {
         call.picked().slot().trouble.leave_alone(self.clock.now(), time);
     }
 
-    /// It took a call: what was before is over.
-    pub(super) fn forgive(&self, call: &Call) {
-        let slot = call.picked().slot();
-        slot.trouble.forgive();
-        slot.member.trouble.forgive();
+    /// It took a call.
+    pub(super) fn note_taken(&self, call: &Call) {
+        call.picked().slot().note_taken(self.clock.now());
     }
 
     /// Finds a way to the member of a call. The dial itself goes on when this is dropped.
@@ -508,13 +520,14 @@ impl Outbound {
     }
 
     /// Carries bytes between the client and its instance until both have ended. `prefix_len` bytes
-    /// of the client were on their way before.
+    /// of the client were on their way before; `sent` counts those that it is sent.
     pub(super) async fn carry(
         &self,
         mut client: LocalSocket,
         ask: Ask,
         mut connected: Connected,
         prefix_len: usize,
+        sent: Option<&AtomicU64>,
     ) -> Result<(), Cut> {
         let Connected { route, call } = &mut connected;
         let (service, endpoint) = (&ask.service, call.endpoint());
@@ -523,7 +536,7 @@ impl Outbound {
         let open = traffic.begin();
         traffic.bytes.inc_by(prefix_len as u64);
         ask.greeting.welcome(&mut client, endpoint).await?;
-        let (bytes, stalls) = (&traffic.bytes, &self.stalls);
+        let (bytes, stalls) = (Meter::new(&traffic.bytes, sent), &self.stalls);
         let outcome = match route {
             Route::Local { instance, left } => {
                 let left = mem::take(left);

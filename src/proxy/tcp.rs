@@ -16,8 +16,8 @@ use super::call::Call;
 use super::load::Work;
 use super::local::{CHUNKS_MAX, LocalReader, LocalSocket, LocalWriter};
 use super::stalls::{Stalls, WriteError};
+use super::traffic::Meter;
 use crate::model::Outcome;
-use crate::telemetry::Counter;
 use crate::transport::tunnel::{ResetCode, TunnelError, TunnelReader, TunnelWriter};
 
 /// Why a connection did not end by both its ends.
@@ -103,7 +103,7 @@ pub(super) async fn carry(
     writer: &mut TunnelWriter,
     reader: &mut TunnelReader,
     left: Leftover,
-    carried: &Counter,
+    carried: Meter<'_>,
     stalls: &Stalls,
     call: Option<&Call>,
 ) -> Result<(), Cut> {
@@ -132,7 +132,7 @@ pub(super) async fn carry_while_instance_lasts(
     local: &mut LocalSocket,
     writer: &mut TunnelWriter,
     reader: &mut TunnelReader,
-    carried: &Counter,
+    carried: Meter<'_>,
     stalls: &Stalls,
     work: &Work,
 ) -> Result<(), Cut> {
@@ -180,7 +180,7 @@ async fn to_tunnel(
     mut from: LocalReader<'_>,
     to: &mut TunnelWriter,
     left: Leftover,
-    carried: &Counter,
+    carried: Meter<'_>,
     given: Option<&Given<'_>>,
 ) -> Result<Ended, Cut> {
     let outcome = async {
@@ -195,7 +195,7 @@ async fn to_tunnel(
             if chunk.is_empty() {
                 return Ok(());
             }
-            carried.inc_by(chunk.len() as u64);
+            carried.count_said(chunk.len());
             to.write(chunk).await?;
             if let Some(given) = given {
                 given.note_said();
@@ -215,7 +215,7 @@ async fn to_tunnel(
 async fn to_local(
     from: &mut TunnelReader,
     mut to: LocalWriter<'_>,
-    carried: &Counter,
+    carried: Meter<'_>,
     stalls: &Stalls,
     given: Option<&Given<'_>>,
     call: Option<&Call>,
@@ -238,7 +238,7 @@ async fn to_local(
             return Ok(Ended::Well);
         };
         let chunks = &mut chunks[..count];
-        carried.inc_by(chunks.iter().map(|chunk| chunk.len() as u64).sum());
+        carried.count_sent(chunks.iter().map(Bytes::len).sum());
         if let Some(given) = given {
             if given.is_unasked() && to.is_over() {
                 return pending().await; // the other direction ends both
@@ -258,15 +258,17 @@ pub(super) async fn carry_locally(
     client: &mut LocalSocket,
     instance: &mut LocalSocket,
     left: Leftover,
-    carried: &Counter,
+    carried: Meter<'_>,
     stalls: &Stalls,
     call: Option<&Call>,
 ) -> Result<(), Cut> {
     let (client_reader, client_writer) = client.split();
     let (instance_reader, instance_writer) = instance.split();
-    let there = pin!(across(client_reader, instance_writer, left, carried, stalls, None));
+    let said = |len| carried.count_said(len);
+    let there = pin!(across(client_reader, instance_writer, left, said, stalls, None));
     let none = Leftover::default();
-    let back = pin!(across(instance_reader, client_writer, none, carried, stalls, call));
+    let sent = |len| carried.count_sent(len);
+    let back = pin!(across(instance_reader, client_writer, none, sent, stalls, call));
     match try_both(there, back).await? {
         (_, Ended::Well) => Ok(()),
         (_, Ended::Unwanted) => Err(Cut::Local(io::ErrorKind::BrokenPipe)),
@@ -277,7 +279,7 @@ async fn across(
     mut from: LocalReader<'_>,
     mut to: LocalWriter<'_>,
     mut left: Leftover,
-    carried: &Counter,
+    count: impl Fn(usize),
     stalls: &Stalls,
     call: Option<&Call>,
 ) -> Result<Ended, Cut> {
@@ -298,7 +300,7 @@ async fn across(
         if has_ended {
             break;
         }
-        carried.inc_by(chunk.len() as u64);
+        count(chunk.len());
         match wanted(to.write(std::slice::from_mut(&mut chunk), stalls).await)? {
             Ended::Well => {}
             unwanted => return Ok(unwanted),

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -31,6 +32,35 @@ pub(super) struct Counters {
     metrics: Arc<TrafficMetrics>,
     /// Bytes carried, both ways.
     pub(super) bytes: Counter,
+}
+
+/// Where the bytes of one connection are counted.
+#[derive(Clone, Copy)]
+pub(super) struct Meter<'a> {
+    /// Both ways.
+    all: &'a Counter,
+    /// Those to the socket for which they are carried, where somebody wants to know.
+    sent: Option<&'a AtomicU64>,
+}
+
+impl<'a> Meter<'a> {
+    /// `sent` counts those to the socket for which they are carried, too.
+    pub(super) fn new(all: &'a Counter, sent: Option<&'a AtomicU64>) -> Self {
+        Self { all, sent }
+    }
+
+    /// The socket said so much.
+    pub(super) fn count_said(&self, len: usize) {
+        self.all.inc_by(len as u64);
+    }
+
+    /// The socket is sent so much.
+    pub(super) fn count_sent(&self, len: usize) {
+        self.all.inc_by(len as u64);
+        if let Some(sent) = self.sent {
+            sent.fetch_add(len as u64, Ordering::Relaxed);
+        }
+    }
 }
 
 /// An open connection, counted until it is dropped; without [`Open::end`] it failed.

@@ -53,8 +53,9 @@ pub struct Access {
     pub status: u16,
     /// Why the mesh answered, or `cut` when the response did not come to its end.
     pub reason: Option<&'static str>,
-    /// Of the response's body; none where client and instance went on to speak something else.
-    pub bytes: Option<u64>,
+    /// That the client was sent: of the response's body, or of what came after it where client and
+    /// instance went on to speak something else.
+    pub bytes: u64,
     /// From the request to the end of the response.
     pub duration: Duration,
 }
@@ -167,7 +168,7 @@ struct Line<'a> {
     path: &'a str,
     status: u16,
     reason: Option<&'static str>,
-    bytes: Option<u64>,
+    bytes: u64,
     duration_ms: f64,
 }
 
@@ -205,7 +206,7 @@ mod tests {
             path: Some(path.parse().unwrap()),
             status: 200,
             reason: None,
-            bytes: Some(42),
+            bytes: 42,
             duration: Duration::from_micros(1_234),
         }
     }

@@ -119,6 +119,27 @@ struct ServiceLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct EjectedLabels {
+    service: String,
+    source: &'static str,
+}
+
+/// How the breakers of one service stand now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BreakerGauges {
+    /// Which.
+    pub service: String,
+    /// Whether so much of it is ejected that verdicts are ignored.
+    pub is_panic: bool,
+    /// Whether more than half of it fails.
+    pub is_failing: bool,
+    /// Instances that are ejected by the word of `local` or `mesh`.
+    pub ejected: [(&'static str, i64); 2],
+    /// Instances whose last calls from here failed, before a breaker opens.
+    pub avoided: i64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct StateLabels {
     state: &'static str,
 }
@@ -192,6 +213,11 @@ pub struct Metrics {
     retries: Family<ResultLabels, Counter>,
     breakers: Family<BreakerLabels, Counter>,
     breaker_panic: Family<ServiceLabels, Gauge>,
+    breaker_failing: Family<ServiceLabels, Gauge>,
+    breaker_ejected: Family<EjectedLabels, Gauge>,
+    /// How often news of own calls waited, because the gossip driver was busy. Nothing of it is lost.
+    pub breaker_news_delayed: Counter,
+    breaker_avoided: Family<ServiceLabels, Gauge>,
     /// Services whose breakers are counted.
     breaker_services: Arc<Mutex<BTreeSet<String>>>,
     renewals: Family<ResultLabels, Counter>,
@@ -285,9 +311,15 @@ impl Metrics {
             "series_dropped" "Series not made because a family was full" Counter::default();
             "member_flaps" "Members back within a minute of being down" Counter::default();
         };
-        let (breakers, breaker_panic) = table! {
+        let (breaker_news_delayed, breaker_avoided) = table! {
+            "breaker_news_delayed" "How often news of own calls waited for the gossip driver" Counter::default();
+            "breaker_avoided" "Instances whose last calls from here failed, before a breaker opens" Family::default();
+        };
+        let (breakers, breaker_panic, breaker_failing, breaker_ejected) = table! {
             "breaker_transitions" "Breakers that changed their state, by who said so" Family::default();
             "breaker_panic" "1 for services of which so much is ejected that verdicts are ignored" Family::default();
+            "breaker_failing" "1 for services of which more than half fails, so that nothing more is ejected" Family::default();
+            "breaker_ejected" "Instances that calls from here avoid because they failed, by whose word that is" Family::default();
         };
         let (sent, received, bytes_sent, bytes_received, turn) = table! {
             "gossip_datagrams_sent" "Gossip datagrams sent" Counter::default();
@@ -323,6 +355,10 @@ impl Metrics {
             retries,
             breakers,
             breaker_panic,
+            breaker_failing,
+            breaker_ejected,
+            breaker_news_delayed,
+            breaker_avoided,
             breaker_services: Arc::default(),
             renewals,
             health_checks,
@@ -429,11 +465,23 @@ impl Metrics {
         }
     }
 
-    /// Sets of which services so much is ejected that verdicts are ignored; forgets services not named.
-    pub fn set_breaker_panic(&self, services: impl IntoIterator<Item = (String, bool)>) {
+    /// Sets how the breakers of each service stand; forgets services not named.
+    pub fn set_breakers(&self, services: impl IntoIterator<Item = BreakerGauges>) {
         self.breaker_panic.clear();
-        for (service, is_panic) in services.into_iter().take(SERIES_MAX) {
-            self.breaker_panic.get_or_create(&ServiceLabels { service }).set(is_panic.into());
+        self.breaker_failing.clear();
+        self.breaker_ejected.clear();
+        self.breaker_avoided.clear();
+        for BreakerGauges { service, is_panic, is_failing, ejected, avoided } in
+            services.into_iter().take(SERIES_MAX / 2)
+        {
+            for (source, count) in ejected {
+                let labels = EjectedLabels { service: service.clone(), source };
+                self.breaker_ejected.get_or_create(&labels).set(count);
+            }
+            let labels = ServiceLabels { service };
+            self.breaker_panic.get_or_create(&labels).set(is_panic.into());
+            self.breaker_failing.get_or_create(&labels).set(is_failing.into());
+            self.breaker_avoided.get_or_create(&labels).set(avoided);
         }
     }
 

@@ -12,5 +12,6 @@ pub use events::{Event, EventKind, EventLog};
 pub use lines::LineQueue;
 pub use logging::{Log, LogFormat, LoggingError, init as init_logging};
 pub use metrics::{
-    Counter, Direction, Door, EndpointLabels, Metrics, RefusedLabels, TrafficLabels, TrafficMetrics,
+    BreakerGauges, Counter, Direction, Door, EndpointLabels, Metrics, RefusedLabels, TrafficLabels,
+    TrafficMetrics,
 };

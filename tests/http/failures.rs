@@ -11,7 +11,7 @@ use rustix::process::Signal;
 use super::client::Client;
 use super::instance::{Instance, Manners, Seen, sum};
 use super::{Stage, stage};
-use crate::support::{SOON, beside_others, check, eventually, sized, until};
+use crate::support::{SOON, beside_others, check, eventually, free_address, sized, until};
 
 #[test]
 fn post_that_an_instance_read_before_it_went_is_delivered_once_and_answered_502() {
@@ -36,6 +36,21 @@ fn post_that_an_instance_read_before_it_went_is_delivered_once_and_answered_502(
     assert_eq!(deliveries.len(), trials, "each was delivered");
     assert!(deliveries.values().all(|count| *count == 1), "{deliveries:?}");
     assert_eq!(stage.a().metric("murmesh_retries_total", &[]), 0.0);
+}
+
+#[test]
+fn long_body_of_which_no_instance_had_a_byte_goes_to_the_one_that_takes_it() {
+    let _turn = beside_others();
+    let instance = Instance::start("web");
+    // One of seven listens: the first to be asked hardly ever does.
+    let mut addresses: Vec<_> = (0..6).map(|_| free_address()).collect();
+    addresses.push(instance.address);
+    let stage = Stage::of("http", &addresses);
+    let body = vec![b'p'; 1 << 20];
+    let answer = stage.client().ask("POST", "/echo", "x-id: 1\r\n", &body).unwrap();
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert_eq!(answer.text().trim(), format!("{} {}", body.len(), sum(&body)));
+    assert_eq!(instance.seen.deliveries().get("1"), Some(&1));
 }
 
 #[test]

@@ -31,6 +31,7 @@ pub struct Manners {
     /// What those are answered with; 503 unless set.
     pub status: AtomicU64,
     requests: AtomicU64,
+    failures: AtomicU64,
     arrivals: Mutex<Vec<Instant>>,
     in_work: AtomicU64,
     in_work_max: AtomicU64,
@@ -39,6 +40,11 @@ pub struct Manners {
 impl Manners {
     pub fn requests(&self) -> u64 {
         self.requests.load(Relaxed)
+    }
+
+    /// Requests that it failed.
+    pub fn failures(&self) -> u64 {
+        self.failures.load(Relaxed)
     }
 
     /// When requests came, since `from`.
@@ -64,6 +70,7 @@ impl Manners {
         self.in_work.fetch_sub(1, Relaxed);
         // Spread evenly: 619 is coprime with 1,000.
         let has_failed = number * 619 % 1_000 < self.failing.load(Relaxed);
+        self.failures.fetch_add(has_failed.into(), Relaxed);
         let status = match self.status.load(Relaxed) {
             _ if !has_failed => 200,
             0 => 503,
@@ -123,6 +130,8 @@ async fn serve(listener: TcpListener, name: String, manners: Arc<Manners>) {
 /// One answer that a caller got.
 #[derive(Clone, Debug)]
 pub struct Told {
+    /// Which of those that were started together.
+    pub caller: usize,
     /// Since the load began.
     pub at: Duration,
     /// 0 when the connection broke.
@@ -187,6 +196,7 @@ impl Caller {
 
 /// What one caller is told that asks from `first` on every `period`, while it `goes_on`.
 fn call(
+    number: usize,
     entry: SocketAddr,
     begun: Instant,
     first: Instant,
@@ -199,7 +209,7 @@ fn call(
         let answer = caller.get("");
         let at = begun.elapsed();
         let (status, by, reason) = answer.unwrap_or_else(|e| (0, e.to_string(), None));
-        told.push(Told { at, status, by, reason });
+        told.push(Told { caller: number, at, status, by, reason });
         next = (next + period).max(Instant::now());
     }
     told
@@ -212,7 +222,7 @@ pub fn load(entry: SocketAddr, callers: u32, period: Duration, time: Duration) -
     std::thread::scope(|scope| {
         let start = |number| {
             let first = begun + period * number / callers;
-            scope.spawn(move || call(entry, begun, first, period, goes_on))
+            scope.spawn(move || call(number as usize, entry, begun, first, period, goes_on))
         };
         let threads: Vec<_> = (0..callers).map(start).collect();
         threads.into_iter().flat_map(|thread| thread.join().expect("a caller")).collect()
@@ -239,7 +249,7 @@ pub fn load_while(
         let end = End(&is_over);
         let start = |(number, entry): (u32, &SocketAddr)| {
             let (entry, first) = (*entry, begun + period * number / entries.len() as u32);
-            scope.spawn(move || call(entry, begun, first, period, goes_on))
+            scope.spawn(move || call(number as usize, entry, begun, first, period, goes_on))
         };
         let threads: Vec<_> = (0..).zip(entries).map(start).collect();
         meanwhile(begun);

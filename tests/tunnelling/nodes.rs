@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use murmesh::breaker::Verdict;
-use murmesh::mesh::{Endpoint, EndpointState, Evidence, ServiceView, Snapshot};
+use murmesh::mesh::{Endpoint, EndpointState, Evidence, Rotation, ServiceView, Snapshot};
 use murmesh::model::{InstanceState, MemberId, Moment, Protocol, ServiceName, Target, Weight};
 use murmesh::proxy::{EntryOptions, LocalInstance, Proxy, Settings, Started};
 use murmesh::runtime::clock::Clock;
@@ -135,6 +135,7 @@ impl Node {
             idempotent: Default::default(),
             capacity: Default::default(),
             verdict: Verdict::Clear,
+            rotation: Rotation::In { since: None },
             changed_at: Moment::START,
         };
         (service.parse().unwrap(), endpoint)

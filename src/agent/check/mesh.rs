@@ -14,7 +14,7 @@ use tracing::warn;
 use super::machine::{Runs, machine};
 use super::{listed, span};
 use crate::agent::{disowned, seeds};
-use crate::api::views::is_shown;
+use crate::api::views::{self, Service, is_shown};
 use crate::api::{ApiState, Check, Readiness, SOCKET_FILE};
 use crate::config::Seed;
 use crate::mesh::{MemberView, Snapshot};
@@ -80,7 +80,9 @@ impl Inspector {
             issuers(&snapshot),
             degraded(state),
         ]);
-        checks.extend([services(&snapshot), open_services(&snapshot), instances]);
+        let rows = views::services(state);
+        checks.extend([services(&snapshot), ejected(&rows), failing(&rows)]);
+        checks.extend([open_services(&snapshot), instances]);
         checks.extend([dropped(state), self.api_socket()]);
         checks.extend(public(state, clock::unix_seconds()));
         checks
@@ -430,6 +432,61 @@ fn services(snapshot: &Snapshot) -> Check {
     }
 }
 
+/// Instances that calls go around because they failed.
+fn ejected(services: &[Service]) -> Check {
+    const ID: &str = "ejected";
+    let ejected = |row: &Service| match (row.ejected, row.ejected_here) {
+        (0, _) => None,
+        (all, 0) => Some(format!("{all} of {} of {}", row.instances, row.name)),
+        (all, here) => {
+            Some(format!("{all} of {} of {}, {here} only here", row.instances, row.name))
+        }
+    };
+    let told: Vec<_> = services.iter().filter_map(ejected).collect();
+    let shunned: Vec<_> = services.iter().filter(|row| row.avoided > 0).collect();
+    let mut faults = Vec::new();
+    if !told.is_empty() {
+        faults.push(format!("ejected, because calls to them failed: {}", told.join("; ")));
+    }
+    if !shunned.is_empty() {
+        let told = |row: &&Service| format!("{} of {} of {}", row.avoided, row.instances, row.name);
+        let told: Vec<_> = shunned.iter().map(told).collect();
+        faults.push(format!("avoided, because their last calls failed: {}", told.join("; ")));
+    }
+    let fix = match (told.is_empty(), shunned.first()) {
+        (true, None) => return Check::pass(ID, "no instance is ejected or avoided"),
+        (true, Some(row)) => format!("murmesh endpoints {}, for what they met", row.name),
+        (false, _) => "murmesh breakers, for who saw what and when they are tried".to_owned(),
+    };
+    Check::warn(ID, faults.join("; and "), fix)
+}
+
+/// Services that fail as a whole: nobody is spared them by ejecting one instance.
+fn failing(services: &[Service]) -> Check {
+    const ID: &str = "failing";
+    let named = |is_meant: fn(&Service) -> bool| -> Vec<&str> {
+        services.iter().filter(|row| is_meant(row)).map(|row| row.name.as_str()).collect()
+    };
+    let (failing, panic) = (named(|row| row.failing), named(|row| row.panic && !row.failing));
+    let mut faults = Vec::new();
+    if !failing.is_empty() {
+        let what = "most calls fail, so that nothing is ejected or sent twice";
+        faults.push(format!("{what}: {}", listed(&failing)));
+    }
+    if !panic.is_empty() {
+        let what = "so much is ejected that all of it is called again";
+        faults.push(format!("{what}: {}", listed(&panic)));
+    }
+    match failing.iter().chain(&panic).next() {
+        None => Check::pass(ID, "no service fails as a whole"),
+        Some(first) => Check::warn(
+            ID,
+            faults.join("; "),
+            format!("what its instances share, such as a database; murmesh events {first}"),
+        ),
+    }
+}
+
 /// In this version nobody can limit who calls a service.
 fn open_services(snapshot: &Snapshot) -> Check {
     let names: Vec<_> = snapshot.services.keys().collect();
@@ -490,6 +547,39 @@ mod tests {
         assert_eq!([f64::NAN, 0.2, -59.0].map(status), [CheckStatus::Pass; 3]);
         assert_eq!([60.0, -1_799.0].map(status), [CheckStatus::Warn; 2]);
         assert_eq!([-1_800.0, 9e9].map(status), [CheckStatus::Fail; 2]);
+    }
+
+    #[test]
+    fn what_is_ejected_fails_as_a_whole_or_is_in_panic_is_told() {
+        let well = Service {
+            name: "web".to_owned(),
+            protocol: "http".to_owned(),
+            instances: 4,
+            ready: 4,
+            ejected: 0,
+            ejected_here: 0,
+            avoided: 0,
+            failing: false,
+            panic: false,
+        };
+        let all = |row: &Service| {
+            [ejected(std::slice::from_ref(row)), failing(std::slice::from_ref(row))]
+        };
+        assert_eq!(all(&well).map(|check| check.status), [CheckStatus::Pass; 2]);
+        let one = Service { ejected: 2, ejected_here: 1, ..well.clone() };
+        let [told, _] = all(&one);
+        assert_eq!(told.status, CheckStatus::Warn);
+        assert!(told.message.contains("2 of 4 of web, 1 only here"), "{told:?}");
+        let [told, _] = all(&Service { avoided: 1, ..well.clone() });
+        assert_eq!(told.status, CheckStatus::Warn);
+        assert!(told.fix.contains("endpoints web"), "{told:?}");
+        for sick in
+            [Service { failing: true, ..well.clone() }, Service { panic: true, ..well.clone() }]
+        {
+            let [_, told] = all(&sick);
+            assert_eq!(told.status, CheckStatus::Warn);
+            assert!(told.message.contains("web") && !told.fix.is_empty(), "{told:?}");
+        }
     }
 
     #[test]

@@ -16,7 +16,7 @@ use serde_json::Value;
 
 use super::ApiState;
 use super::blocking::{Served, Wait};
-use super::control::{Control, Lifetime};
+use super::control::{Control, Lifetime, Maintenance};
 use super::problem::Refusal;
 use super::routes::{named, whole_body};
 use crate::health::CheckResult;
@@ -62,16 +62,17 @@ pub(super) async fn maintenance(
     let id = named::<InstanceId>(&id)?;
     let pairs = read_pairs(pairs)?;
     let value = |name| pairs.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
-    let reason = match value("enable") {
+    let maintenance = match value("enable") {
         Some("true" | "1") => {
             let reason = value("reason").filter(|reason| !reason.is_empty());
-            let reason = reason.unwrap_or("no reason was given");
-            Some(reason.chars().filter(|c| !c.is_control()).take(REASON_LEN_MAX).collect())
+            Maintenance::Begin(reason.map(|reason| {
+                reason.chars().filter(|c| !c.is_control()).take(REASON_LEN_MAX).collect()
+            }))
         }
-        Some("false" | "0") => None,
+        Some("false" | "0") => Maintenance::End,
         _ => return Err(Refusal::malformed("say either ?enable=true or ?enable=false")),
     };
-    Control::ask(&state.control, |reply| Control::Maintain { id, reason, reply }).await?;
+    Control::ask(&state.control, |reply| Control::Maintain { id, maintenance, reply }).await?;
     Ok(done())
 }
 

@@ -39,6 +39,16 @@ const REASON_LEN_MAX: usize = 200;
 /// Words of applications that wait. Whoever pushes waits for the answer.
 const WORDS_MAX: usize = 64;
 
+/// What a check was made of. A result says nothing of an instance that is elsewhere, or that was away
+/// since.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CheckedAs {
+    /// Where it listens.
+    pub target: Target,
+    /// Which of its stays in rotation this is: a number that none before had.
+    pub stay: u64,
+}
+
 /// An instance and its checks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CheckedInstance {
@@ -46,8 +56,8 @@ pub struct CheckedInstance {
     pub id: InstanceId,
     /// What it serves.
     pub service: ServiceName,
-    /// Where it listens.
-    pub target: Target,
+    /// What its checks are made of.
+    pub known_as: CheckedAs,
     /// What it speaks.
     pub protocol: Protocol,
     /// How it wants to be told who calls, if it does.
@@ -61,7 +71,7 @@ impl CheckedInstance {
         LocalInstance {
             id: self.id.clone(),
             service: self.service.clone(),
-            target: self.target.clone(),
+            target: self.known_as.target.clone(),
             state: InstanceState::Ready,
             proxy_protocol: self.proxy_protocol,
             hard_limit: None,
@@ -86,8 +96,8 @@ impl CheckedInstance {
 /// How an instance stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
-    /// Where it was looked for.
-    pub target: Target,
+    /// What was looked at.
+    pub known_as: CheckedAs,
     /// Why it is failing; absent when it passes. At most 200 characters.
     pub reason: Option<String>,
     /// Each of its checks.
@@ -139,7 +149,7 @@ pub struct HealthChecks {
 
 impl HealthChecks {
     /// Checks these instances from now on, and no others. Those that stay as they are keep their
-    /// state; one with other checks at the same address takes work until one of them fails.
+    /// state; one with other checks takes work until one of them fails, unless it is known as another.
     pub fn check(&self, instances: Vec<CheckedInstance>) {
         self.wanted.send_if_modified(|wanted| {
             let is_new = **wanted != instances;
@@ -260,10 +270,16 @@ impl Checker {
         }
     }
 
-    /// When there is something to do; not before a run has ended while there is no place for another.
+    /// When there is something to do. While there is no place for another run, that is only a word that
+    /// runs out: what is due to be run waits for a run to end.
     fn deadline(&self) -> Option<Moment> {
-        let deadlines = self.checked.values().filter_map(|checked| checked.health.poll_timeout());
-        deadlines.min().filter(|_| self.running.len() < RUNS_MAX)
+        let has_place = self.running.len() < RUNS_MAX;
+        let healths = self.checked.values().map(|checked| &checked.health);
+        let deadlines = healths.filter_map(|health| match has_place {
+            true => health.poll_timeout(),
+            false => health.poll_expiry(),
+        });
+        deadlines.min()
     }
 
     /// Begins what is due, as far as there are places: what has waited longest goes first.
@@ -299,7 +315,7 @@ impl Checker {
                 Some(kept) if *kept.instance == *instance => kept,
                 kept => {
                     let was_passing = kept.is_some_and(|kept| {
-                        kept.instance.target == instance.target && kept.health.is_passing()
+                        kept.instance.known_as == instance.known_as && kept.health.is_passing()
                     });
                     self.count += 1;
                     let plans = instance.checks.iter().map(|spec| (spec.summary(), spec.plan()));
@@ -386,7 +402,7 @@ impl Checked {
             state: state.clone(),
         });
         Report {
-            target: self.instance.target.clone(),
+            known_as: self.instance.known_as.clone(),
             reason: self.health.reason().map(|reason| one_line(&reason)),
             checks: checks.collect(),
         }

@@ -78,7 +78,7 @@ async fn http(
 ) -> Result<String, Fault> {
     let stream = connect(instance, at).await?.into_stream();
     let speaks_h2 = at.is_none() && matches!(instance.protocol, Protocol::H2 | Protocol::Grpc);
-    let authority = authority(at.unwrap_or(&instance.target));
+    let authority = authority(at.unwrap_or(&instance.known_as.target));
     let (status, body) = match speaks_h2 {
         true => {
             let uri = format!("http://{authority}{path}");
@@ -213,7 +213,7 @@ async fn grpc(
     at: Option<&Target>,
 ) -> Result<String, Fault> {
     let stream = connect(instance, at).await?.into_stream();
-    let authority = authority(at.unwrap_or(&instance.target));
+    let authority = authority(at.unwrap_or(&instance.known_as.target));
     let uri = format!("http://{authority}/grpc.health.v1.Health/Check");
     let mut request = request(Method::POST, &uri, &BTreeMap::new())?;
     let headers = request.headers_mut();

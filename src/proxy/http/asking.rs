@@ -15,7 +15,6 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
-use bytes::Bytes;
 use futures_util::future::{Either, select};
 use http::header::{HeaderMap, HeaderValue, RETRY_AFTER};
 use http::request::Parts;
@@ -39,7 +38,7 @@ use crate::proxy::dial::DialError;
 use crate::proxy::outbound::{Dialled, Search, Setback, Way as Reach};
 use crate::runtime::clock;
 use crate::transport::Link;
-use crate::transport::tunnel::{Answer as TunnelAnswer, Header, Mode};
+use crate::transport::tunnel::{Header, Mode};
 
 /// Requests that one instance may have in flight from this caller; the next is answered at once, while
 /// it can still be of use to ask elsewhere. Far more than an instance works on at a time, and few
@@ -225,7 +224,7 @@ impl Question<'_> {
     fn note_answer(&self, Answer { response, call, .. }: &Answer) {
         let outbound = &self.http.outbound;
         call.note_answer();
-        outbound.forgive(call);
+        outbound.note_taken(call);
         if let Some(outcome) = early_outcome(response, self.outbox.is_grpc) {
             call.judge(outcome);
         }
@@ -396,20 +395,9 @@ impl Question<'_> {
             insists: call.insists(),
         };
         let header = header.encode().map_err(|_| Setback::Final(DialError::Unsupported))?;
-        let (mut writer, mut reader) = link.open().await?;
+        let (writer, mut reader) = link.open().await?;
         reader.end_as_said_of(&writer);
-        if !call.picked().is_ejected() {
-            return Ok(Way::Tunnel { writer, reader, header, is_open: false });
-        }
-        // It may well be turned away: of a long body too much would be gone to say it elsewhere.
-        writer.write(header).await.map_err(|_| lost())?;
-        match reader.answer().await {
-            Ok(TunnelAnswer::Accepted) => {
-                Ok(Way::Tunnel { writer, reader, header: Bytes::new(), is_open: true })
-            }
-            Ok(TunnelAnswer::Refused(refusal)) => Err(refusal.into()),
-            Err(_) => Err(lost()),
-        }
+        Ok(Way::Tunnel { writer, reader, header, is_open: false })
     }
 }
 

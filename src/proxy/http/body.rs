@@ -14,6 +14,7 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 use parking_lot::Mutex;
 use tokio::time::{Instant, Sleep, sleep_until};
 
+use super::acceptance::Acceptance;
 use super::client::Answering;
 use super::exchange::Carried;
 use super::head;
@@ -21,7 +22,8 @@ use super::malformed::Malformed;
 use super::upstream::Kept;
 
 /// Bytes of a request's body that are kept until its response begins, so that another instance can be
-/// asked; of a longer one nothing is.
+/// asked; of a longer one nothing is. No more are said before the agent of the instance has taken the
+/// connection: it may refuse it, and a request that nobody has had goes to another instance.
 const REPEAT_LEN_MAX: usize = 64 * 1024;
 
 /// A body ended before its end.
@@ -83,6 +85,8 @@ struct Sourced {
     /// What was said so far; `None` once it is too much, or will not be needed.
     kept: Option<Vec<Piece>>,
     kept_len: usize,
+    /// Read, and more than can be kept: it waits until the connection was taken.
+    held: Option<Frame<Bytes>>,
     has_ended: bool,
     /// Why nothing more comes.
     failure: Option<BodyError>,
@@ -102,6 +106,7 @@ impl Source {
             is_http2,
             kept: Some(Vec::new()),
             kept_len: 0,
+            held: None,
             has_ended: false,
             failure: None,
             attempt: 0,
@@ -118,7 +123,8 @@ impl Source {
             return None;
         }
         state.attempt += 1;
-        Some(Upload(Some(Attempt { source: Arc::clone(self), number: state.attempt, next: 0 })))
+        let (source, number) = (Arc::clone(self), state.attempt);
+        Some(Upload(Some(Attempt { source, number, next: 0, acceptance: None })))
     }
 
     /// Whether all of it can be said again.
@@ -142,10 +148,36 @@ impl Sourced {
         self.kept.is_some() && self.failure.is_none()
     }
 
+    /// What is to be said next, on a connection of which `acceptance` tells whether it was taken.
     fn poll_frame(
         &mut self,
         cx: &mut Context<'_>,
+        acceptance: Option<&Acceptance>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let frame = match self.held.take() {
+            Some(frame) => frame,
+            None => match ready!(self.poll_read(cx)) {
+                Some(Ok(frame)) => frame,
+                end => return Poll::Ready(end),
+            },
+        };
+        let len = frame.data_ref().map_or(0, Bytes::len);
+        if self.kept.is_some() && self.kept_len + len > REPEAT_LEN_MAX {
+            if acceptance.is_some_and(|acceptance| acceptance.poll(cx).is_pending()) {
+                self.held = Some(frame);
+                return Poll::Pending;
+            }
+            self.kept = None;
+        }
+        self.kept_len += len;
+        if let (Some(kept), Some(piece)) = (&mut self.kept, Piece::of(&frame)) {
+            kept.push(piece);
+        }
+        Poll::Ready(Some(Ok(frame)))
+    }
+
+    /// What the client says next.
+    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         if let Some(failure) = self.failure {
             return Poll::Ready(Some(Err(failure)));
         }
@@ -175,14 +207,6 @@ impl Sourced {
         {
             return self.fail(Malformed::TrailerName.into()); // of HTTP/2, which no gate has read
         }
-        let piece = Piece::of(&frame);
-        self.kept_len += frame.data_ref().map_or(0, Bytes::len);
-        if self.kept_len > REPEAT_LEN_MAX {
-            self.kept = None;
-        }
-        if let (Some(kept), Some(piece)) = (&mut self.kept, piece) {
-            kept.push(piece);
-        }
         Poll::Ready(Some(Ok(frame)))
     }
 
@@ -206,11 +230,20 @@ struct Attempt {
     number: u32,
     /// The piece to be said again next.
     next: usize,
+    /// Of the connection that it is said on.
+    acceptance: Option<Arc<Acceptance>>,
 }
 
 impl Upload {
     /// No body.
     pub(super) const EMPTY: Self = Self(None);
+
+    /// Says no more than can be said again before this connection was taken.
+    pub(super) fn wait_for(&mut self, acceptance: &Arc<Acceptance>) {
+        if let Some(attempt) = &mut self.0 {
+            attempt.acceptance = Some(Arc::clone(acceptance));
+        }
+    }
 }
 
 impl Body for Upload {
@@ -231,7 +264,7 @@ impl Body for Upload {
         if let Some(piece) = again {
             return Poll::Ready(Some(Ok(piece.into_frame())));
         }
-        let frame = state.poll_frame(cx);
+        let frame = state.poll_frame(cx, attempt.acceptance.as_deref());
         if frame.is_pending() {
             attempt.next -= 1;
         }
@@ -338,7 +371,7 @@ impl Download {
         match Pin::new(&mut self.body).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
                 self.patience.renew();
-                if let Some(carried) = &mut self.carried {
+                if let Some(carried) = &self.carried {
                     if let Some(data) = frame.data_ref() {
                         carried.count(data.len());
                     } else if let Some(trailers) = frame.trailers_ref() {

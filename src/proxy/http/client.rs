@@ -266,7 +266,6 @@ impl Client {
             Ok(connected) => {
                 if let Some(noted) = &mut noted {
                     noted.answered(&ask.service, connected.endpoint(), StatusCode::OK.as_u16());
-                    noted.switched();
                 }
                 self.front.lock().onward = Some(Onward::Tunnel(ask, connected, noted));
                 Response::new(Outgoing::EMPTY)

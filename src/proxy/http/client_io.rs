@@ -24,8 +24,9 @@ use crate::proxy::stalls::{STALL_AFTER, Stalls};
 
 /// How long a client may take from the first to the last byte of a head.
 pub(super) const HEAD_TIME_MAX: Duration = Duration::from_secs(10);
-/// An end that comes so soon after a request belongs to it. A guess: longer than a script takes from the
-/// one to the other, shorter than clients wait for answers.
+/// An end that comes so soon after a request belongs to it. A limit that the README states: on the wire a
+/// client that closes looks as one that only ends its side, until something is written to it. Longer than
+/// a script takes from its request to its end, shorter than people wait for answers.
 const END_TIME_MAX: Duration = Duration::from_millis(250);
 /// What is read at once.
 pub(super) const READ_LEN_MAX: usize = 64 * 1024;

@@ -21,7 +21,7 @@ use super::pool::{Key, Stream};
 use super::upstream::{Kept, UpstreamIo};
 use crate::model::{Moment, Outcome, Protocol, ServiceName};
 use crate::proxy::call::Call;
-use crate::proxy::traffic::Exchange;
+use crate::proxy::traffic::{Exchange, Meter};
 use crate::proxy::{EntryOptions, Span};
 use crate::telemetry::{Counter, Direction, Door, EventKind};
 use crate::transport::Link;
@@ -63,7 +63,7 @@ pub(super) struct Carried {
     noted: Option<Box<Noted>>,
     key: Key,
     exchange: Exchange,
-    pub(super) bytes: Counter,
+    bytes: Counter,
     call: Call,
     /// To the agent of the instance; `None` where that is this one.
     link: Option<Arc<Link>>,
@@ -73,11 +73,14 @@ pub(super) struct Carried {
 }
 
 impl Carried {
-    pub(super) fn count(&mut self, len: usize) {
-        self.bytes.inc_by(len as u64);
-        if let Some(noted) = &mut self.noted {
-            noted.count(len);
-        }
+    /// A piece of the response is on its way.
+    pub(super) fn count(&self, len: usize) {
+        self.meter().count_sent(len);
+    }
+
+    /// Where its bytes are counted.
+    pub(super) fn meter(&self) -> Meter<'_> {
+        Meter::new(&self.bytes, self.noted.as_ref().map(|noted| noted.bytes()))
     }
 
     /// The trailers of the response.
@@ -189,9 +192,6 @@ impl Http {
         let (status, endpoint) = (response.status(), call.endpoint());
         if let Some(noted) = &mut noted {
             noted.answered(service, endpoint, status.as_u16());
-            if upgrade.is_some() && status == StatusCode::SWITCHING_PROTOCOLS {
-                noted.switched();
-            }
         }
         let (peer, name) = (endpoint.member, &endpoint.member_name);
         let node = HeaderValue::from_str(name.as_str()).ok();

@@ -5,6 +5,7 @@
 //! instance carries bytes. Connections to instances rest in a [`pool`] between requests. What an
 //! application sees was parsed once, and what the mesh itself has to say is in [`answer`].
 
+mod acceptance;
 mod answer;
 mod asking;
 mod body;

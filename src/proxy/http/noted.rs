@@ -1,5 +1,7 @@
 //! What the access log says of one request.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use http::request::Parts;
 
 use crate::mesh::Endpoint;
@@ -12,6 +14,7 @@ pub(super) struct Noted {
     log: AccessLog,
     clock: Clock,
     begun_at: Moment,
+    bytes: AtomicU64,
     /// Until it is written down.
     access: Option<Access>,
 }
@@ -29,10 +32,10 @@ impl Noted {
             path: head.and_then(|head| head.uri.path_and_query().cloned()),
             status: 0,
             reason: Some("cut"),
-            bytes: Some(0),
+            bytes: 0,
             duration: Default::default(),
         };
-        Self { log, clock, begun_at: clock.now(), access: Some(access) }
+        Self { log, clock, begun_at: clock.now(), bytes: AtomicU64::new(0), access: Some(access) }
     }
 
     /// An instance answers.
@@ -45,11 +48,9 @@ impl Noted {
         }
     }
 
-    /// Client and instance go on to speak something else.
-    pub(super) fn switched(&mut self) {
-        if let Some(access) = &mut self.access {
-            access.bytes = None;
-        }
+    /// What the client is sent, of a response's body or after it, is counted here.
+    pub(super) fn bytes(&self) -> &AtomicU64 {
+        &self.bytes
     }
 
     /// The mesh answers.
@@ -66,13 +67,6 @@ impl Noted {
         }
     }
 
-    /// A piece of the response is on its way.
-    pub(super) fn count(&mut self, len: usize) {
-        if let Some(bytes) = self.access.as_mut().and_then(|access| access.bytes.as_mut()) {
-            *bytes += len as u64;
-        }
-    }
-
     /// The response is whole.
     pub(super) fn end(mut self) {
         if let Some(access) = &mut self.access {
@@ -84,6 +78,7 @@ impl Noted {
 impl Drop for Noted {
     fn drop(&mut self) {
         if let Some(mut access) = self.access.take() {
+            access.bytes = self.bytes.load(Ordering::Relaxed);
             access.duration = self.clock.now().since(self.begun_at);
             self.log.record(access);
         }

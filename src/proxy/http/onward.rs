@@ -21,13 +21,14 @@ impl Onward {
     pub(super) async fn carry(self, http: &Http, mut socket: LocalSocket, said: Bytes) {
         match self {
             Self::Upgraded(Switched { io, said: heard, carried }) => {
-                let (bytes, stalls) = (carried.bytes.clone(), &http.outbound.stalls);
-                let outcome = io.carry(&mut socket, heard, said, &bytes, stalls).await;
+                let (bytes, stalls) = (carried.meter(), &http.outbound.stalls);
+                let outcome = io.carry(&mut socket, heard, said, bytes, stalls).await;
                 carried.end_switched(&outcome);
             }
             Self::Tunnel(ask, connected, noted) => {
                 let (len, connected) = (said.len(), connected.with_said(said));
-                let outcome = http.outbound.carry(socket, ask, connected, len).await;
+                let sent = noted.as_ref().map(|noted| noted.bytes());
+                let outcome = http.outbound.carry(socket, ask, connected, len, sent).await;
                 if let (Some(noted), Ok(())) = (noted, outcome) {
                     noted.end();
                 }

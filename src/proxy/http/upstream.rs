@@ -21,13 +21,14 @@ use hyper_util::rt::TokioTimer;
 use parking_lot::Mutex;
 use tokio::time::timeout;
 
+use super::acceptance::Acceptance;
 use super::body::Upload;
 use super::chunks::{Chunked, Chunks};
 use super::tasks::Tasks;
 use crate::proxy::local::LocalSocket;
 use crate::proxy::stalls::Stalls;
 use crate::proxy::tcp::{Cut, Leftover, carry, carry_locally};
-use crate::telemetry::Counter;
+use crate::proxy::traffic::Meter;
 use crate::transport::tunnel::{Answer, Refusal, TunnelError, TunnelReader, TunnelWriter};
 
 /// What is read of an instance at once, and what may wait to be written to it.
@@ -80,8 +81,10 @@ impl Way {
 }
 
 /// What is known of a connection besides what it says.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Fate {
+    /// Whether its agent has taken it.
+    acceptance: Arc<Acceptance>,
     /// Bytes that were written on it.
     written: AtomicU64,
     /// Of those, how many before the last request.
@@ -91,6 +94,15 @@ pub(super) struct Fate {
 }
 
 impl Fate {
+    fn new(is_accepted: bool) -> Self {
+        Self {
+            acceptance: Arc::new(Acceptance::new(is_accepted)),
+            written: AtomicU64::new(0),
+            begun_at: AtomicU64::new(0),
+            refusal: Mutex::new(None),
+        }
+    }
+
     /// A request begins. Returns how many bytes were written before.
     fn begin(&self) -> u64 {
         let begun_at = self.written.load(Ordering::Relaxed);
@@ -140,7 +152,11 @@ pub(super) struct UpstreamIo {
 
 impl UpstreamIo {
     pub(super) fn new(way: Way) -> Self {
-        Self { way, fate: Arc::default(), is_deaf: false }
+        let is_accepted = match &way {
+            Way::Local(_) => true,
+            Way::Tunnel { is_open, .. } => *is_open,
+        };
+        Self { way, fate: Arc::new(Fate::new(is_accepted)), is_deaf: false }
     }
 
     /// How many bytes the instance was given at most; `None` when nobody knows.
@@ -167,10 +183,11 @@ impl UpstreamIo {
         client: &mut LocalSocket,
         said: Bytes,
         from_client: Bytes,
-        bytes: &Counter,
+        bytes: Meter<'_>,
         stalls: &Stalls,
     ) -> Result<(), Cut> {
         client.write_all(&said).await?;
+        bytes.count_sent(said.len());
         let left = Leftover { chunks: vec![from_client], has_ended: false };
         match self.way {
             Way::Local(mut instance) => {
@@ -192,7 +209,10 @@ impl Chunks for UpstreamIo {
             Way::Tunnel { reader, is_open, .. } => {
                 if !*is_open {
                     match ready!(reader.poll_answer(cx)).map_err(io_error)? {
-                        Answer::Accepted => *is_open = true,
+                        Answer::Accepted => {
+                            *is_open = true;
+                            self.fate.acceptance.accept();
+                        }
                         Answer::Refused(refusal) => {
                             *self.fate.refusal.lock() = Some(refusal);
                             return Poll::Ready(Err(io::ErrorKind::ConnectionRefused.into()));
@@ -278,9 +298,10 @@ impl Kept {
     /// Sends a request and waits for the head of its response.
     pub(super) fn send(
         mut self,
-        request: Request<Upload>,
+        mut request: Request<Upload>,
     ) -> impl Future<Output = Result<(Response<Incoming>, Self), Unanswered>> {
         let begun_at = self.fate.begin();
+        request.body_mut().wait_for(&self.fate.acceptance);
         let answer = self.sender.try_send_request(request);
         async move {
             let mut answer = pin!(answer);
@@ -371,8 +392,9 @@ impl Shared {
     /// Sends a request and waits for the head of its response.
     pub(super) async fn send(
         mut self,
-        request: Request<Upload>,
+        mut request: Request<Upload>,
     ) -> Result<Response<Incoming>, Unanswered> {
+        request.body_mut().wait_for(&self.fate.acceptance);
         if self.sender.ready().await.is_err() {
             return Err(self.fate.unsent());
         }

@@ -106,10 +106,10 @@ impl GossipHandle {
         answer.await.ok()
     }
 
-    /// Gives what this agent's own calls saw; see [`Mesh::handle_windows`] for when. Returns whether it
-    /// was taken: when commands wait already, the next windows have to do.
-    pub fn give_windows(&self, windows: Vec<OwnWindow>) -> bool {
-        self.commands.try_send(Command::Windows(windows)).is_ok()
+    /// Gives what this agent's own calls saw; see [`Mesh::handle_windows`] for when. Waits while the
+    /// driver is busy.
+    pub async fn give_windows(&self, windows: Vec<OwnWindow>) {
+        let _ = self.commands.send(Command::Windows(windows)).await;
     }
 
     /// One more address where a member may answer.

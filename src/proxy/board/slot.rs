@@ -1,0 +1,340 @@
+//! What one endpoint is to this caller: calls in flight, cost, breaker, last trouble.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use crate::balancer::{Balance, Load, Others, PeakEwma, Rank, Stance, WHOLE};
+use crate::breaker::{
+    Admission, Breaker, BreakerConfig, BreakerEvent, BreakerState, Ejection, InstanceKey,
+    OwnWindow, Trial, Trip, Verdict, Window,
+};
+use crate::mesh::Endpoint;
+use crate::model::{Moment, Outcome, ServiceName};
+use crate::proxy::load::Gauge;
+use crate::proxy::trouble::Trouble;
+
+/// What a member is to this caller: the part that all its instances share.
+#[derive(Debug, Default)]
+pub(super) struct MemberSlot {
+    /// Its agent cannot be reached. No evidence about its instances.
+    pub(super) trouble: Trouble,
+}
+
+/// What one endpoint is to this caller.
+#[derive(Debug)]
+pub(in crate::proxy) struct Slot {
+    key: InstanceKey,
+    service: ServiceName,
+    pub(super) member: Arc<MemberSlot>,
+    /// Its agent refused a call for it.
+    pub(in crate::proxy) trouble: Trouble,
+    in_flight: AtomicU32,
+    /// The work of an own instance, whoever causes it.
+    pub(super) gauge: Arc<Gauge>,
+    /// How busy others keep it.
+    pub(super) others: Others,
+    /// Whether the others were not told of the last call.
+    is_news: AtomicBool,
+    /// Whether nobody listened where it is, the last time that it was asked.
+    was_absent: AtomicBool,
+    /// When it first took a call again after that, in nanoseconds; 0 when it never was.
+    returned_at: AtomicU64,
+    pub(super) standing: Mutex<Standing>,
+}
+
+#[derive(Debug)]
+pub(super) struct Standing {
+    pub(super) cost: PeakEwma,
+    pub(super) breaker: Breaker,
+    /// Since when the breaker is as it is.
+    breaker_since: Option<Moment>,
+    /// How it opened last.
+    opened: Option<Opened>,
+    /// When this caller last took its turn to probe what all callers have ejected, and when that had
+    /// been tried before.
+    probed: Option<Probed>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Probed {
+    at: Moment,
+    after: Moment,
+}
+
+/// What listings show of an endpoint.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct EndpointReport {
+    /// Calls in flight, as far as this member knows.
+    pub in_flight: u32,
+    /// Until an answer began, or a connection was there.
+    pub latency: Option<Duration>,
+    /// Of this caller; `None` where it has not called the service.
+    pub breaker: Option<BreakerReport>,
+    /// The calls that failed last, if the very last one did and that was within [`FAILED_FOR`].
+    pub failed: Option<FailedCalls>,
+    /// Whether others keep it far busier than the rest.
+    pub is_crowded: bool,
+}
+
+/// How long calls that failed are shown where none came after them.
+const FAILED_FOR: Duration = Duration::from_secs(60);
+
+/// Calls of this member that failed one after the other until now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FailedCalls {
+    /// How many.
+    pub count: u16,
+    /// How long ago the last one was.
+    pub last_age: Duration,
+}
+
+/// How a breaker opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Opened {
+    /// Why.
+    pub trip: Trip,
+    /// Until when it refuses.
+    pub until: Moment,
+    /// Failures in a row by then.
+    pub in_row: u16,
+    /// What was seen by then.
+    pub window: Window,
+}
+
+/// What listings show of one breaker.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct BreakerReport {
+    /// In the field's words.
+    pub state: BreakerState,
+    /// How it opened last; `None` for one that never did.
+    pub opened: Option<Opened>,
+    /// When it became what it is, on this agent's clock; `None` for one that never changed.
+    pub since: Option<Moment>,
+    /// What was seen of late.
+    pub window: Window,
+}
+
+impl Slot {
+    pub(super) fn new(
+        key: InstanceKey,
+        service: ServiceName,
+        member: Arc<MemberSlot>,
+        config: &BreakerConfig,
+        seed: u64,
+    ) -> Self {
+        Self {
+            key,
+            service,
+            member,
+            trouble: Trouble::default(),
+            in_flight: AtomicU32::new(0),
+            gauge: Arc::default(),
+            others: Others::default(),
+            is_news: AtomicBool::new(false),
+            was_absent: AtomicBool::new(false),
+            returned_at: AtomicU64::new(0),
+            standing: Mutex::new(Standing {
+                cost: PeakEwma::default(),
+                breaker: Breaker::new(config, seed),
+                breaker_since: None,
+                opened: None,
+                probed: None,
+            }),
+        }
+    }
+
+    /// Calls in flight.
+    pub(in crate::proxy) fn in_flight(&self) -> u32 {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// Why new calls had better go elsewhere: the word of a refusal or loss of a moment ago.
+    pub(super) fn trouble_at(&self, now: Moment) -> Option<&'static str> {
+        self.member.trouble.at(now).or_else(|| self.trouble.at(now))
+    }
+
+    /// Nobody listens where it is: it restarts, or has no check that says so.
+    pub(in crate::proxy) fn note_absent(&self) {
+        self.was_absent.store(true, Ordering::Relaxed);
+    }
+
+    /// It took a call: what was before is over, and who had been absent is new.
+    pub(in crate::proxy) fn note_taken(&self, now: Moment) {
+        self.trouble.forgive();
+        self.member.trouble.forgive();
+        if self.was_absent.load(Ordering::Relaxed) && self.was_absent.swap(false, Ordering::Relaxed)
+        {
+            self.returned_at.store(now.as_nanos(), Ordering::Relaxed);
+        }
+    }
+
+    /// Since when it takes work, as `endpoint` and own calls say; `None` for longer than is known here.
+    pub(super) fn takes_work_since(&self, endpoint: &Endpoint) -> Option<Moment> {
+        let returned_at = self.returned_at.load(Ordering::Relaxed);
+        let returned = (returned_at > 0).then(|| Moment::from_nanos(returned_at));
+        endpoint.rotation.since().max(returned)
+    }
+
+    /// How busy the instance is, if it is an own one.
+    pub(in crate::proxy) fn gauge(&self) -> &Gauge {
+        &self.gauge
+    }
+
+    /// A call begins. Returns how many are in flight, this one included.
+    pub(in crate::proxy) fn enter(&self) -> u32 {
+        self.in_flight.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// A call ends.
+    pub(in crate::proxy) fn leave(&self) {
+        self.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// An answer began after so long.
+    pub(in crate::proxy) fn note_latency(&self, now: Moment, latency: Duration) {
+        self.standing.lock().cost.handle_latency(now, latency);
+    }
+
+    /// Its caller has waited for so long and gave up.
+    pub(in crate::proxy) fn note_given_up(&self, now: Moment, waited: Duration) {
+        self.standing.lock().cost.handle_given_up(now, waited);
+    }
+
+    /// A call has failed, and no breaker is to know.
+    pub(super) fn note_failure(&self, now: Moment) {
+        self.standing.lock().cost.handle_failure(now);
+    }
+
+    /// A call has ended; returns what that made of the breaker, and whether the other callers are to
+    /// be told at once: a stretch of failures has begun, or the breaker has changed.
+    pub(super) fn note_outcome(
+        &self,
+        now: Moment,
+        trial: Option<Trial>,
+        outcome: Outcome,
+    ) -> (Option<BreakerEvent>, bool) {
+        let mut standing = self.standing.lock();
+        standing.breaker.handle_outcome(now, trial, outcome);
+        let event = standing.poll_event(now);
+        let mut is_urgent = event.is_some();
+        if outcome.is_failure() {
+            standing.cost.handle_failure(now);
+            is_urgent |= standing.breaker.window(now).first_failure_age == Some(Duration::ZERO);
+        }
+        if outcome.is_evidence() {
+            self.is_news.store(true, Ordering::Relaxed);
+        }
+        (event, is_urgent)
+    }
+
+    /// What the others are to be told, if there is anything new.
+    pub(super) fn take_news(&self, now: Moment) -> Option<OwnWindow> {
+        let is_news = self.is_news.swap(false, Ordering::Relaxed);
+        is_news.then(|| OwnWindow {
+            key: self.key.clone(),
+            service: self.service.clone(),
+            window: self.standing.lock().breaker.window(now),
+        })
+    }
+
+    /// A call begins: the one that tries the instance, if nobody else may call it.
+    pub(super) fn begin(
+        &self,
+        now: Moment,
+        verdict: &Verdict,
+    ) -> (Option<Trial>, Option<BreakerEvent>) {
+        let mut standing = self.standing.lock();
+        if let Verdict::Ejected(ejection) = verdict
+            && verdict.admits(now) == Admission::Probe
+        {
+            standing.probed = Some(Probed { at: now, after: ejection.tried_at });
+        }
+        if standing.breaker.state() == BreakerState::Closed {
+            return (None, None);
+        }
+        (standing.breaker.begin_probe(now), standing.poll_event(now))
+    }
+
+    /// Whether this caller has taken the turn to probe that this ejection offers. A probe that nobody has
+    /// heard of within a period was turned away, or told nothing: it may take the turn again.
+    pub(super) fn has_probed(&self, now: Moment, ejection: &Ejection) -> bool {
+        let probed = self.standing.lock().probed;
+        probed.is_some_and(|probed| {
+            probed.after == ejection.tried_at && now.since(probed.at) < ejection.period
+        })
+    }
+
+    /// How it stands to a call, as far as its own agent has not said otherwise.
+    /// `cost_min` is what counts as the same.
+    pub(super) fn stance(
+        &self,
+        now: Moment,
+        endpoint: &Endpoint,
+        balance: Balance,
+        cost_min: f64,
+    ) -> Stance {
+        let in_flight = self.in_flight();
+        let is_above = |limit: Option<u32>| limit.is_some_and(|limit| in_flight >= limit);
+        let mut rank = if self.trouble_at(now).is_some() || is_above(endpoint.capacity.hard) {
+            Rank::LastResort
+        } else if is_above(endpoint.capacity.soft) || self.others.is_crowd(now) {
+            Rank::Full
+        } else {
+            Rank::Willing
+        };
+        let standing = self.standing.lock();
+        let mut share = WHOLE;
+        let cost = match balance {
+            Balance::PeakEwma => standing.cost.cost_at(now).max(cost_min),
+            _ => 1.0,
+        };
+        let mut load = Load { cost, in_flight };
+        match standing.breaker.admits(now) {
+            Admission::Pass => {}
+            Admission::Ramp(part) => share = share.min(part),
+            Admission::Probe => (load, share) = (Load::TRIAL, WHOLE),
+            Admission::Refuse { .. } => rank = Rank::LastResort,
+        }
+        Stance { rank, share, load }
+    }
+
+    pub(super) fn report(&self, now: Moment) -> EndpointReport {
+        let standing = self.standing.lock();
+        let breaker = BreakerReport {
+            state: standing.breaker.state(),
+            opened: standing.opened,
+            since: standing.breaker_since,
+            window: standing.breaker.window(now),
+        };
+        let in_row = standing.breaker.failed_in_row(now);
+        let in_row = in_row.filter(|(_, last_age)| *last_age < FAILED_FOR);
+        EndpointReport {
+            in_flight: self.in_flight(),
+            latency: standing.cost.latency_at(now),
+            breaker: Some(breaker),
+            failed: in_row.map(|(count, last_age)| FailedCalls { count, last_age }),
+            is_crowded: self.others.is_crowd(now),
+        }
+    }
+}
+
+impl Standing {
+    fn poll_event(&mut self, now: Moment) -> Option<BreakerEvent> {
+        let event = self.breaker.poll_event()?;
+        self.breaker_since = Some(now);
+        match event {
+            BreakerEvent::Opened { trip, until } => {
+                let in_row = self.breaker.failed_in_row(now).map_or(0, |(count, _)| count);
+                let window = self.breaker.window(now);
+                self.opened = Some(Opened { trip, until, in_row, window });
+            }
+            // It comes back by its ramp; what it did before is over.
+            BreakerEvent::HalfOpened => self.cost = PeakEwma::default(),
+            BreakerEvent::Closed => {}
+        }
+        Some(event)
+    }
+}
