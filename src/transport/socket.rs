@@ -7,11 +7,12 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
+use parking_lot::Mutex;
 use quinn::udp::{RecvMeta, Transmit, UdpSocketState};
 use quinn::{AsyncUdpSocket, Endpoint, EndpointConfig, TokioRuntime, UdpPoller};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::Interest;
-use tokio::net::UdpSocket;
+use tokio::io::unix::AsyncFd;
 use tracing::{info, warn};
 
 use super::path::PAYLOAD_LEN_MAX;
@@ -64,20 +65,60 @@ pub(super) fn bind(listen: SocketAddr) -> io::Result<Arc<dyn AsyncUdpSocket>> {
             "small socket buffers: raise net.core.rmem_max and wmem_max"
         );
     }
-    Ok(Arc::new(Port { io: UdpSocket::from_std(socket.into())?, state }))
+    let io = watch(socket, Interest::READABLE)?;
+    Ok(Arc::new(Port { io, state, full: Mutex::default() }))
 }
 
-/// The port. Beside quinn's own it keeps three things in mind:
+/// Asks the current tokio runtime to hear of one direction only.
+#[expect(
+    deprecated,
+    reason = "its successor is unsafe: a type may lie about what it owns, a Socket does not"
+)]
+fn watch(socket: Socket, interest: Interest) -> io::Result<AsyncFd<Socket>> {
+    AsyncFd::with_interest(socket, interest)
+}
+
+/// The port. Beside quinn's own it keeps four things in mind:
 ///
 /// - quinn hands over ten segments of the path's MTU; above 6,550 bytes the kernel takes fewer in one
 ///   call, and quinn would take the refusal for a black hole and fall back to 1,200 bytes.
 /// - A call that brings less than it could has emptied the socket: asking again is a call for nothing,
 ///   one for each message where there is one at a time.
 /// - Frames are slices of what one call received ([`spread`]).
+/// - Whoever asks the kernel to hear that a socket can be written hears it each time that a datagram has
+///   left it, and is woken for that: it is asked only after a write that found no room.
 #[derive(Debug)]
 struct Port {
-    io: UdpSocket,
+    /// Asked whether it can be read.
+    io: AsyncFd<Socket>,
     state: UdpSocketState,
+    /// The same socket, asked whether it can be written, from a write that found no room until there
+    /// is some.
+    full: Mutex<Option<Arc<AsyncFd<Socket>>>>,
+}
+
+impl Port {
+    fn send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        let sent = self.state.send(self.io.get_ref().into(), transmit);
+        if matches!(&sent, Err(error) if error.kind() == ErrorKind::WouldBlock) {
+            let mut full = self.full.lock();
+            if full.is_none() {
+                let socket = self.io.get_ref().try_clone()?;
+                *full = Some(Arc::new(watch(socket, Interest::WRITABLE)?));
+            }
+        }
+        sent
+    }
+
+    /// Waits until there is room in `full`, which was found without.
+    async fn room(&self, full: Arc<AsyncFd<Socket>>) -> io::Result<()> {
+        let outcome = full.writable().await.map(drop);
+        let mut last = self.full.lock();
+        if last.as_ref().is_some_and(|last| Arc::ptr_eq(last, &full)) {
+            *last = None;
+        }
+        outcome
+    }
 }
 
 impl AsyncUdpSocket for Port {
@@ -87,16 +128,12 @@ impl AsyncUdpSocket for Port {
 
     /// Of more than one call's worth what follows the first call may be lost, as on any network.
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        let send = |transmit: &Transmit<'_>| {
-            let send = || self.state.send((&self.io).into(), transmit);
-            self.io.try_io(Interest::WRITABLE, send)
-        };
-        let Some(segment_len) = transmit.segment_size else { return send(transmit) };
+        let Some(segment_len) = transmit.segment_size else { return self.send(transmit) };
         let mut calls = transmit.contents.chunks(CALL_LEN_MAX / segment_len * segment_len);
         let part = |contents| Transmit { contents, ..transmit.clone() };
-        calls.next().map_or(Ok(()), |first| send(&part(first)))?;
+        calls.next().map_or(Ok(()), |first| self.send(&part(first)))?;
         for contents in calls {
-            let _ = send(&part(contents)); // a full buffer: quinn repeats it, as what a router lost
+            let _ = self.send(&part(contents)); // a full buffer: quinn repeats it, as what a router lost
         }
         Ok(())
     }
@@ -111,11 +148,11 @@ impl AsyncUdpSocket for Port {
         let can_join = buffers.len() >= PIECES_MAX;
         let batches_max = if can_join { buffers.len() / PIECES_MAX } else { buffers.len() };
         loop {
-            ready!(self.io.poll_recv_ready(cx))?;
+            let mut ready = ready!(self.io.poll_read_ready(cx))?;
             let mut received = None;
-            let outcome = self.io.try_io(Interest::READABLE, || {
+            let outcome = ready.try_io(|io| {
                 let (buffers, metas) = (&mut buffers[..batches_max], &mut metas[..batches_max]);
-                let batches = self.state.recv((&self.io).into(), buffers, metas)?;
+                let batches = self.state.recv(io.get_ref().into(), buffers, metas)?;
                 received = Some(batches);
                 // Said inside, where no readiness that comes meanwhile is forgotten.
                 if batches < batches_max { Err(ErrorKind::WouldBlock.into()) } else { Ok(()) }
@@ -125,16 +162,15 @@ impl AsyncUdpSocket for Port {
                     return Poll::Ready(Ok(spread(buffers, metas, batches)));
                 }
                 (Some(batches), _) => return Poll::Ready(Ok(batches)),
-                (None, Err(error)) if error.kind() != ErrorKind::WouldBlock => {
-                    return Poll::Ready(Err(error));
-                }
-                (None, _) => {} // another one was faster
+                (None, Ok(Err(error))) => return Poll::Ready(Err(error)),
+                (None, _) => {} // nothing was there
             }
         }
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.io.local_addr()
+        let address = self.io.get_ref().local_addr()?;
+        address.as_socket().ok_or(ErrorKind::AddrNotAvailable.into())
     }
 
     fn max_transmit_segments(&self) -> usize {
@@ -166,12 +202,19 @@ impl fmt::Debug for Writable {
 
 impl UdpPoller for Writable {
     fn poll_writable(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let port = Arc::clone(&self.port);
-        let waiting =
-            self.waiting.get_or_insert_with(|| Box::pin(async move { port.io.writable().await }));
-        let outcome = ready!(waiting.as_mut().poll(cx));
-        self.waiting = None;
-        Poll::Ready(outcome)
+        let mut waiting = match self.waiting.take() {
+            Some(waiting) => waiting,
+            None => {
+                let Some(full) = self.port.full.lock().clone() else { return Poll::Ready(Ok(())) };
+                let port = Arc::clone(&self.port);
+                Box::pin(async move { port.room(full).await })
+            }
+        };
+        let room = waiting.as_mut().poll(cx);
+        if room.is_pending() {
+            self.waiting = Some(waiting);
+        }
+        room
     }
 }
 
