@@ -374,7 +374,10 @@ async fn listings_have_the_promised_shape() {
 
     let services = api.get("/v1/mesh/services").await;
     let expected = serde_json::json!([
-        { "name": "web", "protocol": "tcp", "instances": 2, "ready": 1 }
+        {
+            "name": "web", "protocol": "tcp", "instances": 2, "ready": 1,
+            "ejected": 0, "ejected_here": 0, "avoided": 0, "failing": false, "panic": false,
+        }
     ]);
     assert_eq!(services, expected);
 

@@ -430,7 +430,7 @@ fn checks_of_files_are_read_refused_with_their_place_and_changed_by_a_reload() {
         ("{ htpp = \"/ready\" }", "did you mean 'http'?"),
         ("[{ tcp = true }, { ttl = \"5\" }]", "expose[0].health[1].ttl"),
         ("{ tcp = true, ttl = \"5s\" }", "exactly one of"),
-        ("{ tcp = true, interval = \"0s\" }", "interval: '0s' is no time at all"),
+        ("{ tcp = true, interval = \"0s\" }", "health.interval = \"0s\": '0s' is no time at all"),
         ("{ tcp = true, interval = \"0s\" }", "100ms to 24h"),
         ("true", "expected { http"),
     ] {

@@ -232,6 +232,11 @@ fn what_is_taken_back_ends_what_it_has_and_unexpose_says_so_and_waits() {
     assert!(said.stderr.contains("murmesh wait web --for empty"), "{said:?}");
     far.run(&["wait", "web", "--for", "empty", "--timeout", "200ms"]).fails(3);
     expect_echo(&mut held, b"what is open goes on").unwrap();
+    drop(held);
+    eventually("it is empty and gone", SOON, || {
+        check(own(far, "web").0 == "absent", own(far, "web"))
+    });
+
     far.expose("web", server.address);
     near.wait_endpoints("web", 1);
     let mut held = TcpStream::connect(entry).unwrap();

@@ -295,7 +295,7 @@ impl Reader<'_> {
             ],
         );
         let span = |text: &str| Span::try_from(text.to_owned());
-        let interval = |text: &str| span(text).map_err(|error| format!("{error}; 100ms to 24h"));
+        let interval = |text: &str| span(text).map_err(|error| format!("{error} (100ms to 24h)"));
         let text = |text: &str| Ok(text.to_owned());
         let mut written = WrittenCheck {
             http: self.text(table, at, "http", text),

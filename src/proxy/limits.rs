@@ -279,7 +279,7 @@ impl TryFrom<String> for Span {
         match humantime::parse_duration(&text) {
             Ok(span) if has_unit && !span.is_zero() => Ok(Self(span)),
             Ok(_) if has_unit => Err(format!(
-                "'{text}' is no time at all: expected more than that, such as \"250ms\" or \"2s\""
+                "'{text}' is no time at all, expected more, such as \"250ms\" or \"2s\""
             )),
             _ => Err(format!("'{text}' is no duration with a unit, such as \"250ms\" or \"2s\"")),
         }
@@ -334,7 +334,7 @@ mod tests {
         for bad in ["5", "0s", "", "-1s", "1 parsec"] {
             assert!(span(bad).unwrap_err().contains("such as"), "{bad}");
         }
-        assert!(span("0s").unwrap_err().contains("more than that"), "it has a unit");
+        assert!(span("0s").unwrap_err().contains("expected more"), "it has a unit");
         let share = |text: &str| Share::try_from(text.to_owned());
         assert_eq!(share("20%").unwrap().as_fraction(), 0.2);
         for bad in ["20", "101%", "-1%", "", "%"] {

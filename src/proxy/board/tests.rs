@@ -294,7 +294,7 @@ async fn news_that_finds_the_queue_full_is_told_later_with_what_came_meanwhile()
     for calls in [1, 2, 0] {
         (0..calls).for_each(|_| call(&boards, &snapshot, 0, Outcome::Failed));
         // Nobody reads: the first word takes the only place, and the next ones wait.
-        let _ = tokio::time::timeout(Duration::from_secs(5), telling.as_mut()).await;
+        let _ = tokio::time::timeout(Duration::from_secs(2), telling.as_mut()).await;
     }
     while told.len() < 2 {
         tokio::select! {
