@@ -67,7 +67,7 @@ fn main() -> ExitCode {
         let picked = boards.pick(&snapshot, &service, &choice, &Tried::default(), |_| false);
         let picked = picked.expect("an instance");
         let is_sick = picked.endpoint().port.is_multiple_of(3);
-        boards.settle(&picked, if is_sick { Outcome::Failed } else { Outcome::Success });
+        boards.settle(&picked, None, if is_sick { Outcome::Failed } else { Outcome::Success });
     }
     measure("peak_ewma, a third with an open breaker", choice(Balance::PeakEwma));
     if is_check && missed > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS }

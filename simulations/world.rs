@@ -89,6 +89,8 @@ pub(crate) struct Node {
     paused_until: Moment,
     wake_at: Option<Moment>,
     pub(crate) bytes_sent: u64,
+    /// What its wall clock said when the run began, in milliseconds since 1970.
+    pub(crate) began_at_ms: u64,
     pub(crate) started_at: Moment,
     pub(crate) settled_at: Option<Moment>,
 }
@@ -224,6 +226,7 @@ impl World {
             paused_until: Moment::START,
             wake_at: None,
             bytes_sent: 0,
+            began_at_ms: 1_790_000_000_000,
             started_at: Moment::START,
             settled_at: None,
         });
@@ -246,6 +249,7 @@ impl World {
             address: machine.address,
             zone: String::new(),
             agent_version: "0.1.0".into(),
+            began_at_ms: machine.began_at_ms,
             epoch: machine.epoch,
             profile: Profile::Lan,
             seeds: machine.seeds.clone(),

@@ -141,7 +141,17 @@ impl Payload for Issuer {
 }
 
 impl Payload for Operator {}
-impl Payload for Observations {}
+impl Payload for Observations {
+    const VERSION: u8 = 2;
+
+    fn appended_after(version: u8) -> Result<Vec<u8>, WireError> {
+        let signed_at_ms = None::<u64>;
+        match version {
+            1 => encode(&signed_at_ms),
+            _ => Ok(Vec::new()),
+        }
+    }
+}
 
 /// Encodes a payload behind its version.
 pub fn encode_payload<T: Payload>(value: &T) -> Result<Vec<u8>, WireError> {
@@ -174,11 +184,12 @@ pub(crate) mod golden {
     use serde::de::DeserializeOwned;
 
     /// Of each version what it added: a name and its bytes as hex in each line. Lines are never edited.
-    const WIRE: [&str; 4] = [
+    const WIRE: [&str; 5] = [
         include_str!("../tests/golden/wire-1.txt"),
         include_str!("../tests/golden/wire-2.txt"),
         include_str!("../tests/golden/wire-3.txt"),
         include_str!("../tests/golden/wire-4.txt"),
+        include_str!("../tests/golden/wire-5.txt"),
     ];
 
     /// Fails unless this version reads the golden bytes of `name` as `value`, and writes them back.
@@ -302,8 +313,11 @@ mod tests {
             called: 10,
             accused: 1,
             windows: vec![window],
+            signed_at_ms: None,
         };
-        check("payload/observations", &observations);
+        check_older("payload/observations", &observations);
+        let signed = Observations { signed_at_ms: Some(1_790_000_000_123), ..observations };
+        check("payload/observations/2", &signed);
         check_older("payload/record", &record());
         let idempotent = Idempotent {
             instance: "web".parse().unwrap(),

@@ -1,6 +1,6 @@
-//! Callers and instances in virtual time. Each caller has the real local breakers and the real shared
-//! one; each instance has its agent before it, with the real gate. News takes the time that was
-//! measured. Only choosing is simpler than in an agent: at random among those that may be called.
+//! Callers and instances in virtual time. Each caller has the real local breakers, the real shared one
+//! and the real pick; each instance has its agent before it, with the real gate. News takes the time that
+//! was measured. To a pick all instances cost the same.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
@@ -9,11 +9,16 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
+use murmesh::balancer::{Load, Order, Rank, Shares, Stance, WHOLE};
 use murmesh::breaker::{
     Admission, Breaker, BreakerConfig, BreakerEvent, InstanceChange, InstanceKey, OwnWindow,
-    ProbeGate, SharedBreaker, SharedConfig, SharedEvent, Verdict,
+    ProbeGate, SharedBreaker, SharedConfig, SharedEvent, Trial, Verdict,
 };
-use murmesh::model::{MemberId, Moment, Observations, ObservedWindow, Outcome, ServiceName};
+use murmesh::mesh::{self, Endpoint, EndpointState, Rotation, ServiceView};
+use murmesh::model::{
+    Capacity, MemberId, Moment, Observations, ObservedWindow, Outcome, Protocol, ServiceName,
+    Weight,
+};
 
 /// How callers learn that an instance is ill.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -79,14 +84,19 @@ pub(super) enum Manner {
     Striking,
     /// As soon as it hears an honest accusation, and only of what that accuses.
     Joining,
+    /// Once a second, of failures that began an hour ago, each time by another clock.
+    Misdating,
 }
 
 impl Manner {
-    pub(super) const ALL: [Self; 4] = [Self::Steady, Self::Renewing, Self::Striking, Self::Joining];
+    pub(super) const ALL: [Self; 5] =
+        [Self::Steady, Self::Renewing, Self::Striking, Self::Joining, Self::Misdating];
 
     const fn pause(self) -> Duration {
         match self {
-            Self::Steady | Self::Renewing | Self::Joining => Duration::from_secs(1),
+            Self::Steady | Self::Renewing | Self::Joining | Self::Misdating => {
+                Duration::from_secs(1)
+            }
             Self::Striking => Duration::from_secs(7),
         }
     }
@@ -101,10 +111,14 @@ pub(super) struct Setting {
     pub(super) instances: usize,
     /// Calls a second of each caller.
     pub(super) rate: f64,
+    /// Whether an instance is near a caller: caller, instance. The others take what these do not.
+    pub(super) near: fn(usize, usize) -> bool,
     pub(super) length: Duration,
     pub(super) answer: Behaviour,
     /// How long news takes from one member to another: from, to.
     pub(super) news: (Duration, Duration),
+    /// By how much clocks differ from true time at most.
+    pub(super) skew: Duration,
     pub(super) breaker: BreakerConfig,
     pub(super) shared: SharedConfig,
 }
@@ -117,9 +131,11 @@ impl Setting {
             callers: vec![Kind::Honest; 50],
             instances: 10,
             rate: 5.0,
+            near: |_, _| true,
             length: Duration::from_secs(60),
             answer,
             news: (Duration::from_millis(5), Duration::from_millis(100)),
+            skew: Duration::from_millis(100),
             breaker: BreakerConfig::default(),
             shared: SharedConfig::default(),
         }
@@ -165,16 +181,26 @@ struct Caller {
     breakers: Vec<Breaker>,
     /// Of [`Way::PerClient`]: failures in a row, and ejected until.
     plain: Vec<(u32, Moment)>,
-    /// When it probed last for the mesh.
-    probed_at: Vec<Option<Moment>>,
+    /// What it sees of the service, and those of it that are near.
+    view: ServiceView,
+    near: Shares,
+    /// When it probed last for the mesh, and when that had been tried before.
+    probed: Vec<Option<[Moment; 2]>>,
     called: Vec<bool>,
     told_at: Moment,
     lied_at: Moment,
 }
 
+/// The agent in front of an instance.
+struct Owner {
+    shared: SharedBreaker,
+    gate: ProbeGate,
+    view: ServiceView,
+}
+
 enum Happening {
     Call(usize),
-    Ended { caller: usize, instance: usize, outcome: Outcome },
+    Ended { caller: usize, instance: usize, trial: Option<Trial>, outcome: Outcome },
     News { from: MemberId, to: usize, observations: Observations },
     Lie(usize),
     Tick,
@@ -192,7 +218,7 @@ pub(super) struct World<'a> {
     queued: u64,
     callers: Vec<Caller>,
     /// The agents in front of the instances.
-    owners: Vec<(SharedBreaker, ProbeGate)>,
+    owners: Vec<Owner>,
     accused_by: Vec<Vec<usize>>,
     recent: Vec<Vec<Moment>>,
     service: ServiceName,
@@ -201,6 +227,8 @@ pub(super) struct World<'a> {
 
 const TICK: Duration = Duration::from_millis(20);
 const TRIES_MAX: usize = 3;
+/// Of the true clock.
+const BEGAN_AT_MS: u64 = 1_790_000_000_000;
 
 fn caller_id(number: usize) -> MemberId {
     let mut bytes = [1; 16];
@@ -213,6 +241,34 @@ fn key(instance: usize) -> InstanceKey {
     bytes[0] = instance as u8;
     let member = MemberId::from_bytes(bytes);
     InstanceKey { member, instance: "web".parse().expect("a name") }
+}
+
+/// The service as a member sees it.
+fn view(shared: &SharedBreaker, service: &ServiceName, instances: usize) -> ServiceView {
+    let endpoint = |number: usize| {
+        let InstanceKey { member, instance } = key(number);
+        Endpoint {
+            instance: instance.clone(),
+            member,
+            member_name: "server".parse().expect("a name"),
+            address: "127.0.0.1:7370".parse().expect("an address"),
+            port: 80,
+            tags: Vec::new(),
+            weight: Weight(100),
+            state: EndpointState::Ready,
+            zone: "".into(),
+            verdict: shared.verdict(&InstanceKey { member, instance }),
+            idempotent: Default::default(),
+            capacity: Capacity::default(),
+            changed_at: Moment::START,
+            rotation: Rotation::In { since: None },
+        }
+    };
+    let endpoints = (0..instances).map(endpoint).collect();
+    let mut view = ServiceView::new(service.clone(), Protocol::Http, endpoints);
+    view.is_failing = shared.is_failing(service);
+    view.is_panic = shared.is_panic(service);
+    view
 }
 
 /// One run.
@@ -234,14 +290,22 @@ impl<'a> World<'a> {
     fn new(setting: &'a Setting, way: Way, seed: u64) -> Self {
         let service: ServiceName = "web".parse().expect("a name");
         let shared = |id: MemberId, seed: u64| {
-            let mut shared = SharedBreaker::new(setting.shared.clone(), id, seed);
+            let skew = setting.skew.as_millis() as u64;
+            let mut clocks = StdRng::seed_from_u64(seed);
+            let began_at_ms = BEGAN_AT_MS - skew + clocks.random_range(0..=2 * skew);
+            let mut shared = SharedBreaker::new(setting.shared.clone(), id, began_at_ms, seed);
             for instance in 0..setting.instances {
                 let InstanceKey { member, instance } = key(instance);
-                shared.set_instances(member, [(instance, service.clone())]);
+                shared.set_instances(Moment::START, member, [(instance, service.clone())]);
             }
             shared
         };
         let mut rng = StdRng::seed_from_u64(seed);
+        let near = |caller: usize| {
+            let near = (0..setting.instances).filter(move |one| (setting.near)(caller, *one));
+            near.map(|one| (one, Weight(100))).collect()
+        };
+        let nothing = shared(MemberId::from_bytes([0; 16]), 0);
         let callers = setting.callers.iter().enumerate().map(|(number, kind)| Caller {
             kind: *kind,
             shared: shared(caller_id(number), rng.random()),
@@ -249,14 +313,19 @@ impl<'a> World<'a> {
                 .map(|_| Breaker::new(&setting.breaker, rng.random()))
                 .collect(),
             plain: vec![(0, Moment::START); setting.instances],
-            probed_at: vec![None; setting.instances],
+            view: view(&nothing, &service, setting.instances),
+            near: near(number),
+            probed: vec![None; setting.instances],
             called: vec![false; setting.instances],
             told_at: Moment::from_nanos(rng.random_range(0..1_000_000_000)),
             lied_at: Moment::START,
         });
         let callers: Vec<_> = callers.collect();
-        let owners = (0..setting.instances)
-            .map(|instance| (shared(key(instance).member, instance as u64), ProbeGate::default()));
+        let owners = (0..setting.instances).map(|instance| Owner {
+            shared: shared(key(instance).member, instance as u64),
+            gate: ProbeGate::default(),
+            view: view(&nothing, &service, setting.instances),
+        });
         let owners = owners.collect();
         let mut world = Self {
             setting,
@@ -313,8 +382,8 @@ impl<'a> World<'a> {
                 let pause = self.rng.random_range(0.5..1.5) / self.setting.rate;
                 self.schedule(Duration::from_secs_f64(pause), Happening::Call(caller));
             }
-            Happening::Ended { caller, instance, outcome } => {
-                self.ended(caller, instance, outcome);
+            Happening::Ended { caller, instance, trial, outcome } => {
+                self.ended(caller, instance, trial, outcome);
             }
             Happening::News { from, to, observations } => {
                 let now = self.now;
@@ -325,7 +394,7 @@ impl<'a> World<'a> {
                         self.lie_about(to, from, &observations);
                     }
                     Some(owner) => {
-                        let (shared, _) = &mut self.owners[owner];
+                        let shared = &mut self.owners[owner].shared;
                         shared.handle_report(now, from, &observations);
                         while shared.poll_event().is_some() {}
                     }
@@ -341,24 +410,25 @@ impl<'a> World<'a> {
         let mut tried = Vec::new();
         self.run.calls += 1;
         while tried.len() < TRIES_MAX.min(self.setting.instances) {
-            let Some((instance, is_probe)) = self.pick(caller, &tried) else { break };
+            let Some(instance) = self.pick(caller, &tried) else { break };
             tried.push(instance);
             let now = self.now;
-            let (shared, gate) = &mut self.owners[instance];
-            if self.way == Way::Shared && !shared.is_failing(&self.service) {
-                let verdict = shared.verdict(&key(instance));
-                let holds = !shared.is_panic(&self.service);
-                if let Some(ejection) = verdict.ejection().filter(|_| holds) {
+            if self.way == Way::Shared {
+                let Owner { shared, gate, view: seen } = &mut self.owners[instance];
+                if shared.take_changed() {
+                    *seen = view(shared, &self.service, self.setting.instances);
+                }
+                let InstanceKey { member, instance: id } = key(instance);
+                if let Some(ejection) = seen.ejection(&member, &id) {
                     if !gate.passes(now, ejection, false) {
+                        self.note_probe(caller, instance);
                         continue;
                     }
                     self.run.probes[instance].push(now.since(Moment::START));
                 }
             }
-            if is_probe {
-                self.callers[caller].probed_at[instance] = Some(now);
-            }
-            self.callers[caller].breakers[instance].begin_probe(now);
+            self.note_probe(caller, instance);
+            let trial = self.callers[caller].breakers[instance].begin_probe(now);
             self.run.reached[instance].push(self.now.since(Moment::START));
             self.recent[instance].push(now);
             let second = Duration::from_secs(1);
@@ -371,67 +441,68 @@ impl<'a> World<'a> {
                 true => Outcome::Failed,
                 false => Outcome::Success,
             };
-            let ended = Happening::Ended { caller, instance, outcome };
+            let ended = Happening::Ended { caller, instance, trial, outcome };
             self.schedule(answer.latency, ended);
             return;
         }
         self.note_failure(caller); // nobody took it
     }
 
-    /// A probe first, then at random among those that may be called, then among the rest.
-    fn pick(&mut self, caller: usize, tried: &[usize]) -> Option<(usize, bool)> {
+    /// As an agent picks; of [`Way::PerClient`] at random among those that may be called.
+    fn pick(&mut self, caller: usize, tried: &[usize]) -> Option<usize> {
         let now = self.now;
-        let (mut ready, mut rest) = (Vec::new(), Vec::new());
-        let one = &self.callers[caller];
-        let ignores = self.way != Way::Shared
-            || one.shared.is_failing(&self.service)
-            || one.shared.is_panic(&self.service);
-        for instance in (0..self.setting.instances).filter(|one| !tried.contains(one)) {
-            if self.way == Way::PerClient {
-                let is_ready = one.plain[instance].1 <= now;
-                if is_ready {
-                    ready.push(instance)
-                } else {
-                    rest.push(instance)
-                }
-                continue;
-            }
-            let breaker = &one.breakers[instance];
-            if !ignores {
-                let verdict = one.shared.verdict(&key(instance));
-                let admission = verdict.admits(now);
-                let own = breaker.window(now);
-                if let Verdict::Ejected(ejection) = &verdict
-                    && !verdict.is_vetoed_by(now, &own)
-                {
-                    let is_due = one.probed_at[instance].is_none_or(|at| at <= ejection.tried_at);
-                    if admission == Admission::Probe && is_due {
-                        return Some((instance, true));
-                    }
-                    rest.push(instance);
-                    continue;
-                }
-                if let Admission::Ramp(share) = admission
-                    && self.rng.random_range(0..1_000) >= share
-                {
-                    rest.push(instance);
-                    continue;
-                }
-            }
-            match breaker.admits(now) {
-                Admission::Pass => ready.push(instance),
-                Admission::Ramp(share) if self.rng.random_range(0..1_000) < share => {
-                    ready.push(instance);
-                }
-                Admission::Probe => return Some((instance, false)),
-                _ => rest.push(instance),
-            }
+        if self.way == Way::PerClient {
+            let all = (0..self.setting.instances).filter(|one| !tried.contains(one));
+            let plain = &self.callers[caller].plain;
+            let (ready, rest): (Vec<_>, Vec<_>) = all.partition(|one| plain[*one].1 <= now);
+            let pool = if ready.is_empty() { rest } else { ready };
+            return (!pool.is_empty()).then(|| pool[self.rng.random_range(0..pool.len())]);
         }
-        let pool = if ready.is_empty() { rest } else { ready };
-        (!pool.is_empty()).then(|| (pool[self.rng.random_range(0..pool.len())], false))
+        let one = &mut self.callers[caller];
+        if one.shared.take_changed() {
+            one.view = view(&one.shared, &self.service, self.setting.instances);
+        }
+        let stance = |at: usize| {
+            let (rank, share) = match one.breakers[at].admits(now) {
+                _ if tried.contains(&at) => return Stance::NEVER,
+                Admission::Pass => (Rank::Willing, WHOLE),
+                Admission::Ramp(share) => (Rank::Willing, share),
+                Admission::Probe => {
+                    return Stance { rank: Rank::Willing, share: WHOLE, load: Load::TRIAL };
+                }
+                Admission::Refuse { .. } => (Rank::LastResort, WHOLE),
+            };
+            Stance { rank, share, load: Load { cost: 1.0, in_flight: 0 } }
+        };
+        let asked = mesh::Caller {
+            stance: &stance,
+            shares: &one.near,
+            order: &Order::LeastLoad,
+            now,
+            heeds_others: self.way == Way::Shared,
+            window: &|at| one.breakers[at].window(now),
+            has_probed: &|at, ejection| {
+                one.probed[at].is_some_and(|[probed_at, after]| {
+                    after == ejection.tried_at && now.since(probed_at) < ejection.period
+                })
+            },
+            nearness: &|at| Some(u8::from(!(self.setting.near)(caller, at))),
+        };
+        mesh::pick(&one.view, &asked, &mut self.rng).ok()
     }
 
-    fn ended(&mut self, caller: usize, instance: usize, outcome: Outcome) {
+    /// A caller takes its turn to probe, if it has one.
+    fn note_probe(&mut self, caller: usize, instance: usize) {
+        let one = &mut self.callers[caller];
+        let verdict = &one.view.endpoints()[instance].verdict;
+        if let Verdict::Ejected(ejection) = verdict
+            && verdict.admits(self.now) == Admission::Probe
+        {
+            one.probed[instance] = Some([self.now, ejection.tried_at]);
+        }
+    }
+
+    fn ended(&mut self, caller: usize, instance: usize, trial: Option<Trial>, outcome: Outcome) {
         let now = self.now;
         if outcome.is_failure() {
             self.note_failure(caller);
@@ -453,7 +524,7 @@ impl<'a> World<'a> {
         if *in_row >= 5 {
             (*in_row, *until) = (0, now + Duration::from_secs(30));
         }
-        one.breakers[instance].handle_outcome(now, outcome);
+        one.breakers[instance].handle_outcome(now, trial, outcome);
         let event = one.breakers[instance].poll_event();
         self.run.opened += usize::from(matches!(event, Some(BreakerEvent::Opened { .. })));
         let window = one.breakers[instance].window(now);
@@ -555,12 +626,13 @@ impl<'a> World<'a> {
     /// Says the worst that one report can say.
     fn accuse(&mut self, caller: usize, accused: impl IntoIterator<Item = usize>) {
         self.callers[caller].lied_at = self.now;
+        let Kind::Liar(_, manner) = self.callers[caller].kind else { return };
         let windows = accused.into_iter().map(|instance| ObservedWindow {
             member: key(instance).member,
             instance: key(instance).instance,
             samples: 1_000,
             failures: 1_000,
-            first_failure_age_ms: Some(0),
+            first_failure_age_ms: Some(if manner == Manner::Misdating { 3_600_000 } else { 0 }),
             last_failure_age_ms: Some(0),
             last_success_age_ms: None,
         });
@@ -568,7 +640,12 @@ impl<'a> World<'a> {
         let accused = windows.len() as u16;
         // Half of what it calls: one more, and nobody would believe it.
         let calls = vec![self.service.clone()];
-        self.spread(caller, &Observations { calls, called: 2 * accused, accused, windows });
+        let told = BEGAN_AT_MS + self.elapsed().as_millis() as u64;
+        let wrong =
+            if manner == Manner::Misdating { self.elapsed().as_secs() % 7 * 20_000 } else { 0 };
+        let signed_at_ms = Some(told + wrong);
+        let lie = Observations { calls, called: 2 * accused, accused, windows, signed_at_ms };
+        self.spread(caller, &lie);
     }
 
     fn tick(&mut self) {
@@ -587,7 +664,7 @@ impl<'a> World<'a> {
                 self.drain(caller);
             }
         }
-        for (shared, _) in &mut self.owners {
+        for Owner { shared, .. } in &mut self.owners {
             if shared.poll_timeout().is_some_and(|at| at <= now) {
                 shared.handle_timeout(now);
                 while shared.poll_event().is_some() {}

@@ -101,6 +101,54 @@ fn accusation_reaches_all_and_ejects_everywhere_within_a_second_of_it() {
     }
 }
 
+fn is_ejection(event: &MeshEvent) -> bool {
+    let MeshEvent::Breaker(SharedEvent::Instance { change, .. }) = event else { return false };
+    matches!(change, InstanceChange::Ejected(_))
+}
+
+/// Half of the callers see an instance fail just after they were cut off from the rest, 5 minutes long.
+#[test]
+fn word_that_a_partition_held_back_ejects_nothing() {
+    with_seeds("word_that_a_partition_held_back", |seed| {
+        let (count, cut) = (16, 9..16);
+        let mut called = Called::new(seed, count);
+        for node in cut.clone() {
+            called.world.network.groups[node] = 1;
+        }
+        let cut_at = called.world.now;
+        for caller in cut.clone() {
+            called.give(caller, &[(0, window(3, 3, Duration::ZERO))]);
+        }
+        called.world.run_for(Duration::from_secs(300));
+        let ejected = called.world.first_at_each(cut_at, is_ejection);
+        assert!(ejected.keys().all(|node| cut.contains(node)), "{ejected:?}");
+        assert!(!ejected.is_empty(), "it was a quorum among those that were cut off");
+        let healed_at = called.world.now;
+        called.world.end_faults();
+        called.world.run_for(Duration::from_secs(20));
+        let ejected = called.world.first_at_each(healed_at, is_ejection);
+        assert!(ejected.is_empty(), "{ejected:?}");
+    });
+}
+
+/// A member begins anew a minute after half of the callers have seen an instance fail.
+#[test]
+fn member_that_begins_anew_believes_no_word_of_before() {
+    with_seeds("member_that_begins_anew", |seed| {
+        let count = 16;
+        let mut called = Called::new(seed, count);
+        called.die();
+        called.world.run_for(Duration::from_secs(60));
+        called.world.crash(15);
+        called.world.run_for(Duration::from_secs(1));
+        called.world.start(15);
+        let began_at = called.world.now;
+        called.world.run_for(Duration::from_secs(30));
+        let ejected = called.world.first_at_each(began_at, is_ejection);
+        assert!(!ejected.contains_key(&15), "{ejected:?}");
+    });
+}
+
 #[test]
 fn word_about_failures_is_with_all_in_a_tenth_of_a_second() {
     let name = "word_about_failures";

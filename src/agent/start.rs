@@ -270,6 +270,7 @@ impl Agent {
                 address: advertise,
                 zone: settings.zone.value.clone(),
                 agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+                began_at_ms: clock.began_at_unix_millis(),
                 epoch: dir.claim_epochs()?,
                 profile: settings.profile.value,
                 seeds: seeds::literal(&settings.seeds.value),

@@ -61,6 +61,10 @@ pub struct SharedConfig {
     pub samples_max: u16,
     /// How long evidence counts. Default 10 s.
     pub window: Duration,
+    /// How long ago failures may have begun that a caller tells of for the first time. Default 300 ms, as
+    /// long as a word takes: longer, and one that dates its own back makes more of others' successes
+    /// objections.
+    pub onset_age_max: Duration,
     /// How long callers with contrary evidence have to speak at least. Default 400 ms: an
     /// accusation and an answer to it take up to 300.
     pub rebuttal_min: Duration,
@@ -71,6 +75,10 @@ pub struct SharedConfig {
     pub period_min: Duration,
     /// Longest time between two probes; a probe that is late by as much may be anyone's. Default 60 s.
     pub period_max: Duration,
+    /// Longest time between two probes that one caller's word makes; beyond, a second one is asked at once.
+    /// Default 8 s: longer, and a liar keeps out longer what is well; shorter, and what is ill gets more
+    /// probes.
+    pub period_doubted: Duration,
     /// How long it is one caller's turn to probe; then it is the next one's. Default 500 ms.
     pub turn: Duration,
     /// Time in which an instance that is back comes from a tenth of its share to all. Default 10 s.
@@ -92,10 +100,12 @@ impl Default for SharedConfig {
             ratio_clear: 0.85,
             samples_max: 3,
             window: Duration::from_secs(10),
+            onset_age_max: Duration::from_millis(300),
             rebuttal_min: Duration::from_millis(400),
             rebuttal_max: Duration::from_secs(2),
             period_min: Duration::from_secs(1),
             period_max: Duration::from_secs(60),
+            period_doubted: Duration::from_secs(8),
             turn: Duration::from_millis(500),
             ramp: Duration::from_secs(10),
             panic: (0.5, 0.3),

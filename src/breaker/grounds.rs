@@ -1,5 +1,7 @@
 //! Weighing: from what callers say of one instance to whether it is to be believed.
 
+use std::cmp::Reverse;
+
 use super::SharedConfig;
 use super::report::{InstanceKey, Report, Seen};
 use crate::model::{MemberId, Moment};
@@ -26,7 +28,7 @@ pub struct Grounds {
     pub first_failure_at: Moment,
     /// When the last of their failures was.
     pub last_failure_at: Moment,
-    /// Who said what, by member; at most 32.
+    /// Who said what, those first that count most; at most 32.
     pub testimony: Vec<Testimony>,
 }
 
@@ -35,6 +37,8 @@ pub struct Grounds {
 pub struct Testimony {
     /// Who.
     pub caller: MemberId,
+    /// When it said so.
+    pub told_at: Moment,
     /// Calls that it tells of.
     pub samples: u16,
     /// Those that failed.
@@ -48,7 +52,7 @@ pub struct Testimony {
 }
 
 /// What a caller's word counts for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum TestimonyWeight {
     /// It accuses.
     Accuses,
@@ -56,8 +60,11 @@ pub enum TestimonyWeight {
     Rebuts,
     /// Nothing: it condemns most of what it calls.
     Condemner,
-    /// Nothing: what it saw was before the accusers' first failure.
+    /// Nothing: what it saw was before the accusers' first failure, or before the accusation that was
+    /// dismissed last.
     Dated,
+    /// Nothing: what it saw is too long ago.
+    Old,
 }
 
 impl TestimonyWeight {
@@ -68,6 +75,7 @@ impl TestimonyWeight {
             Self::Rebuts => "rebuts",
             Self::Condemner => "condemner",
             Self::Dated => "dated",
+            Self::Old => "old",
         }
     }
 }
@@ -139,7 +147,7 @@ impl Scale<'_> {
         };
         let (mut samples, mut failures, mut accused) = (0, 0, 0);
         for said in &said {
-            let is_well = said.counts && said.seen.is_well_after(grounds.last_failure_at);
+            let is_well = said.counts() && said.seen.is_well_after(grounds.last_failure_at);
             grounds.recovered += usize::from(is_well);
             let weight = said.weight(first_failure_at);
             if matches!(weight, TestimonyWeight::Accuses | TestimonyWeight::Rebuts) {
@@ -154,7 +162,7 @@ impl Scale<'_> {
         grounds
     }
 
-    /// What is weighed, word by word: the first [`TESTIMONY_MAX`].
+    /// What is weighed, word by word: those that count most, at most [`TESTIMONY_MAX`].
     pub(super) fn testimony<'r>(
         &self,
         now: Moment,
@@ -165,13 +173,17 @@ impl Scale<'_> {
         let first_failure_at = self.first_failure_at(now, &said);
         let testimony = said.iter().map(|said| Testimony {
             caller: said.caller,
+            told_at: said.told_at,
             samples: said.seen.samples,
             failures: said.seen.failures,
             last_failure_at: said.seen.last_failure_at,
             last_success_at: said.seen.last_success_at,
             weight: said.weight(first_failure_at),
         });
-        testimony.take(TESTIMONY_MAX).collect()
+        let mut testimony: Vec<_> = testimony.collect();
+        testimony.sort_by_key(|one| (one.weight, Reverse(one.failures), one.caller));
+        testimony.truncate(TESTIMONY_MAX);
+        testimony
     }
 
     fn said<'r>(
@@ -180,15 +192,14 @@ impl Scale<'_> {
         key: &InstanceKey,
         words: impl Iterator<Item = (MemberId, &'r Report)>,
     ) -> Vec<Said> {
-        let about =
-            words.filter_map(|(caller, report)| Some((caller, report, *report.windows.get(key)?)));
-        let fresh = about.filter(|(_, _, seen)| seen.is_fresh(now, self.since, self.config.window));
-        let said = fresh.map(|(caller, report, seen)| {
-            let counts = self.bench == Bench::All || !report.condemns();
+        let about = words.filter_map(|(caller, report)| {
+            let seen = *report.windows.get(key)?;
+            let dismissed = self.dismissed(now, report, &seen);
             let is_new = seen.last_failure_at.is_some_and(|at| at >= self.since);
-            Said { caller, seen, counts, accuses: counts && is_new && seen.is_accusing() }
+            let accuses = dismissed.is_none() && is_new && seen.is_accusing();
+            Some(Said { caller, told_at: report.told_at, seen, dismissed, accuses })
         });
-        said.collect()
+        about.collect()
     }
 
     fn first_failure_at(&self, now: Moment, said: &[Said]) -> Moment {
@@ -196,25 +207,41 @@ impl Scale<'_> {
         let told = accusers.filter_map(|said| said.seen.first_failure_at);
         told.chain(self.onset).min().unwrap_or(now)
     }
+
+    /// Why a word counts nothing, if it does not.
+    fn dismissed(&self, now: Moment, report: &Report, seen: &Seen) -> Option<TestimonyWeight> {
+        match () {
+            () if !seen.is_fresh(now, self.config.window) => Some(TestimonyWeight::Old),
+            () if seen.newest() < Some(self.since) => Some(TestimonyWeight::Dated),
+            () if self.bench == Bench::Credible && report.condemns() => {
+                Some(TestimonyWeight::Condemner)
+            }
+            () => None,
+        }
+    }
 }
 
-/// One caller's fresh word.
+/// One caller's word.
 struct Said {
     caller: MemberId,
+    told_at: Moment,
     seen: Seen,
-    counts: bool,
+    dismissed: Option<TestimonyWeight>,
     accuses: bool,
 }
 
 impl Said {
+    const fn counts(&self) -> bool {
+        self.dismissed.is_none()
+    }
+
     fn weight(&self, first_failure_at: Moment) -> TestimonyWeight {
-        match () {
-            () if !self.counts => TestimonyWeight::Condemner,
-            () if self.accuses => TestimonyWeight::Accuses,
-            () if self.seen.last_success_at.is_some_and(|at| at > first_failure_at) => {
-                TestimonyWeight::Rebuts
-            }
-            () => TestimonyWeight::Dated,
+        let is_later = self.seen.last_success_at.is_some_and(|at| at > first_failure_at);
+        match self.dismissed {
+            Some(reason) => reason,
+            None if self.accuses => TestimonyWeight::Accuses,
+            None if is_later => TestimonyWeight::Rebuts,
+            None => TestimonyWeight::Dated,
         }
     }
 }

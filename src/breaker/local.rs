@@ -39,6 +39,10 @@ pub enum Admission {
     },
 }
 
+/// A call that tries an instance, of one breaker: its end alone decides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Trial(u32);
+
 /// The state of a breaker, in the field's words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum BreakerState {
@@ -119,6 +123,7 @@ const PROBE_PATIENCE: Duration = Duration::from_secs(5);
 /// - the pause grows with each relapse, and begins anew after as long a time closed;
 /// - calls that had nowhere else to go meanwhile can end it, and never make it longer: when all
 ///   instances fail, none of them is back later than the others for having been called;
+/// - only the call that tries ends a pause or begins the next, whatever others end meanwhile;
 /// - outcomes without evidence change nothing but who may try.
 #[derive(Clone, Debug)]
 pub struct Breaker {
@@ -140,6 +145,8 @@ pub struct Breaker {
     samples_min: u16,
     failed_in_row: u16,
     unreached_in_row: u16,
+    /// The last call that tried.
+    trial: Trial,
     /// Whether calls have had nowhere else to go since it opened.
     was_needed: bool,
 }
@@ -183,19 +190,23 @@ impl Breaker {
             samples_min: config.samples_min,
             failed_in_row: 0,
             unreached_in_row: 0,
+            trial: Trial(0),
             was_needed: false,
         }
     }
 
-    /// A call has ended.
-    pub fn handle_outcome(&mut self, now: Moment, outcome: Outcome) {
+    /// A call has ended, which began with that `trial` if with any.
+    pub fn handle_outcome(&mut self, now: Moment, trial: Option<Trial>, outcome: Outcome) {
+        let is_trial = trial == Some(self.trial) && matches!(self.phase, Phase::Probing { .. });
         if !outcome.is_evidence() {
-            if let Phase::Probing { until, .. } = self.phase {
-                self.phase = Phase::Open { until }; // it was no probe: another may try
+            if let Phase::Probing { until, .. } = self.phase
+                && is_trial
+            {
+                self.phase = Phase::Open { until }; // it tried nothing: another may
             }
             return;
         }
-        let is_back = matches!(self.phase, Phase::Probing { .. }) && outcome == Outcome::Success;
+        let is_back = is_trial && outcome == Outcome::Success;
         if is_back {
             self.was_needed = false;
             self.counts.clear(); // what was before it is another story
@@ -203,7 +214,8 @@ impl Breaker {
         }
         self.note(now, outcome);
         match self.phase {
-            Phase::Open { .. } => {} // it began before
+            Phase::Open { .. } => {}                 // it began before
+            Phase::Probing { .. } if !is_trial => {} // so did this
             Phase::Probing { since, until } if is_back => {
                 if since < until {
                     self.event = Some(BreakerEvent::HalfOpened);
@@ -242,12 +254,13 @@ impl Breaker {
     }
 
     /// A call begins that was told [`Admission::Probe`], or that has nowhere else to go: its success
-    /// decides, and in the first case its failure, too. Nothing changes while another call tries.
-    pub fn begin_probe(&mut self, now: Moment) {
+    /// decides, and in the first case its failure, too. `None`, and nothing changes, while another call
+    /// tries.
+    pub fn begin_probe(&mut self, now: Moment) -> Option<Trial> {
         let until = match self.phase {
             Phase::Open { until } => until,
             Phase::Probing { since, until } if now.since(since) >= PROBE_PATIENCE => until,
-            _ => return,
+            _ => return None,
         };
         if now < until {
             self.was_needed = true;
@@ -255,6 +268,8 @@ impl Breaker {
             self.event = Some(BreakerEvent::HalfOpened);
         }
         self.phase = Phase::Probing { since: now, until };
+        self.trial = Trial(self.trial.0.wrapping_add(1));
+        Some(self.trial)
     }
 
     /// In the field's words. A ramp that is over is closed from the next outcome on.
@@ -397,13 +412,20 @@ mod tests {
         Moment::from_millis(millis)
     }
 
+    impl Breaker {
+        /// The call that tries ends, or any while none does.
+        fn end(&mut self, now: Moment, outcome: Outcome) {
+            self.handle_outcome(now, Some(self.trial), outcome);
+        }
+    }
+
     /// A breaker after outcomes 10 ms apart, the last of them `now`.
     fn after(outcomes: &[Outcome]) -> (Breaker, Moment) {
         let mut breaker = Breaker::new(&BreakerConfig::default(), 7);
         let mut now = Moment::START;
         for outcome in outcomes {
             now = now + Duration::from_millis(10);
-            breaker.handle_outcome(now, *outcome);
+            breaker.end(now, *outcome);
         }
         (breaker, now)
     }
@@ -474,34 +496,50 @@ mod tests {
     fn call_that_began_before_the_pause_changes_nothing() {
         let (mut breaker, now) = after(&[Failed; 5]);
         let until = refused_until(&breaker, now);
-        breaker.handle_outcome(now + Duration::from_millis(1), Failed);
-        breaker.handle_outcome(now + Duration::from_millis(2), Success);
+        breaker.end(now + Duration::from_millis(1), Failed);
+        breaker.end(now + Duration::from_millis(2), Success);
         assert_eq!(refused_until(&breaker, now), until);
     }
 
     #[test]
     fn success_of_the_one_call_begins_a_ramp_that_ends_closed() {
         let (mut breaker, now) = probing();
-        breaker.handle_outcome(now, Success);
+        breaker.end(now, Success);
         let share = |millis| breaker.admits(now + Duration::from_millis(millis));
         assert_eq!(share(0), Admission::Ramp(100));
         assert_eq!(share(5_000), Admission::Ramp(550));
         assert_eq!(share(9_999), Admission::Ramp(999));
         assert_eq!(share(10_000), Admission::Pass);
         assert_eq!(breaker.state(), BreakerState::HalfOpen);
-        breaker.handle_outcome(now + Duration::from_secs(10), Success);
+        breaker.end(now + Duration::from_secs(10), Success);
         assert_eq!(breaker.state(), BreakerState::Closed);
         assert_eq!(breaker.poll_event(), Some(BreakerEvent::Closed));
+    }
+
+    #[test]
+    fn only_the_end_of_the_call_that_tries_decides() {
+        for outcome in [Success, Failed, Unknown] {
+            let (mut breaker, now) = probing();
+            let before = breaker.poll_event();
+            let own = breaker.trial;
+            assert_eq!((breaker.begin_probe(now), before), (None, Some(BreakerEvent::HalfOpened)));
+            breaker.handle_outcome(now, None, outcome);
+            breaker.handle_outcome(now, Some(Trial(own.0 - 1)), outcome);
+            assert_eq!((breaker.poll_event(), breaker.state()), (None, BreakerState::HalfOpen));
+            assert!(matches!(breaker.admits(now), Admission::Refuse { .. }), "{outcome:?}");
+            breaker.handle_outcome(now, Some(own), Success);
+            assert_eq!(breaker.admits(now), Admission::Ramp(100));
+        }
     }
 
     #[test]
     fn ramp_forgives_one_failure_and_not_two_in_a_row() {
         let (mut breaker, now) = probing();
         for outcome in [Success, Failed, Success, Failed] {
-            breaker.handle_outcome(now, outcome);
+            breaker.end(now, outcome);
             assert_eq!(breaker.state(), BreakerState::HalfOpen);
         }
-        breaker.handle_outcome(now, Failed);
+        breaker.end(now, Failed);
         let opened = breaker.poll_event();
         assert!(matches!(opened, Some(BreakerEvent::Opened { trip: Trip::Relapse, .. })));
     }
@@ -513,7 +551,7 @@ mod tests {
         breaker.begin_probe(now);
         assert!(matches!(breaker.admits(now), Admission::Refuse { .. }), "it alone tries");
         assert_eq!((breaker.poll_event(), breaker.state()), (None, BreakerState::Open));
-        breaker.handle_outcome(now, Success);
+        breaker.end(now, Success);
         assert_eq!(breaker.poll_event(), Some(BreakerEvent::HalfOpened));
         assert_eq!(breaker.admits(now), Admission::Ramp(100));
         assert_eq!(breaker.window(now).first_failure_age, None);
@@ -529,13 +567,13 @@ mod tests {
             while now + Duration::from_millis(30) < until {
                 now = now + Duration::from_millis(30);
                 breaker.begin_probe(now);
-                breaker.handle_outcome(now, Failed);
+                breaker.end(now, Failed);
                 assert_eq!((breaker.poll_event(), refused_until(&breaker, now)), (None, until));
             }
             now = until;
             assert_eq!(breaker.admits(now), Admission::Probe);
             breaker.begin_probe(now);
-            breaker.handle_outcome(now, Failed);
+            breaker.end(now, Failed);
             assert!(matches!(breaker.poll_event(), Some(BreakerEvent::Opened { .. })));
         }
     }
@@ -543,7 +581,7 @@ mod tests {
     #[test]
     fn outcome_without_evidence_lets_another_call_try() {
         let (mut breaker, now) = probing();
-        breaker.handle_outcome(now, Unknown);
+        breaker.end(now, Unknown);
         assert_eq!(breaker.admits(now), Admission::Probe);
     }
 
@@ -556,16 +594,16 @@ mod tests {
             assert!((expected / 2..=expected).contains(&pause), "{pause} of {expected}");
             now = until;
             breaker.begin_probe(now);
-            breaker.handle_outcome(now, Failed);
+            breaker.end(now, Failed);
         }
         for (closed, expected) in [(59, 60_000), (60, 1_000)] {
             now = refused_until(&breaker, now);
             breaker.begin_probe(now);
-            breaker.handle_outcome(now, Success);
+            breaker.end(now, Success);
             now = now + Duration::from_secs(10);
-            breaker.handle_outcome(now, Success);
+            breaker.end(now, Success);
             now = now + Duration::from_secs(closed);
-            (0..5).for_each(|_| breaker.handle_outcome(now, Failed));
+            (0..5).for_each(|_| breaker.end(now, Failed));
             let pause = (refused_until(&breaker, now) - now).as_millis() as u64;
             assert!((expected / 2..=expected).contains(&pause), "{pause} after {closed} s closed");
         }
@@ -575,7 +613,7 @@ mod tests {
     fn callers_that_trip_together_try_apart() {
         let until = |seed| {
             let mut breaker = Breaker::new(&BreakerConfig::default(), seed);
-            (0..5).for_each(|_| breaker.handle_outcome(at(0), Failed));
+            (0..5).for_each(|_| breaker.end(at(0), Failed));
             refused_until(&breaker, at(0))
         };
         let mut moments: Vec<_> = (0..50).map(until).collect();
@@ -600,8 +638,8 @@ mod tests {
     }
 
     #[test]
-    fn breaker_takes_at_most_200_bytes() {
-        assert!(size_of::<Breaker>() <= 200, "{}", size_of::<Breaker>());
+    fn breaker_takes_at_most_208_bytes() {
+        assert!(size_of::<Breaker>() <= 208, "{}", size_of::<Breaker>());
     }
 
     proptest! {
@@ -628,7 +666,7 @@ mod tests {
                     let is_refused = matches!(breaker.admits(now), Admission::Refuse { .. });
                     prop_assert!(is_refused);
                 }
-                breaker.handle_outcome(now, [Success, Failed, Unreached, Unknown][kind]);
+                breaker.end(now, [Success, Failed, Unreached, Unknown][kind]);
                 if let Some(BreakerEvent::Opened { until, .. }) = breaker.poll_event() {
                     closed_until = until;
                 }

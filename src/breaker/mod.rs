@@ -11,13 +11,14 @@ mod grounds;
 mod local;
 mod report;
 mod shared;
+mod skew;
 mod turn;
 mod verdict;
 mod window;
 
 pub use config::{BreakerConfig, SharedConfig};
 pub use grounds::{Grounds, Testimony, TestimonyWeight};
-pub use local::{Admission, Breaker, BreakerEvent, BreakerState, Trip};
+pub use local::{Admission, Breaker, BreakerEvent, BreakerState, Trial, Trip};
 pub use report::{InstanceKey, OwnWindow};
 pub use shared::{InstanceChange, SharedBreaker, SharedEvent};
 pub use verdict::{Ejection, ProbeGate, Turn, Verdict};

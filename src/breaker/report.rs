@@ -48,17 +48,30 @@ impl Seen {
         }
     }
 
-    fn heard(now: Moment, observed: &ObservedWindow) -> Self {
-        let at = |age: Option<u32>| {
-            age.map(|millis| now.before(Duration::from_millis(u64::from(millis))))
-        };
-        Self {
+    /// Of a report of that age; `None` when all that it tells of is too old to count, or was before this
+    /// node began.
+    fn heard(
+        now: Moment,
+        told: Duration,
+        window: Duration,
+        observed: &ObservedWindow,
+    ) -> Option<Self> {
+        let age = |age: Option<u32>| age.map(|age| told + Duration::from_millis(u64::from(age)));
+        let [first, last, success] = [
+            observed.first_failure_age_ms,
+            observed.last_failure_age_ms,
+            observed.last_success_age_ms,
+        ]
+        .map(age);
+        let newest = last.into_iter().chain(success).min()?;
+        let at = |age: Option<Duration>| age.map(|age| now.before(age));
+        (newest < window.min(now.since(Moment::START))).then(|| Self {
             samples: observed.samples,
             failures: observed.failures.min(observed.samples),
-            first_failure_at: at(observed.first_failure_age_ms),
-            last_failure_at: at(observed.last_failure_age_ms),
-            last_success_at: at(observed.last_success_age_ms),
-        }
+            first_failure_at: at(first),
+            last_failure_at: at(last),
+            last_success_at: at(success),
+        })
     }
 
     pub(super) fn observed(&self, now: Moment, key: &InstanceKey) -> ObservedWindow {
@@ -76,12 +89,12 @@ impl Seen {
         }
     }
 
-    /// Whether the newest call that it tells of is after `since` and within the window.
-    pub(super) fn is_fresh(&self, now: Moment, since: Moment, window: Duration) -> bool {
-        self.newest().is_some_and(|at| at >= since && now.since(at) < window)
+    /// Whether the newest call that it tells of is within the window.
+    pub(super) fn is_fresh(&self, now: Moment, window: Duration) -> bool {
+        self.newest().is_some_and(|at| now.since(at) < window)
     }
 
-    fn newest(&self) -> Option<Moment> {
+    pub(super) fn newest(&self) -> Option<Moment> {
         self.last_failure_at.max(self.last_success_at)
     }
 
@@ -101,6 +114,8 @@ impl Seen {
 /// The latest word of one caller.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Report {
+    /// When it was signed.
+    pub(super) told_at: Moment,
     pub(super) calls: BTreeSet<ServiceName>,
     pub(super) called: u16,
     pub(super) accused: u16,
@@ -110,14 +125,22 @@ pub(super) struct Report {
 }
 
 impl Report {
-    pub(super) fn heard(now: Moment, observations: &Observations) -> Self {
+    /// Of that age; of unknown age it tells only who calls what. What is older than `window` counts
+    /// nothing and is left out.
+    pub(super) fn heard(
+        now: Moment,
+        told: Option<Duration>,
+        window: Duration,
+        observations: &Observations,
+    ) -> Self {
         let windows = observations.windows.iter().take(Observations::WINDOWS_MAX);
-        let windows = windows.map(|observed| {
+        let windows = windows.filter_map(|observed| {
             let key = InstanceKey { member: observed.member, instance: observed.instance.clone() };
-            (key, Seen::heard(now, observed))
+            Some((key, Seen::heard(now, told?, window, observed)?))
         });
         let calls = observations.calls.iter().take(Observations::CALLS_MAX);
         Self {
+            told_at: now.before(told.unwrap_or_default()),
             calls: calls.cloned().collect(),
             called: observations.called,
             accused: observations.accused,
@@ -125,13 +148,26 @@ impl Report {
         }
     }
 
-    /// Counts again of how many instances its calls have failed, of all those called since.
+    /// Whoever sees an instance fail says so at once, unless it is careful for having been wrong: nobody's
+    /// failures began long before it first told of them. Else one that dates its own back would make
+    /// everybody's last success an objection.
+    pub(super) fn bound_onsets(&mut self, before: Option<&Self>, age_max: Duration) {
+        for (key, seen) in &mut self.windows {
+            let known = before.and_then(|before| before.windows.get(key));
+            let told = known.filter(|known| known.is_accusing());
+            let bound = told.and_then(|known| known.first_failure_at);
+            let bound = bound.unwrap_or_else(|| self.told_at.before(age_max));
+            seen.first_failure_at = seen.first_failure_at.map(|at| at.max(bound));
+        }
+    }
+
+    /// Counts again of how many members its calls have failed, of all those called since.
     pub(super) fn count(&mut self) {
-        let accusing = || self.windows.values().filter(|seen| seen.is_accusing());
-        let onset = accusing().filter_map(|seen| seen.first_failure_at).min();
-        let called = self.windows.values().filter(|seen| onset.is_some() && seen.newest() >= onset);
-        let saturated = |count| u16::try_from(count).unwrap_or(u16::MAX);
-        (self.called, self.accused) = (saturated(called.count()), saturated(accusing().count()));
+        let accusing = || self.windows.iter().filter(|(_, seen)| seen.is_accusing());
+        let onset = accusing().filter_map(|(_, seen)| seen.first_failure_at).min();
+        let is_called = |seen: &Seen| onset.is_some() && seen.newest() >= onset;
+        let called = members(self.windows.iter().filter(|(_, seen)| is_called(seen)));
+        (self.called, self.accused) = (called, members(accusing()));
     }
 
     /// Whether most of what it calls fails for it: then the cause is rather its own side, or the
@@ -139,4 +175,9 @@ impl Report {
     pub(super) fn condemns(&self) -> bool {
         self.accused > 1 && u32::from(self.accused) * 2 > u32::from(self.called)
     }
+}
+
+fn members<'w>(windows: impl Iterator<Item = (&'w InstanceKey, &'w Seen)>) -> u16 {
+    let members: BTreeSet<_> = windows.map(|(key, _)| key.member).collect();
+    u16::try_from(members.len()).unwrap_or(u16::MAX)
 }

@@ -3,17 +3,19 @@
 //! Callers tell each other counts, not verdicts; each node judges for itself, by the same rules:
 //!
 //! 1. A caller accuses an instance while failures outweigh in its calls to it, from the first failure on.
+//!    What it says has an age, by which it counts or not, whoever brings it and whenever.
 //! 2. An instance is *accused* once more than a quarter of the service's callers accuse it, with a least
 //!    number of failures together: liars that are fewer can do nothing. Callers that saw a success since
-//!    the first of these failures say so, once.
+//!    the first of these failures say so, once. Nobody's failures began long before it first told of them.
 //! 3. After the time for rebuttal, which is longer when somebody objects, it is *ejected* if the pooled
 //!    share of failures of all who spoke reaches the ratio; few samples of each count, so that nobody's
 //!    voice is louder for being busy. Where some object and another instance is accused, too, it is load.
-//! 4. Who condemns most of what it calls counts nothing. When more than half of a service is accused, the
+//! 4. Who condemns most of the members that it calls, and two at least, counts nothing. When more than half of a service is accused, the
 //!    service is failing, and nobody is ejected. The last instance is never ejected.
 //! 5. An ejected instance is tried by one caller per period; whose turn it is follows from a hash, and the
 //!    agent in front of it lets no more than one pass. A success puts it on a ramp, a failure that is
-//!    told by the one whose turn it was doubles the period.
+//!    told by the one whose turn it was doubles the period. To make it a long one takes the same word of a
+//!    second caller, who looks soon.
 //! 6. Panic, while more than half of a service are ejected: readers ignore these verdicts.
 //!
 //! Once a quorum accuses, others keep quiet. A caller whose accusations come to nothing needs more
@@ -28,6 +30,7 @@ use std::time::Duration;
 
 use super::case::{Case, Stage};
 use super::report::{Report, Seen};
+use super::skew::Skew;
 use super::{BreakerState, Ejection, Grounds, InstanceKey, OwnWindow, SharedConfig, Verdict};
 use crate::model::{InstanceId, MemberId, Moment, Observations, ServiceName, StoreSize};
 use speaking::Voice;
@@ -60,6 +63,8 @@ pub enum SharedEvent {
         service: ServiceName,
         /// Whether it does now.
         is_failing: bool,
+        /// Those of it that fail, and why they are held to; at most 16.
+        grounds: Vec<(InstanceKey, Arc<Grounds>)>,
     },
     /// Too many of a service are ejected to believe it, or no more.
     Panic {
@@ -75,10 +80,10 @@ pub enum SharedEvent {
 pub enum InstanceChange {
     /// It was ejected; why.
     Ejected(Arc<Grounds>),
-    /// Its accusation was outweighed before it was ejected.
-    Acquitted,
-    /// It was ejected, and its accusation was outweighed by words that came later.
-    Restored,
+    /// Its accusation was outweighed before it was ejected; by what.
+    Acquitted(Arc<Grounds>),
+    /// It was ejected, and its accusation was outweighed by words that came later; by what.
+    Restored(Arc<Grounds>),
     /// It has answered this caller: its share grows from now on.
     Returning(MemberId),
     /// It is back for good.
@@ -86,13 +91,23 @@ pub enum InstanceChange {
 }
 
 impl InstanceChange {
+    /// Why, where words were weighed for it.
+    pub const fn grounds(&self) -> Option<&Arc<Grounds>> {
+        match self {
+            Self::Ejected(grounds) | Self::Acquitted(grounds) | Self::Restored(grounds) => {
+                Some(grounds)
+            }
+            Self::Returning(_) | Self::Returned => None,
+        }
+    }
+
     /// The state that this makes of the shared breaker, if another.
     pub const fn to(&self) -> Option<BreakerState> {
         match self {
             Self::Ejected(_) => Some(BreakerState::Open),
             Self::Returning(_) => Some(BreakerState::HalfOpen),
-            Self::Restored | Self::Returned => Some(BreakerState::Closed),
-            Self::Acquitted => None,
+            Self::Restored(_) | Self::Returned => Some(BreakerState::Closed),
+            Self::Acquitted(_) => None,
         }
     }
 }
@@ -107,18 +122,27 @@ impl InstanceChange {
 pub struct SharedBreaker {
     config: SharedConfig,
     id: MemberId,
+    /// This node's wall time when its moments began, in milliseconds since 1970.
+    began_at_ms: u64,
     /// Instances that want work, by service. Bounded by the members' records.
     services: BTreeMap<ServiceName, Service>,
     /// What each offers. Bounded by the members' records.
     served: BTreeMap<MemberId, BTreeMap<InstanceId, ServiceName>>,
     /// This node's own calls, and when each window was given. Bounded by `served`.
     own: Report,
-    /// When this node called a service last. At most [`Observations::CALLS_MAX`].
+    /// When this node called a service last. Bounded by `services`, and what has gone of late.
     called_at: BTreeMap<ServiceName, Moment>,
     /// Who calls a service, this node included. Bounded by what all reports say.
     callers: BTreeMap<ServiceName, Vec<MemberId>>,
-    /// The latest word of each other member. Bounded by the members.
-    reports: BTreeMap<MemberId, Report>,
+    /// The latest word of each other member, and how its clock goes. Bounded by the members.
+    reports: BTreeMap<MemberId, (Report, Skew)>,
+    /// Who of them says something of an instance. Bounded by what all reports say.
+    voices: BTreeMap<InstanceKey, BTreeSet<MemberId>>,
+    /// What all words on an instance came to when it was last looked at, while somebody accuses it.
+    /// Bounded by `served`.
+    weighed: BTreeMap<InstanceKey, Weighed>,
+    /// Words weighed so far: what all this costs.
+    pub(super) words_weighed: u64,
     /// At most [`CASES_MAX`].
     cases: BTreeMap<InstanceKey, Case>,
     voice: Voice,
@@ -127,6 +151,17 @@ pub struct SharedBreaker {
     /// When all cases were last looked at.
     judged_at: Moment,
     is_changed: bool,
+}
+
+/// What all words on an instance come to.
+#[derive(Clone, Debug)]
+struct Weighed {
+    /// Of those that do not condemn most of what they call.
+    credible: Grounds,
+    /// Of all who speak.
+    all: Grounds,
+    /// The same, with what was said before the last accusation was dismissed.
+    ever: Grounds,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -139,17 +174,22 @@ struct Service {
 }
 
 impl SharedBreaker {
-    /// Of the node `id`. `seed` makes its pauses differ from those of others.
-    pub fn new(config: SharedConfig, id: MemberId, seed: u64) -> Self {
+    /// Of the node `id`, whose moments began at the wall time `began_at_ms`, in milliseconds since 1970.
+    /// `seed` makes its pauses differ from those of others.
+    pub fn new(config: SharedConfig, id: MemberId, began_at_ms: u64, seed: u64) -> Self {
         Self {
             config,
             id,
+            began_at_ms,
             services: BTreeMap::new(),
             served: BTreeMap::new(),
             own: Report::default(),
             called_at: BTreeMap::new(),
             callers: BTreeMap::new(),
             reports: BTreeMap::new(),
+            voices: BTreeMap::new(),
+            weighed: BTreeMap::new(),
+            words_weighed: 0,
             cases: BTreeMap::new(),
             voice: Voice::new(seed),
             events: VecDeque::new(),
@@ -163,6 +203,7 @@ impl SharedBreaker {
     /// any more.
     pub fn set_instances(
         &mut self,
+        now: Moment,
         member: MemberId,
         instances: impl IntoIterator<Item = (InstanceId, ServiceName)>,
     ) {
@@ -170,17 +211,24 @@ impl SharedBreaker {
         let before = self.served.get(&member).cloned().unwrap_or_default();
         for (instance, service) in before {
             if offered.get(&instance) != Some(&service) {
-                self.forget(&InstanceKey { member, instance });
+                self.forget(now, &InstanceKey { member, instance });
             }
         }
+        let mut spoken_of = Vec::new();
         for (instance, service) in &offered {
             let key = InstanceKey { member, instance: instance.clone() };
-            self.services.entry(service.clone()).or_default().instances.insert(key);
+            let instances = &mut self.services.entry(service.clone()).or_default().instances;
+            if instances.insert(key.clone()) && self.voices.contains_key(&key) {
+                spoken_of.push(key);
+            }
         }
         if offered.is_empty() {
             self.served.remove(&member);
         } else {
             self.served.insert(member, offered);
+        }
+        for key in spoken_of {
+            self.judge(now, &key);
         }
     }
 
@@ -194,22 +242,12 @@ impl SharedBreaker {
                 continue; // it has gone meanwhile
             }
             let seen = Seen::of(now, &window);
-            if self.called_at.contains_key(&service)
-                || self.called_at.len() < Observations::CALLS_MAX
-            {
-                self.called_at.insert(service, now);
-            }
+            self.called_at.insert(service, now);
             self.note_futile(now, &key, &seen);
             self.own.windows.insert(key.clone(), seen);
             touched.push(key);
         }
-        let window = self.config.window;
-        self.own.windows.retain(|_, seen| seen.is_fresh(now, Moment::START, window));
-        self.own.count();
-        if !self.own.calls.iter().eq(self.called_at.keys()) {
-            self.own.calls = self.called_at.keys().cloned().collect();
-            self.count_callers();
-        }
+        self.renew_own(now);
         for key in touched {
             self.judge(now, &key);
         }
@@ -221,23 +259,41 @@ impl SharedBreaker {
         if from == self.id {
             return;
         }
-        let report = Report::heard(now, observations);
-        let keys: Vec<_> = report.windows.keys().cloned().collect();
+        let mut skew = self.reports.get(&from).map_or_else(Skew::default, |(_, skew)| *skew);
+        let told = observations.signed_at_ms.map(|signed| skew.age(self.wall_ms(now), signed));
+        let mut report = Report::heard(now, told, self.config.window, observations);
         let calls = report.calls.clone();
-        let before = self.reports.insert(from, report);
-        if before.is_none_or(|before| before.calls != calls) {
+        let keys: Vec<_> = report.windows.keys().cloned().collect();
+        let before = self.unhear(from);
+        report.bound_onsets(before.as_ref(), self.config.onset_age_max);
+        for key in &keys {
+            self.voices.entry(key.clone()).or_default().insert(from);
+        }
+        self.reports.insert(from, (report, skew));
+        if before.as_ref().is_none_or(|before| before.calls != calls) {
             self.count_callers();
         }
-        for key in keys {
+        // What it says no more counts no more.
+        let before = before.into_iter().flat_map(|before| before.windows.into_keys());
+        let touched: BTreeSet<_> = before.chain(keys).collect();
+        for key in touched {
             self.judge(now, &key);
         }
         self.speak(now);
     }
 
+    /// Others hold a word of an earlier run of this node: they are to hear what holds now.
+    pub fn handle_own_past(&mut self, now: Moment) {
+        self.voice.takes_back = true;
+        self.speak(now);
+    }
+
     /// A member is down or gone: it has no voice any more.
-    pub fn forget_caller(&mut self, member: MemberId) {
-        if self.reports.remove(&member).is_some() {
-            self.count_callers();
+    pub fn forget_caller(&mut self, now: Moment, member: MemberId) {
+        let Some(report) = self.unhear(member) else { return };
+        self.count_callers();
+        for key in report.windows.keys() {
+            self.judge(now, key);
         }
     }
 
@@ -248,8 +304,8 @@ impl SharedBreaker {
             return;
         }
         self.judged_at = now;
-        self.called_at.retain(|_, at| now.since(*at) < CALLER_FOR);
-        let keys: Vec<_> = self.cases.keys().cloned().collect();
+        self.renew_own(now);
+        let keys: BTreeSet<_> = self.cases.keys().chain(self.weighed.keys()).cloned().collect();
         for key in keys {
             self.judge(now, &key);
         }
@@ -259,7 +315,8 @@ impl SharedBreaker {
         for service in services {
             self.judge_service(now, &service);
         }
-        let is_busy = !self.cases.is_empty() || self.services.values().any(troubled);
+        let is_accusing = !self.cases.is_empty() || !self.weighed.is_empty();
+        let is_busy = is_accusing || self.services.values().any(troubled);
         self.tick_at = is_busy.then_some(now + TICK);
         self.speak(now);
     }
@@ -329,7 +386,7 @@ impl SharedBreaker {
         StoreSize::new("accused instances", self.cases.len(), CASES_MAX)
     }
 
-    fn deadlines(&self) -> [Option<Moment>; 3] {
+    fn deadlines(&self) -> [Option<Moment>; 4] {
         let decide = self.cases.values().flat_map(|case| match case.stage {
             Stage::Accused { since } => {
                 [Some(since + self.config.rebuttal_min), Some(since + self.config.rebuttal_max)]
@@ -337,7 +394,49 @@ impl SharedBreaker {
             _ => [None, None],
         });
         let decide = decide.flatten().filter(|at| *at > self.judged_at).min();
-        [decide, self.voice.poll_timeout(), self.tick_at]
+        let quiet = self.called_at.values().min().map(|at| *at + CALLER_FOR);
+        [decide, self.voice.poll_timeout(), self.tick_at, quiet]
+    }
+
+    /// This node's own time, which does not step.
+    fn wall_ms(&self, now: Moment) -> u64 {
+        let passed = u64::try_from(now.since(Moment::START).as_millis()).unwrap_or(u64::MAX);
+        self.began_at_ms.saturating_add(passed)
+    }
+
+    /// Takes a member's word away.
+    fn unhear(&mut self, member: MemberId) -> Option<Report> {
+        let (report, _) = self.reports.remove(&member)?;
+        for key in report.windows.keys() {
+            if let Some(voices) = self.voices.get_mut(key) {
+                voices.remove(&member);
+                if voices.is_empty() {
+                    self.voices.remove(key);
+                }
+            }
+        }
+        Some(report)
+    }
+
+    /// Forgets own calls that are too long ago, and says anew what this node calls: of more services than
+    /// fit those that fail for it, then those that it has named before.
+    fn renew_own(&mut self, now: Moment) {
+        let window = self.config.window;
+        self.own.told_at = now;
+        self.own.windows.retain(|_, seen| seen.is_fresh(now, window));
+        self.own.count();
+        self.voice.said.retain(|key, _| self.own.windows.contains_key(key));
+        self.called_at.retain(|_, at| now.since(*at) < CALLER_FOR);
+        let accused = self.own.windows.iter().filter(|(_, seen)| seen.is_accusing());
+        let failing: BTreeSet<_> =
+            accused.filter_map(|(key, _)| self.service_of(key).cloned()).collect();
+        let mut calls: Vec<_> = self.called_at.keys().collect();
+        calls.sort_by_key(|name| (!failing.contains(*name), !self.own.calls.contains(*name)));
+        let calls = calls.into_iter().take(Observations::CALLS_MAX).cloned().collect();
+        if self.own.calls != calls {
+            self.own.calls = calls;
+            self.count_callers();
+        }
     }
 
     fn service_of(&self, key: &InstanceKey) -> Option<&ServiceName> {
@@ -349,23 +448,23 @@ impl SharedBreaker {
         self.events.push_back(SharedEvent::Instance { key: key.clone(), service, change });
     }
 
-    fn forget(&mut self, key: &InstanceKey) {
+    fn forget(&mut self, now: Moment, key: &InstanceKey) {
         let known = self.served.get_mut(&key.member);
         let Some(service) = known.and_then(|known| known.remove(&key.instance)) else { return };
         self.own.windows.remove(key);
-        self.voice.futile.remove(key);
+        self.voice.forget(key);
+        self.weighed.remove(key);
         self.is_changed |= self.cases.remove(key).is_some();
         if let Some(known) = self.services.get_mut(&service) {
             known.instances.remove(key);
-            if known.instances.is_empty() {
-                self.services.remove(&service);
-            }
         }
+        self.judge_service(now, &service); // what is left of it may fail no more
+        self.services.retain(|_, known| !known.instances.is_empty());
     }
 
     fn count_callers(&mut self) {
         self.callers.clear();
-        let others = self.reports.iter().map(|(member, report)| (*member, report));
+        let others = self.reports.iter().map(|(member, (report, _))| (*member, report));
         for (member, report) in others.chain([(self.id, &self.own)]) {
             for service in &report.calls {
                 self.callers.entry(service.clone()).or_default().push(member);

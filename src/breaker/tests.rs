@@ -19,9 +19,9 @@ fn key(server: u8) -> InstanceKey {
 
 /// A node that knows `servers` instances, at members 200 and up, and calls none.
 fn node(servers: u8) -> SharedBreaker {
-    let mut shared = SharedBreaker::new(SharedConfig::default(), member(255), 1);
+    let mut shared = SharedBreaker::new(SharedConfig::default(), member(255), 0, 1);
     for server in 200..200 + servers {
-        shared.set_instances(member(server), [("web".parse().unwrap(), web())]);
+        shared.set_instances(Moment::START, member(server), [("web".parse().unwrap(), web())]);
     }
     shared
 }
@@ -42,7 +42,14 @@ fn word(samples: u16, failures: u16) -> Observations {
             last_failure_age_ms: age(failures > 0),
             last_success_age_ms: age(failures < samples),
         }],
+        signed_at_ms: None,
     }
+}
+
+/// Another member's word arrives in the moment in which it is signed.
+fn hear(shared: &mut SharedBreaker, at: u64, caller: u8, word: &Observations) {
+    let signed = Observations { signed_at_ms: Some(at), ..word.clone() };
+    shared.handle_report(millis(at), member(caller), &signed);
 }
 
 fn millis(at: u64) -> Moment {
@@ -67,7 +74,7 @@ fn is_ejected(shared: &SharedBreaker) -> bool {
 fn ejected() -> SharedBreaker {
     let mut shared = node(3);
     for caller in 1..=2 {
-        shared.handle_report(millis(1_000), member(caller), &word(3, 3));
+        hear(&mut shared, 1_000, caller, &word(3, 3));
     }
     pass(&mut shared, 1_000, 1_420);
     assert!(is_ejected(&shared));
@@ -77,9 +84,9 @@ fn ejected() -> SharedBreaker {
 #[test]
 fn quorum_ejects_after_the_time_for_objections_and_tells_its_grounds() {
     let mut shared = node(3);
-    shared.handle_report(millis(1_000), member(1), &word(3, 3));
+    hear(&mut shared, 1_000, 1, &word(3, 3));
     assert_eq!(shared.verdict(&key(200)), Verdict::Clear);
-    shared.handle_report(millis(1_000), member(2), &word(3, 3));
+    hear(&mut shared, 1_000, 2, &word(3, 3));
     assert_eq!(shared.verdict(&key(200)), Verdict::Accused);
     assert_eq!(pass(&mut shared, 1_000, 1_380), []);
     let events = pass(&mut shared, 1_400, 1_420);
@@ -96,9 +103,9 @@ fn quorum_ejects_after_the_time_for_objections_and_tells_its_grounds() {
 fn accused_by(accusers: u8) -> SharedBreaker {
     let mut shared = node(3);
     let silent = Observations { windows: Vec::new(), ..word(0, 0) };
-    (1..=20).for_each(|caller| shared.handle_report(millis(900), member(caller), &silent));
+    (1..=20).for_each(|caller| hear(&mut shared, 900, caller, &silent));
     for caller in 1..=accusers {
-        shared.handle_report(millis(1_000), member(caller), &word(1_000, 1_000));
+        hear(&mut shared, 1_000, caller, &word(1_000, 1_000));
     }
     shared
 }
@@ -115,14 +122,19 @@ fn a_quarter_of_the_callers_accuses_nothing_and_one_more_does() {
 fn voices_that_saw_success_since_outweigh_a_quorum() {
     let mut shared = accused_by(6);
     for caller in 7..=12 {
-        shared.handle_report(millis(1_300), member(caller), &word(5, 0));
+        hear(&mut shared, 1_300, caller, &word(5, 0));
     }
     let events = pass(&mut shared, 1_300, 2_980);
     assert_eq!(events, [], "while some object the others are waited for");
     let events = pass(&mut shared, 3_000, 3_020);
-    let acquitted =
-        SharedEvent::Instance { key: key(200), service: web(), change: InstanceChange::Acquitted };
-    assert_eq!(events, [acquitted]);
+    let [SharedEvent::Instance { change: InstanceChange::Acquitted(grounds), .. }] =
+        events.as_slice()
+    else {
+        panic!("{events:?}")
+    };
+    let weights = |weight| grounds.testimony.iter().filter(move |one| one.weight == weight).count();
+    let told = [TestimonyWeight::Accuses, TestimonyWeight::Rebuts].map(weights);
+    assert_eq!(told, [6, 6], "and says by whom");
     assert!(!is_ejected(&shared));
 }
 
@@ -130,8 +142,8 @@ fn voices_that_saw_success_since_outweigh_a_quorum() {
 fn who_condemns_most_of_what_it_calls_counts_nothing() {
     let mut shared = node(3);
     for caller in 1..=2 {
-        let broken = Observations { called: 3, accused: 2, ..word(3, 3) };
-        shared.handle_report(millis(1_000), member(caller), &broken);
+        let broken = Observations { called: 4, accused: 3, ..word(3, 3) };
+        hear(&mut shared, 1_000, caller, &broken);
     }
     pass(&mut shared, 1_000, 5_000);
     assert!(!is_ejected(&shared));
@@ -141,36 +153,73 @@ fn who_condemns_most_of_what_it_calls_counts_nothing() {
 fn last_instance_is_kept_and_its_service_is_failing() {
     let mut shared = node(1);
     for caller in 1..=2 {
-        shared.handle_report(millis(1_000), member(caller), &word(3, 3));
+        hear(&mut shared, 1_000, caller, &word(3, 3));
     }
     pass(&mut shared, 1_000, 5_000);
     assert!(!is_ejected(&shared));
     assert!(shared.is_failing(&web()));
 }
 
+/// The callers 1 and 2, the one first whose turn to probe comes first.
+fn by_turn(round: u32) -> [u8; 2] {
+    let callers = [1, 2].map(member);
+    match turn::place(callers[0], &key(200), round, &callers) {
+        Some(0) => [1, 2],
+        _ => [2, 1],
+    }
+}
+
+fn period(shared: &SharedBreaker) -> Duration {
+    match shared.verdict(&key(200)) {
+        Verdict::Ejected(ejection) => ejection.period,
+        other => panic!("{other:?}"),
+    }
+}
+
 #[test]
 fn success_of_one_probe_begins_the_ramp_and_relapse_doubles_the_period() {
     let mut shared = ejected();
-    let period = |shared: &SharedBreaker| match shared.verdict(&key(200)) {
-        Verdict::Ejected(ejection) => ejection.period,
-        other => panic!("{other:?}"),
-    };
     assert_eq!(period(&shared), Duration::from_secs(1));
-    let callers = [1, 2].map(member);
-    let place = |caller: &MemberId| turn::place(*caller, &key(200), 1, &callers);
-    let [first, second] = if place(&callers[0]) == Some(0) { [1, 2] } else { [2, 1] };
-    shared.handle_report(millis(2_500), member(second), &word(1, 1));
+    let [first, second] = by_turn(2);
+    hear(&mut shared, 2_500, second, &word(1, 1));
     assert_eq!(period(&shared), Duration::from_secs(1), "it was not its turn");
-    shared.handle_report(millis(2_500), member(first), &word(1, 1));
+    hear(&mut shared, 2_500, first, &word(1, 1));
     assert_eq!(period(&shared), Duration::from_secs(2));
-    shared.handle_report(millis(4_500), member(2), &word(1, 0));
+    hear(&mut shared, 4_500, 2, &word(1, 0));
     let verdict = shared.verdict(&key(200));
     assert_eq!(verdict.admits(millis(4_500)), Admission::Ramp(100));
     assert_eq!(verdict.admits(millis(14_500)), Admission::Pass);
     for caller in 1..=2 {
-        shared.handle_report(millis(6_000), member(caller), &word(1, 1));
+        hear(&mut shared, 6_000, caller, &word(1, 1));
     }
     assert_eq!(period(&shared), Duration::from_secs(4), "less suffices while it returns");
+}
+
+#[test]
+fn one_caller_alone_cannot_make_the_period_a_long_one() {
+    let mut shared = ejected();
+    let mut at = 1_420;
+    for (round, seconds) in [(2, 2), (4, 4), (6, 8)] {
+        at += period(&shared).as_millis() as u64 + 50;
+        hear(&mut shared, at, by_turn(round)[0], &word(1, 1));
+        assert_eq!(period(&shared), Duration::from_secs(seconds));
+    }
+    at += 8_050;
+    let [liar, other] = by_turn(8);
+    hear(&mut shared, at, liar, &word(1, 1));
+    assert_eq!(period(&shared), Duration::from_secs(1), "another looks at once");
+    for again in (0..10_000).step_by(500) {
+        hear(&mut shared, at + again, liar, &word(1, 1));
+    }
+    assert_eq!(period(&shared), Duration::from_secs(1), "the same word of the same caller");
+    let turns = (10_000..12_000).step_by(50);
+    for later in turns.map(|after| at + after) {
+        if period(&shared) > Duration::from_secs(1) {
+            break;
+        }
+        hear(&mut shared, later, other, &word(1, 1));
+    }
+    assert_eq!(period(&shared), Duration::from_secs(16), "that of another");
 }
 
 #[test]
@@ -242,6 +291,238 @@ fn report_of_own_calls_is_due_at_once_and_then_no_more_often_than_it_may() {
     assert!((3..=13).contains(&reports), "{reports}");
 }
 
+/// The same word of two callers of two, signed `late` milliseconds before it arrives at 400 s.
+fn late(late: u64) -> SharedBreaker {
+    let mut shared = node(3);
+    for caller in 1..=2 {
+        let said = Observations { signed_at_ms: Some(400_000 - late), ..word(3, 3) };
+        shared.handle_report(millis(400_000), member(caller), &said);
+    }
+    pass(&mut shared, 400_000, 400_420);
+    shared
+}
+
+#[test]
+fn word_that_is_older_than_the_window_weighs_nothing_whenever_it_arrives() {
+    assert!(is_ejected(&late(0)));
+    assert!(is_ejected(&late(9_000)), "within the window");
+    assert_eq!(late(12_000).verdict(&key(200)), Verdict::Clear);
+    assert_eq!(late(300_000).verdict(&key(200)), Verdict::Clear, "after a partition of 5 minutes");
+    let mut shared = node(3);
+    for caller in 1..=2 {
+        shared.handle_report(millis(1_000), member(caller), &word(3, 3));
+    }
+    assert_eq!(shared.verdict(&key(200)), Verdict::Clear, "nobody knows how old it is");
+    assert!(shared.has_heard(member(1)), "but who calls");
+}
+
+#[test]
+fn node_that_has_just_begun_takes_nothing_for_fresh_that_was_before_it() {
+    let mut shared = SharedBreaker::new(SharedConfig::default(), member(255), 900_000, 1);
+    shared.set_instances(Moment::START, member(200), [("web".parse().unwrap(), web())]);
+    shared.set_instances(Moment::START, member(201), [("web".parse().unwrap(), web())]);
+    for caller in 1..=2 {
+        let said = Observations { signed_at_ms: Some(900_000 - 5_000), ..word(3, 3) };
+        shared.handle_report(millis(1_000), member(caller), &said);
+    }
+    assert_eq!(shared.verdict(&key(200)), Verdict::Clear);
+}
+
+#[test]
+fn clocks_that_differ_by_half_a_minute_do_no_harm() {
+    for skew in [30_000_i64, -30_000] {
+        let mut shared = node(3);
+        let said = |at: u64, word: &Observations| {
+            let signed_at_ms = Some(100_000_u64.saturating_add_signed(skew) + at);
+            Observations { signed_at_ms, ..word.clone() }
+        };
+        let silent = Observations { windows: Vec::new(), ..word(0, 0) };
+        for (at, word) in [(0, &silent), (1_000, &silent), (2_000, &silent), (3_000, &word(3, 3))] {
+            for caller in 1..=2 {
+                let now = millis(100_000 + at);
+                shared.handle_report(now, member(caller), &said(at, word));
+            }
+        }
+        pass(&mut shared, 103_000, 103_420);
+        assert!(is_ejected(&shared), "{skew}");
+        // What was signed before arrives 5 minutes later, from another who was cut off.
+        let mut shared = node(3);
+        for caller in 1..=2 {
+            shared.handle_report(millis(400_000), member(caller), &said(0, &word(3, 3)));
+        }
+        assert_eq!(shared.verdict(&key(200)), Verdict::Clear, "{skew}");
+    }
+}
+
+fn window(samples: u16, failures: u16) -> Window {
+    let age = |is: bool| is.then_some(Duration::ZERO);
+    Window {
+        samples,
+        failures,
+        first_failure_age: age(failures > 0),
+        last_failure_age: age(failures > 0),
+        last_success_age: age(failures < samples),
+    }
+}
+
+fn own(shared: &mut SharedBreaker, at: u64, server: u8, service: &str, window: Window) {
+    let service = service.parse().unwrap();
+    shared.handle_windows(millis(at), [OwnWindow { key: key(server), service, window }]);
+}
+
+/// What a node says in this time.
+fn said(shared: &mut SharedBreaker, from: u64, to: u64) -> Vec<Observations> {
+    let mut reports = Vec::new();
+    for at in (from..=to).step_by(50) {
+        shared.handle_timeout(millis(at));
+        reports.extend(std::iter::from_fn(|| shared.poll_report(millis(at))));
+    }
+    reports
+}
+
+#[test]
+fn caller_that_has_stopped_calling_says_so() {
+    let mut shared = node(3);
+    own(&mut shared, 0, 200, "web", window(5, 0));
+    let reports = said(&mut shared, 0, 59_000);
+    assert_eq!(reports.iter().map(|one| one.calls.len()).collect::<Vec<_>>(), [1]);
+    let reports = said(&mut shared, 59_050, 62_000);
+    assert_eq!(reports.iter().map(|one| one.calls.len()).collect::<Vec<_>>(), [0]);
+    assert_eq!(said(&mut shared, 62_050, 200_000), [], "and is quiet then");
+}
+
+#[test]
+fn what_an_earlier_run_said_is_replaced_by_what_holds() {
+    let mut shared = node(3);
+    assert_eq!(said(&mut shared, 0, 3_000), [], "there is nothing to say");
+    shared.handle_own_past(millis(3_000));
+    let reports = said(&mut shared, 3_000, 6_000);
+    assert_eq!(reports.len(), 1);
+    assert_eq!((reports[0].calls.len(), reports[0].windows.len()), (0, 0));
+}
+
+#[test]
+fn of_more_services_than_fit_those_are_named_that_fail_and_the_rest_is_counted() {
+    let mut shared = SharedBreaker::new(SharedConfig::default(), member(255), 0, 1);
+    let name = |number: u8| format!("service-{number:02}");
+    for number in 0..40_u8 {
+        let offered = [("web".parse().unwrap(), name(number).parse().unwrap())];
+        shared.set_instances(Moment::START, member(number), offered);
+        own(&mut shared, 0, number, &name(number), window(5, 0));
+    }
+    let reports = said(&mut shared, 0, 2_000);
+    assert_eq!(reports.last().unwrap().calls.len(), Observations::CALLS_MAX);
+    assert!(shared.take_left_out() >= 8);
+    let last = name(39).parse().unwrap();
+    assert!(!reports.last().unwrap().calls.contains(&last));
+    own(&mut shared, 3_000, 39, &name(39), window(5, 5));
+    let reports = said(&mut shared, 3_000, 3_100);
+    assert!(reports[0].calls.contains(&last), "{:?}", reports[0].calls);
+    assert_eq!(reports[0].windows.len(), 1);
+}
+
+#[test]
+fn machine_that_fails_with_all_that_it_serves_is_one_experience() {
+    let mut shared = node(1);
+    let both = ["api", "web"].map(|name| (name.parse().unwrap(), name.parse().unwrap()));
+    shared.set_instances(Moment::START, member(200), both);
+    for name in ["api", "web"] {
+        let key = InstanceKey { member: member(200), instance: name.parse().unwrap() };
+        let service = name.parse().unwrap();
+        shared.handle_windows(millis(1_000), [OwnWindow { key, service, window: window(3, 3) }]);
+    }
+    let reports = said(&mut shared, 1_000, 3_000);
+    let word = reports.last().unwrap();
+    assert_eq!((word.called, word.accused, word.windows.len()), (1, 1, 2));
+}
+
+#[test]
+fn accuser_that_dates_its_failures_back_makes_no_success_an_objection() {
+    let mut shared = node(3);
+    for caller in 3..=8 {
+        hear(&mut shared, 900, caller, &word(5, 0)); // all call it with success until it dies
+    }
+    let mut lie = word(1_000, 1_000);
+    lie.windows[0].first_failure_age_ms = Some(60_000);
+    hear(&mut shared, 2_000, 1, &lie);
+    for caller in [2, 3, 4] {
+        hear(&mut shared, 2_000, caller, &word(3, 3));
+    }
+    let events = pass(&mut shared, 2_000, 2_420);
+    let [SharedEvent::Instance { change: InstanceChange::Ejected(grounds), .. }] =
+        events.as_slice()
+    else {
+        panic!("{events:?}")
+    };
+    assert_eq!((grounds.share, grounds.first_failure_at), (1_000, millis(1_700)));
+    let dated = grounds.testimony.iter().filter(|one| one.weight == TestimonyWeight::Dated);
+    assert_eq!(dated.count(), 4, "and says whose words it left out, and why");
+}
+
+#[test]
+fn failing_service_says_by_whose_word_and_that_it_is_over_when_its_instances_go() {
+    let mut shared = node(1);
+    for caller in 1..=2 {
+        hear(&mut shared, 1_000, caller, &word(3, 3));
+    }
+    let events = pass(&mut shared, 1_000, 5_000);
+    let [SharedEvent::Failing { is_failing: true, grounds, .. }] = events.as_slice() else {
+        panic!("{events:?}")
+    };
+    assert_eq!((grounds.len(), grounds[0].1.testimony.len()), (1, 2));
+    shared.set_instances(millis(5_000), member(200), []);
+    let events: Vec<_> = std::iter::from_fn(|| shared.poll_event()).collect();
+    assert!(matches!(events.as_slice(), [SharedEvent::Failing { is_failing: false, .. }]));
+}
+
+#[test]
+fn testimony_keeps_those_that_count_most_and_says_why_others_do_not() {
+    let mut shared = node(3);
+    for caller in 1..=60 {
+        hear(&mut shared, 500, caller, &word(2, 0)); // before it dies
+    }
+    for caller in 61..=100 {
+        hear(&mut shared, 1_000, caller, &word(3, 3));
+    }
+    let events = pass(&mut shared, 1_000, 1_420);
+    let [SharedEvent::Instance { change: InstanceChange::Ejected(grounds), .. }] =
+        events.as_slice()
+    else {
+        panic!("{events:?}")
+    };
+    let weights = grounds.testimony.iter().map(|one| one.weight);
+    assert_eq!(weights.collect::<Vec<_>>(), [TestimonyWeight::Accuses; 32]);
+}
+
+/// Words weighed for one more report when a whole service of so many fails for so many callers.
+fn weighed_for_one_report(callers: u8, servers: u8) -> u64 {
+    let mut shared = node(servers);
+    let mut all = word(3, 3);
+    let windows = (200..200 + servers.min(16)).map(|server| {
+        let member = member(server);
+        ObservedWindow { member, ..all.windows[0].clone() }
+    });
+    all.windows = windows.collect();
+    for round in 0..3 {
+        for caller in 0..callers {
+            hear(&mut shared, 1_000 + round * 1_000, caller, &all);
+        }
+        pass(&mut shared, 1_000 + round * 1_000, 1_900 + round * 1_000);
+    }
+    let before = shared.words_weighed;
+    hear(&mut shared, 4_000, 0, &all);
+    shared.words_weighed - before
+}
+
+#[test]
+fn report_costs_as_many_words_as_there_are_on_what_it_names_however_much_else_fails() {
+    for (callers, servers) in [(30, 10), (150, 10), (150, 30)] {
+        let named = u64::from(servers.min(16));
+        let words = weighed_for_one_report(callers, servers);
+        assert!(words <= named * u64::from(callers) * 2, "{words} of {callers} on {named}");
+    }
+}
+
 proptest! {
     /// Whatever one caller says, and however often, it ejects nothing; as soon as a second one says the
     /// same, they do.
@@ -253,13 +534,13 @@ proptest! {
         let mut at = 0;
         for (pause, samples, failures) in said {
             let failures = failures.min(samples);
-            shared.handle_report(millis(at), member(1), &word(samples, failures));
+            hear(&mut shared, at, 1, &word(samples, failures));
             pass(&mut shared, at, at + pause);
             at += pause;
             prop_assert!(!is_ejected(&shared));
         }
         for caller in 1..=2 {
-            shared.handle_report(millis(at), member(caller), &word(3, 3));
+            hear(&mut shared, at, caller, &word(3, 3));
         }
         pass(&mut shared, at, at + 3_000);
         prop_assert!(is_ejected(&shared), "two of two callers accuse it, and nobody objects");
@@ -276,7 +557,7 @@ proptest! {
         for (pause, caller, server) in said {
             let mut said = word(9, 9);
             said.windows[0].member = member(200 + server % servers);
-            shared.handle_report(millis(at), member(caller), &said);
+            hear(&mut shared, at, caller, &said);
             pass(&mut shared, at, at + pause);
             at += pause;
             let left = (200..200 + servers)

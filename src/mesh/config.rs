@@ -23,6 +23,9 @@ pub struct MeshConfig {
     pub zone: String,
     /// Of the agent, for instance `0.1.0`.
     pub agent_version: String,
+    /// This machine's wall time when its moments began, in milliseconds since 1970: how old others'
+    /// observations are is told by it. Need not be exact.
+    pub began_at_ms: u64,
     /// Above that of every earlier run, and durable; so are the next [`EPOCH_RESERVE`].
     pub epoch: Epoch,
     /// How fast to detect and at what cost.

@@ -170,7 +170,7 @@ impl Mesh {
             id,
             now,
             membership: Membership::new(now, profile, identity, epochs_until, rng_seed),
-            shared: SharedBreaker::new(SharedConfig::default(), id, rng_seed),
+            shared: SharedBreaker::new(SharedConfig::default(), id, config.began_at_ms, rng_seed),
             observations_version: 0,
             publication: Publication::new(now, &config),
             exchange: Exchange::default(),

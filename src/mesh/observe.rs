@@ -11,7 +11,8 @@ use super::{Mesh, MeshEvent};
 use crate::breaker::OwnWindow;
 use crate::catalogue::Verdict;
 use crate::model::{
-    EntryKey, EntryKind, InstanceState, MemberId, MemberPhase, MemberState, Moment, Observations,
+    EntryKey, EntryKind, EntryVersion, InstanceState, MemberId, MemberPhase, MemberState, Moment,
+    Observations,
 };
 use crate::wire;
 
@@ -40,6 +41,10 @@ impl Mesh {
         while let Some(observations) = self.shared.poll_report(now) {
             self.publish_observations(&observations);
         }
+        if self.shared.take_left_out() > 0 {
+            let reason = "own_observations_left_out";
+            self.events.push_back(MeshEvent::Dropped { from: self.id, reason });
+        }
     }
 
     fn publish_observations(&mut self, observations: &Observations) {
@@ -58,13 +63,19 @@ impl Mesh {
         }
     }
 
-    /// Another member has said what it saw.
+    /// Another member has said what it saw; or this one has, or had before it began anew.
     pub(super) fn handle_observations(
         &mut self,
         now: Moment,
         from: MemberId,
+        version: EntryVersion,
         observations: &Observations,
     ) {
+        let is_own =
+            (version.epoch, version.version) == (self.publication.epoch, self.observations_version);
+        if from == self.id && !is_own {
+            return self.shared.handle_own_past(now);
+        }
         let is_there = self.known.get(&from).is_some_and(|known| known.is_there());
         if is_there && self.is_begun {
             self.shared.handle_report(now, from, observations);
@@ -97,19 +108,17 @@ impl Mesh {
             .iter()
             .filter(|instance| takes_work && instance.state == InstanceState::Ready);
         let ready = ready.map(|instance| (instance.id.clone(), instance.service.clone()));
-        self.shared.set_instances(member, ready);
+        self.shared.set_instances(now, member, ready);
         if member == self.id {
             return;
         }
         if !is_there {
-            self.shared.forget_caller(member);
+            self.shared.forget_caller(now, member);
         } else if !self.shared.has_heard(member)
-            && let Some(observations) = self.catalogue.observations(member)
+            && let Some(observations) = self.catalogue.observations(member).cloned()
         {
-            // It was away, or this node was: who calls what still holds, what it saw is too old.
-            let known =
-                Observations { windows: Vec::new(), accused: 0, ..(**observations).clone() };
-            self.shared.handle_report(now, member, &known);
+            // It was away, or this node was: who calls what still holds, what it saw has its age.
+            self.shared.handle_report(now, member, &observations);
         }
     }
 }

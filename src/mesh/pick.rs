@@ -79,6 +79,14 @@ pub fn pick(
         EndpointState::Doubtful => as_last_resort((caller.stance)(at)),
         _ => Stance::NEVER,
     };
+    // However many instances there are, a probe that is due goes with its prober's next call, but for
+    // calls that a key leads.
+    let is_led = matches!(caller.order, Order::Table { .. });
+    let may_probe = |at: usize| heeds_others && !is_led && (caller.nearness)(at).is_some();
+    let is_probe = |at: &usize| may_probe(*at) && stance(*at) == PROBE;
+    if let Some(at) = view.ejected().iter().copied().find(is_probe) {
+        return Ok(at);
+    }
     if let Some(at) = choose(caller.shares, caller.order, stance, rng) {
         return Ok(at);
     }
@@ -87,6 +95,9 @@ pub fn pick(
     });
     scan(usable, caller.order, rng).ok_or_else(|| why_none(endpoints, caller.nearness))
 }
+
+/// The turn to probe what all callers have ejected.
+const PROBE: Stance = Stance { rank: Rank::Willing, share: WHOLE, load: Load::TRIAL };
 
 /// What all callers hold of an endpoint goes before what this one does, unless its own success is newer.
 fn heeding(caller: &Caller<'_>, at: usize, verdict: &Verdict) -> Stance {
@@ -103,9 +114,7 @@ fn heeding(caller: &Caller<'_>, at: usize, verdict: &Verdict) -> Stance {
     }
     let is_turn = |ejection: &Ejection| !(caller.has_probed)(at, ejection);
     match verdict {
-        Verdict::Ejected(ejection) if admission == Admission::Probe && is_turn(ejection) => {
-            Stance { rank: Rank::Willing, share: WHOLE, load: Load::TRIAL }
-        }
+        Verdict::Ejected(ejection) if admission == Admission::Probe && is_turn(ejection) => PROBE,
         _ => as_last_resort(own),
     }
 }
@@ -224,6 +233,36 @@ mod tests {
             anyone_at: Moment::from_secs(70),
             grounds,
         })
+    }
+
+    #[test]
+    fn probe_that_is_due_goes_with_the_next_call_among_however_many() {
+        let mut endpoints: Vec<_> = (0..30).map(Endpoint::numbered).collect();
+        endpoints[17].verdict = ejected();
+        let view = ServiceView::new("web".parse().unwrap(), Protocol::Tcp, endpoints);
+        let mut rng = SmallRng::seed_from_u64(3);
+        let mut picks = |now, has_probed: bool, nearness: &dyn Fn(usize) -> Option<u8>| {
+            let caller = Caller {
+                stance: &|_| Stance {
+                    rank: Rank::Willing,
+                    share: WHOLE,
+                    load: Load { cost: 1.0, in_flight: 0 },
+                },
+                shares: view.ready(),
+                order: &Order::LeastLoad,
+                now: Moment::from_secs(now),
+                heeds_others: true,
+                window: &|_| Window::default(),
+                has_probed: &|_, _| has_probed,
+                nearness,
+            };
+            (0..100).filter(|_| pick(&view, &caller, &mut rng) == Ok(17)).count()
+        };
+        let all_are_near = |_| Some(0);
+        assert_eq!(picks(69, false, &all_are_near), 0);
+        assert_eq!(picks(70, false, &all_are_near), 100);
+        assert_eq!(picks(70, true, &all_are_near), 0, "this caller has tried it");
+        assert!(picks(70, false, &|at| (at != 17).then_some(0)) < 30, "it is nobody's to use");
     }
 
     #[test]

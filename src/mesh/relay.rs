@@ -88,7 +88,8 @@ impl Mesh {
         self.is_changed |= is_seen;
         self.news.push(key);
         if let Content::Observations(observations) = content {
-            return self.handle_observations(now, key.owner, observations); // too short-lived for a disk
+            // Too short-lived for a disk.
+            return self.handle_observations(now, key.owner, version, observations);
         }
         self.events.push_back(MeshEvent::EntryAccepted(entry));
         let Content::Record(record) = content else { return };

@@ -159,6 +159,11 @@ impl ServiceView {
         endpoint.verdict.ejection()
     }
 
+    /// The places of those that are ejected and ready otherwise.
+    pub(super) fn ejected(&self) -> &[usize] {
+        &self.ejected
+    }
+
     /// Since when the oldest of those that are ready is in rotation; `None` for longer than this agent
     /// can tell, or when none is.
     pub fn in_rotation_since(&self) -> Option<Moment> {

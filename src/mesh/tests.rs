@@ -67,6 +67,7 @@ fn config(key: u8, seeds: &[u8]) -> MeshConfig {
         address: address(key),
         zone: String::new(),
         agent_version: String::new(),
+        began_at_ms: 1_790_000_000_000,
         epoch: Epoch(100),
         profile: Profile::Lan,
         seeds: seeds.iter().map(|seed| address(*seed)).collect(),
@@ -498,6 +499,27 @@ fn a_change_of_services_is_none_of_state_and_who_leaves_serves_nothing_any_more(
     assert_eq!((after.state, after.services.len()), (MemberState::Left, 0));
     assert!(after.changed_at >= Moment::from_secs(6));
     assert!(nodes[0].snapshot().services.is_empty());
+}
+
+/// What was there when a node began is not new to it; what drains and comes back is.
+#[test]
+fn instance_is_new_to_others_from_when_it_came_back_into_rotation() {
+    let mut nodes = pair();
+    nodes[1].set_offers(Moment::START, vec![instance("web").into()]);
+    run(&mut nodes, 0, 12_000);
+    let rotation = |nodes: &[Mesh]| {
+        nodes[0].snapshot().services[&"web".parse().unwrap()].endpoints()[0].rotation
+    };
+    assert_eq!(rotation(&nodes), Rotation::In { since: None });
+    nodes[1].set_phase(Moment::from_secs(12), MemberPhase::Draining);
+    run(&mut nodes, 12_000, 15_000);
+    assert_eq!(rotation(&nodes), Rotation::Out);
+    nodes[1].set_phase(Moment::from_secs(15), MemberPhase::Running);
+    run(&mut nodes, 15_000, 18_000);
+    let since = rotation(&nodes).since().unwrap();
+    assert!((15..18).contains(&since.since(Moment::START).as_secs()), "{since:?}");
+    run(&mut nodes, 18_000, 21_000);
+    assert_eq!(rotation(&nodes).since(), Some(since));
 }
 
 /// What a member says that a packet of the detector carries.

@@ -5,18 +5,22 @@ use serde::{Deserialize, Serialize};
 use super::{InstanceId, MemberId, ServiceName};
 
 /// What a member saw of others' instances lately: counts, not verdicts. Published when something
-/// begins, at most about once a second; what it says grows old by the ages in it, and nothing takes it
-/// back.
+/// begins, at most about once a second; what it saw grows old by the ages in it and by its own, whenever
+/// and by whomever it is brought.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Observations {
     /// The services that it calls: who has a voice. At most [`Observations::CALLS_MAX`].
     pub calls: Vec<ServiceName>,
-    /// How many instances it has called since the first failure that still counts, that one included.
+    /// How many members it has called since the first failure that still counts, that one included:
+    /// what one machine does is one experience.
     pub called: u16,
     /// How many of them fail for it. When most do, and two at least, it is itself the likelier cause.
     pub accused: u16,
     /// Those of which it has something to say. At most [`Observations::WINDOWS_MAX`].
     pub windows: Vec<ObservedWindow>,
+    /// When it was signed, on its owner's clock: the wall time at which that run of it began and what has
+    /// passed since, in milliseconds since 1970. What was seen counts nothing without it. Since version 2.
+    pub signed_at_ms: Option<u64>,
 }
 
 impl Observations {

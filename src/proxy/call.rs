@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::board::{Boards, Picked};
+use crate::breaker::Trial;
 use crate::mesh::Endpoint;
 use crate::model::{Moment, Outcome};
 
@@ -14,6 +15,8 @@ use crate::model::{Moment, Outcome};
 pub(super) struct Call {
     boards: Arc<Boards>,
     picked: Picked,
+    /// Whether it tries the instance for its breaker.
+    trial: Option<Trial>,
     /// When the instance was asked, in nanoseconds; 0 before.
     asked_at: AtomicU64,
     is_answered: AtomicBool,
@@ -33,10 +36,11 @@ impl Call {
     ) -> Self {
         picked.slot().enter();
         picked.slot().gauge().begin(boards.now());
-        boards.begin(&picked);
+        let trial = boards.begin(&picked);
         Self {
             boards: Arc::clone(boards),
             picked,
+            trial,
             asked_at: AtomicU64::new(0),
             is_answered: AtomicBool::new(false),
             is_judged: AtomicBool::new(false),
@@ -88,7 +92,7 @@ impl Call {
     pub(super) fn judge(&self, outcome: Outcome) {
         if !self.is_judged.load(Ordering::Relaxed) {
             self.is_judged.store(true, Ordering::Relaxed);
-            self.boards.settle(&self.picked, outcome);
+            self.boards.settle(&self.picked, self.trial, outcome);
         }
     }
 

@@ -27,6 +27,12 @@ impl Clock {
         Moment::from_nanos(u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX))
     }
 
+    /// When it began, in milliseconds since 1970, by what the wall clock says now.
+    pub fn began_at_unix_millis(&self) -> u64 {
+        let passed = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
+        unix_millis().saturating_sub(passed)
+    }
+
     /// The instant that tokio's timers need for `moment`.
     pub fn instant(&self, moment: Moment) -> Instant {
         self.start + Duration::from_nanos(moment.as_nanos())

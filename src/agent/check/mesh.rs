@@ -562,7 +562,9 @@ mod tests {
             failing: false,
             panic: false,
         };
-        let all = |row: &Service| [ejected(&[row.clone()]), failing(&[row.clone()])];
+        let all = |row: &Service| {
+            [ejected(std::slice::from_ref(row)), failing(std::slice::from_ref(row))]
+        };
         assert_eq!(all(&well).map(|check| check.status), [CheckStatus::Pass; 2]);
         let one = Service { ejected: 2, ejected_here: 1, ..well.clone() };
         let [told, _] = all(&one);

@@ -1,18 +1,21 @@
 //! What this node makes of all words: from accused to ejected, and the way back.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{CASES_MAX, InstanceChange, SharedBreaker, SharedEvent, TICK};
+use super::{CASES_MAX, InstanceChange, SharedBreaker, SharedEvent, TICK, Weighed};
 use crate::breaker::case::{Case, Stage};
 use crate::breaker::grounds::{Bench, Scale};
 use crate::breaker::report::{Report, Seen};
-use crate::breaker::{Grounds, InstanceKey, Turn, turn};
+use crate::breaker::{Grounds, InstanceKey, SharedConfig, Turn, turn};
 use crate::model::{MemberId, Moment, ServiceName};
 
 /// By how much two members' clocks of a turn differ, and how long a call in it may take.
 const TURN_SLACK: Duration = Duration::from_millis(250);
+
+/// Instances that the word of a failing service names.
+const FAILING_TOLD_MAX: usize = 16;
 
 /// What becomes of a case.
 enum Step {
@@ -25,21 +28,33 @@ enum Step {
 }
 
 impl SharedBreaker {
-    /// Weighs what is said of an instance.
-    pub(super) fn weigh(&self, now: Moment, key: &InstanceKey, bench: Bench) -> Grounds {
-        self.scale(key, bench).weigh(now, key, self.words(key))
+    /// Weighs what is said of an instance. What others are judged by is what this left.
+    fn weigh(&mut self, now: Moment, key: &InstanceKey) {
+        let scale = self.scale(key, Bench::All);
+        let ever =
+            Scale { since: Moment::START, onset: None, ..scale }.weigh(now, key, self.words(key));
+        if ever.accusers == 0 {
+            self.weighed.remove(key);
+        } else {
+            let all = self.scale(key, Bench::All).weigh(now, key, self.words(key));
+            let credible = self.scale(key, Bench::Credible).weigh(now, key, self.words(key));
+            self.weighed.insert(key.clone(), Weighed { credible, all, ever });
+        }
+        let voices = self.voices.get(key).map_or(0, BTreeSet::len);
+        self.words_weighed += voices as u64;
     }
 
-    /// The same of all who speak, and of all that they say.
-    pub(super) fn weigh_anew(&self, now: Moment, key: &InstanceKey) -> Grounds {
-        let scale = Scale { since: Moment::START, onset: None, ..self.scale(key, Bench::All) };
-        scale.weigh(now, key, self.words(key))
+    /// Whether something holds of what was said of an instance when it was last weighed.
+    fn has(&self, key: &InstanceKey, holds: impl Fn(&Weighed, &SharedConfig) -> bool) -> bool {
+        self.weighed.get(key).is_some_and(|weighed| holds(weighed, &self.config))
     }
 
     /// What all know. An own accusation that is not published would count here only, and nobody would
     /// object to it.
     fn words(&self, key: &InstanceKey) -> impl Iterator<Item = (MemberId, &Report)> {
-        let others = self.reports.iter().map(|(member, report)| (*member, report));
+        let voices = self.voices.get(key).into_iter().flatten();
+        let others = voices
+            .filter_map(|member| self.reports.get(member).map(|(report, _)| (*member, report)));
         let is_accusing =
             |windows: &BTreeMap<InstanceKey, Seen>| windows.get(key).is_some_and(Seen::is_accusing);
         let is_public = !is_accusing(&self.own.windows) || is_accusing(&self.voice.said);
@@ -50,16 +65,31 @@ impl SharedBreaker {
         let service = self.service_of(key);
         let callers = service.map_or(0, |service| self.callers(service).len());
         let failed_until = service.and_then(|service| self.services.get(service)?.failed_until);
-        let case = self.cases.get(key);
-        let since = case.map_or(Moment::START, Case::since);
+        let since = self.cases.get(key).map_or(Moment::START, Case::since);
         let since = failed_until.map_or(since, |at| at.max(since));
-        let onset = case.map(|case| case.onset).filter(|at| *at >= since);
+        let onset = self.cases.get(key).map(|case| case.onset).filter(|at| *at >= since);
         Scale { config: &self.config, callers, since, onset, bench }
+    }
+
+    /// What is held against an instance, word by word.
+    fn told(
+        &self,
+        now: Moment,
+        key: &InstanceKey,
+        grounds: &Grounds,
+        bench: Bench,
+    ) -> Arc<Grounds> {
+        let testimony = self.scale(key, bench).testimony(now, key, self.words(key));
+        Arc::new(Grounds { testimony, ..grounds.clone() })
     }
 
     /// Looks again at one instance.
     pub(super) fn judge(&mut self, now: Moment, key: &InstanceKey) {
         let Some(service) = self.service_of(key).cloned() else { return };
+        self.weigh(now, key);
+        if !self.weighed.is_empty() {
+            self.tick_at.get_or_insert(now + TICK);
+        }
         let case = self.cases.get(key).cloned();
         let next = match &case {
             None => self.judge_new(now, key),
@@ -81,15 +111,17 @@ impl SharedBreaker {
         };
         self.is_changed = true;
         self.tick_at.get_or_insert(now + TICK);
+        self.weigh(now, key); // what counts may be another part of it
         self.judge_service(now, &service);
     }
 
     fn judge_new(&self, now: Moment, key: &InstanceKey) -> Step {
-        let all = self.weigh(now, key, Bench::All);
-        if !all.has_quorum(&self.config) || self.cases.len() >= CASES_MAX {
-            return Step::Stay;
+        match self.weighed.get(key).map(|said| &said.all) {
+            Some(all) if all.has_quorum(&self.config) && self.cases.len() < CASES_MAX => {
+                Step::To(Case::new(now, all.first_failure_at))
+            }
+            _ => Step::Stay,
         }
-        Step::To(Case::new(now, all.first_failure_at))
     }
 
     fn judge_accused(
@@ -100,25 +132,27 @@ impl SharedBreaker {
         case: &Case,
         since: Moment,
     ) -> Step {
-        let all = self.weigh(now, key, Bench::All);
+        self.judge_service(now, service); // what was said while it failed as a whole counts nothing
+        let Some(Weighed { all, credible, .. }) = self.weighed.get(key).cloned() else {
+            return Step::Over;
+        };
         if !all.has_quorum(&self.config) {
             return Step::Over;
         }
-        self.judge_service(now, service); // what was said while it failed as a whole counts nothing
-        let grounds = self.weigh(now, key, Bench::Credible);
-        if now.since(since) < self.rebuttal(&grounds) {
+        if now.since(since) < self.rebuttal(&credible) {
             return Step::Stay;
         }
         let is_late = now.since(since) >= self.config.rebuttal_max;
         if self.is_well_here(key, case) || (is_late && !all.is_carried(&self.config)) {
-            self.tell(key, InstanceChange::Acquitted);
+            let grounds = self.told(now, key, &all, Bench::All);
+            self.tell(key, InstanceChange::Acquitted(grounds));
             return Step::To(Case { stage: Stage::Watched { since: now }, ..case.clone() });
         }
-        let is_plain = grounds.is_clear(&self.config) || !self.has_company(now, service, key);
-        if !grounds.is_carried(&self.config) || !is_plain || !self.may_eject(now, service, key) {
+        let is_plain = credible.is_clear(&self.config) || !self.has_company(service, key);
+        if !credible.is_carried(&self.config) || !is_plain || !self.may_eject(service, key) {
             return Step::Stay;
         }
-        Step::To(self.eject(now, key, case, grounds))
+        Step::To(self.eject(now, key, case, &credible))
     }
 
     fn judge_ejected(
@@ -130,10 +164,13 @@ impl SharedBreaker {
         grounds: &Arc<Grounds>,
     ) -> Step {
         // Words of the time of the accusation may still come in.
-        let again = self.weigh(now, key, Bench::Credible);
         let is_open = now.since(since) < self.config.rebuttal_max;
-        if is_open && again.has_quorum(&self.config) && !again.is_carried(&self.config) {
-            self.tell(key, InstanceChange::Restored);
+        let again = self.weighed.get(key).map(|said| &said.credible).filter(|again| {
+            is_open && again.has_quorum(&self.config) && !again.is_carried(&self.config)
+        });
+        if let Some(again) = again {
+            let grounds = self.told(now, key, again, Bench::Credible);
+            self.tell(key, InstanceChange::Restored(grounds));
             return Step::To(Case { stage: Stage::Watched { since: now }, ..case.clone() });
         }
         let probed_from = tried_at + case.period(&self.config) / 2;
@@ -145,21 +182,30 @@ impl SharedBreaker {
         if let Some((by, _)) = well {
             self.tell(key, InstanceChange::Returning(by));
             let stage = Stage::Returning { since: now, grounds: Arc::clone(grounds) };
-            return Step::To(Case { stage, is_witness: by == self.id, ..case.clone() });
+            let (is_witness, failed_for) = (by == self.id, None);
+            return Step::To(Case { stage, is_witness, failed_for, ..*case });
         }
         // Of a probe that failed only its caller can tell: else one liar could keep it out for ever.
-        let has_probed = |member, at| {
+        let first_turn_at = tried_at + case.period(&self.config);
+        let has_probed = |member, at: Moment| {
+            if at + TURN_SLACK < first_turn_at {
+                return false; // before anybody's turn: whose it was need not be worked out
+            }
             let turn = self.turn_of(member, key, case, tried_at);
             turn.is_some_and(|turn| turn.covers(at, TURN_SLACK))
                 || at >= self.anyone_at(case, tried_at)
         };
-        let is_relapse =
-            said().any(|(by, seen)| seen.last_failure_at.is_some_and(|at| has_probed(by, at)));
-        if !is_relapse {
-            return Step::Stay;
-        }
+        let failed =
+            said().find(|(by, seen)| seen.last_failure_at.is_some_and(|at| has_probed(*by, at)));
+        let Some((by, _)) = failed else { return Step::Stay };
+        // And for a long pause it takes the word of another, who looks soon: one that lies delays little.
+        let is_short = case.period(&self.config) * 2 <= self.config.period_doubted;
+        let (relapses, failed_for) = match case.failed_for {
+            None if !is_short && !self.is_alone(key) => (case.relapses, Some(by)),
+            _ => (case.relapses + 1, None),
+        };
         let stage = Stage::Ejected { since, tried_at: now, grounds: Arc::clone(grounds) };
-        Step::To(Case { stage, relapses: case.relapses + 1, ..case.clone() })
+        Step::To(Case { stage, relapses, failed_for, ..*case })
     }
 
     /// From when on anyone may probe: all have let their turns pass.
@@ -167,7 +213,13 @@ impl SharedBreaker {
         tried_at + case.period(&self.config) + self.config.period_max
     }
 
-    /// When it is a caller's turn to probe.
+    /// Whether nobody else calls what it serves.
+    fn is_alone(&self, key: &InstanceKey) -> bool {
+        self.service_of(key).is_none_or(|service| self.callers(service).len() < 2)
+    }
+
+    /// When it is a caller's turn to probe: not that of the one for whom the last probe failed, if there is
+    /// another.
     pub(super) fn turn_of(
         &self,
         caller: MemberId,
@@ -176,7 +228,10 @@ impl SharedBreaker {
         tried_at: Moment,
     ) -> Option<Turn> {
         let callers = self.callers(self.service_of(key)?);
-        let place = turn::place(caller, key, case.relapses, callers)?;
+        if case.failed_for == Some(caller) && !self.is_alone(key) {
+            return None;
+        }
+        let place = turn::place(caller, key, case.round(), callers)?;
         let length = self.config.turn;
         Some(Turn {
             from: tried_at + case.period(&self.config) + length.saturating_mul(place),
@@ -194,9 +249,12 @@ impl SharedBreaker {
         since: Moment,
     ) -> Step {
         // A tenth of the calls makes a tenth of the evidence: fewer failures have to do.
-        let grounds = self.weigh(now, key, Bench::Credible);
-        if grounds.outweighs(&self.config) && self.may_eject(now, service, key) {
-            return Step::To(self.eject(now, key, case, grounds));
+        let grounds = self.weighed.get(key).map(|said| said.credible.clone());
+        let grounds = grounds.filter(|grounds| grounds.outweighs(&self.config));
+        if let Some(grounds) = grounds
+            && self.may_eject(service, key)
+        {
+            return Step::To(self.eject(now, key, case, &grounds));
         }
         if now.since(since) < self.config.ramp {
             return Step::Stay;
@@ -206,8 +264,8 @@ impl SharedBreaker {
     }
 
     fn judge_watched(&self, now: Moment, key: &InstanceKey, case: &Case, since: Moment) -> Step {
-        let all = self.weigh(now, key, Bench::All);
-        if all.has_quorum(&self.config) {
+        let all = self.weighed.get(key).map(|said| &said.all);
+        if let Some(all) = all.filter(|all| all.has_quorum(&self.config)) {
             let stage = Stage::Accused { since: now };
             return Step::To(Case { stage, onset: all.first_failure_at, ..case.clone() });
         }
@@ -217,13 +275,11 @@ impl SharedBreaker {
         }
     }
 
-    fn eject(&mut self, now: Moment, key: &InstanceKey, case: &Case, grounds: Grounds) -> Case {
-        let testimony = self.scale(key, Bench::Credible).testimony(now, key, self.words(key));
-        let grounds = Grounds { testimony, ..grounds };
-        let grounds = Arc::new(grounds);
+    fn eject(&mut self, now: Moment, key: &InstanceKey, case: &Case, grounds: &Grounds) -> Case {
+        let grounds = self.told(now, key, grounds, Bench::Credible);
         self.tell(key, InstanceChange::Ejected(Arc::clone(&grounds)));
         let stage = Stage::Ejected { since: now, tried_at: now, grounds };
-        Case { stage, relapses: case.relapses + 1, ..case.clone() }
+        Case { stage, relapses: case.relapses + 1, failed_for: None, ..*case }
     }
 
     /// Whether this node's own calls have only succeeded since the first failure that was told: its
@@ -235,21 +291,21 @@ impl SharedBreaker {
 
     /// Whether another instance of the service is accused, too: where calls succeed besides, that is
     /// rather load than the instance.
-    fn has_company(&self, now: Moment, name: &ServiceName, key: &InstanceKey) -> bool {
+    fn has_company(&self, name: &ServiceName, key: &InstanceKey) -> bool {
         let Some(service) = self.services.get(name) else { return false };
         let mut others = service.instances.iter().filter(|other| *other != key);
-        others.any(|other| self.weigh_anew(now, other).has_quorum(&self.config))
+        others.any(|other| self.has(other, |said, config| said.ever.has_quorum(config)))
     }
 
     /// Not the last one, and not while more than half are accused, be others heard or not: then it is
     /// rather the service.
-    fn may_eject(&self, now: Moment, name: &ServiceName, key: &InstanceKey) -> bool {
+    fn may_eject(&self, name: &ServiceName, key: &InstanceKey) -> bool {
         let Some(service) = self.services.get(name) else { return false };
         let is_left = |other: &&InstanceKey| {
             *other != key && !self.cases.get(*other).is_some_and(Case::is_ejected)
         };
         let is_accused =
-            |key: &&InstanceKey| self.weigh(now, key, Bench::All).outweighs(&self.config);
+            |key: &&InstanceKey| self.has(key, |said, config| said.all.outweighs(config));
         let accused = service.instances.iter().filter(is_accused).count();
         !service.is_failing
             && accused * 2 <= service.instances.len()
@@ -258,15 +314,15 @@ impl SharedBreaker {
 
     /// Whether an accusation holds, whoever makes it, after the time to speak against it.
     fn is_condemned(&self, now: Moment, key: &InstanceKey) -> bool {
-        let Some(case) = self.cases.get(key) else { return false };
-        let all = self.weigh(now, key, Bench::All);
-        let rebuttal = self.rebuttal(&all);
+        let (Some(case), Some(said)) = (self.cases.get(key), self.weighed.get(key)) else {
+            return false;
+        };
         let is_heard = match case.stage {
-            Stage::Accused { since } => now.since(since) >= rebuttal,
+            Stage::Accused { since } => now.since(since) >= self.rebuttal(&said.all),
             Stage::Ejected { .. } | Stage::Returning { .. } => true,
             Stage::Watched { .. } => false,
         };
-        is_heard && all.is_carried(&self.config)
+        is_heard && said.all.is_carried(&self.config)
     }
 
     /// How long others have to speak against it.
@@ -280,9 +336,20 @@ impl SharedBreaker {
     /// Looks again at a service as a whole.
     pub(super) fn judge_service(&mut self, now: Moment, name: &ServiceName) {
         let Some(service) = self.services.get(name) else { return };
-        let accused = service.instances.iter().filter(|key| self.is_condemned(now, key));
-        let (accused, count) = (accused.count(), service.instances.len());
-        let is_failing = accused * 2 > count;
+        let accused = || service.instances.iter().filter(|key| self.is_condemned(now, key));
+        let count = service.instances.len();
+        let is_failing = accused().count() * 2 > count;
+        let has_turned = service.is_failing != is_failing;
+        let grounds: Vec<_> = match is_failing && has_turned {
+            true => accused()
+                .take(FAILING_TOLD_MAX)
+                .filter_map(|key| {
+                    let all = &self.weighed.get(key)?.all;
+                    Some((key.clone(), self.told(now, key, all, Bench::All)))
+                })
+                .collect(),
+            false => Vec::new(),
+        };
         let ejected = service
             .instances
             .iter()
@@ -295,11 +362,9 @@ impl SharedBreaker {
             since => since,
         };
         let Some(service) = self.services.get_mut(name) else { return };
-        if service.is_failing && !is_failing {
-            service.failed_until = Some(now);
-        }
-        if service.is_failing != is_failing {
-            self.events.push_back(SharedEvent::Failing { service: name.clone(), is_failing });
+        if has_turned {
+            let service = name.clone();
+            self.events.push_back(SharedEvent::Failing { service, is_failing, grounds });
             self.is_changed = true;
         }
         if service.panic_since.is_some() != panic_since.is_some() {
@@ -309,5 +374,11 @@ impl SharedBreaker {
         }
         service.is_failing = is_failing;
         service.panic_since = panic_since;
+        if has_turned && !is_failing {
+            service.failed_until = Some(now);
+            for key in service.instances.clone() {
+                self.weigh(now, &key);
+            }
+        }
     }
 }

@@ -1,13 +1,13 @@
 //! What this node tells the others, and when.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use super::SharedBreaker;
+use super::{SharedBreaker, Weighed};
 use crate::breaker::case::{Case, Stage};
-use crate::breaker::grounds::Bench;
 use crate::breaker::report::Seen;
-use crate::breaker::{InstanceKey, turn};
+use crate::breaker::{Grounds, InstanceKey, turn};
 use crate::model::{Moment, Observations, ServiceName};
 
 /// Reports at once, and the time after which there may be one more.
@@ -29,8 +29,11 @@ pub(super) struct Voice {
     pub(super) said: BTreeMap<InstanceKey, Seen>,
     said_calls: BTreeSet<ServiceName>,
     has_condemned: bool,
-    /// Whether an accusation that was said has ended.
-    takes_back: bool,
+    /// Whether something was said that holds no more: an accusation that has ended, or what an earlier run
+    /// said.
+    pub(super) takes_back: bool,
+    /// Windows and services that did not fit into what was said, since this was last asked.
+    left_out: usize,
     tokens: u32,
     refilled_at: Moment,
     due_at: Option<Moment>,
@@ -47,7 +50,10 @@ impl SharedBreaker {
             return None;
         }
         self.voice.due_at = None;
-        let said = self.worth_saying(now);
+        let worth = self.worth_saying();
+        let left_out = worth.len().saturating_sub(Observations::WINDOWS_MAX)
+            + self.called_at.len().saturating_sub(Observations::CALLS_MAX);
+        let said: BTreeMap<_, _> = worth.into_iter().take(Observations::WINDOWS_MAX).collect();
         let is_news =
             !said.is_empty() || self.voice.takes_back || self.own.calls != self.voice.said_calls;
         if !is_news {
@@ -60,6 +66,7 @@ impl SharedBreaker {
         self.voice.said_calls = self.own.calls.clone();
         self.voice.has_condemned = self.own.condemns();
         self.voice.takes_back = false;
+        self.voice.left_out += left_out;
         for key in keys {
             self.judge(now, &key);
         }
@@ -68,7 +75,14 @@ impl SharedBreaker {
             called: self.own.called,
             accused: self.own.accused,
             windows,
+            signed_at_ms: Some(self.wall_ms(now)),
         })
+    }
+
+    /// How much did not fit into this node's reports since this was last asked: windows of instances and
+    /// names of services.
+    pub fn take_left_out(&mut self) -> usize {
+        std::mem::take(&mut self.voice.left_out)
     }
 
     /// An accusation that this node has published ended without a case: the next needs more.
@@ -87,13 +101,15 @@ impl SharedBreaker {
     }
 
     /// Own windows that others should know.
-    fn worth_saying(&self, now: Moment) -> BTreeMap<InstanceKey, Seen> {
-        let all = self.own.windows.iter().filter(|(key, seen)| self.is_worth(now, key, seen));
-        let all = all.map(|(key, seen)| (key.clone(), *seen));
-        all.take(Observations::WINDOWS_MAX).collect()
+    fn worth_saying(&self) -> Vec<(InstanceKey, Seen)> {
+        let all = self.own.windows.iter().filter(|(key, seen)| self.is_worth(key, seen));
+        let mut all: Vec<_> = all.map(|(key, seen)| (key.clone(), *seen)).collect();
+        // Those first that accuse, and by most.
+        all.sort_by_key(|(_, seen)| (!seen.is_accusing(), Reverse(seen.failures)));
+        all
     }
 
-    fn is_worth(&self, now: Moment, key: &InstanceKey, seen: &Seen) -> bool {
+    fn is_worth(&self, key: &InstanceKey, seen: &Seen) -> bool {
         let was_said = self.voice.said.contains_key(key);
         let case = self.cases.get(key);
         if seen.is_accusing() {
@@ -102,9 +118,10 @@ impl SharedBreaker {
             // Without this node, which others have not heard, and with some to spare: not all count
             // everywhere.
             let is_clear = || {
-                let mut all = self.weigh(now, key, Bench::Credible);
-                all.accusers = all.accusers.saturating_sub(1) * 4 / 5;
-                all.is_clear(&self.config)
+                self.weighed.get(key).is_some_and(|said| {
+                    let accusers = said.credible.accusers.saturating_sub(1) * 4 / 5;
+                    Grounds { accusers, ..said.credible.clone() }.is_clear(&self.config)
+                })
             };
             return was_said
                 || match case.map(|case| &case.stage) {
@@ -120,18 +137,19 @@ impl SharedBreaker {
             Stage::Ejected { since, .. } => seen.is_well_after(*since),
             Stage::Returning { .. } if was_said || case.is_witness => true,
             Stage::Watched { .. } if was_said => true,
-            _ => self.objects(now, key, seen, was_said),
+            _ => self.objects(key, seen, was_said),
         }
     }
 
     /// Whether it has seen success since the first failure of those who accuse, whatever this node
     /// makes of them, and not enough others have said so.
-    fn objects(&self, now: Moment, key: &InstanceKey, seen: &Seen, was_said: bool) -> bool {
-        let all = self.weigh_anew(now, key);
-        let is_needed = was_said || f32::from(all.share) >= self.config.ratio * 500.0;
-        is_needed
-            && all.has_quorum(&self.config)
-            && seen.last_success_at > Some(all.first_failure_at)
+    fn objects(&self, key: &InstanceKey, seen: &Seen, was_said: bool) -> bool {
+        self.weighed.get(key).is_some_and(|Weighed { ever, .. }| {
+            let is_needed = was_said || f32::from(ever.share) >= self.config.ratio * 500.0;
+            is_needed
+                && ever.has_quorum(&self.config)
+                && seen.last_success_at > Some(ever.first_failure_at)
+        })
     }
 
     /// Whether it says something that this node has not said yet.
@@ -160,9 +178,10 @@ impl SharedBreaker {
             _ => false,
         };
         // What it said before was of before the first failure.
-        let all = self.weigh_anew(now, key);
-        let is_dated = || said.last_success_at <= Some(all.first_failure_at);
-        is_back || (all.has_quorum(&self.config) && is_dated())
+        let is_dated = self.weighed.get(key).is_some_and(|Weighed { ever, .. }| {
+            ever.has_quorum(&self.config) && said.last_success_at <= Some(ever.first_failure_at)
+        });
+        is_back || is_dated
     }
 
     /// Whether the last failure is that of a probe: nothing else is called half a period after an
@@ -177,7 +196,7 @@ impl SharedBreaker {
         if self.voice.due_at.is_some_and(|at| at <= now) {
             return;
         }
-        let worth = self.worth_saying(now);
+        let worth = self.worth_saying();
         let is_due = self.own.calls != self.voice.said_calls || self.voice.takes_back;
         let mut at = is_due.then_some(now + REPORT_PAUSE);
         if self.own.condemns() != self.voice.has_condemned && !self.voice.said.is_empty() {
@@ -203,12 +222,19 @@ impl Voice {
             said_calls: BTreeSet::new(),
             has_condemned: false,
             takes_back: false,
+            left_out: 0,
             tokens: BURST_MAX,
             refilled_at: Moment::START,
             due_at: None,
             futile: BTreeMap::new(),
             seed,
         }
+    }
+
+    /// Nothing is known of an instance any more.
+    pub(super) fn forget(&mut self, key: &InstanceKey) {
+        self.said.remove(key);
+        self.futile.remove(key);
     }
 
     /// When the next report may leave.

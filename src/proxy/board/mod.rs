@@ -28,7 +28,7 @@ use tokio::sync::Notify;
 use super::limits::{BreakerLimits, Scope};
 use super::load::Gauge;
 use crate::balancer::Others;
-use crate::breaker::{Breaker, BreakerConfig, InstanceKey, Verdict};
+use crate::breaker::{Breaker, BreakerConfig, InstanceKey, Trial, Verdict};
 use crate::mesh::{Endpoint, NoEndpoint, ServiceView, Snapshot};
 use crate::model::{InstanceId, MemberId, Moment, Outcome, ServiceName};
 use crate::runtime::clock::Clock;
@@ -164,24 +164,25 @@ impl Boards {
         self.rng.lock().random()
     }
 
-    /// A call to this endpoint begins.
-    pub(super) fn begin(&self, picked: &Picked) {
+    /// A call to this endpoint begins: with a trial if its end decides about the breaker.
+    pub(super) fn begin(&self, picked: &Picked) -> Option<Trial> {
         if picked.board.scope == Scope::Off {
-            return;
+            return None;
         }
-        let event = picked.slot().begin(self.now(), &picked.endpoint().verdict);
+        let (trial, event) = picked.slot().begin(self.now(), &picked.endpoint().verdict);
         self.tell(picked, event);
+        trial
     }
 
-    /// A call to this endpoint ended so.
-    pub fn settle(&self, picked: &Picked, outcome: Outcome) {
+    /// A call to this endpoint ended so, which began with that trial if with any.
+    pub fn settle(&self, picked: &Picked, trial: Option<Trial>, outcome: Outcome) {
         if picked.board.scope == Scope::Off {
             if outcome.is_failure() {
                 picked.slot().note_failure(self.now());
             }
             return;
         }
-        let (event, is_urgent) = picked.slot().note_outcome(self.now(), outcome);
+        let (event, is_urgent) = picked.slot().note_outcome(self.now(), trial, outcome);
         // Whoever calls an instance with success that others accuse is to say so, and how a probe ended.
         let is_wanted = matches!(picked.endpoint().verdict, Verdict::Accused | Verdict::Ejected(_));
         if is_urgent || is_wanted {

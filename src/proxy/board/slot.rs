@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use crate::balancer::{Balance, Load, Others, PeakEwma, Rank, Stance, WHOLE};
 use crate::breaker::{
     Admission, Breaker, BreakerConfig, BreakerEvent, BreakerState, Ejection, InstanceKey,
-    OwnWindow, Trip, Verdict, Window,
+    OwnWindow, Trial, Trip, Verdict, Window,
 };
 use crate::mesh::Endpoint;
 use crate::model::{Moment, Outcome, ServiceName};
@@ -213,10 +213,11 @@ impl Slot {
     pub(super) fn note_outcome(
         &self,
         now: Moment,
+        trial: Option<Trial>,
         outcome: Outcome,
     ) -> (Option<BreakerEvent>, bool) {
         let mut standing = self.standing.lock();
-        standing.breaker.handle_outcome(now, outcome);
+        standing.breaker.handle_outcome(now, trial, outcome);
         let event = standing.poll_event(now);
         let mut is_urgent = event.is_some();
         if outcome.is_failure() {
@@ -240,7 +241,11 @@ impl Slot {
     }
 
     /// A call begins: the one that tries the instance, if nobody else may call it.
-    pub(super) fn begin(&self, now: Moment, verdict: &Verdict) -> Option<BreakerEvent> {
+    pub(super) fn begin(
+        &self,
+        now: Moment,
+        verdict: &Verdict,
+    ) -> (Option<Trial>, Option<BreakerEvent>) {
         let mut standing = self.standing.lock();
         if let Verdict::Ejected(ejection) = verdict
             && verdict.admits(now) == Admission::Probe
@@ -248,10 +253,9 @@ impl Slot {
             standing.probed = Some(Probed { at: now, after: ejection.tried_at });
         }
         if standing.breaker.state() == BreakerState::Closed {
-            return None;
+            return (None, None);
         }
-        standing.breaker.begin_probe(now);
-        standing.poll_event(now)
+        (standing.breaker.begin_probe(now), standing.poll_event(now))
     }
 
     /// Whether this caller has taken the turn to probe that this ejection offers. A probe that nobody has

@@ -41,8 +41,8 @@ fn shares(boards: &Boards, snapshot: &Snapshot) -> BTreeMap<u8, u32> {
 fn call(boards: &Boards, snapshot: &Snapshot, number: usize, outcome: Outcome) {
     let board = boards.of(snapshot, &service()).unwrap();
     let picked = Picked { board, at: number };
-    boards.begin(&picked);
-    boards.settle(&picked, outcome);
+    let trial = boards.begin(&picked);
+    boards.settle(&picked, trial, outcome);
 }
 
 #[test]

@@ -12,7 +12,7 @@ use tracing::debug;
 use super::super::Standing;
 use super::pool::{Input, Pool};
 use super::{Command, Durable, Gossip};
-use crate::breaker::{InstanceChange, SharedEvent};
+use crate::breaker::{Grounds, InstanceChange, SharedEvent};
 use crate::mesh::{Destination, Evidence, Lane, Mesh, MeshEvent, Snapshot};
 use crate::model::{Entry, EntryKind, Epoch, MemberId, MemberState, Moment, ServiceName};
 use crate::runtime::clock::Clock;
@@ -457,19 +457,27 @@ impl Driver {
         };
         match event {
             SharedEvent::Instance { key, service, change } => {
+                let now = self.clock.now();
                 if let Some(state) = change.to() {
                     self.metrics.count_breaker(service.as_str(), state.as_str(), "mesh");
                 }
                 let (kind, reason) = self.told(&change);
                 let subject = format!("{}@{}", key.instance, self.name_of(key.member));
-                let fields = BTreeMap::from([("service".to_owned(), service.to_string())]);
+                let mut fields = BTreeMap::from([("service".to_owned(), service.to_string())]);
+                let evidence = change.grounds().map(|grounds| self.evidence(now, grounds));
+                fields.extend(evidence.map(|told| ("evidence".to_owned(), told)));
                 self.events.record_with(kind, subject, reason, fields);
             }
-            SharedEvent::Failing { service, is_failing: true } => {
-                let reason = "more than half of its instances fail: none is ejected";
-                of_service(EventKind::ServiceFailing, service, reason);
+            SharedEvent::Failing { service, is_failing: true, grounds } => {
+                let (now, reason) =
+                    (self.clock.now(), "more than half of its instances fail: none is ejected");
+                let told = grounds.iter().map(|(key, grounds)| {
+                    let subject = format!("{}@{}", key.instance, self.name_of(key.member));
+                    (subject, self.evidence(now, grounds))
+                });
+                self.events.record_with(EventKind::ServiceFailing, service, reason, told.collect());
             }
-            SharedEvent::Failing { service, is_failing: false } => {
+            SharedEvent::Failing { service, is_failing: false, .. } => {
                 let reason = "no more than half of its instances fail";
                 of_service(EventKind::ServiceRecovered, service, reason);
             }
@@ -484,6 +492,21 @@ impl Driver {
         }
     }
 
+    /// Who said what, when, and what it counted for.
+    fn evidence(&self, now: Moment, grounds: &Grounds) -> String {
+        let told = grounds.testimony.iter().map(|one| {
+            format!(
+                "{} {}: {} of {} failed, {:.1} s ago",
+                self.name_of(one.caller),
+                one.weight.as_str(),
+                one.failures,
+                one.samples,
+                now.since(one.told_at).as_secs_f32()
+            )
+        });
+        told.collect::<Vec<_>>().join("; ")
+    }
+
     fn told(&self, change: &InstanceChange) -> (EventKind, String) {
         match change {
             InstanceChange::Ejected(grounds) => {
@@ -496,7 +519,7 @@ impl Driver {
                 );
                 (EventKind::InstanceEjected, reason)
             }
-            InstanceChange::Acquitted | InstanceChange::Restored => {
+            InstanceChange::Acquitted(_) | InstanceChange::Restored(_) => {
                 (EventKind::AccusationDismissed, "other callers saw it succeed".to_owned())
             }
             InstanceChange::Returning(by) => {

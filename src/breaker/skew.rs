@@ -1,0 +1,108 @@
+//! How old another member's report is, by two clocks that nobody has set to each other.
+//!
+//! A report names the time at which it was signed. Its lag, from there to this node's own time, is its
+//! age and what the clocks differ by. The least lag of the last few reports is taken for the difference:
+//! a report that is fresh corrects it at once, and one that a partition held back does not move it. What
+//! is given of the clocks before the first report is that they differ by less than [`TOLERANCE`].
+//!
+//! A clock that is ahead is understood from its first report on, one that is behind by more than that
+//! after [`LAGS`]; until then what it says looks older than it is, and counts the less. Both are
+//! clocks that do not step while their agents run; that of a machine which slept is behind. An owner that lies about the time makes its words look
+//! older, or as fresh as it could sign them any time.
+
+use std::time::Duration;
+
+/// Lags that are kept. A partition or a restart holds one report of a member back, perhaps two.
+const LAGS: usize = 3;
+
+/// By how much clocks may differ before anything is known of them: what NTP keeps, and to spare. A first
+/// report may be older by as much than it is taken for.
+const TOLERANCE: Duration = Duration::from_secs(2);
+
+/// What is known of another member's clock.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Skew {
+    /// In milliseconds, the newest last.
+    lags: [i64; LAGS],
+}
+
+impl Default for Skew {
+    fn default() -> Self {
+        Self { lags: [TOLERANCE.as_millis() as i64; LAGS] }
+    }
+}
+
+impl Skew {
+    /// The age of a report that has just arrived. Both times are in milliseconds since 1970, each on its
+    /// own clock.
+    pub(super) fn age(&mut self, now_ms: u64, signed_at_ms: u64) -> Duration {
+        let millis = |time: u64| i64::try_from(time).unwrap_or(i64::MAX);
+        let lag = millis(now_ms) - millis(signed_at_ms); // of two that are not negative
+        let least = self.lags.iter().fold(lag, |least, one| least.min(*one));
+        self.lags.rotate_left(1);
+        self.lags[LAGS - 1] = lag;
+        Duration::from_millis(lag.abs_diff(least))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR: i64 = 3_600_000;
+
+    /// Ages, in milliseconds, of reports that were signed `skew` off true time: when, and when they came.
+    fn ages(skew: i64, reports: &[(i64, i64)]) -> Vec<u128> {
+        let mut known = Skew::default();
+        let time = |at: i64| (HOUR + at) as u64;
+        let age = |(signed, came): &(i64, i64)| known.age(time(*came), time(signed + skew));
+        reports.iter().map(age).map(|age| age.as_millis()).collect()
+    }
+
+    #[test]
+    fn fresh_reports_are_fresh_whatever_the_clocks_say_and_late_ones_are_late() {
+        let minutes = 300_000;
+        // Three that arrive at once, one that a partition held back for 5 minutes, one after it.
+        let reports = [(0, 50), (1_000, 1_010), (2_000, 2_050), (3_000, 3_000 + minutes)];
+        for skew in [0, 30_000, -30_000, -500] {
+            let ages = ages(skew, &[&reports[..], &[(304_000, 304_020)]].concat());
+            assert!(ages[3].abs_diff(300_000) < 2_100, "{skew}: {ages:?}");
+            assert!(ages[4] < 100, "{skew}: {ages:?}");
+            assert!(ages[2] < 100 || skew < -2_000, "{skew}: {ages:?}");
+        }
+    }
+
+    #[test]
+    fn first_report_is_judged_by_the_plain_difference_with_a_tolerance() {
+        assert_eq!(ages(0, &[(0, 1_999)]), [0]);
+        assert_eq!(ages(0, &[(0, 60_000)]), [58_000]);
+        assert_eq!(ages(30_000, &[(0, 10)]), [0], "ahead by 30 s");
+        assert_eq!(ages(-30_000, &[(0, 10)]), [28_010], "behind by 30 s: too old, to be safe");
+    }
+
+    #[test]
+    fn two_late_reports_in_a_row_do_not_make_each_other_fresh() {
+        let ages = ages(0, &[(0, 600_000), (300_000, 600_100), (600_200, 600_210)]);
+        assert_eq!(ages, [598_000, 298_100, 0]);
+    }
+
+    #[test]
+    fn clock_that_has_stepped_between_two_runs_is_understood_again() {
+        let mut known = Skew::default();
+        let hour = HOUR as u64;
+        (0..3).for_each(|at| assert_eq!(known.age(hour + at, hour + at).as_millis(), 0));
+        assert_eq!(known.age(hour + 10, hour + 30_010).as_millis(), 0, "30 s forward: at once");
+        let back = (0..4).map(|at| known.age(hour + 20 + at, hour + 20 + at).as_millis());
+        assert_eq!(back.collect::<Vec<_>>(), [30_000, 30_000, 30_000, 0], "back: with the fourth");
+    }
+
+    #[test]
+    fn owner_that_lies_about_the_time_makes_nothing_younger_that_it_has_signed_before() {
+        // Whatever it signs: a report ages from its arrival on, and one that is dated ahead makes those
+        // look old that are not.
+        assert_eq!(ages(0, &[(60_000, 0), (1_000, 1_000), (61_000, 2_000)]), [0, 60_000, 1_000]);
+        let mut known = Skew::default();
+        assert_eq!(known.age(0, u64::MAX).as_millis(), 0);
+        assert!(known.age(u64::MAX, 0).as_millis() > 0);
+    }
+}
