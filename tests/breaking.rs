@@ -400,8 +400,8 @@ fn tcp_instance_that_cuts_every_connection_is_ejected() {
 /// The row of an instance of `web` in the listing of `agent`.
 fn endpoint(agent: &Agent, instance: &str) -> serde_json::Value {
     let rows = agent.get("/v1/mesh/endpoints/web");
-    let rows = rows.as_array().expect("rows").iter();
-    rows.filter(|row| row["instance"] == instance).cloned().next().unwrap_or_default()
+    let mut rows = rows.as_array().expect("rows").iter();
+    rows.find(|row| row["instance"] == instance).cloned().unwrap_or_default()
 }
 
 #[test]
