@@ -306,8 +306,11 @@ impl<'a> World<'a> {
             near.map(|one| (one, Weight(100))).collect()
         };
         let nothing = shared(MemberId::from_bytes([0; 16]), 0);
-        let callers = setting.callers.iter().enumerate().map(|(number, kind)| Caller {
-            kind: *kind,
+        // Whose turn it is follows from who it is: with each seed others are those of another kind.
+        let mut kinds = setting.callers.clone();
+        kinds.rotate_right(seed as usize * 7 % setting.callers.len());
+        let callers = kinds.into_iter().enumerate().map(|(number, kind)| Caller {
+            kind,
             shared: shared(caller_id(number), rng.random()),
             breakers: (0..setting.instances)
                 .map(|_| Breaker::new(&setting.breaker, rng.random()))
