@@ -430,8 +430,11 @@ pub(super) fn rotation(state: &ApiState) -> Rotation {
         let word = match own.next() {
             _ if local.out.maintenance.contains_key(&spec.id) => EndpointState::Maint.as_str(),
             _ if local.out.is_draining(&spec.id) => EndpointState::Draining.as_str(),
-            // The mesh may not have heard yet.
+            // The mesh may not have heard yet, of that or that it is back.
             Some(_) if local.failing.contains(&spec.id) => EndpointState::Failing.as_str(),
+            Some(row) if matches!(row.state, EndpointState::Draining | EndpointState::Maint) => {
+                "pending"
+            }
             Some(endpoint) => endpoint.state_word(),
             None => "pending",
         };
