@@ -49,6 +49,9 @@ pub struct EvidenceRow {
     pub failures: u16,
     /// What its word counts for: `own` for this member's, or how others' were weighed.
     pub weight: String,
+    /// How long ago it said so, in milliseconds.
+    #[serde(default)]
+    pub age_ms: u64,
     /// How long ago its last call failed, in milliseconds.
     pub last_failure_ms: Option<u64>,
     /// How long ago its last call succeeded, in milliseconds.
@@ -110,6 +113,7 @@ fn own_word(state: &ApiState, endpoint: &Endpoint) -> Option<BreakerRow> {
         samples: counted.samples,
         failures: counted.failures,
         weight: "own".to_owned(),
+        age_ms: 0,
         last_failure_ms: window.last_failure_age.map(millis),
         last_success_ms: window.last_success_age.map(millis),
     };
@@ -153,6 +157,7 @@ fn others_word(
         samples: told.samples,
         failures: told.failures,
         weight: told.weight.as_str().to_owned(),
+        age_ms: millis(now.since(told.told_at)),
         last_failure_ms: age(told.last_failure_at),
         last_success_ms: age(told.last_success_at),
     });

@@ -254,6 +254,7 @@ mod tests {
             samples,
             failures,
             weight: weight.to_owned(),
+            age_ms: 0,
             last_failure_ms: None,
             last_success_ms: None,
         }
