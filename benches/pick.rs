@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use murmesh::balancer::{Balance, Prefer};
-use murmesh::breaker::Verdict;
+use murmesh::breaker::{Ejection, Turn, Verdict};
 use murmesh::mesh::{Endpoint, EndpointState, MemberView, Rotation, ServiceView, Snapshot};
 use murmesh::model::{
     Epoch, MemberId, MemberPhase, MemberState, Moment, Outcome, Protocol, ServiceName, Weight,
@@ -34,14 +34,15 @@ fn main() -> ExitCode {
     let is_check = std::env::args().any(|arg| arg == "--check");
     let snapshot = snapshot();
     let service: ServiceName = "web-25".parse().expect("a name");
+    let of_many_ejected: ServiceName = "ejected".parse().expect("a name");
     let boards = Boards::new(ME, Clock::new(), Metrics::new(), EventLog::new("bench"), 7);
     let choice = |balance| Choice { balance, prefer: Prefer::default(), hash: 0 };
     let near = Prefer::try_new(&["same-zone", "same-region", "any"]).expect("nearest first");
     let mut missed = 0;
-    let mut measure = |name: &str, choice: Choice| {
+    let mut measure = |name: &str, service: &ServiceName, choice: Choice| {
         let pick = |turn: u32| {
             let choice = Choice { hash: u64::from(turn) * 0x9e37_79b9_7f4a_7c15, ..choice };
-            let picked = boards.pick(&snapshot, &service, &choice, &Tried::default(), |_| false);
+            let picked = boards.pick(&snapshot, service, &choice, &Tried::default(), |_| false);
             black_box(picked).expect("an instance");
         };
         (0..PICKS).for_each(pick);
@@ -58,9 +59,11 @@ fn main() -> ExitCode {
         "one pick among {INSTANCES} instances, beside {SERVICES} services; limit {LIMIT:?}, 0"
     );
     for balance in Balance::ALL {
-        measure(balance.as_str(), choice(balance));
+        measure(balance.as_str(), &service, choice(balance));
     }
-    measure("peak_ewma, same-zone first", Choice { prefer: near, ..choice(Balance::PeakEwma) });
+    let usual = choice(Balance::PeakEwma);
+    measure("peak_ewma, same-zone first", &service, Choice { prefer: near, ..usual });
+    measure("peak_ewma, 300 ejected by all callers", &of_many_ejected, usual);
     for round in 0..u64::from(INSTANCES) * 20 {
         // A third of them breaks; every breaker has seen calls.
         let choice = Choice { hash: round, ..choice(Balance::Random) };
@@ -69,7 +72,7 @@ fn main() -> ExitCode {
         let is_sick = picked.endpoint().port.is_multiple_of(3);
         boards.settle(&picked, None, if is_sick { Outcome::Failed } else { Outcome::Success });
     }
-    measure("peak_ewma, a third with an open breaker", choice(Balance::PeakEwma));
+    measure("peak_ewma, a third with an open breaker", &service, usual);
     if is_check && missed > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
@@ -101,7 +104,26 @@ fn snapshot() -> Snapshot {
         let view = ServiceView::new(name.clone(), Protocol::Http, endpoints);
         snapshot.services.insert(name, Arc::new(view));
     }
+    let name: ServiceName = "ejected".parse().expect("a name");
+    let mut endpoints: Vec<_> = (0..INSTANCES).map(endpoint).collect();
+    endpoints.iter_mut().take(300).for_each(|endpoint| endpoint.verdict = ejected());
+    let view = ServiceView::new(name.clone(), Protocol::Http, endpoints);
+    snapshot.services.insert(name, Arc::new(view));
     snapshot
+}
+
+/// Its probe is due in an hour, and the turn of the caller then.
+fn ejected() -> Verdict {
+    let later = Moment::from_secs(3_600);
+    let (length, every) = (Duration::from_millis(500), Duration::from_secs(25));
+    Verdict::Ejected(Ejection {
+        since: Moment::START,
+        tried_at: Moment::START,
+        period: Duration::from_secs(3_600),
+        turn: Some(Turn { from: later, length, every }),
+        anyone_at: later,
+        grounds: Default::default(),
+    })
 }
 
 fn endpoint(number: u16) -> Endpoint {

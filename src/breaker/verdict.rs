@@ -99,9 +99,10 @@ pub struct Turn {
 impl Turn {
     /// Time since the latest turn began, if the first has come: more than its length between two.
     fn age_at(&self, at: Moment) -> Option<Duration> {
-        let every = self.every.max(self.length).as_nanos().max(1);
-        (at >= self.from)
-            .then(|| Duration::from_nanos(((at - self.from).as_nanos() % every) as u64))
+        let every = self.every.max(self.length).as_nanos();
+        let every = u64::try_from(every).unwrap_or(u64::MAX).max(1);
+        let since = at.as_nanos().checked_sub(self.from.as_nanos())?;
+        Some(Duration::from_nanos(since % every)) // for each pick: not by u128
     }
 
     /// Whether a call that ended then may have been made in it; both ends give way by `slack`.

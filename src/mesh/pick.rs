@@ -1,6 +1,6 @@
 //! One decision: which endpoint takes this call, or the reason why none does.
 
-use rand::Rng;
+use rand::{Rng, RngExt};
 
 use super::{Endpoint, EndpointState, ServiceView};
 use crate::balancer::{Load, Order, Rank, Shares, Stance, WHOLE, choose, scan};
@@ -82,9 +82,13 @@ pub fn pick(
     // However many instances there are, a probe that is due goes with its prober's next call, but for
     // calls that a key leads.
     let is_led = matches!(caller.order, Order::Table { .. });
-    let may_probe = |at: usize| heeds_others && !is_led && (caller.nearness)(at).is_some();
+    let is_due = |at: usize| endpoints[at].verdict.admits(caller.now) == Admission::Probe;
+    let may_probe = |at: usize| is_due(at) && (caller.nearness)(at).is_some();
     let is_probe = |at: &usize| may_probe(*at) && stance(*at) == PROBE;
-    if let Some(at) = view.ejected().iter().copied().find(is_probe) {
+    let ejected = if heeds_others && !is_led { view.ejected() } else { &[] };
+    let first = if ejected.len() > PROBES_MAX { rng.random_range(..ejected.len()) } else { 0 };
+    let from = |place| ejected[(first + place) % ejected.len()];
+    if let Some(at) = (0..ejected.len().min(PROBES_MAX)).map(from).find(is_probe) {
         return Ok(at);
     }
     if let Some(at) = choose(caller.shares, caller.order, stance, rng) {
@@ -95,6 +99,10 @@ pub fn pick(
     });
     scan(usable, caller.order, rng).ok_or_else(|| why_none(endpoints, caller.nearness))
 }
+
+/// Of how many ejected instances one pick asks whether a probe is due, so that it costs the same however
+/// many there are. Who has more of them has calls enough to come by each.
+const PROBES_MAX: usize = 16;
 
 /// The turn to probe what all callers have ejected.
 const PROBE: Stance = Stance { rank: Rank::Willing, share: WHOLE, load: Load::TRIAL };

@@ -112,7 +112,7 @@ pub struct ServiceView {
     endpoints: Vec<Endpoint>,
     in_rotation_since: Option<Moment>,
     ready: Shares,
-    /// The places of those that are ejected and ready otherwise.
+    /// The places of those that are ejected and ready otherwise, by their keys.
     ejected: Vec<usize>,
     /// Whether one is ready that is not ejected.
     has_other: bool,
@@ -126,7 +126,8 @@ impl ServiceView {
         let ready: Shares = ready.map(|(at, endpoint)| (at, endpoint.weight)).collect();
         let is_ejected = |at: &usize| matches!(endpoints[*at].verdict, Verdict::Ejected(_));
         let places = || ready.iter().map(|one| one.candidate);
-        let ejected = places().filter(is_ejected).collect();
+        let mut ejected: Vec<_> = places().filter(is_ejected).collect();
+        ejected.sort_unstable_by(|a, b| endpoints[*a].key().cmp(&endpoints[*b].key()));
         let has_other = !places().all(|at| is_ejected(&at));
         let since = places().map(|at| endpoints[at].rotation.since());
         let in_rotation_since = since.min().flatten(); // `None` is least
@@ -154,9 +155,10 @@ impl ServiceView {
     /// while nothing else is ready.
     pub fn ejection(&self, member: &MemberId, instance: &InstanceId) -> Option<&Ejection> {
         let holds = self.has_other && !self.is_failing && !self.is_panic;
-        let mut ejected = self.ejected.iter().filter(|_| holds).map(|at| &self.endpoints[*at]);
-        let endpoint = ejected.find(|one| one.member == *member && one.instance == *instance)?;
-        endpoint.verdict.ejection()
+        let sought = (*member, instance);
+        let found = self.ejected.binary_search_by(|at| self.endpoints[*at].key().cmp(&sought));
+        let place = found.ok().filter(|_| holds)?;
+        self.endpoints[self.ejected[place]].verdict.ejection()
     }
 
     /// The places of those that are ejected and ready otherwise.
@@ -218,6 +220,11 @@ impl Endpoint {
             (EndpointState::Ready, Verdict::Probing { .. }) => "probing",
             (state, _) => state.as_str(),
         }
+    }
+
+    /// What tells it from the others of its service.
+    fn key(&self) -> (MemberId, &InstanceId) {
+        (self.member, &self.instance)
     }
 
     /// Whether a request may be sent again although the instance may have had it.
