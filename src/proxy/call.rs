@@ -25,6 +25,8 @@ pub(super) struct Call {
     insists: bool,
     /// From being asked, after which no answer is the instance's fault.
     limit: Option<Duration>,
+    /// For how long this agent had not run before.
+    slept_before: Duration,
 }
 
 impl Call {
@@ -34,8 +36,9 @@ impl Call {
         insists: bool,
         limit: Option<Duration>,
     ) -> Self {
+        let now = boards.now();
         picked.slot().enter();
-        picked.slot().gauge().begin(boards.now());
+        picked.slot().gauge().begin(now);
         let trial = boards.begin(&picked);
         Self {
             boards: Arc::clone(boards),
@@ -46,6 +49,7 @@ impl Call {
             is_judged: AtomicBool::new(false),
             insists,
             limit,
+            slept_before: boards.slept(now),
         }
     }
 
@@ -88,19 +92,27 @@ impl Call {
         self.asked_at.store(0, Ordering::Relaxed);
     }
 
-    /// How it ended. Only the first word counts.
+    /// How it ended. Only the first word counts. A failure while this agent did not run says nothing.
     pub(super) fn judge(&self, outcome: Outcome) {
         if !self.is_judged.load(Ordering::Relaxed) {
             self.is_judged.store(true, Ordering::Relaxed);
+            let is_ours = outcome.is_failure() && !self.slept(self.boards.now()).is_zero();
+            let outcome = if is_ours { Outcome::Unknown } else { outcome };
             self.boards.settle(&self.picked, self.trial, outcome);
         }
     }
 
-    /// The time, and how long the instance has been asked by then.
+    /// The time, and how long this agent has waited for the instance by then.
     fn waited(&self) -> Option<(Moment, Duration)> {
         let asked_at = self.asked_at.load(Ordering::Relaxed);
         let now = self.boards.now();
-        (asked_at > 0).then(|| (now, now.since(Moment::from_nanos(asked_at))))
+        let since = now.since(Moment::from_nanos(asked_at));
+        (asked_at > 0).then(|| (now, since.saturating_sub(self.slept(now))))
+    }
+
+    /// For how long this agent has not run since the call began.
+    fn slept(&self, now: Moment) -> Duration {
+        self.boards.slept(now).saturating_sub(self.slept_before)
     }
 }
 

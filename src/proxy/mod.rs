@@ -18,6 +18,7 @@ mod limits;
 mod load;
 mod local;
 mod outbound;
+mod pauses;
 mod pipe;
 mod preamble;
 mod socks;
@@ -476,6 +477,7 @@ impl DataPlane {
         tasks.spawn("tell windows", Arc::clone(&outbound.boards).tell_windows(windows));
         tasks.spawn("hear loads", load::hear(peers, Arc::clone(&outbound.boards)));
         tasks.spawn("http pool", Arc::clone(&http).sweep());
+        tasks.spawn("pauses", Arc::clone(&outbound.boards).look_for_pauses());
         let plane = Self {
             endpoint: endpoint.clone(),
             inbound,

@@ -18,15 +18,18 @@ mod tiers;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use tokio::sync::Notify;
+use tokio::time::interval;
 
 use super::limits::{BreakerLimits, Scope};
 use super::load::Gauge;
+use super::pauses::{LOOK_PERIOD, Pauses};
 use crate::balancer::Others;
 use crate::breaker::{Breaker, BreakerConfig, InstanceKey, Trial, Verdict};
 use crate::mesh::{Endpoint, NoEndpoint, ServiceView, Snapshot};
@@ -60,6 +63,7 @@ pub struct Boards {
     events: EventLog,
     /// Something that the other callers should know at once.
     news: Notify,
+    pauses: Pauses,
     rng: Mutex<SmallRng>,
     services: ArcSwap<BTreeMap<ServiceName, Arc<ServiceBoard>>>,
     slots: Mutex<Slots>,
@@ -91,6 +95,7 @@ impl Boards {
             metrics,
             events,
             news: Notify::new(),
+            pauses: Pauses::new(clock.now()),
             rng: Mutex::new(SmallRng::seed_from_u64(seed)),
             services: ArcSwap::default(),
             slots: Mutex::new(slots),
@@ -131,6 +136,20 @@ impl Boards {
     /// The time.
     pub(super) fn now(&self) -> Moment {
         self.clock.now()
+    }
+
+    /// All time until `now` in which this agent did not run.
+    pub(super) fn slept(&self, now: Moment) -> Duration {
+        self.pauses.slept(now)
+    }
+
+    /// Notes when this agent does not run, for ever.
+    pub(super) async fn look_for_pauses(self: Arc<Self>) {
+        let mut ticks = interval(LOOK_PERIOD);
+        loop {
+            ticks.tick().await;
+            self.pauses.look(self.now());
+        }
     }
 
     /// The endpoint of `service` that takes the next call, among those that were not `tried`.
