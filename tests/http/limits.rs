@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
 use serde_json::Value;
 
 use super::client::Client;
@@ -392,4 +393,48 @@ fn callers_of_a_service_that_is_gone_are_told_so_in_its_own_protocol() {
     let answer = stage.client().get("/echo").unwrap();
     assert_eq!((answer.status, answer.header("x-murmesh-service")), (404, Some("web")));
     assert!(answer.text().contains("murmesh endpoints web"), "{}", answer.text());
+}
+
+#[test]
+fn calls_that_an_agent_slept_through_are_no_fault_of_their_instance() {
+    let _turn = beside_others();
+    let instance = Instance::start("web");
+    let mut mesh = TestMesh::new();
+    let (address, entry) = (instance.address.to_string(), free_address());
+    let file = mesh.home.path().join("murmesh.toml");
+    let text = format!(
+        "[[upstream]]\nservice = \"web\"\nlisten = \"{entry}\"\ntimeout = {{ request = \"2s\" }}\n"
+    );
+    fs::write(&file, text).unwrap();
+    let mut a = Agent::new(&mesh.home, "a");
+    a.arguments = vec!["-c".to_owned(), file.display().to_string()];
+    mesh.found_with(a);
+    let a = mesh.agent("a");
+    a.run(&["expose", "web", &address, "--protocol", "http"]).ok();
+    a.wait_endpoints("web", 1);
+    let late_calls = |sleep: Option<Duration>| {
+        let mut clients: Vec<_> = (0..8).map(|_| Client::to(entry).unwrap()).collect();
+        for client in &mut clients {
+            client.say("GET /wait HTTP/1.1\r\nhost: web\r\n\r\n").unwrap();
+        }
+        eventually("all are under way", SOON, || {
+            let rows = a.get("/v1/mesh/endpoints/web");
+            check(rows[0]["inflight"] == 8, rows)
+        });
+        if let Some(sleep) = sleep {
+            a.signal(Signal::STOP);
+            until(std::time::Instant::now() + sleep);
+            a.signal(Signal::CONT);
+        }
+        for client in &mut clients {
+            assert_eq!(client.hear(false).unwrap().status, 504);
+        }
+    };
+    late_calls(Some(Duration::from_secs(4)));
+    assert_eq!(a.events("breaker_opened").len(), 0, "it was the agent that slept");
+    late_calls(None);
+    eventually("the same calls open it while the agent is awake", SOON, || {
+        let opened = a.events("breaker_opened").len();
+        check(opened == 1, opened)
+    });
 }
