@@ -167,10 +167,16 @@ impl Controller {
         let is_kept = |spec: &UpstreamSpec| entries.keep.iter().any(|asked| asked.written == *spec);
         let mut gone: Vec<_> = gone.into_iter().map(|asked| asked.opened.clone()).collect();
         for setting in new.upstreams.iter().filter(|setting| !is_kept(&setting.value)) {
-            let listen = &setting.value.listen;
-            match gone.iter().position(|spec| spec.listen == *listen) {
-                Some(index) => entries.redirect.push((gone.remove(index), setting.clone())),
-                None => entries.open.push(setting.clone()),
+            let UpstreamSpec { listen, service, .. } = &setting.value;
+            // What the command line opened is as the file says from now on.
+            let is_same = |open: &&UpstreamSpec| {
+                open.listen == *listen && open.service == *service && **open != setting.value
+            };
+            let open = self.upstreams.iter().find(is_same);
+            match (gone.iter().position(|spec| spec.listen == *listen), open) {
+                (Some(index), _) => entries.redirect.push((gone.remove(index), setting.clone())),
+                (None, Some(open)) => entries.redirect.push((open.clone(), setting.clone())),
+                (None, None) => entries.open.push(setting.clone()),
             }
         }
         // What the command line opened as well stays.

@@ -576,7 +576,13 @@ async fn open_settings(
     }
     controller.show();
     for spec in controller.runtime.upstream.clone() {
-        if let Err(error) = controller.open_or_change(spec.clone()).await {
+        let is_in_files = |file: &Setting<UpstreamSpec>| {
+            file.value.listen == spec.listen && file.value.service == spec.service
+        };
+        if settings.upstreams.iter().any(is_in_files) {
+            continue; // files win
+        }
+        if let Err(error) = controller.open(spec.clone()).await {
             let UpstreamSpec { service, listen, .. } = spec;
             warn!(%service, %listen, %error, "cannot open again what was open before");
         }

@@ -38,7 +38,7 @@ use self::tasks::Tasks;
 use super::EntryOptions;
 use super::ingress::PublicHosts;
 use super::outbound::Outbound;
-use crate::mesh::EndpointState;
+use crate::mesh::{Endpoint, EndpointState};
 use crate::model::{Protocol, ServiceName};
 use crate::runtime::TaskGroup;
 use crate::telemetry::{AccessLog, Door};
@@ -123,8 +123,11 @@ impl Http {
                     let mut same = view.endpoints().iter().filter(|endpoint| {
                         endpoint.member == *member && endpoint.instance == *instance
                     });
-                    same.any(|endpoint| endpoint.state == EndpointState::Ready)
-                        && view.ejection(member, instance).is_none()
+                    // Whose calls are counted from now on has none on connections of before.
+                    let is_free = |endpoint: &Endpoint| {
+                        endpoint.state == EndpointState::Ready && endpoint.capacity.hard.is_none()
+                    };
+                    same.any(is_free) && view.ejection(member, instance).is_none()
                 })
             });
         }
