@@ -266,7 +266,8 @@ fn instance_events(
         match old.get(&id) {
             None => Some(MeshEvent::InstanceAdded { member, instance: id }),
             Some(before) if before != instance => {
-                Some(MeshEvent::InstanceChanged { member, instance: id })
+                let states = (before.state, instance.state);
+                Some(MeshEvent::InstanceChanged { member, instance: id, states })
             }
             Some(_) => None,
         }

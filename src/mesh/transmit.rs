@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use crate::breaker::SharedEvent;
 use crate::model::{
-    Entry, EntryHash, EntryKey, Epoch, InstanceId, MemberId, MemberName, MemberState,
+    Entry, EntryHash, EntryKey, Epoch, InstanceId, InstanceState, MemberId, MemberName, MemberState,
 };
 
 /// Longest datagram that a node makes or reads, in bytes: what a QUIC datagram carries on a path
@@ -123,6 +123,8 @@ pub enum MeshEvent {
         member: MemberId,
         /// Which.
         instance: InstanceId,
+        /// Its state before and now, which may be the same.
+        states: (InstanceState, InstanceState),
     },
     /// The breaker that all callers share has decided something.
     Breaker(SharedEvent),

@@ -174,6 +174,18 @@ pub enum InstanceState {
     Maint,
 }
 
+impl InstanceState {
+    /// The word that people read.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ready => "ready",
+            Self::Draining => "draining",
+            Self::Failing => "failing",
+            Self::Maint => "maint",
+        }
+    }
+}
+
 /// An issuer's word on who a key is. Subject: the member id. Also carried inside the member's
 /// certificate, so that every handshake proves it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -394,9 +394,13 @@ impl Driver {
                 let on = format!("withdrawn at {}", self.name_of(member));
                 self.events.record(EventKind::InstanceRemoved, instance, on);
             }
-            MeshEvent::InstanceChanged { member, instance } => {
-                let on = format!("changed at {}", self.name_of(member));
-                self.events.record(EventKind::InstanceChanged, instance, on);
+            MeshEvent::InstanceChanged { member, instance, states: (before, now) } => {
+                let name = self.name_of(member);
+                let told = match before == now {
+                    true => format!("changed at {name}"),
+                    false => format!("{} at {name}, was {}", now.as_str(), before.as_str()),
+                };
+                self.events.record(EventKind::InstanceChanged, instance, told);
             }
             MeshEvent::Breaker(event) => self.handle_breaker(event),
             MeshEvent::EntryAccepted(entry) => {
