@@ -462,14 +462,17 @@ impl SharedBreaker {
         self.services.retain(|_, known| !known.instances.is_empty());
     }
 
+    /// Whose turn it is to probe follows from who calls: readers are to know it when that has changed, or
+    /// callers that are all new would wait until anyone may.
     fn count_callers(&mut self) {
-        self.callers.clear();
+        let before = std::mem::take(&mut self.callers);
         let others = self.reports.iter().map(|(member, (report, _))| (*member, report));
         for (member, report) in others.chain([(self.id, &self.own)]) {
             for service in &report.calls {
                 self.callers.entry(service.clone()).or_default().push(member);
             }
         }
+        self.is_changed |= self.callers != before && self.cases.values().any(Case::is_ejected);
     }
 
     /// The members that call a service, this one included if it does.

@@ -250,6 +250,24 @@ fn callers_take_turns_and_after_a_minute_anyone_probes() {
 }
 
 #[test]
+fn callers_that_come_while_it_is_ejected_get_their_turns() {
+    let mut shared = ejected();
+    shared.take_changed();
+    shared.handle_windows(millis(2_000), []);
+    assert!(!shared.take_changed(), "nothing is new");
+    own(&mut shared, 2_000, 201, "web", window(5, 0));
+    assert!(shared.take_changed(), "this node calls now");
+    let turn = |shared: &SharedBreaker| shared.verdict(&key(200)).ejection().unwrap().turn.unwrap();
+    assert_eq!(turn(&shared).every, Duration::from_millis(1_500));
+    for caller in 1..=2 {
+        shared.forget_caller(millis(2_100), member(caller));
+        assert!(shared.take_changed(), "another caller has gone");
+    }
+    assert_eq!(turn(&shared).every, Duration::from_millis(500), "of this one alone");
+    assert_eq!(turn(&shared).from, millis(2_400), "which need not wait for those that have gone");
+}
+
+#[test]
 fn own_success_later_than_the_accusations_goes_before_them() {
     let verdict = ejected().verdict(&key(200));
     let now = millis(2_000);
