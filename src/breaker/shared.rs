@@ -63,7 +63,7 @@ pub enum SharedEvent {
         service: ServiceName,
         /// Whether it does now.
         is_failing: bool,
-        /// Those of it that fail, and why they are held to; at most 16.
+        /// Those of it that fail, and why they are held to; at most 16, with at most four words each.
         grounds: Vec<(InstanceKey, Arc<Grounds>)>,
     },
     /// Too many of a service are ejected to believe it, or no more.

@@ -480,14 +480,15 @@ fn accuser_that_dates_its_failures_back_makes_no_success_an_objection() {
 #[test]
 fn failing_service_says_by_whose_word_and_that_it_is_over_when_its_instances_go() {
     let mut shared = node(1);
-    for caller in 1..=2 {
+    for caller in 1..=9 {
         hear(&mut shared, 1_000, caller, &word(3, 3));
     }
     let events = pass(&mut shared, 1_000, 5_000);
     let [SharedEvent::Failing { is_failing: true, grounds, .. }] = events.as_slice() else {
         panic!("{events:?}")
     };
-    assert_eq!((grounds.len(), grounds[0].1.testimony.len()), (1, 2));
+    let grounds = &grounds[0].1;
+    assert_eq!((grounds.accusers, grounds.testimony.len()), (9, 4), "a few of many words");
     shared.set_instances(millis(5_000), member(200), []);
     let events: Vec<_> = std::iter::from_fn(|| shared.poll_event()).collect();
     assert!(matches!(events.as_slice(), [SharedEvent::Failing { is_failing: false, .. }]));
