@@ -372,6 +372,27 @@ fn clocks_that_differ_by_half_a_minute_do_no_harm() {
     }
 }
 
+#[test]
+fn clock_of_who_was_away_is_still_known() {
+    let mut shared = node(3);
+    let behind = |at: u64, word: &Observations| Observations {
+        signed_at_ms: Some(100_000 + at - 30_000),
+        ..word.clone()
+    };
+    let silent = Observations { windows: Vec::new(), ..word(0, 0) };
+    for caller in 1..=2 {
+        for at in [0, 1_000, 2_000] {
+            shared.handle_report(millis(100_000 + at), member(caller), &behind(at, &silent));
+        }
+        shared.forget_caller(millis(103_000), member(caller));
+    }
+    for caller in 1..=2 {
+        shared.handle_report(millis(110_000), member(caller), &behind(10_000, &word(3, 3)));
+    }
+    pass(&mut shared, 110_000, 110_420);
+    assert!(is_ejected(&shared), "its first word after that counts");
+}
+
 fn window(samples: u16, failures: u16) -> Window {
     let age = |is: bool| is.then_some(Duration::ZERO);
     Window {

@@ -56,8 +56,8 @@ impl SharedBreaker {
     /// object to it.
     fn words(&self, key: &InstanceKey) -> impl Iterator<Item = (MemberId, &Report)> {
         let voices = self.voices.get(key).into_iter().flatten();
-        let others = voices
-            .filter_map(|member| self.reports.get(member).map(|(report, _)| (*member, report)));
+        let others =
+            voices.filter_map(|member| self.reports.get(member).map(|report| (*member, report)));
         let is_accusing =
             |windows: &BTreeMap<InstanceKey, Seen>| windows.get(key).is_some_and(Seen::is_accusing);
         let is_public = !is_accusing(&self.own.windows) || is_accusing(&self.voice.said);
