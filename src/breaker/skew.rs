@@ -24,11 +24,13 @@ const TOLERANCE: Duration = Duration::from_secs(2);
 pub(super) struct Skew {
     /// In milliseconds, the newest last.
     lags: [i64; LAGS],
+    /// When the last report was signed: the same one may be read again, and then tells nothing new.
+    signed_at_ms: Option<u64>,
 }
 
 impl Default for Skew {
     fn default() -> Self {
-        Self { lags: [TOLERANCE.as_millis() as i64; LAGS] }
+        Self { lags: [TOLERANCE.as_millis() as i64; LAGS], signed_at_ms: None }
     }
 }
 
@@ -39,8 +41,10 @@ impl Skew {
         let millis = |time: u64| i64::try_from(time).unwrap_or(i64::MAX);
         let lag = millis(now_ms) - millis(signed_at_ms); // of two that are not negative
         let least = self.lags.iter().fold(lag, |least, one| least.min(*one));
-        self.lags.rotate_left(1);
-        self.lags[LAGS - 1] = lag;
+        if self.signed_at_ms.replace(signed_at_ms) != Some(signed_at_ms) {
+            self.lags.rotate_left(1);
+            self.lags[LAGS - 1] = lag;
+        }
         Duration::from_millis(lag.abs_diff(least))
     }
 }
@@ -84,6 +88,12 @@ mod tests {
     fn two_late_reports_in_a_row_do_not_make_each_other_fresh() {
         let ages = ages(0, &[(0, 600_000), (300_000, 600_100), (600_200, 600_210)]);
         assert_eq!(ages, [598_000, 298_100, 0]);
+    }
+
+    #[test]
+    fn report_that_is_read_again_and_again_grows_old() {
+        let again = [(0, 10), (0, 60_000), (0, 120_000), (0, 180_000), (0, 240_000)];
+        assert_eq!(ages(0, &again), [0, 59_990, 119_990, 179_990, 239_990]);
     }
 
     #[test]
