@@ -103,10 +103,10 @@ impl Mesh {
         let Some((record, _)) = self.catalogue.record(member) else { return };
         let is_there = matches!(state, MemberState::Alive | MemberState::Suspect);
         let takes_work = is_there && record.phase == MemberPhase::Running;
-        let ready = record
-            .instances
-            .iter()
-            .filter(|instance| takes_work && instance.state == InstanceState::Ready);
+        // One of weight 0 takes no calls: counted, it would stand in for one that does.
+        let ready = record.instances.iter().filter(|instance| {
+            takes_work && instance.state == InstanceState::Ready && instance.weight.0 > 0
+        });
         let ready = ready.map(|instance| (instance.id.clone(), instance.service.clone()));
         self.shared.set_instances(now, member, ready);
         if member == self.id {

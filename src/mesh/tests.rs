@@ -6,10 +6,12 @@ use rand::{RngExt, SeedableRng};
 
 use super::message::{Listing, Roots, Sums, Want};
 use super::*;
+use crate::breaker::InstanceKey;
 use crate::membership::{Belief, MemberUpdate, Profile};
 use crate::model::entry_tests::TestKey;
 use crate::model::{
-    Enrolment, EntryKind, InstanceState, Issuer, MemberName, MeshId, Protocol, Weight,
+    Enrolment, EntryKind, InstanceState, Issuer, MemberName, MeshId, Observations, ObservedWindow,
+    Protocol, Weight,
 };
 use crate::wire;
 
@@ -499,6 +501,40 @@ fn a_change_of_services_is_none_of_state_and_who_leaves_serves_nothing_any_more(
     assert_eq!((after.state, after.services.len()), (MemberState::Left, 0));
     assert!(after.changed_at >= Moment::from_secs(6));
     assert!(nodes[0].snapshot().services.is_empty());
+}
+
+/// Counted, an instance that takes no calls would stand in for the one that does.
+#[test]
+fn instance_without_weight_makes_nothing_the_one_of_two() {
+    let mut nodes = pair();
+    let parked =
+        InstanceRecord { id: "parked".parse().unwrap(), weight: Weight(0), ..instance("web") };
+    nodes[1].set_offers(Moment::START, vec![instance("web").into(), parked.into()]);
+    run(&mut nodes, 0, 3_000);
+    let accused = ObservedWindow {
+        member: id(2),
+        instance: "web".parse().unwrap(),
+        samples: 3,
+        failures: 3,
+        first_failure_age_ms: Some(0),
+        last_failure_age_ms: Some(0),
+        last_success_age_ms: None,
+    };
+    let word = Observations {
+        calls: vec!["web".parse().unwrap()],
+        called: 4,
+        accused: 1,
+        windows: vec![accused],
+        signed_at_ms: Some(u64::MAX / 4),
+    };
+    let shared = &mut nodes[0].shared;
+    for caller in 3..=4 {
+        shared.handle_report(Moment::from_secs(3), id(caller), &word);
+    }
+    (3_000..4_000).step_by(20).for_each(|at| shared.handle_timeout(Moment::from_millis(at)));
+    assert!(shared.is_failing(&"web".parse().unwrap()), "all that takes calls fails");
+    let key = InstanceKey { member: id(2), instance: "web".parse().unwrap() };
+    assert_eq!(shared.verdict(&key).ejection(), None);
 }
 
 /// What was there when a node began is not new to it; what drains and comes back is.

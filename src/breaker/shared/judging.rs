@@ -221,8 +221,8 @@ impl SharedBreaker {
         self.service_of(key).is_none_or(|service| self.callers(service).len() < 2)
     }
 
-    /// When it is a caller's turn to probe: not that of the one for whom the last probe failed, if there is
-    /// another.
+    /// When it is a caller's turn to probe. The one for whom the last probe failed comes after all others
+    /// have had some time: they may have stopped calling.
     pub(super) fn turn_of(
         &self,
         caller: MemberId,
@@ -231,13 +231,14 @@ impl SharedBreaker {
         tried_at: Moment,
     ) -> Option<Turn> {
         let callers = self.callers(self.service_of(key)?);
-        if case.failed_for == Some(caller) && !self.is_alone(key) {
-            return None;
-        }
         let place = turn::place(caller, key, case.round(), callers)?;
         let length = self.config.turn;
+        let after_others = match case.failed_for == Some(caller) {
+            true => self.config.period_doubted,
+            false => length.saturating_mul(place),
+        };
         Some(Turn {
-            from: tried_at + case.period(&self.config) + length.saturating_mul(place),
+            from: tried_at + case.period(&self.config) + after_others,
             length,
             every: length.saturating_mul(callers.len() as u32),
         })
