@@ -5,10 +5,11 @@
 mod model;
 mod observe;
 mod plot;
+mod thresholds;
 
 use std::time::Duration;
 
-use murmesh::breaker::{BreakerConfig, SharedConfig};
+use murmesh::breaker::SharedConfig;
 
 use crate::figures::{with_enough_seeds, with_seeds};
 use model::{Answer, Behaviour, Kind, Manner, Run, Setting, Way, run};
@@ -383,159 +384,6 @@ fn instance_is_back_soon_among_30_and_where_calls_are_rare() {
         assert!(back.len() * 3 >= seeds, "ejected in {} of {seeds} runs", back.len());
         let soon = back.iter().filter(|at| **at < 35.0).count();
         assert!(soon * 10 >= back.len() * 9 && back.iter().all(|at| *at < 45.0), "{back:?}");
-    }
-}
-
-/// Sums of failed calls and of ejections, and the highest share of its share that instance 0 took in
-/// ten seconds after it had answered again.
-struct Cost {
-    failed: usize,
-    ejected: usize,
-    opened: usize,
-    peak: f64,
-}
-
-fn cost(setting: &Setting, way: Way) -> Cost {
-    let mut cost = Cost { failed: 0, ejected: 0, opened: 0, peak: 0.0 };
-    let seeds = 1..=STUDY_SEEDS;
-    for run in seeds.map(|seed| run(setting, way, seed)) {
-        cost.failed += run.honest_failed;
-        cost.ejected += run.ejected.len();
-        cost.opened += run.opened;
-        let back_at = run.probes[0].last().map_or(30.0, Duration::as_secs_f64);
-        for step in 0..20 {
-            let from = back_at + f64::from(step);
-            cost.peak = cost.peak.max(run.reached_in(0, from, from + 10.0) as f64 / 250.0);
-        }
-    }
-    let count = STUDY_SEEDS as usize;
-    cost.failed = (cost.failed + count / 2) / count;
-    cost
-}
-
-const STUDY_SEEDS: u64 = 4;
-
-/// What each threshold costs and saves: tables of `docs/breaker.md`.
-#[test]
-#[ignore = "a study: minutes"]
-fn thresholds() {
-    println!(
-        "| shared breaker | dies | 50 % fail | 4 of 10 | flaps | overload | all fail | liars | peak |"
-    );
-    println!("|---|---:|---:|---:|---:|---:|---:|---:|---:|");
-    let shared = |what: &str, change: &dyn Fn(&mut SharedConfig)| {
-        let with = |mut setting: Setting| {
-            change(&mut setting.shared);
-            cost(&setting, Way::Shared)
-        };
-        let failed =
-            [dies, fails_50, zone_is_lost, flaps].map(|ill| with(Setting::new(ill)).failed);
-        let [dies, half, zone, flaps] = failed;
-        let overload = with(among_20(&[], overload)).ejected;
-        let all = with(among_20(&[], all_die_and_return)).ejected;
-        let manners = [(Manner::Renewing, well as Behaviour), (Manner::Joining, noisy)];
-        let liars = manners
-            .map(|(manner, answer)| with(among_20(&[Kind::Liar(10, manner); 3], answer)).ejected);
-        let liars = liars.iter().sum::<usize>();
-        let peak = with(Setting::new(dies_and_returns)).peak;
-        println!(
-            "| {what} | {dies} | {half} | {zone} | {flaps} | {overload} | {all} | {liars} | {peak:.2} |"
-        );
-    };
-    shared("as it is", &|_| {});
-    for share in [0.1, 0.15, 0.2, 0.3, 0.4] {
-        shared(&format!("quorum {share}"), &|c| c.quorum_share = share);
-    }
-    for samples in [1, 5, 10] {
-        shared(&format!("samples of a caller {samples}"), &|c| c.samples_max = samples);
-    }
-    for ratio in [0.5, 0.7, 0.8] {
-        shared(&format!("share {ratio}"), &|c| c.ratio = ratio);
-    }
-    for clear in [0.6, 0.75, 1.0] {
-        shared(&format!("clear share {clear}"), &|c| c.ratio_clear = clear);
-    }
-    for millis in [100, 250, 700] {
-        let least = Duration::from_millis(millis);
-        shared(&format!("objections {millis} ms"), &|c| c.rebuttal_min = least);
-    }
-    for seconds in [1, 4] {
-        let most = Duration::from_secs(seconds);
-        shared(&format!("objections when some object {seconds} s"), &|c| c.rebuttal_max = most);
-    }
-    for seconds in [1, 5, 20] {
-        let ramp = Duration::from_secs(seconds);
-        shared(&format!("ramp {seconds} s"), &|c| c.ramp = ramp);
-    }
-    println!("\n| own breaker | dies | 50 % fail | 30 % fail | flaps | opened at 10 % errors |");
-    println!("|---|---:|---:|---:|---:|---:|");
-    let own = |what: &str, change: &dyn Fn(&mut BreakerConfig)| {
-        let with = |answer: Behaviour| {
-            let mut setting = Setting::new(answer);
-            change(&mut setting.breaker);
-            cost(&setting, Way::Alone)
-        };
-        let [dies, half, third, flaps] =
-            [dies, fails_50, fails_30, flaps].map(|ill| with(ill).failed);
-        let opened = with(|_, _, _| Answer::grey(0.1)).opened;
-        println!("| {what} | {dies} | {half} | {third} | {flaps} | {opened} |");
-    };
-    own("as it is", &|_| {});
-    for errors in [3, 4, 8] {
-        own(&format!("failures in a row {errors}"), &|c| c.errors = errors);
-    }
-    for ratio in [0.3, 0.7] {
-        own(&format!("share of failures {ratio}"), &|c| c.ratio = ratio);
-    }
-    for samples in [5, 20] {
-        own(&format!("of at least {samples} calls"), &|c| c.samples_min = samples);
-    }
-    for millis in [250, 4_000] {
-        let pause = Duration::from_millis(millis);
-        own(&format!("first pause {millis} ms"), &|c| c.pause_min = pause);
-    }
-    for seconds in [1, 30] {
-        let ramp = Duration::from_secs(seconds);
-        own(&format!("ramp {seconds} s"), &|c| c.ramp = ramp);
-    }
-}
-
-/// What the thresholds that liars meet cost and save.
-#[test]
-#[ignore = "a study: a minute"]
-fn thresholds_that_liars_meet() {
-    println!("| shared breaker | liars date back | overload | back at, last | probes |");
-    println!("|---|---:|---:|---:|---:|");
-    let lied = |what: &str, change: &dyn Fn(&mut SharedConfig)| {
-        let with = |manner, answer: Behaviour| {
-            let liars = [Kind::Liar(1, manner); 3];
-            let length = Duration::from_secs(100);
-            let mut setting = Setting { length, ..among_20(&liars, answer) };
-            change(&mut setting.shared);
-            let seeds = 1..=STUDY_SEEDS * 4;
-            seeds.map(|seed| run(&setting, Way::Shared, seed)).collect::<Vec<_>>()
-        };
-        let mean =
-            |runs: &[Run], of: fn(&Run) -> usize| runs.iter().map(of).sum::<usize>() / runs.len();
-        let dies = with(Manner::Misdating, dies);
-        let shielded = mean(&dies, |run| run.honest_failed);
-        let probes = mean(&dies, |run| run.probes[0].len());
-        let mut setting = among_20(&[], overload);
-        change(&mut setting.shared);
-        let overload = cost(&setting, Way::Shared).ejected;
-        let back = with(Manner::Steady, dies_and_returns);
-        let last = back.iter().filter_map(|run| run.probes[0].last()).max().copied();
-        let last = last.unwrap_or_default().as_secs_f64();
-        println!("| {what} | {shielded} | {overload} | {last:.1} s | {probes} |");
-    };
-    lied("as it is", &|_| {});
-    for millis in [0, 1_000, 10_000] {
-        let most = Duration::from_millis(millis);
-        lied(&format!("failures began {millis} ms ago"), &|c| c.onset_age_max = most);
-    }
-    for seconds in [1, 4, 16, 60] {
-        let longest = Duration::from_secs(seconds);
-        lied(&format!("pause by one word {seconds} s"), &|c| c.period_doubted = longest);
     }
 }
 
