@@ -90,9 +90,13 @@ pub(super) enum Manner {
     Joining,
     /// Once a second, of failures that began an hour ago, each time by another clock.
     Misdating,
+    /// The same, by the true clock.
+    Backdating,
     /// A fresh report that accuses nothing, by which its clock is known; then two that do, of failures
     /// that began an hour ago, signed 3 to 9 s back.
     Redating,
+    /// Once a second, so many instances for 15 s and then the next ones.
+    Marching,
     /// Once a second, and when it hears an accusation, that all is well.
     Vouching,
 }
@@ -618,6 +622,11 @@ impl<'a> World<'a> {
             Manner::Redating if self.elapsed().as_secs().is_multiple_of(3) => {
                 self.accuse(caller, []);
             }
+            Manner::Marching => {
+                let step = (self.elapsed() - self.setting.lies_from).as_secs() as usize / 15;
+                let from = step * named % self.setting.instances;
+                self.accuse(caller, from..(from + named).min(self.setting.instances));
+            }
             _ => self.accuse(caller, 0..named),
         }
         self.schedule(manner.pause(), Happening::Lie(caller));
@@ -652,7 +661,7 @@ impl<'a> World<'a> {
         self.callers[caller].lied_at = self.now;
         let Kind::Liar(_, manner) = self.callers[caller].kind else { return };
         let is_vouching = manner == Manner::Vouching;
-        let is_old = matches!(manner, Manner::Misdating | Manner::Redating);
+        let is_old = matches!(manner, Manner::Misdating | Manner::Backdating | Manner::Redating);
         let windows = named.into_iter().map(|instance| ObservedWindow {
             member: key(instance).member,
             instance: key(instance).instance,

@@ -89,6 +89,11 @@ const LIARS: Figure = ("3 liars of 20: ejections", |change| {
     });
     lied.iter().sum()
 });
+/// They join what honest callers say, where one call of ten fails.
+const LIARS_IN_NOISE: Figure = ("3 liars of 20, 10 % errors: ejections", |change| {
+    let liars = [Kind::Liar(10, Manner::Joining); 3];
+    ejected(long(40, among_20(&liars, |_, _, _| Answer::grey(0.1))), change)
+});
 /// Once in 4 s, of 50 callers.
 const RARE: Figure = ("dies, 0.25/s: failed", |change| {
     failed(Setting { rate: 0.25, ..Setting::new(dies) }, Way::Shared, change)
@@ -104,11 +109,8 @@ const FEW_NOISY: Figure = ("3 callers, 5 % errors: ejections", |change| {
 });
 const FEW_HALF: Figure =
     ("3 callers, 50 % fail: failed", |change| failed(few(fails_50), Way::Shared, change));
-const REPORTS: Figure = ("1 % errors: reports", |change| {
-    mean(&runs(Setting::new(noisy), Way::Shared, change), |run| run.reports as f64)
-});
-const LONG_REPORTS: Figure = ("1 % errors, 200 s: reports", |change| {
-    let setting = long(200, among_20(&[], noisy));
+const LONG_REPORTS: Figure = ("3 % errors, 200 s: reports", |change| {
+    let setting = long(200, among_20(&[], |_, _, _| Answer::grey(0.03)));
     mean(&runs(setting, Way::Shared, change), |run| run.reports as f64)
 });
 /// Where all fail at times, so that callers are careful of it when it dies.
@@ -204,14 +206,21 @@ const SIX_DIE_LIGHT: Figure = ("6 of 10 die in turn: failed", |change| {
     failed(long(130, among_20(&[], answer)), Way::Shared, change)
 });
 
+/// 13 of 20 have healthy instances ejected, three by three; the rest bear 16 calls a second each.
+const MOST_LIE: Figure = ("13 liars of 20, the rest overloaded: failed", |change| {
+    let answer = |_, _, load: usize| Answer::grey((1.0 - 16.0 / load.max(16) as f64).max(0.0));
+    let liars = [Kind::Liar(3, Manner::Marching); 13];
+    failed(long(80, among_20(&liars, answer)), Way::Shared, change)
+});
+
 #[test]
 #[ignore = "a study: minutes"]
-fn thresholds_of_the_quorum() {
+fn thresholds_of_quorum() {
     let shares = [0.1, 0.15, 0.2, 0.25, 0.3, 0.4];
     study("quorum", |s, v| s.shared.quorum_share = v, &shares, &[DIES, OVERLOAD, LIARS]);
     let values = [2, 4, 6, 10, 20];
     study("failures", |s, v| s.shared.failures_min = v, &values, &[FEW, FEW_NOISY, FEW_HALF]);
-    let figures = [DIES, OVERLOAD, LIARS];
+    let figures = [DIES, OVERLOAD, LIARS_IN_NOISE];
     study("samples of a caller", |s, v| s.shared.samples_max = v, &[1, 3, 5, 10], &figures);
     study("share", |s, v| s.shared.ratio = v, &[0.5, 0.6, 0.7, 0.8], &[HALF, ZONE, OVERLOAD]);
     let values = [0.6, 0.75, 0.85, 1.0];
@@ -229,7 +238,7 @@ fn thresholds_of_time() {
     let values = [100, 250, 400, 700].map(millis);
     study("objections", |s, v| s.shared.rebuttal_min = v, &values, &[DIES, OVERLOAD, LIARS]);
     let values = [1, 2, 4].map(secs);
-    let figures = [HALF, OVERLOAD, LIARS];
+    let figures = [HALF, OVERLOAD, LIARS_IN_NOISE];
     study("objections when some object", |s, v| s.shared.rebuttal_max = v, &values, &figures);
     let values = [0, 300, 1_000, 10_000].map(millis);
     let figures = [OVERLOAD, MISDATED];
@@ -243,12 +252,17 @@ fn thresholds_of_time() {
     let values = [100, 250, 500, 1_000, 4_000].map(millis);
     study("turn", |s, v| s.shared.turn = v, &values, &[PROBES, BACK, RARE_BACK, LIED_BACK]);
     study("ramp", |s, v| s.shared.ramp = v, &[1, 5, 10, 20].map(secs), &[FLAPS, PEAK]);
-    study("care, failures", |s, v| s.shared.care_max = v, &[1, 2, 5, 10], &[REPORTS, NOISE_DIES]);
+    study(
+        "care, failures",
+        |s, v| s.shared.care_max = v,
+        &[1, 2, 5, 10],
+        &[LONG_REPORTS, NOISE_DIES],
+    );
     let values = [10, 60, 240].map(secs);
     study("care, time", |s, v| s.shared.care_for = v, &values, &[LONG_REPORTS, NOISE_DIES]);
     let values = [0, 2, 10].map(secs);
     study("clocks differ by", |s, v| s.shared.clock_tolerance = v, &values, &SKEWED);
-    let figures = [SIX_DIE, SIX_DIE_LIGHT];
+    let figures = [SIX_DIE, SIX_DIE_LIGHT, MOST_LIE];
     let values = [(0.3, 0.2), (0.5, 0.3), (0.7, 0.5), (1.0, 0.5)];
     study("panic", |s, v| s.shared.panic = v, &values, &figures);
     let values = [(0.5, 0.1), (0.5, 0.3), (0.5, 0.5)];
