@@ -42,6 +42,9 @@ const TICK: Duration = Duration::from_secs(1);
 /// have one.
 const CASES_MAX: usize = 4096;
 
+/// Members that have gone whose clocks are remembered.
+const GONE_CLOCKS_MAX: usize = 256;
+
 /// Something that the shared breaker decided.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SharedEvent {
@@ -60,7 +63,7 @@ pub enum SharedEvent {
         service: ServiceName,
         /// Whether it does now.
         is_failing: bool,
-        /// Those of it that fail, and why they are held to; at most 16.
+        /// Those of it that fail, and why they are held to; at most 16, with at most four words each.
         grounds: Vec<(InstanceKey, Arc<Grounds>)>,
     },
     /// Too many of a service are ejected to believe it, or no more.
@@ -131,8 +134,11 @@ pub struct SharedBreaker {
     called_at: BTreeMap<ServiceName, Moment>,
     /// Who calls a service, this node included. Bounded by what all reports say.
     callers: BTreeMap<ServiceName, Vec<MemberId>>,
-    /// The latest word of each other member, and how its clock goes. Bounded by the members.
-    reports: BTreeMap<MemberId, (Report, Skew)>,
+    /// The latest word of each other member. Bounded by the members.
+    reports: BTreeMap<MemberId, Report>,
+    /// How their clocks go, also of some that have gone: those that come back are understood at once.
+    /// Bounded by the members and [`GONE_CLOCKS_MAX`].
+    clocks: BTreeMap<MemberId, Skew>,
     /// Who of them says something of an instance. Bounded by what all reports say.
     voices: BTreeMap<InstanceKey, BTreeSet<MemberId>>,
     /// What all words on an instance came to when it was last looked at, while somebody accuses it.
@@ -184,6 +190,7 @@ impl SharedBreaker {
             called_at: BTreeMap::new(),
             callers: BTreeMap::new(),
             reports: BTreeMap::new(),
+            clocks: BTreeMap::new(),
             voices: BTreeMap::new(),
             weighed: BTreeMap::new(),
             words_weighed: 0,
@@ -256,9 +263,10 @@ impl SharedBreaker {
         if from == self.id {
             return;
         }
+        let wall_ms = self.wall_ms(now);
         let unknown = || Skew::new(self.config.clock_tolerance);
-        let mut skew = self.reports.get(&from).map_or_else(unknown, |(_, skew)| *skew);
-        let told = observations.signed_at_ms.map(|signed| skew.age(self.wall_ms(now), signed));
+        let skew = self.clocks.entry(from).or_insert_with(unknown);
+        let told = observations.signed_at_ms.map(|signed| skew.age(wall_ms, signed));
         let mut report = Report::heard(now, told, self.config.window, observations);
         let calls = report.calls.clone();
         let keys: Vec<_> = report.windows.keys().cloned().collect();
@@ -267,7 +275,7 @@ impl SharedBreaker {
         for key in &keys {
             self.voices.entry(key.clone()).or_default().insert(from);
         }
-        self.reports.insert(from, (report, skew));
+        self.reports.insert(from, report);
         if before.as_ref().is_none_or(|before| before.calls != calls) {
             self.count_callers();
         }
@@ -289,6 +297,10 @@ impl SharedBreaker {
     /// A member is down or gone: it has no voice any more.
     pub fn forget_caller(&mut self, now: Moment, member: MemberId) {
         let Some(report) = self.unhear(member) else { return };
+        if self.clocks.len() > self.reports.len() + GONE_CLOCKS_MAX {
+            let gone = self.clocks.keys().find(|known| !self.reports.contains_key(*known)).copied();
+            gone.map(|gone| self.clocks.remove(&gone));
+        }
         self.count_callers();
         for key in report.windows.keys() {
             self.judge(now, key);
@@ -404,7 +416,7 @@ impl SharedBreaker {
 
     /// Takes a member's word away.
     fn unhear(&mut self, member: MemberId) -> Option<Report> {
-        let (report, _) = self.reports.remove(&member)?;
+        let report = self.reports.remove(&member)?;
         for key in report.windows.keys() {
             if let Some(voices) = self.voices.get_mut(key) {
                 voices.remove(&member);
@@ -461,14 +473,17 @@ impl SharedBreaker {
         self.services.retain(|_, known| !known.instances.is_empty());
     }
 
+    /// Whose turn it is to probe follows from who calls: readers are to know it when that has changed, or
+    /// callers that are all new would wait until anyone may.
     fn count_callers(&mut self) {
-        self.callers.clear();
-        let others = self.reports.iter().map(|(member, (report, _))| (*member, report));
+        let before = std::mem::take(&mut self.callers);
+        let others = self.reports.iter().map(|(member, report)| (*member, report));
         for (member, report) in others.chain([(self.id, &self.own)]) {
             for service in &report.calls {
                 self.callers.entry(service.clone()).or_default().push(member);
             }
         }
+        self.is_changed |= self.callers != before && self.cases.values().any(Case::is_ejected);
     }
 
     /// The members that call a service, this one included if it does.

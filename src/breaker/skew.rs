@@ -20,12 +20,15 @@ const LAGS: usize = 3;
 pub(super) struct Skew {
     /// In milliseconds, the newest last.
     lags: [i64; LAGS],
+    /// When the last report was signed: the same one may be read again, and then tells nothing new.
+    signed_at_ms: Option<u64>,
 }
 
 impl Skew {
     /// Of a member that has not been heard yet.
     pub(super) fn new(tolerance: Duration) -> Self {
-        Self { lags: [i64::try_from(tolerance.as_millis()).unwrap_or(i64::MAX); LAGS] }
+        let lag = i64::try_from(tolerance.as_millis()).unwrap_or(i64::MAX);
+        Self { lags: [lag; LAGS], signed_at_ms: None }
     }
 
     /// The age of a report that has just arrived. Both times are in milliseconds since 1970, each on its
@@ -34,8 +37,10 @@ impl Skew {
         let millis = |time: u64| i64::try_from(time).unwrap_or(i64::MAX);
         let lag = millis(now_ms) - millis(signed_at_ms); // of two that are not negative
         let least = self.lags.iter().fold(lag, |least, one| least.min(*one));
-        self.lags.rotate_left(1);
-        self.lags[LAGS - 1] = lag;
+        if self.signed_at_ms.replace(signed_at_ms) != Some(signed_at_ms) {
+            self.lags.rotate_left(1);
+            self.lags[LAGS - 1] = lag;
+        }
         Duration::from_millis(lag.abs_diff(least))
     }
 }
@@ -80,6 +85,12 @@ mod tests {
     fn two_late_reports_in_a_row_do_not_make_each_other_fresh() {
         let ages = ages(0, &[(0, 600_000), (300_000, 600_100), (600_200, 600_210)]);
         assert_eq!(ages, [598_000, 298_100, 0]);
+    }
+
+    #[test]
+    fn report_that_is_read_again_and_again_grows_old() {
+        let again = [(0, 10), (0, 60_000), (0, 120_000), (0, 180_000), (0, 240_000)];
+        assert_eq!(ages(0, &again), [0, 59_990, 119_990, 179_990, 239_990]);
     }
 
     #[test]

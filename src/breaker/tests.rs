@@ -250,6 +250,24 @@ fn callers_take_turns_and_after_a_minute_anyone_probes() {
 }
 
 #[test]
+fn callers_that_come_while_it_is_ejected_get_their_turns() {
+    let mut shared = ejected();
+    shared.take_changed();
+    shared.handle_windows(millis(2_000), []);
+    assert!(!shared.take_changed(), "nothing is new");
+    own(&mut shared, 2_000, 201, "web", window(5, 0));
+    assert!(shared.take_changed(), "this node calls now");
+    let turn = |shared: &SharedBreaker| shared.verdict(&key(200)).ejection().unwrap().turn.unwrap();
+    assert_eq!(turn(&shared).every, Duration::from_millis(1_500));
+    for caller in 1..=2 {
+        shared.forget_caller(millis(2_100), member(caller));
+        assert!(shared.take_changed(), "another caller has gone");
+    }
+    assert_eq!(turn(&shared).every, Duration::from_millis(500), "of this one alone");
+    assert_eq!(turn(&shared).from, millis(2_400), "which need not wait for those that have gone");
+}
+
+#[test]
 fn own_success_later_than_the_accusations_goes_before_them() {
     let verdict = ejected().verdict(&key(200));
     let now = millis(2_000);
@@ -352,6 +370,27 @@ fn clocks_that_differ_by_half_a_minute_do_no_harm() {
         }
         assert_eq!(shared.verdict(&key(200)), Verdict::Clear, "{skew}");
     }
+}
+
+#[test]
+fn clock_of_who_was_away_is_still_known() {
+    let mut shared = node(3);
+    let behind = |at: u64, word: &Observations| Observations {
+        signed_at_ms: Some(100_000 + at - 30_000),
+        ..word.clone()
+    };
+    let silent = Observations { windows: Vec::new(), ..word(0, 0) };
+    for caller in 1..=2 {
+        for at in [0, 1_000, 2_000] {
+            shared.handle_report(millis(100_000 + at), member(caller), &behind(at, &silent));
+        }
+        shared.forget_caller(millis(103_000), member(caller));
+    }
+    for caller in 1..=2 {
+        shared.handle_report(millis(110_000), member(caller), &behind(10_000, &word(3, 3)));
+    }
+    pass(&mut shared, 110_000, 110_420);
+    assert!(is_ejected(&shared), "its first word after that counts");
 }
 
 fn window(samples: u16, failures: u16) -> Window {
@@ -462,14 +501,15 @@ fn accuser_that_dates_its_failures_back_makes_no_success_an_objection() {
 #[test]
 fn failing_service_says_by_whose_word_and_that_it_is_over_when_its_instances_go() {
     let mut shared = node(1);
-    for caller in 1..=2 {
+    for caller in 1..=9 {
         hear(&mut shared, 1_000, caller, &word(3, 3));
     }
     let events = pass(&mut shared, 1_000, 5_000);
     let [SharedEvent::Failing { is_failing: true, grounds, .. }] = events.as_slice() else {
         panic!("{events:?}")
     };
-    assert_eq!((grounds.len(), grounds[0].1.testimony.len()), (1, 2));
+    let grounds = &grounds[0].1;
+    assert_eq!((grounds.accusers, grounds.testimony.len()), (9, 4), "a few of many words");
     shared.set_instances(millis(5_000), member(200), []);
     let events: Vec<_> = std::iter::from_fn(|| shared.poll_event()).collect();
     assert!(matches!(events.as_slice(), [SharedEvent::Failing { is_failing: false, .. }]));

@@ -17,6 +17,9 @@ const TURN_SLACK: Duration = Duration::from_millis(250);
 /// Instances that the word of a failing service names.
 const FAILING_TOLD_MAX: usize = 16;
 
+/// Words that are kept as evidence of each of them: such events are kept by the thousand.
+const FAILING_TESTIMONY_MAX: usize = 4;
+
 /// What becomes of a case.
 enum Step {
     /// It is as it was.
@@ -53,8 +56,8 @@ impl SharedBreaker {
     /// object to it.
     fn words(&self, key: &InstanceKey) -> impl Iterator<Item = (MemberId, &Report)> {
         let voices = self.voices.get(key).into_iter().flatten();
-        let others = voices
-            .filter_map(|member| self.reports.get(member).map(|(report, _)| (*member, report)));
+        let others =
+            voices.filter_map(|member| self.reports.get(member).map(|report| (*member, report)));
         let is_accusing =
             |windows: &BTreeMap<InstanceKey, Seen>| windows.get(key).is_some_and(Seen::is_accusing);
         let is_public = !is_accusing(&self.own.windows) || is_accusing(&self.voice.said);
@@ -345,7 +348,9 @@ impl SharedBreaker {
                 .take(FAILING_TOLD_MAX)
                 .filter_map(|key| {
                     let all = &self.weighed.get(key)?.all;
-                    Some((key.clone(), self.told(now, key, all, Bench::All)))
+                    let mut told = self.told(now, key, all, Bench::All);
+                    Arc::make_mut(&mut told).testimony.truncate(FAILING_TESTIMONY_MAX);
+                    Some((key.clone(), told))
                 })
                 .collect(),
             false => Vec::new(),
