@@ -43,16 +43,20 @@ impl Way {
     }
 }
 
-/// How an instance answers at a time of the run: the share that fails, and after how long.
+/// How an instance answers at a time of the run: the share that fails, how, and after how long.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Answer {
     pub(super) failing: f64,
+    pub(super) failure: Outcome,
     pub(super) latency: Duration,
 }
 
 impl Answer {
-    pub(super) const WELL: Self = Self { failing: 0.0, latency: Duration::from_millis(5) };
-    pub(super) const DEAD: Self = Self { failing: 1.0, latency: Duration::from_millis(5) };
+    pub(super) const WELL: Self =
+        Self { failing: 0.0, failure: Outcome::Failed, latency: Duration::from_millis(5) };
+    pub(super) const DEAD: Self = Self { failing: 1.0, ..Self::WELL };
+    /// Nothing listens.
+    pub(super) const REFUSING: Self = Self { failure: Outcome::Unreached, ..Self::DEAD };
 
     pub(super) const fn grey(failing: f64) -> Self {
         Self { failing, ..Self::WELL }
@@ -68,8 +72,8 @@ pub(super) enum Kind {
     Honest,
     /// Its own network fails from 10 s on: so does whatever it calls.
     Broken,
-    /// From 10 s on it says that the first so many instances fail, whatever it sees: all of 1,000
-    /// calls, the last one now.
+    /// It says that the first so many instances fail, whatever it sees: all of 1,000 calls, the last one
+    /// now. Or that they are well.
     Liar(usize, Manner),
 }
 
@@ -86,18 +90,26 @@ pub(super) enum Manner {
     Joining,
     /// Once a second, of failures that began an hour ago, each time by another clock.
     Misdating,
+    /// The same, by the true clock.
+    Backdating,
+    /// A fresh report that accuses nothing, by which its clock is known; then two that do, of failures
+    /// that began an hour ago, signed 3 to 9 s back.
+    Redating,
+    /// Once a second, so many instances for 15 s and then the next ones.
+    Marching,
+    /// Once a second, and when it hears an accusation, that all is well.
+    Vouching,
 }
 
 impl Manner {
+    /// Those that try to have what is well ejected.
     pub(super) const ALL: [Self; 5] =
         [Self::Steady, Self::Renewing, Self::Striking, Self::Joining, Self::Misdating];
 
     const fn pause(self) -> Duration {
         match self {
-            Self::Steady | Self::Renewing | Self::Joining | Self::Misdating => {
-                Duration::from_secs(1)
-            }
             Self::Striking => Duration::from_secs(7),
+            _ => Duration::from_secs(1),
         }
     }
 }
@@ -111,6 +123,10 @@ pub(super) struct Setting {
     pub(super) instances: usize,
     /// Calls a second of each caller.
     pub(super) rate: f64,
+    /// How often it calls beside that, by its number.
+    pub(super) pace: fn(usize) -> f64,
+    /// When liars begin.
+    pub(super) lies_from: Duration,
     /// Whether an instance is near a caller: caller, instance. The others take what these do not.
     pub(super) near: fn(usize, usize) -> bool,
     pub(super) length: Duration,
@@ -131,6 +147,8 @@ impl Setting {
             callers: vec![Kind::Honest; 50],
             instances: 10,
             rate: 5.0,
+            pace: |_| 1.0,
+            lies_from: Duration::from_secs(10),
             near: |_, _| true,
             length: Duration::from_secs(60),
             answer,
@@ -358,10 +376,11 @@ impl<'a> World<'a> {
             },
         };
         for caller in 0..world.callers.len() {
-            let first = Duration::from_secs_f64(world.rng.random_range(0.0..1.0) / setting.rate);
+            let first = world.rng.random_range(0.0..1.0) / (setting.rate * (setting.pace)(caller));
+            let first = Duration::from_secs_f64(first);
             world.schedule(first, Happening::Call(caller));
             if let Kind::Liar(..) = world.callers[caller].kind {
-                world.schedule(Duration::from_secs(10), Happening::Lie(caller));
+                world.schedule(setting.lies_from, Happening::Lie(caller));
             }
         }
         world.schedule(TICK, Happening::Tick);
@@ -382,7 +401,8 @@ impl<'a> World<'a> {
         match happening {
             Happening::Call(caller) => {
                 self.call(caller);
-                let pause = self.rng.random_range(0.5..1.5) / self.setting.rate;
+                let rate = self.setting.rate * (self.setting.pace)(caller);
+                let pause = self.rng.random_range(0.5..1.5) / rate;
                 self.schedule(Duration::from_secs_f64(pause), Happening::Call(caller));
             }
             Happening::Ended { caller, instance, trial, outcome } => {
@@ -441,7 +461,7 @@ impl<'a> World<'a> {
             let is_broken = self.callers[caller].kind == Kind::Broken
                 && self.elapsed() >= Duration::from_secs(10);
             let outcome = match is_broken || self.rng.random_bool(answer.failing) {
-                true => Outcome::Failed,
+                true => answer.failure,
                 false => Outcome::Success,
             };
             let ended = Happening::Ended { caller, instance, trial, outcome };
@@ -596,9 +616,18 @@ impl<'a> World<'a> {
 
     /// What a liar says of its own accord.
     fn lie(&mut self, caller: usize) {
-        let Kind::Liar(accused, manner) = self.callers[caller].kind else { return };
-        if manner != Manner::Joining {
-            self.accuse(caller, 0..accused);
+        let Kind::Liar(named, manner) = self.callers[caller].kind else { return };
+        match manner {
+            Manner::Joining => {}
+            Manner::Redating if self.elapsed().as_secs().is_multiple_of(3) => {
+                self.accuse(caller, []);
+            }
+            Manner::Marching => {
+                let step = (self.elapsed() - self.setting.lies_from).as_secs() as usize / 15;
+                let from = step * named % self.setting.instances;
+                self.accuse(caller, from..(from + named).min(self.setting.instances));
+            }
+            _ => self.accuse(caller, 0..named),
         }
         self.schedule(manner.pause(), Happening::Lie(caller));
     }
@@ -609,7 +638,7 @@ impl<'a> World<'a> {
         let is_honest = |number: usize| {
             caller_id(number) == from && !matches!(self.callers[number].kind, Kind::Liar(..))
         };
-        let is_early = self.elapsed() < Duration::from_secs(10)
+        let is_early = self.elapsed() < self.setting.lies_from
             || self.now.since(self.callers[caller].lied_at) < LIE_PAUSE;
         if is_early || !(0..self.callers.len()).any(is_honest) {
             return;
@@ -622,31 +651,38 @@ impl<'a> World<'a> {
         match manner {
             Manner::Renewing if !said(false).is_empty() => self.accuse(caller, 0..accused),
             Manner::Joining if !said(true).is_empty() => self.accuse(caller, said(true)),
+            Manner::Vouching if !said(true).is_empty() => self.accuse(caller, 0..accused),
             _ => {}
         }
     }
 
-    /// Says the worst that one report can say.
-    fn accuse(&mut self, caller: usize, accused: impl IntoIterator<Item = usize>) {
+    /// Says the worst that one report can say; or the best, where it vouches.
+    fn accuse(&mut self, caller: usize, named: impl IntoIterator<Item = usize>) {
         self.callers[caller].lied_at = self.now;
         let Kind::Liar(_, manner) = self.callers[caller].kind else { return };
-        let windows = accused.into_iter().map(|instance| ObservedWindow {
+        let is_vouching = manner == Manner::Vouching;
+        let is_old = matches!(manner, Manner::Misdating | Manner::Backdating | Manner::Redating);
+        let windows = named.into_iter().map(|instance| ObservedWindow {
             member: key(instance).member,
             instance: key(instance).instance,
             samples: 1_000,
-            failures: 1_000,
-            first_failure_age_ms: Some(if manner == Manner::Misdating { 3_600_000 } else { 0 }),
-            last_failure_age_ms: Some(0),
-            last_success_age_ms: None,
+            failures: if is_vouching { 0 } else { 1_000 },
+            first_failure_age_ms: (!is_vouching).then_some(if is_old { 3_600_000 } else { 0 }),
+            last_failure_age_ms: (!is_vouching).then_some(0),
+            last_success_age_ms: is_vouching.then_some(0),
         });
         let windows: Vec<_> = windows.collect();
-        let accused = windows.len() as u16;
+        let accused = if is_vouching { 0 } else { windows.len() as u16 };
         // Half of what it calls: one more, and nobody would believe it.
         let calls = vec![self.service.clone()];
         let told = BEGAN_AT_MS + self.elapsed().as_millis() as u64;
-        let wrong =
-            if manner == Manner::Misdating { self.elapsed().as_secs() % 7 * 20_000 } else { 0 };
-        let signed_at_ms = Some(told + wrong);
+        let second = self.elapsed().as_secs();
+        let signed_at_ms = match manner {
+            Manner::Misdating => told + second % 7 * 20_000,
+            Manner::Redating if accused > 0 => told - (3 + second / 3 % 7) * 1_000,
+            _ => told,
+        };
+        let signed_at_ms = Some(signed_at_ms);
         let lie = Observations { calls, called: 2 * accused, accused, windows, signed_at_ms };
         self.spread(caller, &lie);
     }

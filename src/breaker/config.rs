@@ -61,6 +61,16 @@ pub struct SharedConfig {
     pub samples_max: u16,
     /// How long evidence counts. Default 10 s.
     pub window: Duration,
+    /// How long a member counts as a caller after its last call. Default 60 s: longer, and those that are
+    /// gone make the quorum larger; shorter, and liars are more of those that call now and then.
+    pub caller_for: Duration,
+    /// By how much clocks may differ before anything is known of them. Default 2 s: what NTP keeps, and to
+    /// spare. A first report may be older by as much than it is taken for.
+    pub clock_tolerance: Duration,
+    /// Failures that the most careful caller needs. Default 5.
+    pub care_max: u16,
+    /// How long an accusation that came to nothing makes a caller more careful. Default 60 s.
+    pub care_for: Duration,
     /// How long ago failures may have begun that a caller tells of for the first time. Default 300 ms, as
     /// long as a word takes: longer, and one that dates its own back makes more of others' successes
     /// objections.
@@ -100,6 +110,10 @@ impl Default for SharedConfig {
             ratio_clear: 0.85,
             samples_max: 3,
             window: Duration::from_secs(10),
+            caller_for: Duration::from_secs(60),
+            clock_tolerance: Duration::from_secs(2),
+            care_max: 5,
+            care_for: Duration::from_secs(60),
             onset_age_max: Duration::from_millis(300),
             rebuttal_min: Duration::from_millis(400),
             rebuttal_max: Duration::from_secs(2),

@@ -35,9 +35,6 @@ use super::{BreakerState, Ejection, Grounds, InstanceKey, OwnWindow, SharedConfi
 use crate::model::{InstanceId, MemberId, Moment, Observations, ServiceName, StoreSize};
 use speaking::Voice;
 
-/// How long a member counts as a caller after its last call.
-const CALLER_FOR: Duration = Duration::from_secs(60);
-
 /// How often what depends on time alone is looked at while there is a case.
 const TICK: Duration = Duration::from_secs(1);
 
@@ -267,7 +264,8 @@ impl SharedBreaker {
             return;
         }
         let wall_ms = self.wall_ms(now);
-        let skew = self.clocks.entry(from).or_default();
+        let unknown = || Skew::new(self.config.clock_tolerance);
+        let skew = self.clocks.entry(from).or_insert_with(unknown);
         let told = observations.signed_at_ms.map(|signed| skew.age(wall_ms, signed));
         let mut report = Report::heard(now, told, self.config.window, observations);
         let calls = report.calls.clone();
@@ -406,7 +404,7 @@ impl SharedBreaker {
             _ => [None, None],
         });
         let decide = decide.flatten().filter(|at| *at > self.judged_at).min();
-        let quiet = self.called_at.values().min().map(|at| *at + CALLER_FOR);
+        let quiet = self.called_at.values().min().map(|at| *at + self.config.caller_for);
         [decide, self.voice.poll_timeout(), self.tick_at, quiet]
     }
 
@@ -438,7 +436,8 @@ impl SharedBreaker {
         self.own.windows.retain(|_, seen| seen.is_fresh(now, window));
         self.own.count();
         self.voice.said.retain(|key, _| self.own.windows.contains_key(key));
-        self.called_at.retain(|_, at| now.since(*at) < CALLER_FOR);
+        let caller_for = self.config.caller_for;
+        self.called_at.retain(|_, at| now.since(*at) < caller_for);
         let accused = self.own.windows.iter().filter(|(_, seen)| seen.is_accusing());
         let failing: BTreeSet<_> =
             accused.filter_map(|(key, _)| self.service_of(key).cloned()).collect();

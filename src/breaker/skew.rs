@@ -3,7 +3,7 @@
 //! A report names the time at which it was signed. Its lag, from there to this node's own time, is its
 //! age and what the clocks differ by. The least lag of the last few reports is taken for the difference:
 //! a report that is fresh corrects it at once, and one that a partition held back does not move it. What
-//! is given of the clocks before the first report is that they differ by less than [`TOLERANCE`].
+//! is given of the clocks before the first report is that they differ by less than a tolerance.
 //!
 //! A clock that is ahead is understood from its first report on, one that is behind by more than that
 //! after [`LAGS`]; until then what it says looks older than it is, and counts the less. Both are
@@ -15,10 +15,6 @@ use std::time::Duration;
 /// Lags that are kept. A partition or a restart holds one report of a member back, perhaps two.
 const LAGS: usize = 3;
 
-/// By how much clocks may differ before anything is known of them: what NTP keeps, and to spare. A first
-/// report may be older by as much than it is taken for.
-const TOLERANCE: Duration = Duration::from_secs(2);
-
 /// What is known of another member's clock.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Skew {
@@ -28,13 +24,13 @@ pub(super) struct Skew {
     signed_at_ms: Option<u64>,
 }
 
-impl Default for Skew {
-    fn default() -> Self {
-        Self { lags: [TOLERANCE.as_millis() as i64; LAGS], signed_at_ms: None }
-    }
-}
-
 impl Skew {
+    /// Of a member that has not been heard yet.
+    pub(super) fn new(tolerance: Duration) -> Self {
+        let lag = i64::try_from(tolerance.as_millis()).unwrap_or(i64::MAX);
+        Self { lags: [lag; LAGS], signed_at_ms: None }
+    }
+
     /// The age of a report that has just arrived. Both times are in milliseconds since 1970, each on its
     /// own clock.
     pub(super) fn age(&mut self, now_ms: u64, signed_at_ms: u64) -> Duration {
@@ -53,11 +49,12 @@ impl Skew {
 mod tests {
     use super::*;
 
+    const TOLERANCE: Duration = Duration::from_secs(2);
     const HOUR: i64 = 3_600_000;
 
     /// Ages, in milliseconds, of reports that were signed `skew` off true time: when, and when they came.
     fn ages(skew: i64, reports: &[(i64, i64)]) -> Vec<u128> {
-        let mut known = Skew::default();
+        let mut known = Skew::new(TOLERANCE);
         let time = |at: i64| (HOUR + at) as u64;
         let age = |(signed, came): &(i64, i64)| known.age(time(*came), time(signed + skew));
         reports.iter().map(age).map(|age| age.as_millis()).collect()
@@ -98,7 +95,7 @@ mod tests {
 
     #[test]
     fn clock_that_has_stepped_between_two_runs_is_understood_again() {
-        let mut known = Skew::default();
+        let mut known = Skew::new(TOLERANCE);
         let hour = HOUR as u64;
         (0..3).for_each(|at| assert_eq!(known.age(hour + at, hour + at).as_millis(), 0));
         assert_eq!(known.age(hour + 10, hour + 30_010).as_millis(), 0, "30 s forward: at once");
@@ -111,7 +108,7 @@ mod tests {
         // Whatever it signs: a report ages from its arrival on, and one that is dated ahead makes those
         // look old that are not.
         assert_eq!(ages(0, &[(60_000, 0), (1_000, 1_000), (61_000, 2_000)]), [0, 60_000, 1_000]);
-        let mut known = Skew::default();
+        let mut known = Skew::new(TOLERANCE);
         assert_eq!(known.age(0, u64::MAX).as_millis(), 0);
         assert!(known.age(u64::MAX, 0).as_millis() > 0);
     }

@@ -17,12 +17,6 @@ const REPORT_PAUSE: Duration = Duration::from_secs(1);
 /// Longest pause of a rebuttal, so that a few speak and others see that it suffices.
 const REBUTTAL_JITTER: Duration = Duration::from_millis(100);
 
-/// How long a futile accusation makes a caller more careful.
-const FUTILE_FOR: Duration = Duration::from_secs(60);
-
-/// Failures that the most careful caller needs.
-const CARE_MAX: u16 = 5;
-
 /// What this node tells the others, and how often.
 #[derive(Debug)]
 pub(super) struct Voice {
@@ -97,7 +91,8 @@ impl SharedBreaker {
                 *at = now;
             }
         }
-        self.voice.futile.retain(|_, (_, at)| now.since(*at) < FUTILE_FOR);
+        let care_for = self.config.care_for;
+        self.voice.futile.retain(|_, (_, at)| now.since(*at) < care_for);
     }
 
     /// Own windows that others should know.
@@ -114,7 +109,7 @@ impl SharedBreaker {
         let case = self.cases.get(key);
         if seen.is_accusing() {
             let care = self.voice.futile.get(key).map_or(1, |(count, _)| 1 << (*count).min(3));
-            let is_enough = seen.failures >= care.min(CARE_MAX);
+            let is_enough = seen.failures >= care.min(self.config.care_max);
             // Without this node, which others have not heard, and with some to spare: not all count
             // everywhere.
             let is_clear = || {
