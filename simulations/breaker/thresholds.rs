@@ -270,6 +270,14 @@ fn thresholds_of_time() {
     study("panic lasts", |s, v| s.shared.panic_hold = v, &[1, 10, 30].map(secs), &figures);
 }
 
+#[test]
+#[ignore = "a study: a minute"]
+fn thresholds_of_doubt() {
+    let values = [1, 8, 16, 60].map(secs);
+    let figures = [PROBES, BACK, LIED_BACK];
+    study("pause by one word", |s, v| s.shared.period_doubted = v, &values, &figures);
+}
+
 // Figures of a caller's own breaker.
 
 const OWN_DIES: Figure = ("dies: failed", |change| failed(Setting::new(dies), Way::Alone, change));
