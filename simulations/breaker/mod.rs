@@ -126,7 +126,7 @@ fn table_of_all_scenarios() {
         let [shared, alone, per_client] = failed;
         let calls = mean(&runs, 0, |run| run.calls);
         let ejected = mean(&runs, 0, |run| run.ejected.len());
-        let reports = mean(&runs, 0, |run| run.reports);
+        let reports = mean(&runs, 0, |run| run.reported.len());
         println!(
             "| {name} | {calls} | {shared} | {alone} | {per_client} | {ejected} | {reports} |"
         );
@@ -212,7 +212,7 @@ fn ejected_by_liars(name: &str, liars: usize, answer: Behaviour) {
         let setting = Setting { length: Duration::from_secs(40), ..among_20(&liars, answer) };
         let runs = with_enough_seeds(5, name, |seed| run(&setting, Way::Shared, seed));
         let ejected: Vec<_> = runs.iter().map(|run| run.ejected.len()).collect();
-        let reports = runs.iter().map(|run| run.reports).sum::<usize>() / runs.len();
+        let reports = runs.iter().map(|run| run.reported.len()).sum::<usize>() / runs.len();
         println!("{name}: {what}: ejections {ejected:?}, reports {reports}");
         if ejected.iter().any(|count| *count > 0) {
             harm.push(what);
@@ -386,6 +386,26 @@ fn shared_dependency_that_fails_ejects_nobody_and_all_recover_with_it_within_5_s
             (run.failed, least)
         });
         println!("{name}: {instances}: failed, calls of the least used from 45 to 60 s: {runs:?}");
+    }
+}
+
+/// Enough of its callers say so, and the rest keeps quiet, however many there are.
+#[test]
+fn service_that_fails_is_told_of_seldom_without_a_break_and_no_longer_than_it_does() {
+    let name = "service_that_fails_is_told_of_seldom";
+    for (callers, rate) in [(20, 5.0), (200, 5.0), (20, 1.0), (20, 0.5)] {
+        let (callers, length) = (vec![Kind::Honest; callers], Duration::from_secs(60));
+        let setting = Setting { callers, rate, length, ..Setting::new(all_die_and_return) };
+        let count = setting.callers.len();
+        let runs = with_enough_seeds(2, name, |seed| {
+            let run = run(&setting, Way::Shared, seed);
+            let reports = [(10.0, 15.0), (15.0, 40.0), (40.0, 60.0)]
+                .map(|(from, to)| run.reported_in(from, to) as f64 / count as f64);
+            let turns = |is: bool| run.failing.iter().filter(move |one| one.2 == is);
+            let last = |is| turns(is).map(|(at, ..)| at.as_secs_f64()).fold(0.0, f64::max);
+            (reports, [true, false].map(|is| (turns(is).count(), last(is))))
+        });
+        println!("{name}: {count} callers at {rate}/s: {runs:.2?}");
     }
 }
 

@@ -174,7 +174,10 @@ pub(super) struct Run {
     pub(super) probes: Vec<Vec<Duration>>,
     /// Ejections: when, at which caller that is no liar, of which instance.
     pub(super) ejected: Vec<(Duration, usize, usize)>,
-    pub(super) reports: usize,
+    /// When each report was signed.
+    pub(super) reported: Vec<Duration>,
+    /// When a service began to fail as a whole, or did no more: when, at which caller that is no liar.
+    pub(super) failing: Vec<(Duration, usize, bool)>,
     /// How often callers' own breakers opened.
     pub(super) opened: usize,
     /// When failures of a quorum had happened, by instance.
@@ -189,8 +192,16 @@ impl Run {
     }
 
     pub(super) fn failed_in(&self, from: f64, to: f64) -> usize {
-        self.failures.iter().filter(|at| (from..to).contains(&at.as_secs_f64())).count()
+        count_in(&self.failures, from, to)
     }
+
+    pub(super) fn reported_in(&self, from: f64, to: f64) -> usize {
+        count_in(&self.reported, from, to)
+    }
+}
+
+fn count_in(moments: &[Duration], from: f64, to: f64) -> usize {
+    moments.iter().filter(|at| (from..to).contains(&at.as_secs_f64())).count()
 }
 
 struct Caller {
@@ -370,7 +381,8 @@ impl<'a> World<'a> {
                 reached: vec![Vec::new(); setting.instances],
                 probes: vec![Vec::new(); setting.instances],
                 ejected: Vec::new(),
-                reports: 0,
+                reported: Vec::new(),
+                failing: Vec::new(),
                 opened: 0,
                 quorum_at: BTreeMap::new(),
             },
@@ -592,11 +604,17 @@ impl<'a> World<'a> {
     fn drain(&mut self, caller: usize) {
         let one = &mut self.callers[caller];
         while let Some(event) = one.shared.poll_event() {
-            let SharedEvent::Instance { key, change, .. } = event else { continue };
-            if matches!(change, InstanceChange::Ejected(_)) && !matches!(one.kind, Kind::Liar(..)) {
-                let instance = usize::from(key.member.as_bytes()[0]);
-                let at = self.now.since(Moment::START);
-                self.run.ejected.push((at, caller, instance));
+            let at = self.now.since(Moment::START);
+            match event {
+                _ if matches!(one.kind, Kind::Liar(..)) => {}
+                SharedEvent::Instance { key, change: InstanceChange::Ejected(_), .. } => {
+                    let instance = usize::from(key.member.as_bytes()[0]);
+                    self.run.ejected.push((at, caller, instance));
+                }
+                SharedEvent::Failing { is_failing, .. } => {
+                    self.run.failing.push((at, caller, is_failing));
+                }
+                _ => {}
             }
         }
         while let Some(observations) = self.callers[caller].shared.poll_report(self.now) {
@@ -605,7 +623,7 @@ impl<'a> World<'a> {
     }
 
     fn spread(&mut self, from: usize, observations: &Observations) {
-        self.run.reports += 1;
+        self.run.reported.push(self.elapsed());
         let (least, most) = self.setting.news;
         for to in (0..self.callers.len() + self.owners.len()).filter(|to| *to != from) {
             let after = self.news_rng.random_range(least..=most);

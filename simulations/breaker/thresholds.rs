@@ -111,7 +111,7 @@ const FEW_HALF: Figure =
     ("3 callers, 50 % fail: failed", |change| failed(few(fails_50), Way::Shared, change));
 const LONG_REPORTS: Figure = ("3 % errors, 200 s: reports", |change| {
     let setting = long(200, among_20(&[], |_, _, _| Answer::grey(0.03)));
-    mean(&runs(setting, Way::Shared, change), |run| run.reports as f64)
+    mean(&runs(setting, Way::Shared, change), |run| run.reported.len() as f64)
 });
 /// Where all fail at times, so that callers are careful of it when it dies.
 const NOISE_DIES: Figure = ("3 % errors, dies: calls to it", |change| {
