@@ -389,23 +389,36 @@ fn shared_dependency_that_fails_ejects_nobody_and_all_recover_with_it_within_5_s
     }
 }
 
-/// Enough of its callers say so, and the rest keeps quiet, however many there are.
+/// A quorum says so twice a minute, and the rest keeps quiet.
 #[test]
 fn service_that_fails_is_told_of_seldom_without_a_break_and_no_longer_than_it_does() {
     let name = "service_that_fails_is_told_of_seldom";
-    for (callers, rate) in [(20, 5.0), (200, 5.0), (20, 1.0), (20, 0.5)] {
-        let (callers, length) = (vec![Kind::Honest; callers], Duration::from_secs(60));
-        let setting = Setting { callers, rate, length, ..Setting::new(all_die_and_return) };
-        let count = setting.callers.len();
-        let runs = with_enough_seeds(2, name, |seed| {
+    let answer = |_, at: Duration, _| when((10..100).contains(&at.as_secs()), Answer::DEAD);
+    let cases = [(20, 10, 5.0, 2.0), (20, 10, 1.0, 4.0), (20, 3, 1.0, 2.0), (100, 3, 1.0, 1.5)];
+    for (callers, instances, rate, most) in cases {
+        let (length, kinds) = (Duration::from_secs(115), vec![Kind::Honest; callers]);
+        let setting = Setting { callers: kinds, instances, rate, length, ..Setting::new(answer) };
+        let told = with_enough_seeds(2, name, |seed| {
             let run = run(&setting, Way::Shared, seed);
-            let reports = [(10.0, 15.0), (15.0, 40.0), (40.0, 60.0)]
-                .map(|(from, to)| run.reported_in(from, to) as f64 / count as f64);
-            let turns = |is: bool| run.failing.iter().filter(move |one| one.2 == is);
-            let last = |is| turns(is).map(|(at, ..)| at.as_secs_f64()).fold(0.0, f64::max);
-            (reports, [true, false].map(|is| (turns(is).count(), last(is))))
+            let of_one = |from, to| run.reported_in(from, to) as f64 / callers as f64;
+            let turned = |is_failing| {
+                let all = run.failing.iter().filter(move |(.., to)| *to == is_failing);
+                all.map(|(at, ..)| at.as_secs_f64()).collect::<Vec<_>>()
+            };
+            let [began, ended] = [true, false].map(turned);
+            assert_eq!([began.len(), ended.len()], [callers; 2], "once at each caller");
+            assert!(began.iter().all(|at| *at < 15.0), "{began:?}");
+            // Ten calls, where they are rare.
+            let soon = 100.0 + (10.0 / rate).max(5.0);
+            assert!(ended.iter().all(|at| (100.0..soon).contains(at)), "{ended:?}");
+            let told = [(10.0, 20.0), (20.0, 100.0), (100.0, 115.0)].map(|(a, b)| of_one(a, b));
+            assert!(told[1] <= most, "{} reports of each", told[1]);
+            (told, ended.into_iter().fold(0.0, f64::max))
         });
-        println!("{name}: {count} callers at {rate}/s: {runs:.2?}");
+        println!(
+            "{name}: {callers} callers of {instances} instances at {rate}/s: reports of each while \
+             it begins, in 80 s of it, and as it ends; over at most at: {told:.2?}"
+        );
     }
 }
 

@@ -1,6 +1,7 @@
 //! Weighing: from what callers say of one instance to whether it is to be believed.
 
 use std::cmp::Reverse;
+use std::time::Duration;
 
 use super::SharedConfig;
 use super::report::{InstanceKey, Report, Seen};
@@ -120,6 +121,8 @@ pub(super) struct Scale<'a> {
     pub(super) callers: usize,
     /// Evidence of before does not count.
     pub(super) since: Moment,
+    /// How long a word counts.
+    pub(super) counts_for: Duration,
     /// The first failure that was ever told in this case: who accuses cannot make it later.
     pub(super) onset: Option<Moment>,
     pub(super) bench: Bench,
@@ -211,7 +214,7 @@ impl Scale<'_> {
     /// Why a word counts nothing, if it does not.
     fn dismissed(&self, now: Moment, report: &Report, seen: &Seen) -> Option<TestimonyWeight> {
         match () {
-            () if !seen.is_fresh(now, self.config.window) => Some(TestimonyWeight::Old),
+            () if !seen.is_fresh(now, self.counts_for) => Some(TestimonyWeight::Old),
             () if seen.newest() < Some(self.since) => Some(TestimonyWeight::Dated),
             () if self.bench == Bench::Credible && report.condemns() => {
                 Some(TestimonyWeight::Condemner)

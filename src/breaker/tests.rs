@@ -537,6 +537,25 @@ fn failing_service_says_by_whose_word_and_that_it_is_over_when_its_instances_go(
 }
 
 #[test]
+fn while_enough_say_that_a_service_fails_the_rest_keeps_quiet_until_these_words_are_half_a_minute_old()
+ {
+    let mut shared = node(1);
+    own(&mut shared, 0, 200, "web", window(5, 0));
+    assert_eq!(said(&mut shared, 0, 1_050).len(), 1, "whom it calls");
+    for caller in 1..=9 {
+        hear(&mut shared, 1_100, caller, &word(3, 3));
+    }
+    let mut told_at = Vec::new();
+    for second in 3..60 {
+        own(&mut shared, second * 1_000, 200, "web", window(3, 3));
+        let reports = said(&mut shared, second * 1_000, second * 1_000 + 950);
+        told_at.extend(reports.iter().map(|_| second));
+        assert!(shared.is_failing(&web()), "at {second} s");
+    }
+    assert!(matches!(told_at.as_slice(), [31..=41]), "{told_at:?}");
+}
+
+#[test]
 fn testimony_keeps_those_that_count_most_and_says_why_others_do_not() {
     let mut shared = node(3);
     for caller in 1..=60 {

@@ -54,7 +54,7 @@ impl SharedBreaker {
 
     /// What all know. An own accusation that is not published would count here only, and nobody would
     /// object to it.
-    fn words(&self, key: &InstanceKey) -> impl Iterator<Item = (MemberId, &Report)> {
+    pub(super) fn words(&self, key: &InstanceKey) -> impl Iterator<Item = (MemberId, &Report)> {
         let voices = self.voices.get(key).into_iter().flatten();
         let others =
             voices.filter_map(|member| self.reports.get(member).map(|report| (*member, report)));
@@ -71,7 +71,17 @@ impl SharedBreaker {
         let since = self.cases.get(key).map_or(Moment::START, Case::since);
         let since = failed_until.map_or(since, |at| at.max(since));
         let onset = self.cases.get(key).map(|case| case.onset).filter(|at| *at >= since);
-        Scale { config: &self.config, callers, since, onset, bench }
+        let counts_for = self.counts_for(key);
+        Scale { config: &self.config, callers, since, counts_for, onset, bench }
+    }
+
+    /// How long a word on an instance counts: while its service fails as a whole as long as its caller
+    /// does, so that it is seldom said again. Whoever calls with success takes it back, or objects.
+    pub(super) fn counts_for(&self, key: &InstanceKey) -> Duration {
+        match self.service_of(key).is_some_and(|service| self.is_failing(service)) {
+            true => self.config.caller_for,
+            false => self.config.window,
+        }
     }
 
     /// What is held against an instance, word by word.

@@ -45,14 +45,15 @@ impl SharedBreaker {
         }
         self.voice.due_at = None;
         let worth = self.worth_saying();
+        if !self.has_turned()
+            && !self.is_other()
+            && !worth.iter().any(|(key, seen)| self.is_news(now, key, seen))
+        {
+            return None; // what was to be said is not so any more, or others have said it
+        }
         let left_out = worth.len().saturating_sub(Observations::WINDOWS_MAX)
             + self.called_at.len().saturating_sub(Observations::CALLS_MAX);
         let said: BTreeMap<_, _> = worth.into_iter().take(Observations::WINDOWS_MAX).collect();
-        let is_news =
-            !said.is_empty() || self.voice.takes_back || self.own.calls != self.voice.said_calls;
-        if !is_news {
-            return None; // what was to be said is not so any more
-        }
         self.voice.tokens -= 1;
         let windows = said.iter().map(|(key, seen)| seen.observed(now, key)).collect();
         let keys: Vec<_> = said.keys().cloned().collect();
@@ -110,15 +111,17 @@ impl SharedBreaker {
         if seen.is_accusing() {
             let care = self.voice.futile.get(key).map_or(1, |(count, _)| 1 << (*count).min(3));
             let is_enough = seen.failures >= care.min(self.config.care_max);
-            // Without this node, which others have not heard, and with some to spare: not all count
-            // everywhere.
+            // Without this node, which others have not heard, and with some to spare. Whose own word
+            // counts only for the service as a whole keeps quiet once enough of all say the same.
             let is_clear = || {
-                self.weighed.get(key).is_some_and(|said| {
-                    let accusers = said.credible.accusers.saturating_sub(1) * 4 / 5;
-                    Grounds { accusers, ..said.credible.clone() }.is_clear(&self.config)
+                self.weighed.get(key).is_some_and(|Weighed { credible, all, .. }| {
+                    let known = if self.own.condemns() { all } else { credible };
+                    let accusers = spared(known.accusers.saturating_sub(1));
+                    Grounds { accusers, ..known.clone() }.is_clear(&self.config)
                 })
             };
             return was_said
+                || (is_enough && self.is_known_to_fail(key))
                 || match case.map(|case| &case.stage) {
                     None | Some(Stage::Watched { .. } | Stage::Returning { .. }) => is_enough,
                     Some(Stage::Accused { .. }) => is_enough && !is_clear(),
@@ -150,7 +153,11 @@ impl SharedBreaker {
     /// Whether it says something that this node has not said yet.
     fn is_news(&self, now: Moment, key: &InstanceKey, seen: &Seen) -> bool {
         let case = self.cases.get(key);
-        let Some(said) = self.voice.said.get(key) else { return true };
+        let said = self.voice.said.get(key);
+        if seen.is_accusing() && self.is_known_to_fail(key) {
+            return self.is_wanted(now, key, said, seen);
+        }
+        let Some(said) = said else { return true };
         if said.is_accusing() != seen.is_accusing() {
             return true;
         }
@@ -158,12 +165,7 @@ impl SharedBreaker {
             let is_more = said.failures < seen.failures && case.is_none();
             let is_probe = matches!(case.map(|case| &case.stage), Some(Stage::Ejected { since, .. })
                 if self.has_probed(seen, *since) && said.last_failure_at < seen.last_failure_at);
-            // While a service fails as a whole its callers say so again before their word grows old.
-            let fresh_from = Some(now.before(self.config.window / 2));
-            let is_stale = self.service_of(key).is_some_and(|service| self.is_failing(service))
-                && said.last_failure_at < fresh_from
-                && seen.last_failure_at >= fresh_from;
-            return is_more || is_probe || is_stale;
+            return is_more || is_probe;
         }
         let is_back = match case {
             Some(Case { stage: Stage::Ejected { since, .. }, .. })
@@ -179,11 +181,44 @@ impl SharedBreaker {
         is_back || is_dated
     }
 
+    /// Whether its service fails as a whole.
+    fn is_known_to_fail(&self, key: &InstanceKey) -> bool {
+        self.service_of(key).is_some_and(|service| self.is_failing(service))
+    }
+
+    /// While its service fails as a whole, whether this node is to say so: too few have done it of late,
+    /// this node among them, or it has said otherwise.
+    fn is_wanted(&self, now: Moment, key: &InstanceKey, said: Option<&Seen>, seen: &Seen) -> bool {
+        let fresh_from = now.before(self.counts_for(key) / 2);
+        let is_fresh = |seen: &Seen| seen.is_accusing() && seen.last_failure_at >= Some(fresh_from);
+        let others = || {
+            let windows = self.words(key).filter_map(|(_, report)| report.windows.get(key));
+            windows.filter(|seen| is_fresh(seen)).count()
+        };
+        let is_known =
+            || self.weighed.get(key).is_some_and(|told| spared(others()) >= told.all.quorum);
+        match said {
+            Some(said) if !said.is_accusing() => true,
+            Some(said) if is_fresh(said) => false,
+            _ => is_fresh(seen) && !is_known(),
+        }
+    }
+
     /// Whether the last failure is that of a probe: nothing else is called half a period after an
     /// ejection.
     fn has_probed(&self, seen: &Seen, ejected_at: Moment) -> bool {
         let probing_from = ejected_at + self.config.period_min / 2;
         seen.last_failure_at.is_some_and(|at| at > probing_from)
+    }
+
+    /// Whether what was said of whom it calls, or of what failed, holds no more.
+    fn is_other(&self) -> bool {
+        self.own.calls != self.voice.said_calls || self.voice.takes_back
+    }
+
+    /// Whether what was said is not to be believed any more, or is again.
+    fn has_turned(&self) -> bool {
+        self.own.condemns() != self.voice.has_condemned && !self.voice.said.is_empty()
     }
 
     /// Decides whether there is something to say, and when.
@@ -192,14 +227,19 @@ impl SharedBreaker {
             return;
         }
         let worth = self.worth_saying();
-        let is_due = self.own.calls != self.voice.said_calls || self.voice.takes_back;
-        let mut at = is_due.then_some(now + REPORT_PAUSE);
-        if self.own.condemns() != self.voice.has_condemned && !self.voice.said.is_empty() {
-            at = Some(now); // what was said is not to be believed any more, or is again
+        let mut at = self.is_other().then_some(now + REPORT_PAUSE);
+        if self.has_turned() {
+            at = Some(now);
         }
         for (key, seen) in &worth {
             if self.is_news(now, key, seen) {
-                let soon = if seen.is_accusing() { now } else { now + self.voice.jitter() };
+                let soon = match seen.is_accusing() {
+                    true if !self.is_known_to_fail(key) => now,
+                    // Once only: others say it meanwhile.
+                    true if self.voice.due_at.is_some() => continue,
+                    true => now + self.voice.jitter(self.config.window),
+                    false => now + self.voice.jitter(REBUTTAL_JITTER),
+                };
                 at = Some(at.map_or(soon, |at| at.min(soon)));
             }
         }
@@ -208,6 +248,11 @@ impl SharedBreaker {
             (due, at) => due.or(at),
         };
     }
+}
+
+/// Of so many accusers those that are sure to count everywhere.
+const fn spared(accusers: usize) -> usize {
+    accusers * 4 / 5
 }
 
 impl Voice {
@@ -248,9 +293,10 @@ impl Voice {
         }
     }
 
-    /// Up to [`REBUTTAL_JITTER`].
-    fn jitter(&mut self) -> Duration {
+    /// Up to `most`.
+    fn jitter(&mut self, most: Duration) -> Duration {
         self.seed = turn::mix(self.seed);
-        Duration::from_nanos(self.seed % REBUTTAL_JITTER.as_nanos() as u64)
+        let most = u64::try_from(most.as_nanos()).unwrap_or(u64::MAX);
+        Duration::from_nanos(self.seed % most.max(1))
     }
 }
