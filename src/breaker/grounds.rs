@@ -21,6 +21,8 @@ pub struct Grounds {
     pub accusers: usize,
     /// What they saw fail, as far as it counts.
     pub failures: u32,
+    /// Callers that have seen success since the first of these failures.
+    pub objectors: usize,
     /// Callers that saw success later than all that the accusers saw fail.
     pub recovered: usize,
     /// The pooled share of failures, in thousandths.
@@ -101,6 +103,11 @@ impl Grounds {
         self.is_carried(config) && f32::from(self.share) >= config.ratio_clear * 1_000.0
     }
 
+    /// Whether as many speak for it as it takes against it.
+    pub(super) const fn is_disputed(&self) -> bool {
+        self.objectors >= self.quorum
+    }
+
     /// Whether they outweigh those who have seen success.
     pub(super) fn is_carried(&self, config: &SharedConfig) -> bool {
         self.has_quorum(config) && self.outweighs(config)
@@ -153,6 +160,7 @@ impl Scale<'_> {
             let is_well = said.counts() && said.seen.is_well_after(grounds.last_failure_at);
             grounds.recovered += usize::from(is_well);
             let weight = said.weight(first_failure_at);
+            grounds.objectors += usize::from(weight == TestimonyWeight::Rebuts);
             if matches!(weight, TestimonyWeight::Accuses | TestimonyWeight::Rebuts) {
                 let (capped, failed) = capped(&said.seen, self.config.samples_max);
                 samples += capped;

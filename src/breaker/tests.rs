@@ -185,7 +185,10 @@ fn success_of_one_probe_begins_the_ramp_and_relapse_doubles_the_period() {
     assert_eq!(period(&shared), Duration::from_secs(1), "it was not its turn");
     hear(&mut shared, 2_500, first, &word(1, 1));
     assert_eq!(period(&shared), Duration::from_secs(2));
-    hear(&mut shared, 4_500, 2, &word(1, 0));
+    let [first, second] = by_turn(4);
+    hear(&mut shared, 4_500, second, &word(1, 0));
+    assert!(is_ejected(&shared), "its turn has not come yet");
+    hear(&mut shared, 4_500, first, &word(1, 0));
     let verdict = shared.verdict(&key(200));
     assert_eq!(verdict.admits(millis(4_500)), Admission::Ramp(100));
     assert_eq!(verdict.admits(millis(14_500)), Admission::Pass);
@@ -193,6 +196,26 @@ fn success_of_one_probe_begins_the_ramp_and_relapse_doubles_the_period() {
         hear(&mut shared, 6_000, caller, &word(1, 1));
     }
     assert_eq!(period(&shared), Duration::from_secs(4), "less suffices while it returns");
+}
+
+#[test]
+fn caller_that_accused_before_says_so_again_when_a_call_of_the_ramp_fails() {
+    let mut shared = node(3);
+    for server in 200..203 {
+        own(&mut shared, 900, server, "web", window(5, 0));
+    }
+    own(&mut shared, 1_000, 200, "web", window(3, 3));
+    hear(&mut shared, 1_000, 1, &word(3, 3));
+    said(&mut shared, 1_000, 2_000);
+    assert!(is_ejected(&shared));
+    assert_eq!(said(&mut shared, 2_050, 3_950), []);
+    hear(&mut shared, 4_000, 1, &word(1, 0));
+    assert!(!is_ejected(&shared), "both have had their turns");
+    assert_eq!(said(&mut shared, 4_000, 5_000), []);
+    own(&mut shared, 5_000, 200, "web", window(4, 4));
+    let reports = said(&mut shared, 5_000, 5_950);
+    assert_eq!(reports.len(), 1);
+    assert_eq!(reports[0].windows[0].failures, 4);
 }
 
 #[test]

@@ -161,7 +161,9 @@ impl SharedBreaker {
             self.tell(key, InstanceChange::Acquitted(grounds));
             return Step::To(Case { stage: Stage::Watched { since: now }, ..case.clone() });
         }
-        let is_plain = credible.is_clear(&self.config) || !self.has_company(service, key);
+        // To take it for load it takes a quorum, too: fewer shield nothing by saying that it is well.
+        let is_load = credible.is_disputed() && self.has_company(service, key);
+        let is_plain = credible.is_clear(&self.config) || !is_load;
         if !credible.is_carried(&self.config) || !is_plain || !self.may_eject(service, key) {
             return Step::Stay;
         }
@@ -191,7 +193,18 @@ impl SharedBreaker {
             let all = self.words(key).filter(|(_, report)| !report.condemns());
             all.filter_map(|(member, report)| Some((member, *report.windows.get(key)?)))
         };
-        let well = said().find(|(_, seen)| seen.is_well_after(probed_from));
+        // By the word of whose turn has come, though its probe may end after it: else who vouches for what
+        // is ill would put it back each time.
+        let may_tell = |member, at: Moment| {
+            let turn = self.turn_of(member, key, case, tried_at);
+            turn.is_some_and(|turn| at + TURN_SLACK >= turn.from)
+                || at >= self.anyone_at(case, tried_at)
+        };
+        let is_back = |member, seen: &Seen| {
+            seen.is_well_after(probed_from)
+                && seen.last_success_at.is_some_and(|at| may_tell(member, at))
+        };
+        let well = said().find(|(by, seen)| is_back(*by, seen));
         if let Some((by, _)) = well {
             self.tell(key, InstanceChange::Returning(by));
             let stage = Stage::Returning { since: now, grounds: Arc::clone(grounds) };
@@ -303,7 +316,7 @@ impl SharedBreaker {
         own.is_some_and(|seen| seen.failures == 0 && seen.is_well_after(case.onset))
     }
 
-    /// Whether another instance of the service is accused, too: where calls succeed besides, that is
+    /// Whether another instance of the service is accused, too: where many calls succeed besides, that is
     /// rather load than the instance.
     fn has_company(&self, name: &ServiceName, key: &InstanceKey) -> bool {
         let Some(service) = self.services.get(name) else { return false };

@@ -165,7 +165,10 @@ impl SharedBreaker {
             let is_more = said.failures < seen.failures && case.is_none();
             let is_probe = matches!(case.map(|case| &case.stage), Some(Stage::Ejected { since, .. })
                 if self.has_probed(seen, *since) && said.last_failure_at < seen.last_failure_at);
-            return is_more || is_probe;
+            // What it said before was of before the return.
+            let is_relapse = matches!(case.map(|case| &case.stage), Some(Stage::Returning { since, .. })
+                if said.last_failure_at < Some(*since) && seen.last_failure_at >= Some(*since));
+            return is_more || is_probe || is_relapse;
         }
         let is_back = match case {
             Some(Case { stage: Stage::Ejected { since, .. }, .. })
