@@ -114,6 +114,8 @@ pub struct ServiceView {
     ready: Shares,
     /// The places of those that are ejected and ready otherwise, by their keys.
     ejected: Vec<usize>,
+    /// The same, by when this caller may probe them for the first time.
+    probes: Vec<(Moment, usize)>,
     /// Whether one is ready that is not ejected.
     has_other: bool,
 }
@@ -128,6 +130,10 @@ impl ServiceView {
         let places = || ready.iter().map(|one| one.candidate);
         let mut ejected: Vec<_> = places().filter(is_ejected).collect();
         ejected.sort_unstable_by(|a, b| endpoints[*a].key().cmp(&endpoints[*b].key()));
+        let first_probe =
+            |at: &usize| Some((endpoints[*at].verdict.ejection()?.first_probe_at(), *at));
+        let mut probes: Vec<_> = ejected.iter().filter_map(first_probe).collect();
+        probes.sort_unstable();
         let has_other = !places().all(|at| is_ejected(&at));
         let since = places().map(|at| endpoints[at].rotation.since());
         let in_rotation_since = since.min().flatten(); // `None` is least
@@ -141,6 +147,7 @@ impl ServiceView {
             endpoints,
             ready,
             ejected,
+            probes,
             has_other,
         }
     }
@@ -161,9 +168,9 @@ impl ServiceView {
         self.endpoints[self.ejected[place]].verdict.ejection()
     }
 
-    /// The places of those that are ejected and ready otherwise.
-    pub(super) fn ejected(&self) -> &[usize] {
-        &self.ejected
+    /// The places of those that are ejected, ready otherwise, and whose first probe is due.
+    pub(super) fn to_probe(&self, now: Moment) -> &[(Moment, usize)] {
+        &self.probes[..self.probes.partition_point(|(from, _)| *from <= now)]
     }
 
     /// Since when the oldest of those that are ready is in rotation; `None` for longer than this agent
