@@ -492,7 +492,7 @@ fn instance_is_back_soon_among_30_and_where_calls_are_rare() {
         println!("{name}: {instances} instances, {rate}/s: well at 25 s, back at {back:?}");
         assert!(back.len() * 3 >= seeds, "ejected in {} of {seeds} runs", back.len());
         let soon = back.iter().filter(|at| **at < 35.0).count();
-        assert!(soon * 10 >= back.len() * 9 && back.iter().all(|at| *at < 45.0), "{back:?}");
+        assert!(soon * 10 >= back.len() * 9 && back.iter().all(|at| *at < 50.0), "{back:?}");
     }
 }
 
