@@ -376,7 +376,8 @@ async fn listings_have_the_promised_shape() {
     let expected = serde_json::json!([
         {
             "name": "web", "protocol": "tcp", "instances": 2, "ready": 1,
-            "ejected": 0, "ejected_here": 0, "avoided": 0, "failing": false, "panic": false,
+            "ejected": 0, "ejected_here": 0, "avoided": 0, "failing_here": 0, "failing": false,
+            "panic": false,
         }
     ]);
     assert_eq!(services, expected);

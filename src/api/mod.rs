@@ -13,6 +13,7 @@ mod door;
 mod effective;
 mod events;
 mod openapi;
+mod outlook;
 mod problem;
 mod routes;
 mod server;

@@ -21,7 +21,7 @@ use tokio::time::{sleep, timeout};
 use tracing::info;
 
 use super::blocking::Served;
-use super::breakers::Tally;
+use super::outlook::{Outlook, Tally};
 use super::check::Check;
 use super::control::{
     Control, Drain, ExposeSpec, Lifetime, UpstreamSelector, UpstreamSpec, one_or_more,
@@ -278,18 +278,23 @@ async fn metrics(State(state): State<ApiState>) -> Answer {
         *members.entry(view.state.as_str()).or_default() += 1;
     }
     state.metrics.set_members(members);
+    let outlooks: Vec<_> = snapshot
+        .services
+        .values()
+        .map(|view| (view, Outlook::new(&state, &snapshot, view)))
+        .collect();
     let mut endpoints: BTreeMap<(&str, &'static str), i64> = BTreeMap::new();
-    for view in snapshot.services.values() {
-        for endpoint in view.endpoints() {
-            let word = breakers::state_word(endpoint, &state.calls.of(endpoint).report);
-            *endpoints.entry((view.name.as_str(), word)).or_default() += 1;
+    for (view, outlook) in &outlooks {
+        for at in 0..view.endpoints().len() {
+            *endpoints.entry((view.name.as_str(), outlook.state_word(at))).or_default() += 1;
         }
     }
     state.metrics.set_endpoints(endpoints.into_iter().map(|((service, state), count)| {
         (EndpointLabels { service: service.to_owned(), state }, count)
     }));
-    state.metrics.set_breakers(snapshot.services.values().map(|view| {
-        let Tally { ejected, ejected_here, avoided } = Tally::of(&state, view.endpoints());
+    state.metrics.set_breakers(outlooks.iter().map(|(view, outlook)| {
+        let Tally { ejected, ejected_here, avoided, .. } =
+            outlook.tally(0..view.endpoints().len());
         let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
         BreakerGauges {
             service: view.name.to_string(),
