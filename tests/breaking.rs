@@ -499,12 +499,16 @@ fn a_service_that_fails_as_a_whole_is_told_in_the_same_words_by_every_listing_an
     let (a, entries) = (mesh.agent("a"), turns(&mesh));
     backends.iter().for_each(|backend| backend.manners.failing.store(1_000, Relaxed));
     load_while(&entries, millis(20), |_| {
-        eventually("the service is failing, and breakers have opened again and again", SOON, || {
-            let rows = breakers(&mesh);
-            let relapsed = rows.iter().filter(|row| row["reason"] == "relapse").count();
-            let service = a.get("/v1/mesh/services")[0].clone();
-            check(service["failing"] == true && relapsed == 2, rows)
-        });
+        eventually(
+            "the service is failing, and breakers have opened again and again",
+            SOON,
+            || {
+                let rows = breakers(&mesh);
+                let relapsed = rows.iter().filter(|row| row["reason"] == "relapse").count();
+                let service = a.get("/v1/mesh/services")[0].clone();
+                check(service["failing"] == true && relapsed == 2, rows)
+            },
+        );
         let rows = breakers(&mesh);
         for name in ["one", "two"] {
             let is_told = |row: &&serde_json::Value| {

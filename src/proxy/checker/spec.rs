@@ -419,6 +419,20 @@ impl CheckSpec {
         }
     }
 
+    /// The same with its times, as they hold: `http /ready every 5s, within 2s, out after 3, back after 2`.
+    pub fn details(&self) -> String {
+        let span = |time: Duration| humantime::format_duration(time);
+        match self.plan() {
+            Plan::Told { .. } => self.summary(),
+            Plan::Active { interval, rise, fall } => format!(
+                "{} every {}, within {}, out after {fall}, back after {rise}",
+                self.summary(),
+                span(interval),
+                span(self.timeout())
+            ),
+        }
+    }
+
     /// The same without what may be a secret: for whoever has no token.
     pub fn without_secrets(mut self) -> Self {
         match &mut self.probe {
@@ -444,13 +458,18 @@ impl FromStr for CheckSpec {
                 WrittenCheck { http: Some(path.to_owned()), ..WrittenCheck::default() }
             }
             _ => match (text.strip_prefix("grpc:"), text.strip_prefix("ttl=")) {
+                (Some(""), _) => {
+                    let expected = "the full name of a service behind it, such as \
+                                    grpc:shop.Cart, or grpc for the whole server";
+                    return Err(refused("grpc", text, expected));
+                }
                 (Some(service), _) => {
                     WrittenCheck { grpc: Some(service.to_owned()), ..WrittenCheck::default() }
                 }
                 (_, Some(ttl)) => {
                     let ttl = Span::try_from(ttl.to_owned());
-                    let ttl =
-                        ttl.map_err(|_| refused("ttl", text, "a time with a unit: ttl=30s"))?;
+                    let expected = "a time from 100ms to 24h with its unit, such as ttl=30s";
+                    let ttl = ttl.map_err(|_| refused("ttl", text, expected))?;
                     WrittenCheck { ttl: Some(ttl), ..WrittenCheck::default() }
                 }
                 _ => {
@@ -531,7 +550,7 @@ mod tests {
         ] {
             assert_eq!(text.parse::<CheckSpec>().unwrap().summary(), summary);
         }
-        for bad in ["", "http", "ready", "ttl=30", "ttl", "grpc:a b"] {
+        for bad in ["", "http", "ready", "ttl=30", "ttl=0s", "ttl", "grpc:", "grpc:a b"] {
             assert!(bad.parse::<CheckSpec>().is_err(), "{bad}");
         }
     }

@@ -473,8 +473,10 @@ impl Driver {
                 self.events.record_with(kind, subject, reason, fields);
             }
             SharedEvent::Failing { service, is_failing: true, grounds } => {
-                let (now, reason) =
-                    (self.clock.now(), "more than half of its instances fail: the mesh ejects none");
+                let (now, reason) = (
+                    self.clock.now(),
+                    "more than half of its instances fail: the mesh ejects none",
+                );
                 let told = grounds.iter().map(|(key, grounds)| {
                     let of = format!("{EVIDENCE} {}@{}", key.instance, self.name_of(key.member));
                     (of, self.evidence(now, grounds))
