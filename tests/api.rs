@@ -778,8 +778,8 @@ async fn near_puts_the_same_node_first_then_its_zone_then_its_region() {
     api.snapshot.send_replace(Arc::new(seen));
     for (near, expected) in [
         ("_agent", ["node-1", "node-3", "node-4", "node-5"]),
-        ("node-5", ["node-5", "node-4", "node-3", "node-1"]),
-        ("nobody", ["node-5", "node-4", "node-3", "node-1"]),
+        ("node-5", ["node-5", "node-1", "node-3", "node-4"]),
+        ("nobody", ["node-1", "node-3", "node-4", "node-5"]),
     ] {
         let rows = api.get(&format!("/v1/catalog/service/web?near={near}")).await;
         let rows: Vec<_> = rows.as_array().unwrap().iter().map(|row| &row["Node"]).collect();

@@ -214,6 +214,54 @@ fn ejected_instance_gets_one_call_a_period_from_the_whole_mesh_and_then_a_growin
 }
 
 #[test]
+fn instance_that_was_ill_for_15_s_is_in_use_at_every_caller_within_20_s_with_the_usual_balancer() {
+    let _turn = alone();
+    let mesh = TestMesh::of(&["a", "b", "c", "d", "e"]);
+    let backends = ["one", "two", "sick"].map(Backend::start);
+    for (backend, name) in backends.iter().zip(["a", "b", "c"]) {
+        // So that several calls of each agent are under way at a time.
+        backend.manners.delay_ms.store(200, Relaxed);
+        backend.expose(mesh.agent(name), &[]);
+    }
+    wait_instances(&mesh, 3);
+    let entries: Vec<_> = mesh.agents.iter().map(|agent| agent.upstream("web")).collect();
+    let callers = entries.repeat(8);
+    let sick = &backends[2].manners;
+    let (mut start, mut ejected, mut well) = (Instant::now(), Duration::ZERO, Duration::ZERO);
+    let told = load_while(&callers, millis(200), |begun| {
+        start = begun;
+        until(begun + 2 * SECOND);
+        sick.failing.store(1_000, Relaxed);
+        wait_everywhere(&mesh, Some("open"));
+        ejected = begun.elapsed();
+        until(begun + 17 * SECOND);
+        sick.failing.store(0, Relaxed);
+        well = begun.elapsed();
+        wait_everywhere(&mesh, None);
+        for agent in &mesh.agents {
+            wait_state(agent, "sick", "ready", SOON);
+        }
+    });
+    assert!(ejected < 16 * SECOND, "it was ill long enough to tell: {ejected:?}");
+    let arrivals = sick.arrivals(start);
+    let probes: Vec<_> = arrivals.iter().filter(|at| (ejected..well).contains(*at)).collect();
+    let too_soon = probes.windows(2).find(|pair| *pair[1] - *pair[0] < millis(900));
+    assert!(too_soon.is_none(), "less than a period of 1 s apart: {probes:?}");
+    assert!(probes.len() <= 5, "periods of 1 s, 2 s, 4 s and 8 s: {probes:?}");
+    let late = failed(&told).into_iter().filter(|one| one.at > ejected + millis(500)).count();
+    assert!(late <= probes.len() + 1, "{late} calls failed, and {} tried it", probes.len());
+    for (at, agent) in mesh.agents.iter().enumerate() {
+        let by_sick = |one: &&Told| {
+            let is_its = one.caller % entries.len() == at && one.by == "sick";
+            is_its && one.status == 200 && one.at > well
+        };
+        let back = told.iter().filter(by_sick).map(|one| one.at - well).min();
+        let back = back.unwrap_or_else(|| panic!("{} uses it again", agent.name));
+        assert!(back <= 20 * SECOND, "{} uses it {back:?} after it was well", agent.name);
+    }
+}
+
+#[test]
 fn instance_that_is_ejected_is_called_when_nobody_else_is_left() {
     let _turn = alone();
     let mesh = TestMesh::of(&["a", "b", "c"]);

@@ -21,6 +21,11 @@ const FAILS_MIN: u16 = 2;
 /// drawn the cheaper is taken.
 const AVOIDED_FACTOR: u32 = 2;
 
+/// From so much more than the cheapest on, at this cost at least, an instance is said to be slow: what is
+/// less is the noise of connections that are made, and of schedulers.
+const SLOW_FACTOR: u32 = 4;
+const SLOW_MIN: Duration = Duration::from_millis(50);
+
 /// How an instance stands to calls from here, as far as its own agent has not said otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Standing {
@@ -290,10 +295,13 @@ impl<'a> Outlook<'a> {
         penalty * 2 > whole
     }
 
-    /// That it is slower than others by so much that calls go there.
+    /// That it is so much slower than others that calls go there.
     fn slowness(&self, at: usize) -> Option<String> {
-        let latency = self.report(at).latency.filter(|_| self.is_costly(at))?;
         let least = self.least_cost?;
+        let Cost { whole, .. } = cost(self.view, &self.calls[at]);
+        let is_slow = self.endpoint(at).state == EndpointState::Ready
+            && whole > (least * SLOW_FACTOR).max(SLOW_MIN);
+        let latency = self.report(at).latency.filter(|_| is_slow)?;
         let millis = |time: Duration| (time.as_secs_f64() * 1e3).ceil();
         Some(format!(
             "slow here: its answers took up to {} ms, others take {}",

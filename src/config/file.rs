@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -25,8 +25,8 @@ use crate::model::{
     nearest,
 };
 use crate::proxy::{
-    BreakerLimits, CHECKS_MAX, CheckSpec, HashKey, ProxyProtocol, Ratio, Retry, Scope, Share, Span,
-    Timeouts, WrittenCheck, WrittenStatus,
+    BreakerLimits, CHECK_INTERVALS, CHECK_TIMEOUTS, CHECKS_MAX, CheckSpec, HashKey, ProxyProtocol,
+    Ratio, Retry, Scope, Share, Span, Timeouts, WrittenCheck, WrittenStatus,
 };
 use crate::telemetry::LogFormat;
 use crate::tls::public::CertificateFiles;
@@ -301,17 +301,25 @@ impl Reader<'_> {
                 "timeout", "rise", "fall",
             ],
         );
-        let span = |text: &str| Span::try_from(text.to_owned());
-        let interval = |text: &str| span(text).map_err(|error| format!("{error} (100ms to 24h)"));
+        let span = |spans: RangeInclusive<Duration>| {
+            move |text: &str| {
+                let span = Span::try_from(text.to_owned()).ok();
+                span.filter(|span| spans.contains(&span.0)).ok_or_else(|| {
+                    let [least, most] = [*spans.start(), *spans.end()].map(Span).map(String::from);
+                    format!("expected a time from {least} to {most}, with its unit")
+                })
+            }
+        };
+        let interval = || span(CHECK_INTERVALS);
         let text = |text: &str| Ok(text.to_owned());
         let mut written = WrittenCheck {
             http: self.text(table, at, "http", text),
             tcp: self.switch(table, at, "tcp"),
             grpc: self.text(table, at, "grpc", text),
-            ttl: self.text(table, at, "ttl", interval),
+            ttl: self.text(table, at, "ttl", interval()),
             at: self.text(table, at, "at", parse::<Target>),
-            interval: self.text(table, at, "interval", interval),
-            timeout: self.text(table, at, "timeout", span),
+            interval: self.text(table, at, "interval", interval()),
+            timeout: self.text(table, at, "timeout", span(CHECK_TIMEOUTS)),
             rise: self.number(table, at, "rise", 1, 100),
             fall: self.number(table, at, "fall", 1, 100),
             ..WrittenCheck::default()

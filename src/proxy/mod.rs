@@ -46,8 +46,9 @@ pub use board::{
     Tried, cost_min,
 };
 pub use checker::{
-    CHECKS_MAX, CheckError, CheckReport, CheckSpec, CheckedAs, CheckedInstance, Checker,
-    HealthChecks, Report, Reports, WordError, WrittenCheck, WrittenStatus,
+    CHECK_INTERVALS, CHECK_TIMEOUTS, CHECKS_MAX, CheckError, CheckReport, CheckSpec, CheckedAs,
+    CheckedInstance, Checker, HealthChecks, Report, Reports, WordError, WrittenCheck,
+    WrittenStatus,
 };
 pub use dial::{DialError, MeshStream};
 pub use ingress::{PublicHosts, Route};

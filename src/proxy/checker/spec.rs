@@ -1,6 +1,7 @@
 //! What is checked and how: as people write it, and as it is done.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -28,6 +29,11 @@ const ROW_MAX: u16 = 100;
 const INTERVAL_MIN: Duration = Duration::from_millis(100);
 const INTERVAL_MAX: Duration = Duration::from_secs(24 * 3_600);
 const TIMEOUT_MAX: Duration = Duration::from_secs(600);
+
+/// From one run of a check to the next, and for how long a word holds.
+pub const CHECK_INTERVALS: RangeInclusive<Duration> = INTERVAL_MIN..=INTERVAL_MAX;
+/// Of one run.
+pub const CHECK_TIMEOUTS: RangeInclusive<Duration> = Duration::from_millis(1)..=TIMEOUT_MAX;
 
 /// Of paths, of a header's value, of all words of a command, in bytes.
 const TEXT_LEN_MAX: usize = 4_096;
@@ -343,7 +349,7 @@ impl TryFrom<WrittenCheck> for CheckSpec {
             timeout: span(
                 "timeout",
                 written.timeout,
-                Duration::from_millis(1),
+                *CHECK_TIMEOUTS.start(),
                 TIMEOUT_MAX,
                 "1ms to 10min",
             )?,
