@@ -90,15 +90,16 @@ impl Controller {
     pub(super) async fn run(mut self, mut commands: mpsc::Receiver<Control>) {
         loop {
             tokio::select! {
-                command = commands.recv() => match command {
-                    Some(command) => self.answer(command).await,
-                    None => return,
-                },
+                biased;
                 Ok(()) = self.allowed.changed() => self.keep_to_allowed().await,
                 Ok(()) = self.reports.changed() => self.keep_to_checks().await,
                 Ok(()) = self.snapshots.changed(), if !self.runtime.forgotten.is_empty() => {
                     self.remember_returned();
                 }
+                command = commands.recv() => match command {
+                    Some(command) => self.answer(command).await,
+                    None => return,
+                },
             }
         }
     }

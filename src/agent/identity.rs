@@ -119,6 +119,7 @@ impl Keeper {
             let now = clock::unix_time();
             if now < due {
                 tokio::select! {
+                    biased;
                     () = sleep((due - now).min(LOOK_INTERVAL)) => {}
                     () = self.chance.notified() => rotation.handle_chance(clock::unix_time()),
                     () = self.outdated.notified() => rotation.handle_outdated(clock::unix_time()),

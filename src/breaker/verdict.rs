@@ -113,6 +113,11 @@ impl Turn {
 }
 
 impl Ejection {
+    /// When this caller may probe it for the first time.
+    pub fn first_probe_at(&self) -> Moment {
+        self.turn.map_or(self.anyone_at, |turn| turn.from.min(self.anyone_at))
+    }
+
     fn admits(&self, now: Moment) -> Admission {
         let later = |next: Moment| Admission::Refuse { until: next.min(self.anyone_at) };
         match self.turn {

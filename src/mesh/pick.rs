@@ -85,10 +85,10 @@ pub fn pick(
     let is_due = |at: usize| endpoints[at].verdict.admits(caller.now) == Admission::Probe;
     let may_probe = |at: usize| is_due(at) && (caller.nearness)(at).is_some();
     let is_probe = |at: &usize| may_probe(*at) && stance(*at) == PROBE;
-    let ejected = if heeds_others && !is_led { view.ejected() } else { &[] };
-    let first = if ejected.len() > PROBES_MAX { rng.random_range(..ejected.len()) } else { 0 };
-    let from = |place| ejected[(first + place) % ejected.len()];
-    if let Some(at) = (0..ejected.len().min(PROBES_MAX)).map(from).find(is_probe) {
+    let due = if heeds_others && !is_led { view.to_probe(caller.now) } else { &[] };
+    let first = if due.len() > PROBES_MAX { rng.random_range(..due.len()) } else { 0 };
+    let from = |place: usize| due[(first + place) % due.len()].1;
+    if let Some(at) = (0..due.len().min(PROBES_MAX)).map(from).find(is_probe) {
         return Ok(at);
     }
     if let Some(at) = choose(caller.shares, caller.order, stance, rng) {
@@ -100,8 +100,8 @@ pub fn pick(
     scan(usable, caller.order, rng).ok_or_else(|| why_none(endpoints, caller.nearness))
 }
 
-/// Of how many ejected instances one pick asks whether a probe is due, so that it costs the same however
-/// many there are. Who has more of them has calls enough to come by each.
+/// Of how many ejected instances one pick asks whether a probe is due now, so that it costs the same
+/// however many have been due once. Who has more of them has calls enough to come by each.
 const PROBES_MAX: usize = 16;
 
 /// The turn to probe what all callers have ejected.

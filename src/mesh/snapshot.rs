@@ -114,6 +114,8 @@ pub struct ServiceView {
     ready: Shares,
     /// The places of those that are ejected and ready otherwise, by their keys.
     ejected: Vec<usize>,
+    /// The same, by when this caller may probe them for the first time.
+    probes: Vec<(Moment, usize)>,
     /// Whether one is ready that is not ejected.
     has_other: bool,
 }
@@ -127,7 +129,11 @@ impl ServiceView {
         let ready: Shares = ready.map(|(at, endpoint)| (at, endpoint.weight)).collect();
         let is_ejected = |at: &usize| matches!(endpoints[*at].verdict, Verdict::Ejected(_));
         let places = || ready.iter().map(|one| one.candidate);
-        let ejected = places().filter(is_ejected).collect();
+        let ejected: Vec<_> = places().filter(is_ejected).collect();
+        let first_probe =
+            |at: &usize| Some((endpoints[*at].verdict.ejection()?.first_probe_at(), *at));
+        let mut probes: Vec<_> = ejected.iter().filter_map(first_probe).collect();
+        probes.sort_unstable();
         let has_other = !places().all(|at| is_ejected(&at));
         let since = places().map(|at| endpoints[at].rotation.since());
         let in_rotation_since = since.min().flatten(); // `None` is least
@@ -141,6 +147,7 @@ impl ServiceView {
             endpoints,
             ready,
             ejected,
+            probes,
             has_other,
         }
     }
@@ -168,9 +175,9 @@ impl ServiceView {
         self.endpoints[self.ejected[place]].verdict.ejection()
     }
 
-    /// The places of those that are ejected and ready otherwise.
-    pub(super) fn ejected(&self) -> &[usize] {
-        &self.ejected
+    /// The places of those that are ejected, ready otherwise, and whose first probe is due.
+    pub(super) fn to_probe(&self, now: Moment) -> &[(Moment, usize)] {
+        &self.probes[..self.probes.partition_point(|(from, _)| *from <= now)]
     }
 
     /// Since when the oldest of those that are ready is in rotation; `None` for longer than this agent

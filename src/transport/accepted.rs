@@ -52,6 +52,7 @@ impl Accepted {
     /// before that. Cancel safe.
     pub async fn watch(&self, clock: &Clock, revoker: &Revoker) {
         tokio::select! {
+            biased;
             () = revoker.closed(&self.connection, &self.peer) => {}
             () = self.fallen_silent(clock) => silence::close(&self.connection),
         }

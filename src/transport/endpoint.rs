@@ -12,13 +12,13 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
 use quinn::crypto::rustls::{NoInitialCipherSuite, QuicClientConfig, QuicServerConfig};
 use quinn::{
     ClientConfig, ConnectError, Connection, ConnectionError, ConnectionId, EndpointConfig,
-    ServerConfig, TokioRuntime, VarInt,
+    ServerConfig, TimeSource, TokioRuntime, VarInt,
 };
 use quinn_proto::{
     ConnectionIdGenerator, HashedConnectionIdGenerator, RandomConnectionIdGenerator,
@@ -34,8 +34,8 @@ use super::planes::transport_config;
 use super::socket;
 use super::standing::Standing;
 use crate::model::MemberId;
-use crate::runtime::TaskGroup;
 use crate::runtime::entropy::{self, EntropyError};
+use crate::runtime::{TaskGroup, clock};
 use crate::telemetry::{Door, Metrics};
 use crate::tls::{NodeCredentials, Peer, Plane, TlsError, Trust, peer_of, server_name};
 
@@ -547,11 +547,21 @@ impl PlaneConfig {
         // One token key for all planes: quinn checks address tokens before it knows the plane.
         let mut server = ServerConfig::new(Arc::new(crypto), Arc::<hkdf::Prk>::clone(token_key));
         server
+            .time_source(Arc::new(MachineClock))
             .max_incoming(HANDSHAKES_MAX)
             .incoming_buffer_size(64 * 1024)
             .incoming_buffer_size_total(16 * 1024 * 1024);
         let client = client_config(plane, credentials.client_config(plane)?)?;
         Ok(Self { server: Arc::new(server), client })
+    }
+}
+
+/// What quinn dates address tokens by: the machine's clock, which may be a simulated one.
+struct MachineClock;
+
+impl TimeSource for MachineClock {
+    fn now(&self) -> SystemTime {
+        UNIX_EPOCH + clock::unix_time()
     }
 }
 

@@ -104,8 +104,7 @@ impl Show {
         let mut frames = 0_u32;
         while self.run_for.is_none_or(|run_for| self.elapsed() < run_for) {
             tokio::select! {
-                Some(call) = ended.recv() => self.handle_call(screen, call)?,
-                _ = pace.tick() => self.call(&calls, &results),
+                biased;
                 _ = frame.tick() => {
                     frames = frames.wrapping_add(1);
                     if frames.is_multiple_of(FRAMES_PER_STEP) {
@@ -119,6 +118,8 @@ impl Show {
                     self.tell_news(screen, &seen)?;
                     self.show(screen, &seen, frames)?;
                 }
+                Some(call) = ended.recv() => self.handle_call(screen, call)?,
+                _ = pace.tick() => self.call(&calls, &results),
             }
         }
         // What is open may end.

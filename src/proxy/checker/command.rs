@@ -59,22 +59,25 @@ pub(super) async fn run(words: &[String]) -> Result<Finding, String> {
 async fn end_of(child: &mut Child, said: PipeReader) -> io::Result<(Option<i32>, Vec<u8>)> {
     let mut said = pipe::Receiver::from_owned_fd(OwnedFd::from(said))?;
     let (mut output, mut chunk, mut is_open) = (Vec::new(), [0; 1_024], true);
-    let mut keep = |bytes: &[u8]| {
+    let keep = |output: &mut Vec<u8>, bytes: &[u8]| {
         let room = OUTPUT_LEN_MAX.saturating_sub(output.len());
         output.extend_from_slice(&bytes[..bytes.len().min(room)]);
     };
     let status = loop {
         tokio::select! {
+            biased;
+            status = child.wait() => break status?,
             read = said.read(&mut chunk), if is_open => match read {
                 Ok(0) | Err(_) => is_open = false,
-                Ok(len) => keep(&chunk[..len]),
+                Ok(len) => keep(&mut output, &chunk[..len]),
             },
-            status = child.wait() => break status?,
         }
     };
-    // What it said at the very end is in the pipe already.
-    while let Ok(len @ 1..) = rustix::io::read(&said, &mut chunk) {
-        keep(&chunk[..len]);
+    // What it said at the very end is in the pipe already. What it left behind may write for ever.
+    while output.len() < OUTPUT_LEN_MAX
+        && let Ok(len @ 1..) = rustix::io::read(&said, &mut chunk)
+    {
+        keep(&mut output, &chunk[..len]);
     }
     Ok((status.code(), output))
 }
@@ -125,6 +128,7 @@ mod tests {
             }
         };
         let pids = tokio::select! {
+            biased;
             pids = timeout(Duration::from_secs(30), pids) => pids.unwrap(),
             ended = run(&words) => panic!("{ended:?}"),
         };
@@ -149,5 +153,11 @@ mod tests {
         assert_eq!(result, CheckResult::Pass);
         let pid = said.rsplit(' ').next().unwrap().parse().ok().and_then(Pid::from_raw).unwrap();
         rustix::process::kill_process(pid, Signal::KILL).unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_a_program_leaves_behind_may_write_for_ever() {
+        let ended = timeout(Duration::from_secs(30), sh("yes & exit 0")).await;
+        assert_eq!(ended.expect("it returns").0, CheckResult::Pass);
     }
 }

@@ -254,8 +254,7 @@ impl Checker {
                 }
             };
             tokio::select! {
-                // Whoever exposes an instance and then speaks of it is understood.
-                biased;
+                biased; // whoever exposes an instance and then speaks of it is understood
                 changed = self.wanted.changed() => match changed {
                     Ok(()) => self.take_wanted(),
                     Err(_) => return,

@@ -107,6 +107,7 @@ impl Http {
                 .serve_connection(io, serve)
         );
         tokio::select! {
+            biased;
             _ = &mut connection => return, // whatever ended it, its exchanges were told
             () = draining.cancelled() => {}
         }
