@@ -130,7 +130,9 @@ fn own_word(state: &ApiState, outlook: &Outlook<'_>, at: usize) -> Option<Breake
     };
     let until = breaker.opened.filter(|_| breaker.state == BreakerState::Open);
     let since = match breaker.state {
-        BreakerState::Closed => breaker.window.first_failure_age,
+        BreakerState::Closed => {
+            breaker.window.first_failure_age.or(breaker.window.last_failure_age)
+        }
         _ => breaker.since.map(|since| now.since(since)),
     };
     (!is_at_rest).then(|| BreakerRow {

@@ -222,7 +222,7 @@ fn exposed_table(rows: &[ExposeSpec]) -> String {
             cell(spec.weight.0),
             cell(or_dash(&limits.join(", "))),
             cell(or_dash(&spec.tags.join(","))),
-            cell(or_dash(&checks.join(", "))),
+            cell(or_dash(&checks.join("; "))),
         ]);
     }
     grid.finish(&[3, 5])
