@@ -376,7 +376,8 @@ async fn listings_have_the_promised_shape() {
     let expected = serde_json::json!([
         {
             "name": "web", "protocol": "tcp", "instances": 2, "ready": 1,
-            "ejected": 0, "ejected_here": 0, "avoided": 0, "failing": false, "panic": false,
+            "ejected": 0, "ejected_here": 0, "avoided": 0, "failing_here": 0, "failing": false,
+            "panic": false,
         }
     ]);
     assert_eq!(services, expected);
@@ -432,6 +433,15 @@ async fn problems_say_what_to_try() {
         ("GET", "/v1/mesh/edges", "", 404, "not_yet", "later version"),
         ("GET", "/v1/health/state/any", "", 404, "not_yet", "later version"),
         ("PUT", "/v1/agent/check/register", "", 404, "not_yet", "later version"),
+        (
+            "PUT",
+            "/v1/agent/check/pas/service:web",
+            "",
+            404,
+            "no_route",
+            "for 'pas' expected fail, pass or warn; did you mean 'pass'?",
+        ),
+        ("GET", "/v1/mesh/servces", "", 404, "no_route", "did you mean 'services'?"),
         ("GET", "/v1/catalog/services?filter=x", "", 400, "not_yet", "?filter"),
         ("GET", "/v1/health/service/web?wait=5&index=1", "", 400, "malformed", "unit"),
         ("GET", "/v1/health/service/web?index=x", "", 400, "malformed", "X-Consul-Index"),
@@ -768,8 +778,8 @@ async fn near_puts_the_same_node_first_then_its_zone_then_its_region() {
     api.snapshot.send_replace(Arc::new(seen));
     for (near, expected) in [
         ("_agent", ["node-1", "node-3", "node-4", "node-5"]),
-        ("node-5", ["node-5", "node-4", "node-3", "node-1"]),
-        ("nobody", ["node-5", "node-4", "node-3", "node-1"]),
+        ("node-5", ["node-5", "node-1", "node-3", "node-4"]),
+        ("nobody", ["node-1", "node-3", "node-4", "node-5"]),
     ] {
         let rows = api.get(&format!("/v1/catalog/service/web?near={near}")).await;
         let rows: Vec<_> = rows.as_array().unwrap().iter().map(|row| &row["Node"]).collect();

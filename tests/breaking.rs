@@ -214,6 +214,54 @@ fn ejected_instance_gets_one_call_a_period_from_the_whole_mesh_and_then_a_growin
 }
 
 #[test]
+fn instance_that_was_ill_for_15_s_is_in_use_at_every_caller_within_20_s_with_the_usual_balancer() {
+    let _turn = alone();
+    let mesh = TestMesh::of(&["a", "b", "c", "d", "e"]);
+    let backends = ["one", "two", "sick"].map(Backend::start);
+    for (backend, name) in backends.iter().zip(["a", "b", "c"]) {
+        // So that several calls of each agent are under way at a time.
+        backend.manners.delay_ms.store(200, Relaxed);
+        backend.expose(mesh.agent(name), &[]);
+    }
+    wait_instances(&mesh, 3);
+    let entries: Vec<_> = mesh.agents.iter().map(|agent| agent.upstream("web")).collect();
+    let callers = entries.repeat(8);
+    let sick = &backends[2].manners;
+    let (mut start, mut ejected, mut well) = (Instant::now(), Duration::ZERO, Duration::ZERO);
+    let told = load_while(&callers, millis(200), |begun| {
+        start = begun;
+        until(begun + 2 * SECOND);
+        sick.failing.store(1_000, Relaxed);
+        wait_everywhere(&mesh, Some("open"));
+        ejected = begun.elapsed();
+        until(begun + 17 * SECOND);
+        sick.failing.store(0, Relaxed);
+        well = begun.elapsed();
+        wait_everywhere(&mesh, None);
+        for agent in &mesh.agents {
+            wait_state(agent, "sick", "ready", SOON);
+        }
+    });
+    assert!(ejected < 16 * SECOND, "it was ill long enough to tell: {ejected:?}");
+    let arrivals = sick.arrivals(start);
+    let probes: Vec<_> = arrivals.iter().filter(|at| (ejected..well).contains(*at)).collect();
+    let too_soon = probes.windows(2).find(|pair| *pair[1] - *pair[0] < millis(900));
+    assert!(too_soon.is_none(), "less than a period of 1 s apart: {probes:?}");
+    assert!(probes.len() <= 5, "periods of 1 s, 2 s, 4 s and 8 s: {probes:?}");
+    let late = failed(&told).into_iter().filter(|one| one.at > ejected + millis(500)).count();
+    assert!(late <= probes.len() + 1, "{late} calls failed, and {} tried it", probes.len());
+    for (at, agent) in mesh.agents.iter().enumerate() {
+        let by_sick = |one: &&Told| {
+            let is_its = one.caller % entries.len() == at && one.by == "sick";
+            is_its && one.status == 200 && one.at > well
+        };
+        let back = told.iter().filter(by_sick).map(|one| one.at - well).min();
+        let back = back.unwrap_or_else(|| panic!("{} uses it again", agent.name));
+        assert!(back <= 20 * SECOND, "{} uses it {back:?} after it was well", agent.name);
+    }
+}
+
+#[test]
 fn instance_that_is_ejected_is_called_when_nobody_else_is_left() {
     let _turn = alone();
     let mesh = TestMesh::of(&["a", "b", "c"]);
@@ -433,10 +481,10 @@ fn an_ejected_instance_is_seen_in_every_listing_with_who_says_so_and_until_when(
         let told = &warned.stdout;
         assert!(told.contains("1 of 3 of web") && told.contains("murmesh breakers"), "{told}");
         let table = a.run(&["breakers"]).ok();
-        let line = table.lines().find(|line| line.contains("all callers")).expect(&table);
+        let line = table.lines().find(|line| line.contains("  mesh  ")).expect(&table);
         let accuser = |name: &str| line.split("of the calls since").nth(1).unwrap().contains(name);
         assert!(["a ", "b ", "c "].into_iter().filter(|name| accuser(name)).count() >= 2, "{line}");
-        assert!(line.contains(" in ") || line.contains(" due "), "{line}");
+        assert!(line.contains(" in ") || line.contains(" the next call "), "{line}");
         let ejected = ["service=\"web\"", "source=\"mesh\""];
         assert_eq!(a.metric("murmesh_breaker_ejected", &ejected), 1.0);
         let routes = a.get("/v1/mesh/routes?service=web");
@@ -448,26 +496,87 @@ fn an_ejected_instance_is_seen_in_every_listing_with_who_says_so_and_until_when(
 }
 
 #[test]
-fn an_instance_that_calls_avoid_before_a_breaker_opens_is_told_and_warned_of() {
+fn an_instance_that_calls_avoid_after_one_failure_is_told_in_the_same_words_by_every_listing() {
     let _turn = beside_others();
     let backends = ["one", "sick"].map(Backend::start);
     let (mesh, entry) = stage(&backends.each_ref(), &[]);
     let a = mesh.agent("a");
     backends[1].manners.failing.store(1_000, Relaxed);
-    eventually("calls meet it a second time", SOON, || {
-        load(entry, 1, millis(20), millis(500));
-        check(a.get("/v1/mesh/services")[0]["avoided"] == 1, endpoint(a, "sick"))
+    let mut caller = Caller::to(entry);
+    eventually("a call fails", SOON, || {
+        let told = caller.get("").unwrap();
+        check(told.0 == 503, told)
     });
-    let row = endpoint(a, "sick");
-    assert_eq!(row["state"], "ready", "{row}");
-    assert!(row["reason"].as_str().unwrap().starts_with("avoided here: its last 2 calls"), "{row}");
-    assert!(a.run(&["services"]).ok().contains("1 avoided here"));
+    let (row, service) = (endpoint(a, "sick"), &a.get("/v1/mesh/services")[0]);
+    assert_eq!((&row["state"], &row["avoided"]), (&"ready".into(), &true.into()), "{row}");
+    let why = "avoided here: its last call failed";
+    assert!(row["reason"].as_str().unwrap().starts_with(why), "{row}");
+    assert_eq!((&service["avoided"], &service["ready"]), (&1.into(), &2.into()), "{service}");
+    let listed = |words: &[&str]| a.run(words).ok();
+    let status = listed(&["status"]);
+    assert!(status.contains("1/2 instances ready"), "{status}");
+    assert!(status.contains("web: 1 avoided here"), "{status}");
+    assert!(listed(&["services"]).contains("1 avoided here"));
+    for words in [&["endpoints", "web"][..], &["breakers"], &["routes", "web"]] {
+        let table = listed(words);
+        let line = table.lines().find(|line| line.contains("sick")).expect(&table);
+        assert!(line.contains(why), "{words:?}: {table}");
+    }
+    assert_eq!(a.metric("murmesh_breaker_avoided", &["service=\"web\""]), 1.0);
+    let has_warned = |told: &str| told.contains("failing here");
+    assert!(!has_warned(&a.run(&["check"]).stdout), "a single failure is nobody's fault");
+    eventually("calls meet it a second time", SOON, || {
+        let _ = caller.get("");
+        check(a.get("/v1/mesh/services")[0]["failing_here"] == 1, endpoint(a, "sick"))
+    });
     let warned = a.run(&["check"]);
     assert_eq!(warned.code, Some(1), "{warned:#?}");
-    assert!(warned.stdout.contains("murmesh endpoints web"), "{warned:#?}");
-    assert_eq!(a.metric("murmesh_breaker_avoided", &["service=\"web\""]), 1.0);
-    let routes = a.run(&["routes", "web"]).ok();
-    assert!(routes.contains("avoided here: its last 2 calls failed"), "{routes}");
+    let told = &warned.stdout;
+    assert!(has_warned(told) && told.contains("murmesh endpoints web"), "{warned:#?}");
+}
+
+#[test]
+fn a_service_that_fails_as_a_whole_is_told_in_the_same_words_by_every_listing_and_in_few_events() {
+    let _turn = beside_others();
+    let mesh = TestMesh::of(&["a", "b"]);
+    let backends = ["one", "two"].map(Backend::start);
+    for (backend, agent) in backends.iter().zip(&mesh.agents) {
+        backend.expose(agent, &[]);
+    }
+    wait_instances(&mesh, 2);
+    let (a, entries) = (mesh.agent("a"), turns(&mesh));
+    backends.iter().for_each(|backend| backend.manners.failing.store(1_000, Relaxed));
+    load_while(&entries, millis(20), |_| {
+        eventually(
+            "the service is failing, and breakers have opened again and again",
+            SOON,
+            || {
+                let rows = breakers(&mesh);
+                let relapsed = rows.iter().filter(|row| row["reason"] == "relapse").count();
+                let service = a.get("/v1/mesh/services")[0].clone();
+                check(service["failing"] == true && relapsed == 2, rows)
+            },
+        );
+        let rows = breakers(&mesh);
+        for name in ["one", "two"] {
+            let is_told = |row: &&serde_json::Value| {
+                row["instance"] == name && row["source"] == "mesh" && row["state"] == "closed"
+            };
+            let row = rows.iter().find(is_told).unwrap_or_else(|| panic!("{name}: {rows:?}"));
+            assert!(row["why"].as_str().unwrap().contains("fails as a whole"), "{row}");
+        }
+        assert!(a.run(&["breakers"]).ok().contains("the service fails as a whole"));
+        assert!(a.run(&["endpoints", "web"]).ok().contains("the service fails as a whole"));
+        assert!(a.run(&["services"]).ok().contains("failing as a whole"));
+        assert!(a.run(&["status"]).ok().contains("web is failing as a whole"));
+        let opened = a.events("breaker_opened");
+        assert_eq!(opened.len(), 2, "one for each breaker, however often it relapses: {opened:?}");
+        let lines = a.run(&["events", "web"]).ok();
+        let line = lines.lines().find(|line| line.contains("service failing")).expect(&lines);
+        assert!(line.len() < 160, "{line}");
+        let fields = a.events("service_failing")[0]["fields"].to_string();
+        assert!(fields.contains("evidence one@a") && fields.contains("accuses"), "{fields}");
+    });
 }
 
 #[test]

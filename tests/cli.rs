@@ -166,7 +166,29 @@ fn wrong_command_lines_are_64_and_say_why() {
             &["expose", "web", "80", "--protocol", "https"],
             "protocol 'https' is unknown, expected tcp, http, h2 or grpc",
         ),
-        (&["expose", "web", "80", "--health", "ttl=0s"], "a time with a unit"),
+        (
+            &["expose", "web", "80", "--hard-limit", "0"],
+            "'0' for --hard-limit: expected a whole number from 1",
+        ),
+        (
+            &["expose", "web", "80", "--soft-limit", "x"],
+            "'x' for --soft-limit: expected a whole number from 1",
+        ),
+        (
+            &["expose", "web", "80", "--health", "ttl=0s"],
+            "'ttl=0s' for --health: expected a time from 100ms to 24h",
+        ),
+        (
+            &["expose", "web", "80", "--health", "grpc:"],
+            "'grpc:' for --health: expected the full name of a service behind it",
+        ),
+        (&["expose", "web", "80", "--health", "tpc"], "did you mean 'tcp'?"),
+        (&["upstream", "web", "80", "--balance", "maglv"], "did you mean 'maglev'?"),
+        (&["upstream", "web", "80", "--prefer", "same-zon"], "did you mean 'same-zone'?"),
+        (
+            &["upstream", "web", "80", "--hash", "client"],
+            "--hash means nothing without --balance maglev",
+        ),
         (&["init", "--advertise", "here"], "'here' for --advertise: expected host:port"),
         (&["invite", "revoke", "12345"], "'12345' for ID: expected 6 to 32"),
         (&["drain", "web", "--off", "--force"], "cannot be used with"),

@@ -163,6 +163,34 @@ fn values_of_logging_and_relative_unix_paths_are_refused_with_what_is_expected()
     }
 }
 
+#[test]
+fn faults_of_balancers_breakers_and_checks_name_their_key_what_is_expected_and_the_nearest_word() {
+    let _turn = beside_others();
+    let upstream = "[[upstream]]\nservice = \"a\"\nlisten = \"127.0.0.1:80\"\n";
+    for (line, key, expected) in [
+        ("prefer = []", "upstream[0].prefer = []", "without 'prefer' all are alike"),
+        ("prefer = [\"same-zon\"]", "upstream[0].prefer", "did you mean 'same-zone'?"),
+        ("balance = \"maglv\"", "upstream[0].balance = \"maglv\"", "did you mean 'maglev'?"),
+        ("hash = \"client\"", "upstream[0].hash", "without balance \"maglev\""),
+        ("breaker = { window = \"0s\" }", "upstream[0].breaker.window = \"0s\"", "from 1s to 1h"),
+        ("breaker = { scope = \"mash\" }", "upstream[0].breaker.scope", "did you mean 'mesh'?"),
+    ] {
+        let told = faults(&format!("{upstream}{line}\n"));
+        assert_eq!(told.len(), 1, "{told:?}");
+        assert!(told[0].contains(key) && told[0].contains(expected), "{told:?}");
+    }
+    let check = "[[expose]]\nto = \"80\"\nproxy_protocol = \"v3\"\nhealth = { http = \"/\", timeout = \
+                 \"1h\", interval = \"1ms\", header = { a = 1, b = 2 } }\n";
+    let told = faults(check);
+    for key in
+        ["name", "proxy_protocol", "health.timeout", "health.interval", "header.a", "header.b"]
+    {
+        let is_told = told.iter().any(|fault| fault.contains(&format!("expose[0].{key}")));
+        let is_told = is_told || told.iter().any(|fault| fault.contains(&format!("health.{key}")));
+        assert!(is_told, "{key} at once with the others: {told:#?}");
+    }
+}
+
 /// One fault for each line that is no TOML; none for what only seems wrong because of it.
 #[test]
 fn lines_that_are_no_toml_are_told_once_and_nothing_is_made_of_them() {

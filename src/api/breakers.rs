@@ -4,12 +4,11 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::outlook::{FAILS_AS_A_WHOLE, Outlook};
 use super::state::ApiState;
-use crate::balancer::Balance;
-use crate::breaker::{BreakerState, Grounds, Trip, Verdict, Window};
+use crate::breaker::{BreakerState, Verdict};
 use crate::mesh::{Endpoint, EndpointState, ServiceView, Snapshot};
-use crate::model::{Moment, ServiceName};
-use crate::proxy::{EndpointReport, FailedCalls, Opened};
+use crate::model::Moment;
 
 /// One breaker that is not at rest, in the shape of `/v1/mesh/breakers`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,11 +26,17 @@ pub struct BreakerRow {
     /// Whose word it is: `local`, this caller's own calls; `mesh`, those of all callers; `owner`, the
     /// agent in front of it.
     pub source: String,
-    /// Why it opened last; empty for one that never did.
+    /// Why it opened last, of `local` a word: `connect_errors`, `errors`, `ratio`, `relapse`; empty for
+    /// one that never did.
     pub reason: String,
+    /// The same as a sentence, and for a closed one what its last calls met; what `endpoints` gives for
+    /// a reason.
+    #[serde(default)]
+    pub why: String,
     /// Who saw what.
     pub evidence: Vec<EvidenceRow>,
-    /// For how many milliseconds it has been so; absent for one that never changed.
+    /// For how many milliseconds it has been so, relapses included; of a closed one how long ago its
+    /// failures began. Absent where nobody knows.
     pub since_ms: Option<u64>,
     /// In how many milliseconds a call is to try the instance, of whichever caller its `source` lets
     /// try next; absent unless it is open, and where nobody knows.
@@ -58,17 +63,20 @@ pub struct EvidenceRow {
     pub last_success_ms: Option<u64>,
 }
 
-/// Breakers that are open or try, and those of instances that have failed of late: one row for each
-/// word that there is on an instance.
+/// Breakers that are open or try, those of instances that have failed of late, and those that the mesh
+/// leaves closed because the whole service fails: one row for each word that there is on an instance, by
+/// service, instance and node.
 pub(super) fn breakers(state: &ApiState) -> Vec<BreakerRow> {
     let snapshot = state.snapshot();
     let mut rows = Vec::new();
     for view in snapshot.services.values() {
-        for endpoint in view.endpoints() {
+        let outlook = Outlook::new(state, &snapshot, view);
+        for (at, endpoint) in outlook.in_order() {
             let words = [
-                others_word(state, &snapshot, view, endpoint),
-                owner_word(state, endpoint),
-                own_word(state, endpoint),
+                others_word(state, &snapshot, &outlook, at, endpoint),
+                failing_word(view, endpoint),
+                owner_word(state, &outlook, at, endpoint),
+                own_word(state, &outlook, at),
             ];
             rows.extend(words.into_iter().flatten().map(|word| BreakerRow {
                 service: view.name.to_string(),
@@ -82,7 +90,7 @@ pub(super) fn breakers(state: &ApiState) -> Vec<BreakerRow> {
     rows
 }
 
-fn row(state: BreakerState, source: &str, reason: String) -> BreakerRow {
+fn row(state: BreakerState, source: &str, why: String) -> BreakerRow {
     BreakerRow {
         service: String::new(),
         instance: String::new(),
@@ -90,7 +98,8 @@ fn row(state: BreakerState, source: &str, reason: String) -> BreakerRow {
         caller: String::new(),
         state: state.as_str().to_owned(),
         source: source.to_owned(),
-        reason,
+        reason: why.clone(),
+        why,
         evidence: Vec::new(),
         since_ms: None,
         until_ms: None,
@@ -98,10 +107,12 @@ fn row(state: BreakerState, source: &str, reason: String) -> BreakerRow {
 }
 
 /// By this member's own calls.
-fn own_word(state: &ApiState, endpoint: &Endpoint) -> Option<BreakerRow> {
+fn own_word(state: &ApiState, outlook: &Outlook<'_>, at: usize) -> Option<BreakerRow> {
     let now = state.clock.now();
-    let breaker = state.calls.of(endpoint).report.breaker?;
-    let is_at_rest = breaker.state == BreakerState::Closed && breaker.window.failures == 0;
+    let report = &outlook.calls(at).report;
+    let breaker = report.breaker?;
+    let has_failed = breaker.window.failures > 0 || report.failed.is_some();
+    let is_at_rest = breaker.state == BreakerState::Closed && !has_failed;
     let window = &breaker.window;
     // An open one is not called: what opened it is told until it is.
     let counted = match breaker.opened {
@@ -118,15 +129,18 @@ fn own_word(state: &ApiState, endpoint: &Endpoint) -> Option<BreakerRow> {
         last_success_ms: window.last_success_age.map(millis),
     };
     let until = breaker.opened.filter(|_| breaker.state == BreakerState::Open);
+    let since = match breaker.state {
+        BreakerState::Closed => {
+            breaker.window.first_failure_age.or(breaker.window.last_failure_age)
+        }
+        _ => breaker.since.map(|since| now.since(since)),
+    };
     (!is_at_rest).then(|| BreakerRow {
         evidence: vec![evidence],
-        since_ms: breaker.since.map(|since| millis(now.since(since))),
+        since_ms: since.map(millis),
         until_ms: until.map(|opened| millis(opened.until.since(now))),
-        ..row(
-            breaker.state,
-            "local",
-            breaker.opened.map_or("", |opened| opened.trip.as_str()).to_owned(),
-        )
+        reason: breaker.opened.map_or("", |opened| opened.word()).to_owned(),
+        ..row(breaker.state, "local", outlook.by_own(at).unwrap_or_default())
     })
 }
 
@@ -134,7 +148,8 @@ fn own_word(state: &ApiState, endpoint: &Endpoint) -> Option<BreakerRow> {
 fn others_word(
     state: &ApiState,
     snapshot: &Snapshot,
-    view: &ServiceView,
+    outlook: &Outlook<'_>,
+    at: usize,
     endpoint: &Endpoint,
 ) -> Option<BreakerRow> {
     let now = state.clock.now();
@@ -165,172 +180,28 @@ fn others_word(
         evidence: evidence.collect(),
         since_ms: Some(millis(now.since(since))),
         until_ms: until.map(|until| millis(until.since(now))),
-        ..row(word, "mesh", format!("{}{}", told(grounds), ignored(view)))
+        ..row(word, "mesh", outlook.by_all(at)?)
     })
+}
+
+/// That all callers together accuse it, and do not eject it because most of the service fails with it.
+fn failing_word(view: &ServiceView, endpoint: &Endpoint) -> Option<BreakerRow> {
+    let is_so = view.is_failing && endpoint.verdict == Verdict::Accused;
+    is_so.then(|| row(BreakerState::Closed, "mesh", FAILS_AS_A_WHOLE.to_owned()))
 }
 
 /// By its own agent.
-fn owner_word(state: &ApiState, endpoint: &Endpoint) -> Option<BreakerRow> {
-    let since = millis(state.clock.now().since(endpoint.changed_at));
+fn owner_word(
+    state: &ApiState,
+    outlook: &Outlook<'_>,
+    at: usize,
+    endpoint: &Endpoint,
+) -> Option<BreakerRow> {
+    let since = outlook.since(at).map(millis);
     (endpoint.state == EndpointState::Failing).then(|| BreakerRow {
-        since_ms: Some(since),
+        since_ms: since.or_else(|| Some(millis(state.clock.now().since(endpoint.changed_at)))),
         ..row(BreakerState::Open, "owner", "its checks fail".to_owned())
     })
-}
-
-fn told(grounds: &Grounds) -> String {
-    format!(
-        "{} of {} callers saw {} failures, {:.0} % of the calls since",
-        grounds.accusers,
-        grounds.callers,
-        grounds.failures,
-        f64::from(grounds.share) / 10.0
-    )
-}
-
-/// Why verdicts on instances of a service do not count now; empty while they do.
-fn ignored(view: &ServiceView) -> &'static str {
-    match (view.is_failing, view.is_panic) {
-        (true, _) => ", ignored: most of the service fails",
-        (false, true) => ", ignored: too much of the service is ejected",
-        (false, false) => "",
-    }
-}
-
-/// What breakers make of an endpoint, as listings count it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Standing {
-    /// They say nothing against it, or its own agent has said enough.
-    Clear,
-    /// All callers together keep calls from it.
-    Ejected,
-    /// Only this one's own calls do.
-    EjectedHere,
-    /// It comes back: its share grows.
-    Probing,
-    /// Its last two calls from here failed, or more, and no breaker is open: calls go elsewhere while
-    /// they have a choice.
-    Avoided,
-}
-
-/// Failures in a row from which on an operator is told: a single one is nobody's fault.
-const AVOIDED_MIN: u16 = 2;
-
-impl Standing {
-    /// Of an endpoint: what all callers hold goes before what this one's own calls say.
-    pub(super) fn of(endpoint: &Endpoint, report: &EndpointReport) -> Self {
-        let own = report.breaker.map(|breaker| breaker.state);
-        match (endpoint.state, &endpoint.verdict, own) {
-            (EndpointState::Ready, Verdict::Ejected(_), _) => Self::Ejected,
-            (EndpointState::Ready, Verdict::Probing { .. }, _) => Self::Probing,
-            (EndpointState::Ready, _, Some(BreakerState::Open)) => Self::EjectedHere,
-            (EndpointState::Ready, _, Some(BreakerState::HalfOpen)) => Self::Probing,
-            (EndpointState::Ready, ..) if is_avoided(report) => Self::Avoided,
-            _ => Self::Clear,
-        }
-    }
-}
-
-/// The word of listings for how an endpoint stands: that of its own agent, else that of all callers,
-/// else that of this one's own calls.
-pub(super) fn state_word(endpoint: &Endpoint, report: &EndpointReport) -> &'static str {
-    match Standing::of(endpoint, report) {
-        Standing::Ejected | Standing::EjectedHere => "ejected",
-        Standing::Probing => "probing",
-        Standing::Avoided | Standing::Clear => endpoint.state.as_str(),
-    }
-}
-
-/// What breakers say of an endpoint of `view` that its agent calls ready, and whose word that is.
-pub(super) fn reason(
-    state: &ApiState,
-    view: &ServiceView,
-    endpoint: &Endpoint,
-    report: &EndpointReport,
-) -> Option<String> {
-    let standing = Standing::of(endpoint, report);
-    if let (Standing::Ejected | Standing::Probing, Some(grounds)) =
-        (standing, endpoint.verdict.grounds())
-    {
-        return Some(format!("mesh: {}{}", told(grounds), ignored(view)));
-    }
-    match standing {
-        Standing::EjectedHere => {
-            let opened = report.breaker?.opened?;
-            Some(format!("only here: {}", how(&opened)))
-        }
-        Standing::Probing => Some("only here: it comes back after failures".to_owned()),
-        Standing::Avoided | Standing::Clear if endpoint.state == EndpointState::Ready => {
-            Some(failures(report.failed.as_ref()?, goes_by_cost(state, &view.name)))
-        }
-        _ => None,
-    }
-}
-
-fn is_avoided(report: &EndpointReport) -> bool {
-    report.failed.is_some_and(|failed| failed.count >= AVOIDED_MIN)
-}
-
-/// How a breaker opened.
-fn how(opened: &Opened) -> String {
-    let Window { samples, failures, .. } = opened.window;
-    match opened.trip {
-        Trip::ConnectErrors => format!("refused connections, {} failures in a row", opened.in_row),
-        Trip::Errors => format!("{} consecutive failures", opened.in_row),
-        Trip::Ratio => format!("{failures} of {samples} calls failed"),
-        Trip::Relapse => "it failed again when it was tried".to_owned(),
-    }
-}
-
-/// Whether calls of a service from here go around what has just failed, as those of the usual balancer
-/// do, by name or at an entry.
-fn goes_by_cost(state: &ApiState, service: &ServiceName) -> bool {
-    let local = state.local();
-    let mut entries = local.upstreams.iter().filter(|spec| spec.service == *service).peekable();
-    let has_own = entries.peek().is_some();
-    !has_own
-        || entries.any(|spec| spec.balance == Balance::PeakEwma)
-        || local.doors.open().next().is_some()
-}
-
-/// What calls from here met last.
-fn failures(failed: &FailedCalls, is_avoided: bool) -> String {
-    let ago = format!("{} s ago", failed.last_age.as_secs());
-    let told = match failed.count {
-        1 => format!("its last call failed {ago}"),
-        count => format!("its last {count} calls failed, the last {ago}"),
-    };
-    format!("{} here: {told}", if is_avoided { "avoided" } else { "only" })
-}
-
-/// How many endpoints of one service stand how.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Tally {
-    /// By the mesh's word.
-    pub(super) ejected: usize,
-    /// By this member's alone.
-    pub(super) ejected_here: usize,
-    /// Not yet, and avoided.
-    pub(super) avoided: usize,
-}
-
-impl Tally {
-    /// Of these endpoints, as calls from here see them.
-    pub(super) fn of<'e>(
-        state: &ApiState,
-        endpoints: impl IntoIterator<Item = &'e Endpoint>,
-    ) -> Self {
-        let mut tally = Self::default();
-        for endpoint in endpoints {
-            match Standing::of(endpoint, &state.calls.of(endpoint).report) {
-                Standing::Ejected => tally.ejected += 1,
-                Standing::EjectedHere => tally.ejected_here += 1,
-                Standing::Avoided => tally.avoided += 1,
-                Standing::Probing | Standing::Clear => {}
-            }
-        }
-        tally
-    }
 }
 
 fn millis(time: Duration) -> u64 {

@@ -2,8 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{ApiState, breakers, views};
-use crate::balancer::{Near, Prefer};
+use super::ApiState;
+use super::outlook::Outlook;
+use crate::balancer::{Balance, Near, Prefer};
 use crate::mesh::{Endpoint, EndpointState, ServiceView, Snapshot};
 use crate::model::{Capacity, Protocol, ServiceName};
 use crate::proxy::{Balancing, EndpointReport, EntryOptions};
@@ -153,8 +154,10 @@ fn destinations(
     let refused = preview.as_ref().err().map(|none| format!("{}: {none}", none.as_str()));
     let preview = preview.unwrap_or_default();
     let zone = snapshot.members.get(&state.me).map_or("", |me| me.zone.as_str());
-    let instance = |endpoint: &Endpoint| {
-        let calls = state.calls.of(endpoint);
+    let outlook = Outlook::new(state, snapshot, view);
+    let weights: u64 = view.ready().iter().map(|one| one.weight).sum();
+    let instance = |(at, endpoint): (usize, &Endpoint)| {
+        let calls = outlook.calls(at);
         let key = (endpoint.member, endpoint.instance.clone());
         let share = preview.shares.get(&key).copied().unwrap_or(0.0);
         let is_trial = preview.trials.contains(&key);
@@ -164,28 +167,44 @@ fn destinations(
                 "farther than 'prefer' lets calls go".to_owned()
             }
             () if is_trial => "the next call tries it".to_owned(),
-            () => match views::why(state, snapshot, view, endpoint, &calls) {
+            () => match outlook.why(at) {
                 why if !why.is_empty() => why,
-                _ => load(endpoint, &calls.report).unwrap_or_else(|| {
-                    match share {
-                        0.0 if takes_work && !balancing.prefer.is_empty() => "others are nearer",
-                        _ => "",
-                    }
-                    .to_owned()
-                }),
+                _ => load(endpoint, &calls.report)
+                    .or_else(|| {
+                        let fair = f64::from(endpoint.weight.0) / weights.max(1) as f64;
+                        let is_less = takes_work && share < fair / 2.0;
+                        is_less.then(|| less(&outlook, at, share, balancing).to_owned())
+                    })
+                    .unwrap_or_default(),
             },
         };
         RouteInstance {
             node: endpoint.member_name.to_string(),
             instance: endpoint.instance.to_string(),
-            state: breakers::state_word(endpoint, &calls.report).to_owned(),
+            state: outlook.state_word(at).to_owned(),
             share: (1_000.0 * share).round() / 10.0,
             trial: is_trial,
             avoided: calls.trouble.unwrap_or_default().to_owned(),
             reason,
         }
     };
-    Destinations { refused, instances: view.endpoints().iter().map(instance).collect() }
+    let instances = outlook.in_order().into_iter().map(instance).collect();
+    Destinations { refused, instances }
+}
+
+/// Why an instance against which nothing speaks gets less than half of its weight's share.
+fn less(outlook: &Outlook<'_>, at: usize, share: f64, balancing: &Balancing) -> &'static str {
+    let in_flight = |at: usize| outlook.calls(at).report.in_flight;
+    let least = outlook.in_order().into_iter().map(|(other, _)| in_flight(other)).min();
+    match () {
+        () if share == 0.0 && !balancing.prefer.is_empty() => "others are nearer",
+        () if balancing.balance == Balance::Maglev => "few keys lead here",
+        () if least.is_some_and(|least| in_flight(at) > least) => {
+            "others have fewer calls from here in flight"
+        }
+        () if outlook.is_new(at) => "new here: its share grows",
+        () => "others have answered faster of late",
+    }
 }
 
 /// Whether an instance in `zone` is farther from `own` than `prefer` lets calls go.

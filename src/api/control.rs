@@ -490,7 +490,8 @@ impl UpstreamSpec {
 
     /// Refuses an entry that other machines could reach, and what contradicts itself.
     pub fn check(self) -> Result<Self, SpecError> {
-        if let Some(fault) = self.balancing_fault() {
+        let fault = balancing_fault(self.balance, self.prefer, self.hash.as_ref());
+        if let Some((_, fault)) = fault {
             return Err(SpecError::Balancing(fault));
         }
         match &self.listen {
@@ -502,19 +503,19 @@ impl UpstreamSpec {
     }
 }
 
-impl UpstreamSpec {
-    /// What of its balancing contradicts itself.
-    pub fn balancing_fault(&self) -> Option<&'static str> {
-        let is_by_key = self.balance == Balance::Maglev;
-        if self.hash.is_some() && !is_by_key {
-            return Some("hash means nothing without balance \"maglev\"");
-        }
-        if is_by_key && !self.prefer.is_empty() {
-            return Some(
-                "prefer means nothing with balance \"maglev\": the key says where calls go",
-            );
-        }
-        None
+/// The key that contradicts the balancer, and why.
+pub fn balancing_fault(
+    balance: Balance,
+    prefer: Prefer,
+    hash: Option<&HashKey>,
+) -> Option<(&'static str, &'static str)> {
+    match balance == Balance::Maglev {
+        false if hash.is_some() => Some(("hash", "hash means nothing without balance \"maglev\"")),
+        true if !prefer.is_empty() => Some((
+            "prefer",
+            "prefer means nothing with balance \"maglev\": the key says where calls go",
+        )),
+        _ => None,
     }
 }
 

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{ApiState, Local, SettingView};
+use super::{ApiState, Local, SettingView, UpstreamSpec};
 
 /// Where a setting is from that a command has left.
 const RUNTIME: &str = "runtime.toml";
@@ -45,16 +45,32 @@ fn effective(asked: &[SettingView], local: &Local) -> Vec<SettingView> {
     rows
 }
 
+/// What an entry says, by key: where it listens, its breaker with every default, and what else is not
+/// as usual.
+pub fn of_upstream(spec: &UpstreamSpec) -> Vec<(String, Value)> {
+    let UpstreamSpec { timeout, retry, balance, prefer, hash, breaker, .. } = spec;
+    let others = [
+        ("timeout", (!timeout.is_default()).then(|| json!(timeout))),
+        ("retry", (!retry.is_default()).then(|| json!(retry))),
+        ("balance", (!balance.is_default()).then(|| json!(balance))),
+        ("prefer", (!prefer.is_empty()).then(|| json!(prefer))),
+        ("hash", hash.as_ref().map(|hash| json!(hash))),
+        ("breaker", Some(json!(breaker.whole()))),
+    ];
+    let key = format!("upstream.{}", spec.service);
+    let others = others.into_iter().filter_map(|(name, value)| Some((name, value?)));
+    let others: Vec<_> = others.map(|(name, value)| (format!("{key}.{name}"), value)).collect();
+    [vec![(key, spec.listen.to_string().into())], others].concat()
+}
+
 /// What this machine offers, opens and hides, as if nothing but commands had said so.
 fn of_machine(local: &Local) -> Vec<SettingView> {
     let view = |key: String, value| SettingView { key, value, origin: RUNTIME.to_owned() };
     let exposed = local.exposed.iter().chain(&local.withheld);
     let exposed = exposed
         .map(|spec| view(format!("expose.{}", spec.id), json!(spec.clone().without_secrets())));
-    let open = local
-        .upstreams
-        .iter()
-        .map(|spec| view(format!("upstream.{}", spec.service), spec.listen.to_string().into()));
+    let open = local.upstreams.iter().flat_map(of_upstream);
+    let open = open.map(|(key, value)| view(key, value));
     let (out, forgotten) = (&local.out, &local.forgotten);
     let others = [
         ("draining", out.node_draining.then(|| json!("this machine"))),
@@ -69,7 +85,7 @@ fn of_machine(local: &Local) -> Vec<SettingView> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::{ExposeSpec, UpstreamSpec};
+    use crate::api::ExposeSpec;
 
     #[test]
     fn what_a_command_added_changed_and_took_back_is_told_apart_from_what_files_say() {
@@ -100,7 +116,14 @@ mod tests {
             ..Local::default()
         };
         let rows = effective(&files, &local);
-        let words: Vec<_> = rows
+        let (breakers, others): (Vec<_>, Vec<_>) =
+            rows.iter().partition(|row| row.key.ends_with(".breaker"));
+        assert_eq!(breakers[0].key, "upstream.db.breaker");
+        let usual = json!({
+            "errors": 5, "ratio": 0.5, "window": "10s", "min": 10, "scope": "mesh",
+        });
+        assert_eq!(breakers[0].value, usual, "with every default");
+        let words: Vec<_> = others
             .iter()
             .map(|row| (row.key.as_str(), row.value.is_null(), row.origin.as_str()))
             .collect();

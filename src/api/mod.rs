@@ -13,6 +13,7 @@ mod door;
 mod effective;
 mod events;
 mod openapi;
+mod outlook;
 mod problem;
 mod routes;
 mod server;
@@ -24,7 +25,7 @@ pub use control::{
     Control, ControlError, Drain, ExposeSpec, InviteMade, Lifetime, Maintenance, OutOfRotation,
     Reloaded, UpstreamSelector, UpstreamSpec,
 };
-pub use effective::UNTIL_RESTART;
+pub use effective::{UNTIL_RESTART, of_upstream};
 pub use problem::Problem;
 pub use routes::{
     DrainRequest, ExposeRequest, Exposed, GrantRequest, InviteRequest, KeepRequest, LogRequest,

@@ -1,6 +1,6 @@
 //! The routes, as one table: what is served is what it says.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use axum::Json;
@@ -21,18 +21,18 @@ use tokio::time::{sleep, timeout};
 use tracing::info;
 
 use super::blocking::Served;
-use super::breakers::Tally;
 use super::check::Check;
 use super::control::{
     Control, Drain, ExposeSpec, Lifetime, UpstreamSelector, UpstreamSpec, one_or_more,
 };
 use super::events::{EventsQuery, events};
 use super::openapi::{Parameter, Route, delete, document, get, post, put};
+use super::outlook::{Outlook, Tally};
 use super::problem::Refusal;
 use super::{ApiState, Readiness, SettingView, breakers, calls, consul, effective, views};
 use crate::model::{
     Capacity, Entry, InstanceId, MemberId, MemberName, Protocol, RequestPattern, ServiceName,
-    Target, Weight,
+    Target, Weight, expected_one_of, nearest,
 };
 use crate::proxy::{ProxyProtocol, WrittenCheck};
 use crate::runtime::clock;
@@ -205,7 +205,9 @@ fn table() -> Vec<Route> {
 const LATER: &[&str] = &[
     "/",
     "/v1/agent/service/*",
-    "/v1/agent/check/*",
+    "/v1/agent/check/register",
+    "/v1/agent/check/deregister/*",
+    "/v1/agent/check/update/*",
     "/v1/catalog/*",
     "/v1/health/*",
     "/v1/mesh/edges",
@@ -246,9 +248,37 @@ async fn not_found(uri: Uri) -> Refusal {
         true => ("not_yet", "Not available yet", format!("{shown} comes with a later version")),
         false => ("no_route", "No such route", format!("there is no {shown}")),
     };
-    let detail =
-        format!("{what}; try /v1/mesh/members, /v1/mesh/services, /metrics or /openapi.json");
-    Refusal::new(StatusCode::NOT_FOUND, word, title, detail)
+    let routes = table();
+    let way_on = instead(path, routes.iter().map(|route| route.path)).unwrap_or_else(|| {
+        "try /v1/mesh/members, /v1/mesh/services, /metrics or /openapi.json".to_owned()
+    });
+    Refusal::new(StatusCode::NOT_FOUND, word, title, format!("{what}; {way_on}"))
+}
+
+/// Words that are told to whoever wrote another; of more only the nearest.
+const TOLD_MAX: usize = 6;
+
+/// What could stand in `path`, where one word of it keeps it from being one of `routes`.
+fn instead<'a>(path: &str, routes: impl Iterator<Item = &'a str>) -> Option<String> {
+    let asked: Vec<_> = path.split('/').collect();
+    let mut words: BTreeMap<usize, BTreeSet<&str>> = BTreeMap::new();
+    for route in routes {
+        let known: Vec<_> = route.split('/').collect();
+        let is_wrong = |at: &usize| !known[*at].starts_with('{') && asked[*at] != known[*at];
+        let mut wrong = (0..asked.len().min(known.len())).filter(is_wrong);
+        if let (Some(at), None) = (wrong.next(), wrong.next())
+            && known.len() == asked.len()
+        {
+            words.entry(at).or_default().insert(known[at]);
+        }
+    }
+    let (at, known) = words.into_iter().next()?;
+    let wrong: String = asked[at].chars().take(40).collect();
+    let known: Vec<_> = known.into_iter().collect();
+    match known.len() <= TOLD_MAX {
+        true => Some(format!("for '{wrong}' {}", expected_one_of(&wrong, &known))),
+        false => nearest(&wrong, known).map(|near| format!("did you mean '{near}'?")),
+    }
 }
 
 async fn wrong_method(method: Method, uri: Uri) -> Refusal {
@@ -278,18 +308,22 @@ async fn metrics(State(state): State<ApiState>) -> Answer {
         *members.entry(view.state.as_str()).or_default() += 1;
     }
     state.metrics.set_members(members);
+    let outlooks: Vec<_> = snapshot
+        .services
+        .values()
+        .map(|view| (view, Outlook::new(&state, &snapshot, view)))
+        .collect();
     let mut endpoints: BTreeMap<(&str, &'static str), i64> = BTreeMap::new();
-    for view in snapshot.services.values() {
-        for endpoint in view.endpoints() {
-            let word = breakers::state_word(endpoint, &state.calls.of(endpoint).report);
-            *endpoints.entry((view.name.as_str(), word)).or_default() += 1;
+    for (view, outlook) in &outlooks {
+        for at in 0..view.endpoints().len() {
+            *endpoints.entry((view.name.as_str(), outlook.state_word(at))).or_default() += 1;
         }
     }
     state.metrics.set_endpoints(endpoints.into_iter().map(|((service, state), count)| {
         (EndpointLabels { service: service.to_owned(), state }, count)
     }));
-    state.metrics.set_breakers(snapshot.services.values().map(|view| {
-        let Tally { ejected, ejected_here, avoided } = Tally::of(&state, view.endpoints());
+    state.metrics.set_breakers(outlooks.iter().map(|(view, outlook)| {
+        let Tally { ejected, ejected_here, avoided, .. } = outlook.tally(0..view.endpoints().len());
         let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
         BreakerGauges {
             service: view.name.to_string(),

@@ -6,8 +6,8 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use serde::{Deserialize, Serialize};
 
-use super::breakers::{self, Tally};
-use super::{ApiState, CallView, ExposeSpec};
+use super::outlook::{Outlook, Standing, Tally};
+use super::{ApiState, ExposeSpec};
 use crate::mesh::{Appointed, Endpoint, EndpointState, MemberView, ServiceView, Snapshot};
 use crate::model::{
     Enrolment, Epoch, MemberId, MemberName, MemberPhase, MemberState, Moment, PublicKey,
@@ -63,11 +63,15 @@ pub struct Service {
     /// How many of the ejected ones are so only here.
     #[serde(default)]
     pub ejected_here: usize,
-    /// How many of the other ready ones calls from here avoid, because the last two of them or more
-    /// failed: fewer than open a breaker.
+    /// How many of the other ready ones calls from here go around, because some there have just failed:
+    /// fewer than open a breaker.
     #[serde(default)]
     pub avoided: usize,
-    /// Whether more than half of it fails: nothing more of it is ejected, and nothing is sent twice.
+    /// Of how many of the ready ones that are not ejected the last two calls from here or more failed,
+    /// whether calls go around them or not.
+    #[serde(default)]
+    pub failing_here: usize,
+    /// Whether more than half of it fails: the mesh ejects nothing of it, and nothing is sent twice.
     #[serde(default)]
     pub failing: bool,
     /// Whether so much of it is ejected that all of it is called again.
@@ -90,7 +94,8 @@ pub struct EndpointRow {
     /// ready by the word of their own agents.
     pub state: String,
     /// Why it is in that state, or why it takes less work than that says; empty when all is well. Whose
-    /// word a breaker's is comes first: `mesh: ` or `only here: `.
+    /// word that is comes first: `mesh: ` that of all callers; `only here: `, `avoided here: `,
+    /// `fails here: ` and `slow here: ` of calls from here.
     pub reason: String,
     /// Its share; 100 is usual.
     pub weight: u16,
@@ -99,10 +104,18 @@ pub struct EndpointRow {
     /// Connections and requests that are under way now from this agent; to an instance of this very
     /// machine also those of all other callers.
     pub inflight: u64,
-    /// Always absent: this version does not measure it.
+    /// How long its answers took of late when they took longest, or its connections; absent where none
+    /// was measured from here.
     pub latency_ms: Option<f64>,
-    /// Since it last changed.
+    /// Since its own agent last said something new.
     pub age_ms: u64,
+    /// Whether calls from here go around it, because some have just failed there: before a breaker opens
+    /// its `state` is `ready`.
+    #[serde(default)]
+    pub avoided: bool,
+    /// For how many milliseconds it has stood as it does; absent for longer than this agent can tell.
+    #[serde(default)]
+    pub since_ms: Option<u64>,
 }
 
 /// This machine's own instances: what of them is out of rotation, and what they still have.
@@ -337,86 +350,71 @@ pub(super) fn net(state: &ApiState) -> Vec<Net> {
 /// `/v1/mesh/services`, by name. A service that only hidden members offer is hidden with them.
 pub(crate) fn services(state: &ApiState) -> Vec<Service> {
     let snapshot = state.snapshot();
-    let shown =
-        |view: &Arc<ServiceView>| service(state, view, &shown_endpoints(state, &snapshot, view));
+    let shown = |view: &Arc<ServiceView>| service(state, &snapshot, view);
     snapshot.services.values().map(shown).filter(|row| row.instances > 0).collect()
 }
 
-fn service(state: &ApiState, view: &ServiceView, endpoints: &[&Endpoint]) -> Service {
-    let is_ready = |endpoint: &&&Endpoint| endpoint.state == EndpointState::Ready;
-    let Tally { ejected, ejected_here, avoided } = Tally::of(state, endpoints.iter().copied());
+fn service(state: &ApiState, snapshot: &Snapshot, view: &ServiceView) -> Service {
+    let outlook = Outlook::new(state, snapshot, view);
+    let shown = shown_endpoints(state, snapshot, &outlook);
+    let is_ready = |(_, endpoint): &&(usize, &Endpoint)| endpoint.state == EndpointState::Ready;
+    let Tally { ejected, ejected_here, avoided, failing_here } =
+        outlook.tally(shown.iter().map(|(at, _)| *at));
     Service {
         name: view.name.to_string(),
         protocol: view.protocol.to_string(),
-        instances: endpoints.len(),
-        ready: endpoints.iter().filter(is_ready).count(),
+        instances: shown.len(),
+        ready: shown.iter().filter(is_ready).count(),
         ejected: ejected + ejected_here,
         ejected_here,
         avoided,
+        failing_here,
         failing: view.is_failing,
         panic: view.is_panic,
     }
 }
 
-/// The instances of a service, without those of members that listings hide.
-fn shown_endpoints<'s>(
+/// The instances of a service with their places, by name and node, without those of members that
+/// listings hide.
+fn shown_endpoints<'a>(
     state: &ApiState,
     snapshot: &Snapshot,
-    view: &'s ServiceView,
-) -> Vec<&'s Endpoint> {
+    outlook: &Outlook<'a>,
+) -> Vec<(usize, &'a Endpoint)> {
     let now = state.clock.now();
     let is_member_shown = |member: &MemberId| {
         snapshot.members.get(member).is_none_or(|view| is_shown(state, view, now))
     };
-    view.endpoints().iter().filter(|endpoint| is_member_shown(&endpoint.member)).collect()
+    let mut all = outlook.in_order();
+    all.retain(|(_, endpoint)| is_member_shown(&endpoint.member));
+    all
 }
 
-/// `/v1/mesh/endpoints/{svc}`; empty for a service that nobody offers.
+/// `/v1/mesh/endpoints/{svc}`, by instance and node; empty for a service that nobody offers.
 pub(super) fn endpoints(state: &ApiState, service: &ServiceName) -> Vec<EndpointRow> {
     let now = state.clock.now();
     let snapshot = state.snapshot();
     let Some(view) = snapshot.services.get(service) else { return Vec::new() };
-    let row = |endpoint: &Endpoint| {
-        let calls = state.calls.of(endpoint);
+    let outlook = Outlook::new(state, &snapshot, view);
+    let row = |(at, endpoint): (usize, &Endpoint)| {
+        let report = &outlook.calls(at).report;
         EndpointRow {
             service: service.to_string(),
             instance: endpoint.instance.to_string(),
             node: endpoint.member_name.to_string(),
             address: endpoint.address.to_string(),
-            state: breakers::state_word(endpoint, &calls.report).to_owned(),
-            reason: why(state, &snapshot, view, endpoint, &calls),
+            state: outlook.state_word(at).to_owned(),
+            reason: outlook.why(at),
             weight: endpoint.weight.0,
             tags: endpoint.tags.clone(),
-            inflight: calls.report.in_flight.into(),
-            latency_ms: calls.report.latency.map(|time| (time.as_secs_f64() * 1e6).round() / 1e3),
+            inflight: report.in_flight.into(),
+            latency_ms: report.latency.map(|time| (time.as_secs_f64() * 1e6).round() / 1e3),
             age_ms: age_ms(now, endpoint.changed_at),
+            avoided: outlook.standing(at) == Standing::Avoided,
+            since_ms: outlook.since(at).map(|time| time.as_millis().try_into().unwrap_or(u64::MAX)),
         }
     };
-    shown_endpoints(state, &snapshot, view).into_iter().map(row).collect()
-}
-
-/// Why an endpoint is seen as it is, by whoever knows best: this machine of its own instances, then
-/// breakers, then what its member says.
-pub(super) fn why(
-    state: &ApiState,
-    snapshot: &Snapshot,
-    view: &ServiceView,
-    endpoint: &Endpoint,
-    calls: &CallView,
-) -> String {
-    if endpoint.member == state.me {
-        if let Some(why) = state.local().out.maintenance.get(&endpoint.instance) {
-            return format!("maintenance: {why}");
-        }
-        let reports = state.reports();
-        let fault = reports.get(&endpoint.instance).and_then(|own| own.reason.as_deref());
-        if let (EndpointState::Failing, Some(why)) = (endpoint.state, fault) {
-            return why.to_owned();
-        }
-    }
-    let node = snapshot.members.get(&endpoint.member).map(|member| member.state);
-    let by_breakers = breakers::reason(state, view, endpoint, &calls.report);
-    by_breakers.unwrap_or_else(|| reason(endpoint, node, calls.trouble))
+    shown_endpoints(state, &snapshot, &outlook).into_iter().map(row).collect()
 }
 
 /// `/v1/mesh/drain`: what this machine offers and, until their last call ends, what it took back.

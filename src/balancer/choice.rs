@@ -14,7 +14,7 @@ use rand::{Rng, RngExt};
 use serde::{Deserialize, Serialize};
 
 use super::{Maglev, Shares};
-use crate::model::Weight;
+use crate::model::{Weight, expected_one_of};
 
 /// A whole in thousandths.
 pub const WHOLE: u16 = 1_000;
@@ -51,6 +51,15 @@ impl Balance {
     /// Whether it is the usual one.
     pub fn is_default(&self) -> bool {
         *self == Self::default()
+    }
+
+    /// That of this word of the configuration.
+    ///
+    /// # Errors
+    /// What is expected.
+    pub fn named(word: &str) -> Result<Self, String> {
+        let named = Self::ALL.into_iter().find(|balance| balance.as_str() == word);
+        named.ok_or_else(|| expected_one_of(word, &Self::ALL.map(Self::as_str)))
     }
 
     /// The word of the configuration.

@@ -70,6 +70,11 @@ impl PeakEwma {
         (latency + penalty).max(FLOOR_NANOS)
     }
 
+    /// The part of the cost that is for calls that failed, in nanoseconds.
+    pub fn penalty_at(&self, now: Moment) -> f64 {
+        self.penalty * self.kept(now, MEMORY)
+    }
+
     /// The latency of answered calls alone; `None` when nothing was measured, or all of it forgotten.
     pub fn latency_at(&self, now: Moment) -> Option<Duration> {
         let is_known = self.latency > 0.0 && now.since(self.as_of) < MEMORY * 30;

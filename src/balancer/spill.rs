@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::WHOLE;
+use crate::model::nearest;
 
 /// In flight over soft limit from which calls begin to leave, and at which all do. A guess: queues
 /// grow without bound at 1, and are short below 0.7 (M/M/1: 2.3 waiting).
@@ -77,17 +78,27 @@ impl Prefer {
     /// How many there are.
     pub const COUNT: usize = 1 << Near::ALL.len();
 
+    /// What is told to whoever wrote something else.
+    pub const EXPECTED: &str =
+        "expected some of same-zone, same-region, any, each once and nearest first";
+
     /// From the words of the configuration.
     ///
     /// # Errors
     /// What is expected: calls that go anywhere have no nearer place to go to then.
     pub fn try_new(words: &[impl AsRef<str>]) -> Result<Self, String> {
-        let expected = "expected some of same-zone, same-region, any, each once and nearest first";
         let mut prefer = Self::default();
         let mut last = None;
         for word in words {
-            let near = Near::ALL.into_iter().find(|near| near.as_str() == word.as_ref());
-            let near = near.filter(|near| last < Some(*near)).ok_or(expected)?;
+            let word = word.as_ref();
+            let Some(near) = Near::ALL.into_iter().find(|near| near.as_str() == word) else {
+                let meant = nearest(word, Near::ALL.map(Near::as_str));
+                let meant = meant.map(|near| format!("; did you mean '{near}'?"));
+                return Err(Self::EXPECTED.to_owned() + &meant.unwrap_or_default());
+            };
+            if last >= Some(near) {
+                return Err(Self::EXPECTED.to_owned());
+            }
             prefer.0 |= 1 << near as u8;
             last = Some(near);
         }

@@ -21,8 +21,19 @@ pub(super) struct PingArgs {
     listing: Listing,
 }
 
+const BREAKERS_HELP: &str = "\
+BREAKER   open keeps calls away, half_open tries, closed lets through
+BY        whose word it is: 'mesh' that of all callers, 'only here' that of this machine's calls, 'its
+          agent' that of its checks
+SINCE     for how long, relapses included
+NEXT TRY  when a call is to try it; 'the next call' where the pause is over
+FAILED/CALLS  what each caller counts: its calls of the last 10 s (or 'breaker.window'), from the first
+          failure on while failures outweigh; '1/1' after 'its last 3 calls failed' says that two of the
+          three are older";
+
 /// Arguments of `breakers`.
 #[derive(Debug, Args)]
+#[command(after_help = BREAKERS_HELP)]
 pub(super) struct BreakersArgs {
     #[command(flatten)]
     listing: Listing,
@@ -102,7 +113,7 @@ fn breaker_table(rows: &[BreakerRow]) -> String {
             cell(by(&row.source)),
             cell(since.unwrap_or_else(|| "-".to_owned())),
             cell(next_try(row)),
-            cell(or_dash(why(row))),
+            cell(or_dash(&row.why)),
             cell(or_dash(&seen(&row.evidence))),
         ]);
     }
@@ -113,20 +124,8 @@ fn breaker_table(rows: &[BreakerRow]) -> String {
 fn by(source: &str) -> &str {
     match source {
         "local" => "only here",
-        "mesh" => "all callers",
         "owner" => "its agent",
         other => other,
-    }
-}
-
-/// Why it opened: local breakers give a word, all others a sentence.
-fn why(row: &BreakerRow) -> &str {
-    match (row.source.as_str(), row.reason.as_str()) {
-        ("local", "connect_errors") => "refused connections in a row",
-        ("local", "errors") => "failures in a row",
-        ("local", "ratio") => "too large a share of failures",
-        ("local", "relapse") => "it failed again when it was tried",
-        (_, reason) => reason,
     }
 }
 
@@ -134,7 +133,7 @@ fn why(row: &BreakerRow) -> &str {
 fn next_try(row: &BreakerRow) -> String {
     match (row.state.as_str(), row.source.as_str(), row.until_ms) {
         ("open", "owner", _) => "once its checks pass".to_owned(),
-        ("open", _, None | Some(0)) => "due".to_owned(),
+        ("open", _, None | Some(0)) => "the next call".to_owned(),
         ("open", _, Some(ms)) => format!("in {}", age(Duration::from_millis(ms + 999))),
         ("half_open", ..) => "its share grows".to_owned(),
         _ => "-".to_owned(),
@@ -270,6 +269,7 @@ mod tests {
             state: "open".to_owned(),
             source: "mesh".to_owned(),
             reason: "2 of 3 callers saw 13 failures".to_owned(),
+            why: "2 of 3 callers saw 13 failures".to_owned(),
             evidence: vec![
                 told("e", 0, 20, "rebuts"),
                 told("a", 6, 6, "accuses"),
@@ -281,7 +281,7 @@ mod tests {
         let table = breaker_table(&[row]);
         assert_eq!(
             table.lines().nth(1).unwrap(),
-            "web      sick      b     open     all callers    12s  in 3s     2 of 3 callers saw 13 \
+            "web      sick      b     open     mesh    12s  in 3s     2 of 3 callers saw 13 \
              failures  c 7/7, a 6/6, e 0/20 (rebuts)"
         );
     }

@@ -14,7 +14,7 @@ use super::Global;
 use super::client::{Client, data_dir, encoded};
 use super::exit::{Exit, Failure, Outcome};
 use super::output::{Drawing, Grid, Listing, age, cell, line, note, or_dash, show, state};
-use super::{duration, issuer, whole_number};
+use super::{duration, issuer, number};
 use crate::agent::{self, JoinOptions};
 use crate::api::InviteRequest;
 use crate::api::views::InviteRow;
@@ -87,7 +87,7 @@ pub(super) struct InviteArgs {
     #[arg(long, value_name = "TIME", default_value = "1h", value_parser = duration)]
     ttl: Duration,
     /// How many machines may join with it
-    #[arg(long, value_name = "NUMBER", default_value_t = 1, value_parser = whole_number::<u32>)]
+    #[arg(long, value_name = "NUMBER", default_value_t = 1, value_parser = number::<u32>(1, u32::MAX.into()))]
     uses: u32,
     /// The only services that whoever joins may offer [default: all]
     #[arg(long, value_delimiter = ',', value_name = "web,db")]

@@ -17,7 +17,7 @@ use super::output::{
 use crate::api::views::{EndpointRow, Member, Service};
 use crate::api::{ExposeSpec, UpstreamSpec};
 use crate::runtime::clock;
-use crate::telemetry::{Event, EventKind};
+use crate::telemetry::{EVIDENCE, Event, EventKind};
 
 const GREEN: &str = "32";
 const YELLOW: &str = "33";
@@ -26,12 +26,13 @@ const DIM: &str = "2";
 const BOLD: &str = "1";
 
 const ENDPOINTS_HELP: &str = "\
-STATE     ready takes work; ejected failed its callers, and probing comes back from that: REASON says by
-          whose word, 'mesh' for all callers, 'only here' for those of this machine
+STATE     ready takes work; avoided is ready, too, but calls from here go around it, because some have just
+          failed; ejected failed its callers, and probing comes back from that: REASON says by whose word,
+          'mesh' for all callers, 'only here' for those of this machine
 WEIGHT    its share of the calls, 100 is usual
 INFLIGHT  connections and requests under way from this machine; to an instance of this very machine
-          those of all callers
-SINCE     when its own agent last said something new of it";
+          those of all callers, and connections that rest
+SINCE     for how long it has been so; '-' where that is longer than this agent can tell";
 
 /// Arguments of `endpoints`.
 #[derive(Debug, Args)]
@@ -111,7 +112,8 @@ fn service_table(rows: &[Service]) -> String {
             _ if row.failing => "failing",
             0 if row.ready > 0 => "ejected",
             0 => "down",
-            used if used < row.instances => "partly",
+            _ if row.failing_here >= row.ready => "failing",
+            used if used < row.instances || row.failing_here > 0 => "partly",
             _ => "ready",
         };
         grid.row([
@@ -127,34 +129,38 @@ fn service_table(rows: &[Service]) -> String {
 
 /// The instances that calls from here go to as usual.
 fn used(row: &Service) -> usize {
-    row.ready.saturating_sub(row.ejected)
+    row.ready.saturating_sub(row.ejected + row.avoided)
 }
 
 /// What an operator should know of a service beside its numbers; empty when all is well.
 fn service_note(row: &Service) -> String {
-    let mut notes = Vec::new();
-    if row.failing {
-        notes.push("failing: most calls fail, so nothing is ejected".to_owned());
-    }
-    if row.panic {
-        notes.push("panic: too much is ejected, so all is called".to_owned());
-    }
-    notes.extend(ejections(row));
-    if row.avoided > 0 {
-        notes.push(format!("{} avoided here", row.avoided));
-    }
+    let trouble = trouble(row).map(|(word, means)| format!("{word}: {means}"));
+    let notes: Vec<_> = trouble.into_iter().chain(out_of_use(row)).collect();
     notes.join("; ")
 }
 
-/// `1 ejected, 2 only here`; absent when nothing is.
-fn ejections(row: &Service) -> Option<String> {
-    let by_all = row.ejected.saturating_sub(row.ejected_here);
-    match (by_all, row.ejected_here) {
-        (0, 0) => None,
-        (all, 0) => Some(format!("{all} ejected")),
-        (0, here) => Some(format!("{here} ejected only here")),
-        (all, here) => Some(format!("{all} ejected, {here} only here")),
+/// What is wrong with a service as a whole: a word, and what follows from it.
+fn trouble(row: &Service) -> Option<(&'static str, &'static str)> {
+    match (row.failing, row.panic) {
+        (true, _) => Some(("failing as a whole", "the mesh ejects none of it")),
+        (false, true) => Some(("in panic", "too much is ejected, so all is called")),
+        (false, false) => None,
     }
+}
+
+/// `1 ejected, 2 only here, 1 avoided here`; absent when calls go to all that is ready, and end well.
+fn out_of_use(row: &Service) -> Option<String> {
+    let by_all = row.ejected.saturating_sub(row.ejected_here);
+    let words = [
+        (by_all, "ejected"),
+        (row.ejected_here, if by_all > 0 { "only here" } else { "ejected only here" }),
+        (row.avoided, "avoided here"),
+        // Those that are avoided are told already.
+        (row.failing_here.saturating_sub(row.avoided), "failing here"),
+    ];
+    let told = words.iter().filter(|(number, _)| *number > 0);
+    let told: Vec<_> = told.map(|(number, word)| format!("{number} {word}")).collect();
+    (!told.is_empty()).then(|| told.join(", "))
 }
 
 /// The instances of one service.
@@ -180,11 +186,11 @@ fn endpoint_table(rows: &[EndpointRow]) -> String {
             cell(&row.instance),
             cell(&row.node),
             cell(&row.address),
-            state(&row.state),
+            state(if row.avoided { "avoided" } else { &row.state }),
             cell(row.weight),
             cell(row.inflight),
             cell(or_dash(&row.tags.join(","))),
-            cell(age(Duration::from_millis(row.age_ms))),
+            cell(row.since_ms.map_or("-".to_owned(), |ms| age(Duration::from_millis(ms)))),
             cell(&row.reason),
         ]);
     }
@@ -245,9 +251,15 @@ fn event_line(event: &Event) -> String {
         | EventKind::Healed
         | EventKind::InstanceAdded
         | EventKind::InstancePassing
+        | EventKind::InstanceReturned
+        | EventKind::ServiceRecovered
+        | EventKind::BreakerClosed
+        | EventKind::BreakerPanicEnded
         | EventKind::Restored => GREEN,
         EventKind::MemberDown
         | EventKind::InstanceFailing
+        | EventKind::InstanceEjected
+        | EventKind::ServiceFailing
         | EventKind::DuplicateKey
         | EventKind::Isolated => RED,
         EventKind::MemberSuspect
@@ -255,10 +267,15 @@ fn event_line(event: &Event) -> String {
         | EventKind::RenewalFailed
         | EventKind::EndedAccepted
         | EventKind::Degraded
+        | EventKind::BreakerOpened
+        | EventKind::BreakerPanic
+        | EventKind::InstanceReturning
         | EventKind::StreamCut => YELLOW,
         _ => "0",
     };
-    let fields = event.fields.iter().map(|(name, value)| format!(" {name}={value}"));
+    // One short line for each thing that happened: who said what of whom is for programs to read.
+    let fields = event.fields.iter().filter(|(name, _)| !name.starts_with(EVIDENCE));
+    let fields = fields.map(|(name, value)| format!(" {name}={value}"));
     format!(
         "{}  {}  {}  {}{}",
         painted(at, DIM),
@@ -395,9 +412,9 @@ fn services_line(services: &[Service]) -> String {
     format!("{}, {ready}{without}", count(services.len(), "service"))
 }
 
-/// Of which services instances are ejected.
+/// Of which services instances are out of use although their own agents call them ready.
 fn ejected_line(services: &[Service]) -> String {
-    let told = |row: &Service| Some(format!("{}: {}", row.name, ejections(row)?));
+    let told = |row: &Service| Some(format!("{}: {}", row.name, out_of_use(row)?));
     let told: Vec<_> = services.iter().filter_map(told).collect();
     match told.is_empty() {
         true => "none".to_owned(),
@@ -410,12 +427,8 @@ fn ejected_line(services: &[Service]) -> String {
 
 /// The services that fail as a whole, or of which too much is ejected; absent when none does.
 fn troubled_line(services: &[Service]) -> Option<String> {
-    let word = |row: &Service| match (row.failing, row.panic) {
-        (true, _) => Some(format!("{} is failing", row.name)),
-        (false, true) => Some(format!("{} is in panic", row.name)),
-        (false, false) => None,
-    };
-    let told: Vec<_> = services.iter().filter_map(word).collect();
+    let told = |row: &Service| trouble(row).map(|(word, _)| format!("{} is {word}", row.name));
+    let told: Vec<_> = services.iter().filter_map(told).collect();
     (!told.is_empty()).then(|| painted(told.join(", "), RED))
 }
 

@@ -24,7 +24,6 @@ mod shell;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::str::FromStr;
 use std::time::Duration;
 
 use clap::parser::ValueSource;
@@ -262,14 +261,21 @@ fn duration(text: &str) -> Result<Duration, String> {
     let time = humantime::parse_duration(text)
         .map_err(|_| "expected a duration with a unit, for instance 30m or 7d".to_owned())?;
     match time.is_zero() {
-        true => Err("expected more than nothing".to_owned()),
+        true => Err("expected more than nothing, for instance 30s".to_owned()),
         false => Ok(time),
     }
 }
 
-/// A number on the command line.
-fn whole_number<T: FromStr>(text: &str) -> Result<T, String> {
-    text.parse().map_err(|_| "expected a whole number that is not too large".to_owned())
+/// A number on the command line, from `least` to `most`.
+fn number<T: TryFrom<u64>>(
+    least: u64,
+    most: u64,
+) -> impl Fn(&str) -> Result<T, String> + Clone + Send + Sync {
+    move |text| {
+        let read = text.parse().ok().filter(|number| (least..=most).contains(number));
+        let read = read.and_then(|number| T::try_from(number).ok());
+        read.ok_or_else(|| format!("expected a whole number from {least} to {most}"))
+    }
 }
 
 fn start(cli: Cli) -> Outcome {

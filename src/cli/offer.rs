@@ -12,14 +12,16 @@ use super::client::{Client, encoded};
 use super::exit::{Exit, Failure, Outcome};
 use super::operate::until_empty;
 use super::output::{Drawing, Grid, Listing, cell, line, note, or_dash, show};
-use super::{Global, duration, whole_number};
+use super::{Global, duration, number};
 use crate::agent::{has_left, way_back};
-use crate::api::control::{WEIGHT_MAX, check_capacity};
+use crate::api::control::{WEIGHT_MAX, balancing_fault};
 use crate::api::views::{IssuerRow, Service};
 use crate::api::{ExposeRequest, ExposeSpec, Exposed, SettingView, UNTIL_RESTART, UpstreamSpec};
 use crate::balancer::{Balance, Near, Prefer};
-use crate::model::{Capacity, InstanceId, Protocol, RequestPattern, ServiceName, Target, Weight};
-use crate::proxy::{CheckSpec, HashKey};
+use crate::model::{
+    Capacity, InstanceId, Protocol, RequestPattern, ServiceName, Target, Weight, nearest,
+};
+use crate::proxy::{CheckError, CheckSpec, HashKey};
 
 /// How long `expose` waits for the instance to accept one connection: it is only to warn.
 const PROBE_TIME_MAX: Duration = Duration::from_millis(500);
@@ -43,7 +45,7 @@ pub(super) struct ExposeArgs {
     #[arg(long)]
     id: Option<InstanceId>,
     /// The service's natural port [default: that of ADDR]
-    #[arg(long, value_parser = whole_number::<u16>)]
+    #[arg(long, value_parser = number::<u16>(1, u16::MAX.into()))]
     port: Option<u16>,
     /// What it speaks
     #[arg(long, value_name = "tcp|http|h2|grpc")]
@@ -52,20 +54,20 @@ pub(super) struct ExposeArgs {
     #[arg(long = "tag", value_name = "TAG")]
     tags: Vec<String>,
     /// Its share of the traffic, 0 to 10000 [default: 100]
-    #[arg(long, value_parser = weight)]
+    #[arg(long, value_parser = number::<u16>(0, WEIGHT_MAX.into()))]
     weight: Option<u16>,
     /// Requests that the instance may get twice, such as "GET *": sent again when it fails
     #[arg(long, value_name = "METHOD PATH")]
     idempotent: Vec<RequestPattern>,
     /// Calls at a time above which callers go elsewhere first; at most the hard limit
-    #[arg(long, value_name = "CALLS", value_parser = whole_number::<u32>)]
+    #[arg(long, value_name = "CALLS", value_parser = number::<u32>(1, u32::MAX.into()))]
     soft_limit: Option<u32>,
     /// Calls at a time above which the next is refused
-    #[arg(long, value_name = "CALLS", value_parser = whole_number::<u32>)]
+    #[arg(long, value_name = "CALLS", value_parser = number::<u32>(1, u32::MAX.into()))]
     hard_limit: Option<u32>,
     /// A check that must pass, or it takes no work: /ready (HTTP), tcp, grpc, grpc:SERVICE or ttl=30s
     /// (see below); may be repeated
-    #[arg(long, value_name = "PATH|tcp|grpc|ttl=TIME")]
+    #[arg(long, value_name = "PATH|tcp|grpc|ttl=TIME", value_parser = check)]
     health: Vec<CheckSpec>,
     #[command(flatten)]
     listing: Listing,
@@ -90,7 +92,7 @@ pub(super) struct UpstreamArgs {
     #[arg(value_name = "ADDR")]
     listen: Option<Target>,
     /// How instances are chosen [default: peak_ewma]
-    #[arg(long, value_name = "peak_ewma|least_request|round_robin|random|maglev", value_parser = balance)]
+    #[arg(long, value_name = "peak_ewma|least_request|round_robin|random|maglev", value_parser = Balance::named)]
     balance: Option<Balance>,
     /// How near they are to be, nearest first: same-zone,same-region,any
     #[arg(long, value_name = "WHERE,..", value_parser = prefer)]
@@ -105,20 +107,20 @@ pub(super) struct UpstreamArgs {
     listing: Listing,
 }
 
-fn weight(text: &str) -> Result<u16, String> {
-    text.parse()
-        .ok()
-        .filter(|weight| *weight <= WEIGHT_MAX)
-        .ok_or_else(|| format!("expected a whole number from 0 to {WEIGHT_MAX}"))
-}
-
-fn balance(text: &str) -> Result<Balance, String> {
-    let known = Balance::ALL.into_iter().find(|balance| balance.as_str() == text);
-    known.ok_or_else(|| format!("expected {}", Balance::ALL.map(Balance::as_str).join(", ")))
-}
-
 fn prefer(text: &str) -> Result<Prefer, String> {
     Prefer::try_new(&text.split(',').collect::<Vec<_>>())
+}
+
+/// As [`CheckSpec`] is parsed, without what the parser of the command line says already.
+fn check(text: &str) -> Result<CheckSpec, String> {
+    text.parse().map_err(|error| match error {
+        CheckError::Value { expected, .. } => {
+            let meant = nearest(text, ["tcp", "grpc"]);
+            let meant = meant.map(|word| format!("; did you mean '{word}'?")).unwrap_or_default();
+            format!("expected {expected}{meant}")
+        }
+        error => error.to_string(),
+    })
 }
 
 /// Says so where a file will win over what a command has just done.
@@ -138,7 +140,7 @@ pub(super) async fn expose(global: &Global, args: ExposeArgs) -> Outcome {
         return list_exposed(client, args.listing).await;
     };
     let inflight = Capacity { soft: args.soft_limit, hard: args.hard_limit };
-    check_limits(&inflight)?;
+    check_limits(inflight)?;
     let request = ExposeRequest {
         name,
         to,
@@ -169,14 +171,13 @@ pub(super) async fn expose(global: &Global, args: ExposeArgs) -> Outcome {
 }
 
 /// The agent refuses these, too, but knows nothing of flags.
-fn check_limits(limits: &Capacity) -> Result<(), Failure> {
-    let Err(error) = check_capacity(limits) else { return Ok(()) };
-    Err(match (limits.soft, limits.hard) {
-        (Some(soft), Some(hard)) if soft > hard => Failure::usage(format!(
+fn check_limits(Capacity { soft, hard }: Capacity) -> Result<(), Failure> {
+    match soft.zip(hard) {
+        Some((soft, hard)) if soft > hard => Err(Failure::usage(format!(
             "--soft-limit {soft} is above --hard-limit {hard}: expected at most {hard}"
-        )),
-        _ => Failure::usage(error),
-    })
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// What nothing does where an instance should be; `None` when it accepts a connection.
@@ -204,10 +205,14 @@ async fn list_exposed(client: &Client, listing: Listing) -> Outcome {
 }
 
 fn exposed_table(rows: &[ExposeSpec]) -> String {
-    let head = ["ID", "SERVICE", "TO", "PORT", "PROTOCOL", "WEIGHT", "TAGS", "HEALTH"];
+    let head = ["ID", "SERVICE", "TO", "PORT", "PROTOCOL", "WEIGHT", "LIMITS", "TAGS", "HEALTH"];
     let mut grid = Grid::new(head);
     for spec in rows {
-        let checks: Vec<_> = spec.checks.iter().map(CheckSpec::summary).collect();
+        let checks: Vec<_> = spec.checks.iter().map(CheckSpec::details).collect();
+        let Capacity { soft, hard } = spec.inflight;
+        let limits = [("soft", soft), ("hard", hard)];
+        let limits = limits.map(|(word, limit)| limit.map(|limit| format!("{word} {limit}")));
+        let limits: Vec<_> = limits.into_iter().flatten().collect();
         grid.row([
             cell(&spec.id),
             cell(&spec.service),
@@ -215,8 +220,9 @@ fn exposed_table(rows: &[ExposeSpec]) -> String {
             cell(spec.port),
             cell(spec.protocol),
             cell(spec.weight.0),
+            cell(or_dash(&limits.join(", "))),
             cell(or_dash(&spec.tags.join(","))),
-            cell(or_dash(&checks.join(", "))),
+            cell(or_dash(&checks.join("; "))),
         ]);
     }
     grid.finish(&[3, 5])
@@ -267,12 +273,20 @@ pub(super) async fn upstream(global: &Global, args: UpstreamArgs) -> Outcome {
             Failure::usage(message).hint(format!("murmesh upstream {service} 127.0.0.1:5432"))
         );
     };
-    let spec = UpstreamSpec {
-        balance: args.balance.unwrap_or_default(),
-        prefer: args.prefer.unwrap_or_default(),
-        hash: args.hash,
-        ..UpstreamSpec::new(service, listen)
-    };
+    let (balance, prefer) = (args.balance.unwrap_or_default(), args.prefer.unwrap_or_default());
+    match balancing_fault(balance, prefer, args.hash.as_ref()) {
+        Some(("hash", _)) => {
+            return Err(Failure::usage("--hash means nothing without --balance maglev"));
+        }
+        Some(_) => {
+            let message =
+                "--prefer means nothing with --balance maglev: the key says where calls go";
+            return Err(Failure::usage(message));
+        }
+        None => {}
+    }
+    let spec =
+        UpstreamSpec { balance, prefer, hash: args.hash, ..UpstreamSpec::new(service, listen) };
     let spec: UpstreamSpec = client.change(Method::POST, "/v1/mesh/upstream", &spec).await?;
     line(format_args!("{} is at {}", spec.service, spec.listen))?;
     let services: Vec<Service> = client.get("/v1/mesh/services").await?;

@@ -53,7 +53,8 @@ pub(super) async fn config(global: &Global, verb: ConfigVerb) -> Outcome {
 }
 
 fn setting_table(rows: &[SettingView]) -> String {
-    let mut grid = Grid::new(["KEY", "VALUE", "FROM"]);
+    // What may be long comes last: others are not padded to it.
+    let mut grid = Grid::new(["KEY", "FROM", "VALUE"]);
     for row in rows {
         let value = match &row.value {
             Value::Null => "-".to_owned(),
@@ -61,7 +62,7 @@ fn setting_table(rows: &[SettingView]) -> String {
             Value::String(text) => text.clone(),
             other => other.to_string(),
         };
-        grid.row([cell(&row.key), cell(value), cell(&row.origin)]);
+        grid.row([cell(&row.key), cell(&row.origin), cell(value)]);
     }
     grid.finish(&[])
 }

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -15,15 +15,18 @@ use toml::de::{DeTable, DeValue};
 
 use super::keys::{self, Standing};
 use super::{Fault, Origin, PublicService, Seed, Setting, Settings, check};
-use crate::api::control::{TAGS_MAX, WEIGHT_MAX, check_capacity, check_tag};
+use crate::api::control::{TAGS_MAX, WEIGHT_MAX, balancing_fault, check_capacity, check_tag};
 use crate::api::{ExposeSpec, UpstreamSpec};
 use crate::balancer::{Balance, Prefer};
 use crate::catalogue::REQUESTS_MAX;
 use crate::membership::Profile;
-use crate::model::{Capacity, InstanceId, MemberName, RequestPattern, ServiceName, Target, Weight};
+use crate::model::{
+    Capacity, InstanceId, MemberName, RequestPattern, ServiceName, Target, Weight, expected_one_of,
+    nearest,
+};
 use crate::proxy::{
-    BreakerLimits, CHECKS_MAX, CheckSpec, HashKey, ProxyProtocol, Ratio, Retry, Scope, Share, Span,
-    Timeouts, WrittenCheck, WrittenStatus,
+    BreakerLimits, CHECK_INTERVALS, CHECK_TIMEOUTS, CHECKS_MAX, CheckSpec, HashKey, ProxyProtocol,
+    Ratio, Retry, Scope, Share, Span, Timeouts, WrittenCheck, WrittenStatus,
 };
 use crate::telemetry::LogFormat;
 use crate::tls::public::CertificateFiles;
@@ -248,8 +251,15 @@ impl Reader<'_> {
         });
         let inflight = self.capacity(table, at);
         let checks = self.checks(table, at);
+        let proxy_protocol = self.text(table, at, "proxy_protocol", |text| match text {
+            "v2" => Ok(ProxyProtocol::V2),
+            _ => Err("expected v2".to_owned()),
+        });
         let (Some(service), Some(to)) = (service, to) else { return };
-        let Ok(mut spec) = ExposeSpec::new(service, to) else { return };
+        let mut spec = match ExposeSpec::new(service, to) {
+            Ok(spec) => spec,
+            Err(error) => return self.fault(span, &format!("{at}.name"), None, error.to_string()),
+        };
         spec.id = id.unwrap_or(spec.id);
         spec.port = port.unwrap_or(spec.port);
         spec.protocol = protocol.unwrap_or_default();
@@ -258,10 +268,7 @@ impl Reader<'_> {
         spec.idempotent = idempotent.unwrap_or_default();
         spec.inflight = inflight;
         spec.checks = checks;
-        spec.proxy_protocol = self.text(table, at, "proxy_protocol", |text| match text {
-            "v2" => Ok(ProxyProtocol::V2),
-            _ => Err("expected v2".to_owned()),
-        });
+        spec.proxy_protocol = proxy_protocol;
         settings.exposes.push(Setting::new(spec, self.origin(span)));
     }
 
@@ -294,17 +301,25 @@ impl Reader<'_> {
                 "timeout", "rise", "fall",
             ],
         );
-        let span = |text: &str| Span::try_from(text.to_owned());
-        let interval = |text: &str| span(text).map_err(|error| format!("{error} (100ms to 24h)"));
+        let span = |spans: RangeInclusive<Duration>| {
+            move |text: &str| {
+                let span = Span::try_from(text.to_owned()).ok();
+                span.filter(|span| spans.contains(&span.0)).ok_or_else(|| {
+                    let [least, most] = [*spans.start(), *spans.end()].map(Span).map(String::from);
+                    format!("expected a time from {least} to {most}, with its unit")
+                })
+            }
+        };
+        let interval = || span(CHECK_INTERVALS);
         let text = |text: &str| Ok(text.to_owned());
         let mut written = WrittenCheck {
             http: self.text(table, at, "http", text),
             tcp: self.switch(table, at, "tcp"),
             grpc: self.text(table, at, "grpc", text),
-            ttl: self.text(table, at, "ttl", interval),
+            ttl: self.text(table, at, "ttl", interval()),
             at: self.text(table, at, "at", parse::<Target>),
-            interval: self.text(table, at, "interval", interval),
-            timeout: self.text(table, at, "timeout", span),
+            interval: self.text(table, at, "interval", interval()),
+            timeout: self.text(table, at, "timeout", span(CHECK_TIMEOUTS)),
             rise: self.number(table, at, "rise", 1, 100),
             fall: self.number(table, at, "fall", 1, 100),
             ..WrittenCheck::default()
@@ -328,7 +343,8 @@ impl Reader<'_> {
                         let at = format!("{at}.{}", name.get_ref());
                         Some((name.get_ref().to_string(), self.parsed(value, &at, text)?))
                     });
-                    written.header = fields.collect::<Option<_>>().unwrap_or_default();
+                    let fields: Vec<_> = fields.collect(); // all of them, to tell every fault
+                    written.header = fields.into_iter().flatten().collect();
                 }
                 _ => self.refuse(header, &at, "expected { name = \"value\" }".to_owned()),
             }
@@ -363,21 +379,30 @@ impl Reader<'_> {
             self.missing(at, "hosts", &span); // no host is public that nobody named
         }
         let (timeout, retry) = (self.timeouts(table, at), self.retry(table, at));
-        let word = |balance: Balance| balance.as_str();
-        let balance = self.text(table, at, "balance", |text| {
-            let known = Balance::ALL.into_iter().find(|balance| word(*balance) == text);
-            known.ok_or_else(|| format!("expected {}", Balance::ALL.map(word).join(", ")))
-        });
+        let balance = self.text(table, at, "balance", Balance::named);
         let prefer = table.get("prefer").and_then(|value| {
-            let at = format!("{at}.prefer");
+            let (at, faults) = (format!("{at}.prefer"), self.faults.len());
             let words = self.list(value, &at, |text| Ok(text.to_owned()));
-            Prefer::try_new(&words).map_err(|message| self.refuse(value, &at, message)).ok()
+            if self.faults.len() > faults {
+                return None; // each was told where it stands
+            }
+            let prefer = match words.is_empty() {
+                true => Err(format!("{}; without 'prefer' all are alike", Prefer::EXPECTED)),
+                false => Prefer::try_new(&words),
+            };
+            prefer.map_err(|message| self.refuse(value, &at, message)).ok()
         });
         let hash = self.text(table, at, "hash", |text| HashKey::try_from(text.to_owned()));
         let breaker = self.breaker(table, at);
         if let Some(value) = table.get("breaker").filter(|_| !table.contains_key("listen")) {
             let message = "means nothing without listen: say it where the service has an entry";
             self.refuse(value, &format!("{at}.breaker"), message.to_owned());
+        }
+        if let Some((key, message)) =
+            balancing_fault(balance.unwrap_or_default(), prefer.unwrap_or_default(), hash.as_ref())
+            && let Some(value) = table.get(key)
+        {
+            self.refuse(value, &format!("{at}.{key}"), message.to_owned());
         }
         let Some(service) = service else { return };
         // One that is only public listens nowhere of its own.
@@ -386,9 +411,6 @@ impl Reader<'_> {
         (spec.timeout, spec.retry) = (timeout, retry);
         (spec.balance, spec.prefer) = (balance.unwrap_or_default(), prefer.unwrap_or_default());
         (spec.hash, spec.breaker) = (hash, breaker);
-        if let Some(message) = spec.balancing_fault() {
-            self.fault(span.clone(), at, None, message.to_owned());
-        }
         if let Some(hosts) = hosts.filter(|_| is_public == Some(true)) {
             let (service, options) = (spec.service.clone(), spec.options());
             let public = PublicService { service, hosts, options };
@@ -441,15 +463,15 @@ impl Reader<'_> {
             breaker.ratio = reader.ratio(inner, at, "ratio");
             breaker.window = reader.text(inner, at, "window", |text| {
                 let (least, most) = (Duration::from_secs(1), Duration::from_secs(3_600));
-                let window = Span::try_from(text.to_owned())?;
-                let is_sound = (least..=most).contains(&window.0);
-                is_sound.then_some(window).ok_or_else(|| "expected 1s to 1h".to_owned())
+                let window = Span::try_from(text.to_owned()).ok();
+                let window = window.filter(|window| (least..=most).contains(&window.0));
+                window.ok_or_else(|| "expected a time from 1s to 1h, with its unit".to_owned())
             });
             breaker.scope = reader.text(inner, at, "scope", |text| match text {
                 "mesh" => Ok(Scope::Mesh),
                 "local" => Ok(Scope::Local),
                 "off" => Ok(Scope::Off),
-                _ => Err("expected mesh, local or off".to_owned()),
+                _ => Err(expected_one_of(text, &["mesh", "local", "off"])),
             });
         });
         breaker
@@ -509,7 +531,7 @@ impl Reader<'_> {
                 continue;
             }
             let name_at = format!("{at}.{key}");
-            let standing = Standing::Unknown(keys::nearest(key, known.iter().copied()));
+            let standing = Standing::Unknown(nearest(key, known.iter().copied()));
             self.refuse_key(name.span(), &name_at, key, &standing, "key");
         }
     }

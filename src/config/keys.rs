@@ -1,6 +1,8 @@
 //! The table of all keys, those of later versions included: so that a key is either read, or refused
 //! as unknown with a suggestion, or refused as not available yet, and never taken and ignored.
 
+use crate::model::nearest;
+
 /// One section: its name, the keys that are read, the keys of later versions.
 pub(super) struct Section {
     pub(super) name: &'static str,
@@ -105,38 +107,6 @@ impl Section {
     }
 }
 
-/// The candidate most like `word`, if it is like it at all: at most a third of its letters differ.
-pub(super) fn nearest(
-    word: &str,
-    candidates: impl Iterator<Item = &'static str>,
-) -> Option<&'static str> {
-    let near = candidates.map(|candidate| (distance(word, candidate), candidate));
-    let (differences, candidate) = near.min()?;
-    (differences <= candidate.len().max(3) / 3).then_some(candidate)
-}
-
-/// Letters to change, add, drop or swap with their neighbour to make one word the other (optimal
-/// string alignment), by rows.
-fn distance(a: &str, b: &str) -> usize {
-    let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
-    // The row of two letters ago, of the last letter, of this one.
-    let mut rows = [Vec::new(), (0..=b.len()).collect::<Vec<usize>>(), vec![0; b.len() + 1]];
-    for (i, left) in a.iter().enumerate() {
-        let [earlier, last, row] = &mut rows;
-        row[0] = i + 1;
-        for (j, right) in b.iter().enumerate() {
-            let changed = last[j] + usize::from(left != right);
-            row[j + 1] = changed.min(last[j + 1] + 1).min(row[j] + 1);
-            if i > 0 && j > 0 && *left == b[j - 1] && a[i - 1] == *right {
-                row[j + 1] = row[j + 1].min(earlier[j - 1] + 1);
-            }
-        }
-        rows.rotate_left(1);
-        rows[2].resize(b.len() + 1, 0);
-    }
-    rows[1][b.len()]
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -157,20 +127,5 @@ mod tests {
         assert_eq!(listen.standing("colour"), Standing::Unknown(None));
         assert!(matches!(section("route"), Err(Standing::Later)));
         assert!(matches!(section("exposes"), Err(Standing::Unknown(Some("expose")))));
-    }
-
-    #[test]
-    fn distance_counts_changes_additions_losses_and_swaps() {
-        for (a, b, expected) in [
-            ("", "", 0),
-            ("a", "", 1),
-            ("", "ab", 2),
-            ("kitten", "sitting", 3),
-            ("nmae", "name", 1),
-            ("abcd", "badc", 2),
-            ("abc", "cab", 2),
-        ] {
-            assert_eq!(distance(a, b), expected, "{a} {b}");
-        }
     }
 }

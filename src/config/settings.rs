@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Origin, Overrides, Setting, default_advertise};
-use crate::api::{ExposeSpec, SettingView, UpstreamSpec};
+use crate::api::{ExposeSpec, SettingView, UpstreamSpec, of_upstream};
 use crate::membership::Profile;
 use crate::model::{MemberName, ServiceName};
 use crate::proxy::EntryOptions;
@@ -224,8 +224,9 @@ impl Settings {
             }));
         }
         for upstream in &self.upstreams {
-            let key = format!("upstream.{}", upstream.value.service);
-            views.push(view(&key, upstream, |spec| spec.listen.to_string().into()));
+            for (key, value) in of_upstream(&upstream.value) {
+                views.push(view(&key, upstream, |_| value));
+            }
         }
         for public in &self.publics {
             let key = format!("public.{}", public.value.service);

@@ -122,14 +122,14 @@ pub struct ServiceView {
 
 impl ServiceView {
     /// A service with its endpoints, in any order.
-    pub fn new(name: ServiceName, protocol: Protocol, endpoints: Vec<Endpoint>) -> Self {
+    pub fn new(name: ServiceName, protocol: Protocol, mut endpoints: Vec<Endpoint>) -> Self {
+        endpoints.sort_by(|a, b| a.key().cmp(&b.key()));
         let ready =
             endpoints.iter().enumerate().filter(|(_, one)| one.state == EndpointState::Ready);
         let ready: Shares = ready.map(|(at, endpoint)| (at, endpoint.weight)).collect();
         let is_ejected = |at: &usize| matches!(endpoints[*at].verdict, Verdict::Ejected(_));
         let places = || ready.iter().map(|one| one.candidate);
-        let mut ejected: Vec<_> = places().filter(is_ejected).collect();
-        ejected.sort_unstable_by(|a, b| endpoints[*a].key().cmp(&endpoints[*b].key()));
+        let ejected: Vec<_> = places().filter(is_ejected).collect();
         let first_probe =
             |at: &usize| Some((endpoints[*at].verdict.ejection()?.first_probe_at(), *at));
         let mut probes: Vec<_> = ejected.iter().filter_map(first_probe).collect();
@@ -152,9 +152,16 @@ impl ServiceView {
         }
     }
 
-    /// All of them, whatever their state.
+    /// All of them, whatever their state, by member and instance.
     pub fn endpoints(&self) -> &[Endpoint] {
         &self.endpoints
+    }
+
+    /// The instance of that name on `member`.
+    pub fn endpoint(&self, member: &MemberId, instance: &InstanceId) -> Option<&Endpoint> {
+        let sought = (*member, instance);
+        let place = self.endpoints.binary_search_by(|endpoint| endpoint.key().cmp(&sought)).ok()?;
+        self.endpoints.get(place)
     }
 
     /// Why an instance is called by nobody but one caller at a time: its ejection, while that holds. It

@@ -8,6 +8,7 @@ mod entry;
 mod key;
 mod member;
 mod moment;
+mod nearest;
 mod observations;
 mod outcome;
 mod payload;
@@ -24,6 +25,7 @@ pub use entry::{Entry, EntryError, EntryKey, EntryKind, EntryVersion, PAYLOAD_LE
 pub use key::{EntryHash, MeshId, PublicKey, Signature, Signer};
 pub use member::{Epoch, MemberId, MemberName, MemberState};
 pub use moment::Moment;
+pub use nearest::{expected_one_of, nearest};
 pub use observations::{Observations, ObservedWindow};
 pub use outcome::Outcome;
 pub use payload::{

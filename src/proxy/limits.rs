@@ -253,6 +253,18 @@ impl BreakerLimits {
         words.into_iter().flatten().collect::<Vec<_>>().join(", ")
     }
 
+    /// The same with every default said.
+    pub fn whole(&self) -> Self {
+        let BreakerConfig { errors, ratio, window, samples_min, .. } = self.config();
+        Self {
+            errors: Some(errors),
+            ratio: Ratio::try_from((f64::from(ratio) * 1_000.0).round() / 1_000.0).ok(),
+            window: Some(Span(window)),
+            min: Some(samples_min),
+            scope: Some(self.scope.unwrap_or_default()),
+        }
+    }
+
     /// With the defaults of what is absent.
     pub fn config(&self) -> BreakerConfig {
         let usual = BreakerConfig::default();

@@ -42,11 +42,13 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 pub use board::{
-    Boards, BreakerReport, Choice, EndpointReport, FailedCalls, Opened, Picked, Preview, Tried,
+    Boards, BreakerReport, Choice, Cost, EndpointReport, FailedCalls, Opened, Picked, Preview,
+    Tried, cost_min,
 };
 pub use checker::{
-    CHECKS_MAX, CheckError, CheckReport, CheckSpec, CheckedAs, CheckedInstance, Checker,
-    HealthChecks, Report, Reports, WordError, WrittenCheck, WrittenStatus,
+    CHECK_INTERVALS, CHECK_TIMEOUTS, CHECKS_MAX, CheckError, CheckReport, CheckSpec, CheckedAs,
+    CheckedInstance, Checker, HealthChecks, Report, Reports, WordError, WrittenCheck,
+    WrittenStatus,
 };
 pub use dial::{DialError, MeshStream};
 pub use ingress::{PublicHosts, Route};

@@ -17,6 +17,9 @@ const KEPT_MAX: usize = BURST_MAX as usize;
 /// How many events a follower may be behind before it misses some.
 const FOLLOWER_LAG_MAX: usize = 1_024;
 
+/// How the names of fields begin that tell who saw what, at length.
+pub const EVIDENCE: &str = "evidence";
+
 /// Something that happened, in the shape of `/v1/mesh/events`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {

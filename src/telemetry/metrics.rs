@@ -12,6 +12,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
+use tracing::warn;
 
 /// A monotone count. Cloning shares it.
 pub type Counter = prometheus_client::metrics::counter::Counter<u64, AtomicU64>;
@@ -135,7 +136,7 @@ pub struct BreakerGauges {
     pub is_failing: bool,
     /// Instances that are ejected by the word of `local` or `mesh`.
     pub ejected: [(&'static str, i64); 2],
-    /// Instances whose last calls from here failed, before a breaker opens.
+    /// Instances that calls from here go around because some there have just failed.
     pub avoided: i64,
 }
 
@@ -153,6 +154,8 @@ struct ReasonLabels {
 const SERIES_MAX: usize = 10_000;
 /// Series that the breakers of one service may have: three states by three sources.
 const BREAKER_SERIES: usize = 9;
+/// Series that tell how the breakers of one service stand.
+const BREAKER_GAUGES: u64 = 5;
 
 /// The metrics of one kind of traffic, resolved once and then only atomics: hot-path safe.
 #[derive(Clone, Debug)]
@@ -223,7 +226,7 @@ pub struct Metrics {
     renewals: Family<ResultLabels, Counter>,
     health_checks: Family<CheckLabels, Counter>,
     series: Arc<Mutex<std::collections::HashSet<TrafficLabels>>>,
-    /// Series not made because a family was full.
+    /// Series left out because a family was full, each time that one was wanted.
     pub series_dropped: Counter,
     /// Members that came back within a minute of being declared down.
     pub member_flaps: Counter,
@@ -308,18 +311,18 @@ impl Metrics {
             "gossip_dropped" "Gossip messages dropped, by reason" Family::default();
             "retries" "Attempts on another instance, by result" Family::default();
             "cert_renewals" "Attempts to renew this member's certificate, by result" Family::default();
-            "series_dropped" "Series not made because a family was full" Counter::default();
+            "series_dropped" "Series left out because a family was full, each time that one was wanted" Counter::default();
             "member_flaps" "Members back within a minute of being down" Counter::default();
         };
         let (breaker_news_delayed, breaker_avoided) = table! {
             "breaker_news_delayed" "How often news of own calls waited for the gossip driver" Counter::default();
-            "breaker_avoided" "Instances whose last calls from here failed, before a breaker opens" Family::default();
+            "breaker_avoided" "Instances that are not ejected and that calls from here go around, because some there have just failed" Family::default();
         };
         let (breakers, breaker_panic, breaker_failing, breaker_ejected) = table! {
             "breaker_transitions" "Breakers that changed their state, by who said so" Family::default();
             "breaker_panic" "1 for services of which so much is ejected that verdicts are ignored" Family::default();
             "breaker_failing" "1 for services of which more than half fails, so that nothing more is ejected" Family::default();
-            "breaker_ejected" "Instances that calls from here avoid because they failed, by whose word that is" Family::default();
+            "breaker_ejected" "Instances that are ejected: source mesh by all callers, source local by calls from here alone" Family::default();
         };
         let (sent, received, bytes_sent, bytes_received, turn) = table! {
             "gossip_datagrams_sent" "Gossip datagrams sent" Counter::default();
@@ -423,7 +426,7 @@ impl Metrics {
         let mut services = self.breaker_services.lock();
         if !services.contains(service) {
             if services.len() >= SERIES_MAX / BREAKER_SERIES {
-                self.series_dropped.inc();
+                self.drop_series("breaker_transitions", 1);
                 return;
             }
             services.insert(service.to_owned());
@@ -460,8 +463,13 @@ impl Metrics {
     /// Sets how many endpoints each service has in each state; forgets services not named.
     pub fn set_endpoints(&self, counts: impl IntoIterator<Item = (EndpointLabels, i64)>) {
         self.endpoints.clear();
-        for (labels, count) in counts.into_iter().take(SERIES_MAX) {
-            self.endpoints.get_or_create(&labels).set(count);
+        for (number, (labels, count)) in counts.into_iter().enumerate() {
+            match number < SERIES_MAX {
+                true => {
+                    self.endpoints.get_or_create(&labels).set(count);
+                }
+                false => self.drop_series("endpoints", 1),
+            }
         }
     }
 
@@ -471,9 +479,12 @@ impl Metrics {
         self.breaker_failing.clear();
         self.breaker_ejected.clear();
         self.breaker_avoided.clear();
-        for BreakerGauges { service, is_panic, is_failing, ejected, avoided } in
-            services.into_iter().take(SERIES_MAX / 2)
-        {
+        for (number, of_one) in services.into_iter().enumerate() {
+            let BreakerGauges { service, is_panic, is_failing, ejected, avoided } = of_one;
+            if number >= SERIES_MAX / ejected.len() {
+                self.drop_series("breaker_*", BREAKER_GAUGES);
+                continue;
+            }
             for (source, count) in ejected {
                 let labels = EjectedLabels { service: service.clone(), source };
                 self.breaker_ejected.get_or_create(&labels).set(count);
@@ -485,12 +496,23 @@ impl Metrics {
         }
     }
 
+    /// Counts series that are left out, and says so the first time.
+    fn drop_series(&self, family: &'static str, count: u64) {
+        if self.series_dropped.inc_by(count) == 0 {
+            warn!(
+                family,
+                max = SERIES_MAX,
+                "metrics are left out because there are too many; murmesh_series_dropped_total counts them"
+            );
+        }
+    }
+
     /// The counters of one kind of traffic, to be kept and used without a look-up.
     pub fn traffic(&self, labels: TrafficLabels) -> TrafficMetrics {
         let mut series = self.series.lock();
         let is_known = series.contains(&labels);
         if !is_known && series.len() >= SERIES_MAX {
-            self.series_dropped.inc();
+            self.drop_series("requests", 1);
             return TrafficMetrics {
                 success: Counter::default(),
                 failure: Counter::default(),
@@ -533,17 +555,39 @@ impl Metrics {
         self.registry.lock().register("events_dropped", help, dropped.clone());
     }
 
-    /// All metrics in the text format of OpenMetrics 1.0.
+    /// All metrics in the text format of OpenMetrics 1.0, the series of each by their labels.
     pub fn encode(&self) -> Result<String, fmt::Error> {
         let mut out = String::new();
         text::encode(&mut out, &self.registry.lock())?;
-        Ok(out)
+        Ok(sorted(&out))
     }
 }
 
 impl Answered {
     fn new(labels: TrafficLabels, requests: Family<OutcomeLabels, Counter>) -> Self {
         Self { labels, requests, counters: Default::default() }
+    }
+}
+
+/// The same text with the series of each metric in the order of their labels, so that two answers can be
+/// compared. The lines of one histogram stay as they are.
+fn sorted(text: &str) -> String {
+    let mut lines: Vec<_> = text.lines().collect();
+    for series in lines.chunk_by_mut(|a, b| a.starts_with('#') == b.starts_with('#')) {
+        if !series[0].starts_with('#') {
+            series.sort_by(|a, b| labels(a).cmp(labels(b)));
+        }
+    }
+    lines.iter().flat_map(|line| [*line, "\n"]).collect()
+}
+
+/// The labels of a line but for the bound of a bucket, which the encoder writes first.
+fn labels(line: &str) -> &str {
+    let all = line.split_once('{').and_then(|(_, rest)| rest.rsplit_once('}'));
+    let all = all.map_or("", |(labels, _)| labels);
+    match all.strip_prefix("le=\"") {
+        Some(bound) => bound.split_once("\",").map_or("", |(_, others)| others),
+        None => all,
     }
 }
 
@@ -561,5 +605,59 @@ impl Default for Metrics {
 impl fmt::Debug for Metrics {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Metrics")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(number: usize) -> BreakerGauges {
+        BreakerGauges {
+            service: format!("web-{number}"),
+            is_panic: false,
+            is_failing: false,
+            ejected: [("mesh", 0), ("local", 0)],
+            avoided: 0,
+        }
+    }
+
+    #[test]
+    fn series_that_are_left_out_are_counted() {
+        let metrics = Metrics::new();
+        metrics.set_breakers((0..SERIES_MAX / 2 + 3).map(of));
+        assert_eq!(metrics.series_dropped.get(), 3 * BREAKER_GAUGES);
+        let labels = |number| EndpointLabels { service: format!("web-{number}"), state: "ready" };
+        metrics.set_endpoints((0..SERIES_MAX + 2).map(|number| (labels(number), 1)));
+        assert_eq!(metrics.series_dropped.get(), 3 * BREAKER_GAUGES + 2);
+    }
+
+    #[test]
+    fn series_come_in_the_order_of_their_labels_and_histograms_stay_whole() {
+        let metrics = Metrics::new();
+        metrics.set_breakers((0..20).map(of));
+        for number in (0..20).rev() {
+            let (service, peer) = (format!("web-{number}"), "b".to_owned());
+            let labels = TrafficLabels { direction: Direction::outbound, service, peer };
+            metrics.traffic(labels).duration.observe(0.01);
+        }
+        let text = metrics.encode().unwrap();
+        let mut before = String::new();
+        text::encode(&mut before, &metrics.registry.lock()).unwrap();
+        let lines = |text: &str| text.lines().map(str::to_owned).collect::<BTreeSet<_>>();
+        assert_eq!(lines(&text), lines(&before), "nothing is lost");
+        assert!(text.ends_with("# EOF\n"));
+        let panics: Vec<_> =
+            text.lines().filter(|line| line.starts_with("murmesh_breaker_panic{")).collect();
+        assert!(panics.len() == 20 && panics.is_sorted(), "{panics:?}");
+        let of_one = text.lines().filter(|line| line.contains("duration"));
+        let of_one: Vec<_> = of_one.filter(|line| line.contains("\"web-7\"")).collect();
+        let in_row = text.split(of_one[0]).nth(1).unwrap();
+        assert!(of_one.len() > 15 && of_one[0].contains("_sum"), "{of_one:?}");
+        assert_eq!(
+            in_row.lines().skip(1).take(of_one.len() - 1).collect::<Vec<_>>(),
+            of_one[1..],
+            "one histogram is in one place"
+        );
     }
 }

@@ -8,7 +8,7 @@ mod metrics;
 mod throttle;
 
 pub use access::{Access, AccessLog, AccessLogError, AccessTarget};
-pub use events::{Event, EventKind, EventLog};
+pub use events::{EVIDENCE, Event, EventKind, EventLog};
 pub use lines::LineQueue;
 pub use logging::{Log, LogFormat, LoggingError, init as init_logging};
 pub use metrics::{

@@ -443,18 +443,19 @@ fn ejected(services: &[Service]) -> Check {
         }
     };
     let told: Vec<_> = services.iter().filter_map(ejected).collect();
-    let shunned: Vec<_> = services.iter().filter(|row| row.avoided > 0).collect();
+    let shunned: Vec<_> = services.iter().filter(|row| row.failing_here > 0).collect();
     let mut faults = Vec::new();
     if !told.is_empty() {
         faults.push(format!("ejected, because calls to them failed: {}", told.join("; ")));
     }
     if !shunned.is_empty() {
-        let told = |row: &&Service| format!("{} of {} of {}", row.avoided, row.instances, row.name);
+        let told =
+            |row: &&Service| format!("{} of {} of {}", row.failing_here, row.instances, row.name);
         let told: Vec<_> = shunned.iter().map(told).collect();
-        faults.push(format!("avoided, because their last calls failed: {}", told.join("; ")));
+        faults.push(format!("failing here, by their last calls: {}", told.join("; ")));
     }
     let fix = match (told.is_empty(), shunned.first()) {
-        (true, None) => return Check::pass(ID, "no instance is ejected or avoided"),
+        (true, None) => return Check::pass(ID, "no instance is ejected or fails here"),
         (true, Some(row)) => format!("murmesh endpoints {}, for what they met", row.name),
         (false, _) => "murmesh breakers, for who saw what and when they are tried".to_owned(),
     };
@@ -470,7 +471,7 @@ fn failing(services: &[Service]) -> Check {
     let (failing, panic) = (named(|row| row.failing), named(|row| row.panic && !row.failing));
     let mut faults = Vec::new();
     if !failing.is_empty() {
-        let what = "most calls fail, so that nothing is ejected or sent twice";
+        let what = "most calls fail, so that the mesh ejects nothing and nothing is sent twice";
         faults.push(format!("{what}: {}", listed(&failing)));
     }
     if !panic.is_empty() {
@@ -559,6 +560,7 @@ mod tests {
             ejected: 0,
             ejected_here: 0,
             avoided: 0,
+            failing_here: 0,
             failing: false,
             panic: false,
         };
@@ -570,7 +572,7 @@ mod tests {
         let [told, _] = all(&one);
         assert_eq!(told.status, CheckStatus::Warn);
         assert!(told.message.contains("2 of 4 of web, 1 only here"), "{told:?}");
-        let [told, _] = all(&Service { avoided: 1, ..well.clone() });
+        let [told, _] = all(&Service { failing_here: 1, ..well.clone() });
         assert_eq!(told.status, CheckStatus::Warn);
         assert!(told.fix.contains("endpoints web"), "{told:?}");
         for sick in

@@ -43,8 +43,8 @@ use slot::{MemberSlot, Slot};
 pub(super) use picked::Counted;
 pub use picked::{Picked, Tried};
 pub use preview::Preview;
-pub use service::Choice;
-pub use slot::{BreakerReport, EndpointReport, FailedCalls, Opened};
+pub use service::{Choice, cost_min};
+pub use slot::{BreakerReport, Cost, EndpointReport, FailedCalls, Opened};
 
 /// Who is to be avoided for a while.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

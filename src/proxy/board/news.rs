@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
 use super::{Boards, Picked};
-use crate::breaker::{BreakerEvent, BreakerState, OwnWindow};
+use crate::breaker::{BreakerEvent, BreakerState, OwnWindow, Trip};
 use crate::telemetry::EventKind;
 
 /// How often the others are told of calls that changed nothing, and the pause after telling, so that a
@@ -45,14 +45,12 @@ impl Boards {
 
     pub(super) fn tell(&self, picked: &Picked, event: Option<BreakerEvent>) {
         let Some(event) = event else { return };
-        let (state, kind, reason) = match event {
-            BreakerEvent::Opened { trip, .. } => {
-                (BreakerState::Open, Some(EventKind::BreakerOpened), trip.as_str())
-            }
-            BreakerEvent::HalfOpened => (BreakerState::HalfOpen, None, ""),
-            BreakerEvent::Closed => {
-                (BreakerState::Closed, Some(EventKind::BreakerClosed), "it answers again")
-            }
+        let (state, kind) = match event {
+            // The instance has failed since the first time, and nothing new has happened.
+            BreakerEvent::Opened { trip: Trip::Relapse, .. } => (BreakerState::Open, None),
+            BreakerEvent::Opened { .. } => (BreakerState::Open, Some(EventKind::BreakerOpened)),
+            BreakerEvent::HalfOpened => (BreakerState::HalfOpen, None),
+            BreakerEvent::Closed => (BreakerState::Closed, Some(EventKind::BreakerClosed)),
         };
         let (service, endpoint) = (picked.service(), picked.endpoint());
         self.metrics.count_breaker(service.as_str(), state.as_str(), "local");
@@ -63,6 +61,11 @@ impl Boards {
                 ("source", "local".to_owned()),
             ];
             let fields = fields.map(|(key, value)| (key.to_owned(), value));
+            let why = match kind {
+                EventKind::BreakerClosed => "it answers again".to_owned(),
+                _ => picked.slot().opened().map_or_else(String::new, |opened| opened.cause()),
+            };
+            let reason = format!("only here: {why}");
             self.events.record_with(kind, &endpoint.instance, reason, fields.into());
         }
     }

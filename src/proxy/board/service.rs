@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use rand::Rng;
 
@@ -15,9 +16,17 @@ use crate::mesh::{self, Endpoint, NoEndpoint, ServiceView};
 use crate::model::{MemberId, Moment, Protocol};
 use crate::proxy::limits::Scope;
 
-/// Cost, in nanoseconds, below which TCP services take one connection for another: how long a connect
-/// took says little of how an instance will work for as long as the connection lives.
-const CONNECT_COST_MIN: f64 = 50e6;
+/// Cost below which TCP services take one connection for another: how long a connect took says little of
+/// how an instance will work for as long as the connection lives.
+const CONNECT_COST_MIN: Duration = Duration::from_millis(50);
+
+/// Below which cost calls of services that speak `protocol` take one instance for another.
+pub const fn cost_min(protocol: Protocol) -> Duration {
+    match protocol {
+        Protocol::Tcp | Protocol::Udp => CONNECT_COST_MIN,
+        Protocol::Http | Protocol::H2 | Protocol::Grpc => Duration::ZERO,
+    }
+}
 
 /// How one call is balanced.
 #[derive(Clone, Copy, Debug, Default)]
@@ -64,10 +73,7 @@ impl ServiceBoard {
         is_silent: impl Fn(&MemberId) -> bool,
         rng: &mut impl Rng,
     ) -> Result<usize, NoEndpoint> {
-        let cost_min = match self.view.protocol {
-            Protocol::Tcp | Protocol::Udp => CONNECT_COST_MIN,
-            Protocol::Http | Protocol::H2 | Protocol::Grpc => 0.0,
-        };
+        let cost_min = cost_min(self.view.protocol).as_nanos() as f64;
         // Beside nobody who is warm all are alike.
         let eldest = self.view.in_rotation_since();
         let is_warm = eldest.is_none_or(|since| slow_start(now.since(since)) == WHOLE);

@@ -77,6 +77,17 @@ pub struct EndpointReport {
     pub failed: Option<FailedCalls>,
     /// Whether others keep it far busier than the rest.
     pub is_crowded: bool,
+    /// What a call to it costs, beside those in flight.
+    pub cost: Cost,
+}
+
+/// What calls are balanced by, as `peak_ewma` does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cost {
+    /// All of it.
+    pub whole: Duration,
+    /// The part that is for failures.
+    pub penalty: Duration,
 }
 
 /// How long calls that failed are shown where none came after them.
@@ -91,17 +102,42 @@ pub struct FailedCalls {
     pub last_age: Duration,
 }
 
-/// How a breaker opened.
+/// How a breaker opened, after it had last been closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Opened {
     /// Why.
     pub trip: Trip,
+    /// When.
+    pub at: Moment,
     /// Until when it refuses.
     pub until: Moment,
     /// Failures in a row by then.
     pub in_row: u16,
-    /// What was seen by then.
+    /// What was seen before it opened last.
     pub window: Window,
+    /// How often calls that tried the instance have failed since.
+    pub relapses: u32,
+}
+
+impl Opened {
+    /// Why it opened last, in one word.
+    pub const fn word(&self) -> &'static str {
+        match self.relapses {
+            0 => self.trip.as_str(),
+            _ => Trip::Relapse.as_str(),
+        }
+    }
+
+    /// Why it opened, in a few words.
+    pub fn cause(&self) -> String {
+        let Window { samples, failures, .. } = self.window;
+        match self.trip {
+            Trip::ConnectErrors => format!("{} refused connections in a row", self.in_row),
+            Trip::Errors => format!("{} failures in a row", self.in_row),
+            Trip::Ratio => format!("{failures} of {samples} failed calls"),
+            Trip::Relapse => "a failure when it was tried".to_owned(),
+        }
+    }
 }
 
 /// What listings show of one breaker.
@@ -301,6 +337,11 @@ impl Slot {
         Stance { rank, share, load }
     }
 
+    /// How its breaker opened last; `None` for one that never did.
+    pub(super) fn opened(&self) -> Option<Opened> {
+        self.standing.lock().opened
+    }
+
     pub(super) fn report(&self, now: Moment) -> EndpointReport {
         let standing = self.standing.lock();
         let breaker = BreakerReport {
@@ -317,6 +358,10 @@ impl Slot {
             breaker: Some(breaker),
             failed: in_row.map(|(count, last_age)| FailedCalls { count, last_age }),
             is_crowded: self.others.is_crowd(now),
+            cost: Cost {
+                whole: nanos(standing.cost.cost_at(now)),
+                penalty: nanos(standing.cost.penalty_at(now)),
+            },
         }
     }
 }
@@ -327,9 +372,17 @@ impl Standing {
         self.breaker_since = Some(now);
         match event {
             BreakerEvent::Opened { trip, until } => {
-                let in_row = self.breaker.failed_in_row(now).map_or(0, |(count, _)| count);
                 let window = self.breaker.window(now);
-                self.opened = Some(Opened { trip, until, in_row, window });
+                let in_row = self.breaker.failed_in_row(now).map_or(0, |(count, _)| count);
+                // A relapse is more of the same: what began it, and when, stays.
+                let opened = match self.opened {
+                    Some(opened) if trip == Trip::Relapse => {
+                        Opened { until, relapses: opened.relapses.saturating_add(1), ..opened }
+                    }
+                    _ => Opened { trip, at: now, until, in_row, window, relapses: 0 },
+                };
+                self.breaker_since = Some(opened.at);
+                self.opened = Some(opened);
             }
             // It comes back by its ramp; what it did before is over.
             BreakerEvent::HalfOpened => self.cost = PeakEwma::default(),
@@ -337,4 +390,8 @@ impl Standing {
         }
         Some(event)
     }
+}
+
+fn nanos(cost: f64) -> Duration {
+    Duration::from_nanos(cost as u64)
 }

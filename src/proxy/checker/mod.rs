@@ -20,7 +20,9 @@ use rand::{RngExt, SeedableRng};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::sleep_until;
 
-pub use spec::{CHECKS_MAX, CheckError, CheckSpec, WrittenCheck, WrittenStatus};
+pub use spec::{
+    CHECK_INTERVALS, CHECK_TIMEOUTS, CHECKS_MAX, CheckError, CheckSpec, WrittenCheck, WrittenStatus,
+};
 
 use self::probe::Finding;
 use super::{LocalInstance, ProxyProtocol};

@@ -1,6 +1,7 @@
 //! What is checked and how: as people write it, and as it is done.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -28,6 +29,11 @@ const ROW_MAX: u16 = 100;
 const INTERVAL_MIN: Duration = Duration::from_millis(100);
 const INTERVAL_MAX: Duration = Duration::from_secs(24 * 3_600);
 const TIMEOUT_MAX: Duration = Duration::from_secs(600);
+
+/// From one run of a check to the next, and for how long a word holds.
+pub const CHECK_INTERVALS: RangeInclusive<Duration> = INTERVAL_MIN..=INTERVAL_MAX;
+/// Of one run.
+pub const CHECK_TIMEOUTS: RangeInclusive<Duration> = Duration::from_millis(1)..=TIMEOUT_MAX;
 
 /// Of paths, of a header's value, of all words of a command, in bytes.
 const TEXT_LEN_MAX: usize = 4_096;
@@ -343,7 +349,7 @@ impl TryFrom<WrittenCheck> for CheckSpec {
             timeout: span(
                 "timeout",
                 written.timeout,
-                Duration::from_millis(1),
+                *CHECK_TIMEOUTS.start(),
                 TIMEOUT_MAX,
                 "1ms to 10min",
             )?,
@@ -419,6 +425,20 @@ impl CheckSpec {
         }
     }
 
+    /// The same with its times, as they hold: `http /ready every 5s, within 2s, out after 3, back after 2`.
+    pub fn details(&self) -> String {
+        let span = |time: Duration| humantime::format_duration(time);
+        match self.plan() {
+            Plan::Told { .. } => self.summary(),
+            Plan::Active { interval, rise, fall } => format!(
+                "{} every {}, within {}, out after {fall}, back after {rise}",
+                self.summary(),
+                span(interval),
+                span(self.timeout())
+            ),
+        }
+    }
+
     /// The same without what may be a secret: for whoever has no token.
     pub fn without_secrets(mut self) -> Self {
         match &mut self.probe {
@@ -444,13 +464,18 @@ impl FromStr for CheckSpec {
                 WrittenCheck { http: Some(path.to_owned()), ..WrittenCheck::default() }
             }
             _ => match (text.strip_prefix("grpc:"), text.strip_prefix("ttl=")) {
+                (Some(""), _) => {
+                    let expected = "the full name of a service behind it, such as \
+                                    grpc:shop.Cart, or grpc for the whole server";
+                    return Err(refused("grpc", text, expected));
+                }
                 (Some(service), _) => {
                     WrittenCheck { grpc: Some(service.to_owned()), ..WrittenCheck::default() }
                 }
                 (_, Some(ttl)) => {
                     let ttl = Span::try_from(ttl.to_owned());
-                    let ttl =
-                        ttl.map_err(|_| refused("ttl", text, "a time with a unit: ttl=30s"))?;
+                    let expected = "a time from 100ms to 24h with its unit, such as ttl=30s";
+                    let ttl = ttl.map_err(|_| refused("ttl", text, expected))?;
                     WrittenCheck { ttl: Some(ttl), ..WrittenCheck::default() }
                 }
                 _ => {
@@ -531,7 +556,7 @@ mod tests {
         ] {
             assert_eq!(text.parse::<CheckSpec>().unwrap().summary(), summary);
         }
-        for bad in ["", "http", "ready", "ttl=30", "ttl", "grpc:a b"] {
+        for bad in ["", "http", "ready", "ttl=30", "ttl=0s", "ttl", "grpc:", "grpc:a b"] {
             assert!(bad.parse::<CheckSpec>().is_err(), "{bad}");
         }
     }

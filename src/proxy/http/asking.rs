@@ -26,7 +26,7 @@ use super::Http;
 use super::answer::{GRPC_STATUS, Reason};
 use super::body::{BodyError, Source, Upload};
 use super::head::DEADLINE;
-use super::pool::{Key, Stream};
+use super::pool::{self, Key, Stream};
 use super::upstream::{Kept, Shared, Unanswered, Way};
 use crate::mesh::Endpoint;
 use crate::model::{Outcome, Protocol, ServiceName};
@@ -302,7 +302,7 @@ impl Question<'_> {
             Err(error) => return Err(error.clone().into()),
         };
         let endpoint = call.endpoint();
-        let key = (endpoint.member, endpoint.instance.clone());
+        let key = pool::key(self.service, endpoint);
         call.ask();
         let asking = pin!(async {
             if call.picked().shares_connections()

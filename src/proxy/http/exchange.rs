@@ -17,7 +17,7 @@ use super::body::{Outgoing, Patience, Source};
 use super::head::{self, ClientAddress};
 use super::malformed::Malformed;
 use super::noted::Noted;
-use super::pool::{Key, Stream};
+use super::pool::{self, Key, Stream};
 use super::upstream::{Kept, UpstreamIo};
 use crate::model::{Moment, Outcome, Protocol, ServiceName};
 use crate::proxy::call::Call;
@@ -201,7 +201,7 @@ impl Http {
             noted,
             exchange: traffic.exchange(begun_at, status.as_u16()),
             bytes: traffic.bytes,
-            key: (peer, endpoint.instance.clone()),
+            key: pool::key(service, endpoint),
             call,
             link,
             is_grpc: outbox.is_grpc,

@@ -118,16 +118,15 @@ impl Http {
         loop {
             ticks.tick().await;
             let snapshot = self.outbound.snapshot.load();
-            self.pool.sweep(self.outbound.clock.now(), |(member, instance)| {
-                snapshot.services.values().any(|view| {
-                    let mut same = view.endpoints().iter().filter(|endpoint| {
-                        endpoint.member == *member && endpoint.instance == *instance
-                    });
+            self.pool.sweep(self.outbound.clock.now(), |(service, member, instance)| {
+                let view = snapshot.services.get(service);
+                view.is_some_and(|view| {
                     // Whose calls are counted from now on has none on connections of before.
                     let is_free = |endpoint: &Endpoint| {
                         endpoint.state == EndpointState::Ready && endpoint.capacity.hard.is_none()
                     };
-                    same.any(is_free) && view.ejection(member, instance).is_none()
+                    view.endpoint(member, instance).is_some_and(is_free)
+                        && view.ejection(member, instance).is_none()
                 })
             });
         }

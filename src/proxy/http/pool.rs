@@ -7,10 +7,16 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use super::upstream::{Kept, Shared};
-use crate::model::{InstanceId, MemberId, Moment};
+use crate::mesh::Endpoint;
+use crate::model::{InstanceId, MemberId, Moment, ServiceName};
 
-/// Whose connection.
-pub(super) type Key = (MemberId, InstanceId);
+/// Whose connection: an instance, of a service.
+pub(super) type Key = (ServiceName, MemberId, InstanceId);
+
+/// Of this endpoint of `service`.
+pub(super) fn key(service: &ServiceName, endpoint: &Endpoint) -> Key {
+    (service.clone(), endpoint.member, endpoint.instance.clone())
+}
 
 /// How long a connection rests before it is ended. Servers close resting connections, and a request
 /// that crosses with that is lost: the shortest limit in common use is 5 s (Node.js), and a new

@@ -16,7 +16,7 @@ use crate::breaker::{Grounds, InstanceChange, SharedEvent};
 use crate::mesh::{Destination, Evidence, Lane, Mesh, MeshEvent, Snapshot};
 use crate::model::{Entry, EntryKind, Epoch, MemberId, MemberState, Moment, ServiceName};
 use crate::runtime::clock::Clock;
-use crate::telemetry::{EventKind, EventLog, Metrics};
+use crate::telemetry::{EVIDENCE, EventKind, EventLog, Metrics};
 use crate::tls::{Dismissed, Trust};
 
 /// Inputs taken in one turn before timers and sending get theirs.
@@ -469,15 +469,17 @@ impl Driver {
                 let subject = format!("{}@{}", key.instance, self.name_of(key.member));
                 let mut fields = BTreeMap::from([("service".to_owned(), service.to_string())]);
                 let evidence = change.grounds().map(|grounds| self.evidence(now, grounds));
-                fields.extend(evidence.map(|told| ("evidence".to_owned(), told)));
+                fields.extend(evidence.map(|told| (EVIDENCE.to_owned(), told)));
                 self.events.record_with(kind, subject, reason, fields);
             }
             SharedEvent::Failing { service, is_failing: true, grounds } => {
-                let (now, reason) =
-                    (self.clock.now(), "more than half of its instances fail: none is ejected");
+                let (now, reason) = (
+                    self.clock.now(),
+                    "more than half of its instances fail: the mesh ejects none",
+                );
                 let told = grounds.iter().map(|(key, grounds)| {
-                    let subject = format!("{}@{}", key.instance, self.name_of(key.member));
-                    (subject, self.evidence(now, grounds))
+                    let of = format!("{EVIDENCE} {}@{}", key.instance, self.name_of(key.member));
+                    (of, self.evidence(now, grounds))
                 });
                 self.events.record_with(EventKind::ServiceFailing, service, reason, told.collect());
             }
