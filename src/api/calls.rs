@@ -194,7 +194,7 @@ fn destinations(
 
 /// Why an instance against which nothing speaks gets less than half of its weight's share.
 fn less(outlook: &Outlook<'_>, at: usize, share: f64, balancing: &Balancing) -> &'static str {
-    let in_flight = |at: usize| outlook.calls(at).report.in_flight;
+    let in_flight = |at: usize| outlook.calls(at).report.calls;
     let least = outlook.in_order().into_iter().map(|(other, _)| in_flight(other)).min();
     match () {
         () if share == 0.0 && !balancing.prefer.is_empty() => "others are nearer",
@@ -215,12 +215,12 @@ fn is_beyond(prefer: &Prefer, own: &str, zone: &str) -> bool {
 
 /// What an endpoint is so busy with that calls go elsewhere first.
 fn load(endpoint: &Endpoint, report: &EndpointReport) -> Option<String> {
-    let is_at = |limit: Option<u32>| limit.filter(|limit| report.in_flight >= *limit);
+    let is_at = |limit: Option<u32>| limit.filter(|limit| report.under_way >= *limit);
     let Capacity { soft, hard } = endpoint.capacity;
-    let calls = report.in_flight;
+    let calls = report.under_way;
     match (is_at(hard), is_at(soft)) {
-        (Some(hard), _) => Some(format!("full: {calls} calls from here, at most {hard} at a time")),
-        (None, Some(soft)) => Some(format!("busy: {calls} calls from here, soft limit {soft}")),
+        (Some(hard), _) => Some(format!("full: {calls} calls under way, at most {hard} at a time")),
+        (None, Some(soft)) => Some(format!("busy: {calls} calls under way, soft limit {soft}")),
         (None, None) if report.is_crowded => Some("busy with others' calls".to_owned()),
         (None, None) => None,
     }

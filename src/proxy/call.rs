@@ -37,8 +37,7 @@ impl Call {
         limit: Option<Duration>,
     ) -> Self {
         let now = boards.now();
-        picked.slot().enter();
-        picked.slot().gauge().begin(now);
+        picked.slot().enter(now);
         let trial = boards.begin(&picked);
         Self {
             boards: Arc::clone(boards),
@@ -70,7 +69,7 @@ impl Call {
 
     /// All calls of its instance that are in flight from here, itself among them.
     pub(super) fn count(&self) -> u32 {
-        self.picked.slot().in_flight()
+        self.picked.slot().calls()
     }
 
     /// The instance is asked from now on.
@@ -118,8 +117,7 @@ impl Call {
 
 impl Drop for Call {
     fn drop(&mut self) {
-        self.picked.slot().leave();
-        self.picked.slot().gauge().end(self.boards.now());
+        self.picked.slot().leave(self.boards.now());
         if self.is_judged.load(Ordering::Relaxed) {
             return;
         }

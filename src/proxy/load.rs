@@ -21,7 +21,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -48,7 +48,7 @@ const TOLD_MIN: u16 = 1;
 /// Calls under way at one instance, and the time that all calls have taken so far.
 #[derive(Debug, Default)]
 pub(super) struct Gauge {
-    under_way: AtomicU64,
+    under_way: AtomicU32,
     /// Of calls that have ended, modulo 2^64: the sum of their ends less that of their beginnings, in
     /// nanoseconds.
     nanos: AtomicU64,
@@ -65,10 +65,14 @@ impl Gauge {
         self.under_way.fetch_sub(1, Ordering::Relaxed);
     }
 
+    pub(super) fn under_way(&self) -> u32 {
+        self.under_way.load(Ordering::Relaxed)
+    }
+
     /// The time that calls have taken until now, in nanoseconds modulo 2^64: the difference of two is the
     /// average under way times the time between.
     fn total(&self, now: Moment) -> u64 {
-        let open = self.under_way.load(Ordering::Relaxed).wrapping_mul(now.as_nanos());
+        let open = u64::from(self.under_way()).wrapping_mul(now.as_nanos());
         self.nanos.load(Ordering::Relaxed).wrapping_add(open)
     }
 }
@@ -301,7 +305,7 @@ mod tests {
         let counted = boards.enter(&"web".parse().unwrap(), &id);
         let gauge = Arc::clone(counted.gauge());
         let work = share.work(&id, counted);
-        let under_way = || (gauge.under_way.load(Ordering::Relaxed), boards.in_flight(&me, &id));
+        let under_way = || (gauge.under_way(), boards.in_flight(&me, &id));
         assert_eq!(under_way(), (0, 1));
         work.begin();
         work.begin();

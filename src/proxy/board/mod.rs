@@ -210,10 +210,10 @@ impl Boards {
         self.tell(picked, event);
     }
 
-    /// A call to an instance of this very member begins, whoever calls.
+    /// Another opens a tunnel to an instance of this very member.
     pub(super) fn enter(&self, service: &ServiceName, id: &InstanceId) -> Counted {
         let slot = self.slots.lock().slot(self.me, service, id);
-        let count = slot.enter();
+        let count = slot.open_tunnel();
         Counted { slot, count }
     }
 

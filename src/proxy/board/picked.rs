@@ -64,11 +64,11 @@ impl Tried {
     }
 }
 
-/// A call of an own instance, in flight until it is dropped. Whoever calls judges it.
+/// A tunnel of another to an own instance, open until it is dropped. Whoever calls judges it.
 #[derive(Debug)]
 pub(in crate::proxy) struct Counted {
     pub(super) slot: Arc<Slot>,
-    /// How many were in flight when it began, itself included.
+    /// How many calls and tunnels there were when it began, itself included.
     pub(in crate::proxy) count: u32,
 }
 
@@ -81,6 +81,6 @@ impl Counted {
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.slot.leave();
+        self.slot.close_tunnel();
     }
 }

@@ -31,8 +31,11 @@ pub(in crate::proxy) struct Slot {
     pub(super) member: Arc<MemberSlot>,
     /// Its agent refused a call for it.
     pub(in crate::proxy) trouble: Trouble,
-    in_flight: AtomicU32,
-    /// The work of an own instance, whoever causes it.
+    /// Of this caller, in flight.
+    calls: AtomicU32,
+    /// Of others, to an own instance. They may rest.
+    tunnels: AtomicU32,
+    /// Calls that are under way: of this caller, and for an own instance of everybody.
     pub(super) gauge: Arc<Gauge>,
     /// How busy others keep it.
     pub(super) others: Others,
@@ -67,8 +70,12 @@ struct Probed {
 /// What listings show of an endpoint.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct EndpointReport {
-    /// Calls in flight, as far as this member knows.
+    /// Calls in flight from here, and for an own instance the tunnels of others, at rest or not.
     pub in_flight: u32,
+    /// Calls in flight from here alone.
+    pub calls: u32,
+    /// Calls under way: from here, and for an own instance from everywhere. What limits are about.
+    pub under_way: u32,
     /// Until an answer began, or a connection was there.
     pub latency: Option<Duration>,
     /// Of this caller; `None` where it has not called the service.
@@ -166,7 +173,8 @@ impl Slot {
             service,
             member,
             trouble: Trouble::default(),
-            in_flight: AtomicU32::new(0),
+            calls: AtomicU32::new(0),
+            tunnels: AtomicU32::new(0),
             gauge: Arc::default(),
             others: Others::default(),
             is_news: AtomicBool::new(false),
@@ -182,9 +190,14 @@ impl Slot {
         }
     }
 
-    /// Calls in flight.
-    pub(in crate::proxy) fn in_flight(&self) -> u32 {
-        self.in_flight.load(Ordering::Relaxed)
+    /// Calls of this caller in flight.
+    pub(in crate::proxy) fn calls(&self) -> u32 {
+        self.calls.load(Ordering::Relaxed)
+    }
+
+    /// Calls in flight, and tunnels of others to an own instance.
+    pub(super) fn in_flight(&self) -> u32 {
+        self.calls() + self.tunnels.load(Ordering::Relaxed)
     }
 
     /// Why new calls had better go elsewhere: the word of a refusal or loss of a moment ago.
@@ -214,19 +227,27 @@ impl Slot {
         endpoint.rotation.since().max(returned)
     }
 
-    /// How busy the instance is, if it is an own one.
-    pub(in crate::proxy) fn gauge(&self) -> &Gauge {
-        &self.gauge
+    /// A call of this caller begins.
+    pub(in crate::proxy) fn enter(&self, now: Moment) {
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        self.gauge.begin(now);
     }
 
-    /// A call begins. Returns how many are in flight, this one included.
-    pub(in crate::proxy) fn enter(&self) -> u32 {
-        self.in_flight.fetch_add(1, Ordering::Relaxed) + 1
+    /// A call of this caller ends.
+    pub(in crate::proxy) fn leave(&self, now: Moment) {
+        self.calls.fetch_sub(1, Ordering::Relaxed);
+        self.gauge.end(now);
     }
 
-    /// A call ends.
-    pub(in crate::proxy) fn leave(&self) {
-        self.in_flight.fetch_sub(1, Ordering::Relaxed);
+    /// Another opens a tunnel to this own instance. Returns how many calls and tunnels there are, this
+    /// one included.
+    pub(super) fn open_tunnel(&self) -> u32 {
+        self.tunnels.fetch_add(1, Ordering::Relaxed) + 1 + self.calls()
+    }
+
+    /// It is closed.
+    pub(super) fn close_tunnel(&self) {
+        self.tunnels.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// An answer began after so long.
@@ -312,8 +333,8 @@ impl Slot {
         balance: Balance,
         cost_min: f64,
     ) -> Stance {
-        let in_flight = self.in_flight();
-        let is_above = |limit: Option<u32>| limit.is_some_and(|limit| in_flight >= limit);
+        let under_way = self.gauge.under_way();
+        let is_above = |limit: Option<u32>| limit.is_some_and(|limit| under_way >= limit);
         let mut rank = if self.trouble_at(now).is_some() || is_above(endpoint.capacity.hard) {
             Rank::LastResort
         } else if is_above(endpoint.capacity.soft) || self.others.is_crowd(now) {
@@ -327,7 +348,9 @@ impl Slot {
             Balance::PeakEwma => standing.cost.cost_at(now).max(cost_min),
             _ => 1.0,
         };
-        let mut load = Load { cost, in_flight };
+        // Of this caller alone: what others have under way is seen of own instances only, and would
+        // make each agent shun its own.
+        let mut load = Load { cost, in_flight: self.calls() };
         match standing.breaker.admits(now) {
             Admission::Pass => {}
             Admission::Ramp(part) => share = share.min(part),
@@ -354,6 +377,8 @@ impl Slot {
         let in_row = in_row.filter(|(_, last_age)| *last_age < FAILED_FOR);
         EndpointReport {
             in_flight: self.in_flight(),
+            calls: self.calls(),
+            under_way: self.gauge.under_way(),
             latency: standing.cost.latency_at(now),
             breaker: Some(breaker),
             failed: in_row.map(|(count, last_age)| FailedCalls { count, last_age }),

@@ -132,14 +132,30 @@ fn full_ones_are_gone_around_and_used_when_all_are_full() {
     let snapshot = snapshot(vec![limited, Endpoint::numbered(2)]);
     let full = boards.of(&snapshot, &service()).unwrap();
     for _ in 0..2 {
-        full.slots[0].enter();
+        full.slots[0].enter(boards.now());
     }
     assert_eq!(shares(&boards, &snapshot).into_keys().collect::<Vec<_>>(), [2]);
     let mut tried = Tried::default();
     tried.add(&Picked { board: Arc::clone(&full), at: 1 });
     assert!(pick(&boards, &snapshot, &tried).is_ok(), "full is better than nothing");
-    (0..2).for_each(|_| full.slots[0].leave());
+    (0..2).for_each(|_| full.slots[0].leave(boards.now()));
     assert!(shares(&boards, &snapshot).contains_key(&1));
+}
+
+#[test]
+fn tunnels_of_others_that_rest_do_not_drive_own_calls_from_an_own_instance() {
+    let boards = boards();
+    let own = Endpoint { member: ME, ..Endpoint::numbered(1) };
+    let limited = Endpoint { capacity: Capacity { soft: Some(3), hard: Some(3) }, ..own };
+    let snapshot = snapshot(vec![limited.clone(), Endpoint::numbered(2)]);
+    let tunnels: Vec<_> = (0..5).map(|_| boards.enter(&service(), &limited.instance)).collect();
+    let report = boards.report(&limited);
+    assert_eq!((report.in_flight, report.calls, report.under_way), (5, 0, 0));
+    let rest = shares(&boards, &snapshot);
+    assert!(rest.values().all(|share| (400..600).contains(share)), "{rest:?}");
+    tunnels.iter().for_each(|tunnel| tunnel.gauge().begin(boards.now()));
+    let work = shares(&boards, &snapshot);
+    assert_eq!(work.into_keys().collect::<Vec<_>>(), [2], "it has as many calls as it takes");
 }
 
 /// A board of these endpoints for a caller in `eu1/a`.
@@ -187,11 +203,11 @@ fn calls_prefer_the_near_zone_and_leave_it_as_it_fills() {
     let board = near_board(&boards, endpoints);
     assert_eq!(near_of(&board, Moment::from_secs(1)), 1_000);
     for _ in 0..8 {
-        board.slots[0].enter();
+        board.slots[0].enter(boards.now());
     }
     let left = near_of(&board, Moment::from_secs(2));
     assert!((550..750).contains(&left), "{left} stay at 80 % of the limit");
-    (0..8).for_each(|_| board.slots[0].leave());
+    (0..8).for_each(|_| board.slots[0].leave(boards.now()));
     assert_eq!(near_of(&board, Moment::from_secs(3)), 1_000, "and all are back");
 }
 

@@ -83,7 +83,7 @@ impl Plan {
                     continue;
                 }
                 tier.ready += 1;
-                tier.in_flight += u64::from(slot.in_flight());
+                tier.in_flight += u64::from(slot.gauge.under_way());
                 let limit = endpoint.capacity.soft.map(u64::from);
                 tier.soft = tier.soft.zip(limit).map(|(sum, limit)| sum + limit);
                 if let Some(of_one) = standing.cost.latency_at(now) {
