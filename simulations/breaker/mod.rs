@@ -38,6 +38,11 @@ fn dies(instance: usize, at: Duration, _: usize) -> Answer {
     first(instance, at, Answer::DEAD)
 }
 
+/// Its machine has frozen: calls fail when their callers have waited for 5 s.
+fn hangs(instance: usize, at: Duration, _: usize) -> Answer {
+    first(instance, at, Answer { latency: Duration::from_secs(5), ..Answer::DEAD })
+}
+
 fn fails_30(instance: usize, at: Duration, _: usize) -> Answer {
     first(instance, at, Answer::grey(0.3))
 }
@@ -185,6 +190,22 @@ fn instance_that_dies_costs_all_50_callers_at_most_40_calls_and_a_fifth_of_each_
         (shared.failed, per_client.failed, out_after)
     });
     println!("{name}: failed shared and per client, last call after the quorum: {runs:?}");
+}
+
+/// A probe that hangs ends long after the turn in which it began.
+#[test]
+fn instance_that_hangs_is_probed_less_and_less() {
+    let name = "instance_that_hangs_is_probed_less_and_less";
+    let setting = Setting { length: Duration::from_secs(150), ..Setting::new(hangs) };
+    for (way, most) in [(Way::Shared, 10), (Way::Alone, 250)] {
+        let reached = with_seeds(name, |seed| {
+            let run = run(&setting, way, seed);
+            let reached = [run.reached_in(0, 30.0, 90.0), run.reached_in(0, 90.0, 150.0)];
+            assert!(reached[1] <= most, "{reached:?} calls in its second and its third minute");
+            reached
+        });
+        println!("{name}: {}, calls in the second and the third minute {reached:?}", way.as_str());
+    }
 }
 
 #[test]

@@ -61,9 +61,9 @@ pub struct SharedConfig {
     pub samples_max: u16,
     /// How long evidence counts. Default 10 s.
     pub window: Duration,
-    /// How long a member counts as a caller after its last call, and what it says of a service that fails as a
-    /// whole. Default 60 s: longer, and those that are
-    /// gone make the quorum larger; shorter, and liars are more of those that call now and then.
+    /// How long a member counts as a caller after its last call, and what it says of a service that fails
+    /// as a whole. Default 60 s: longer, and those that are gone make the quorum larger; shorter, and liars
+    /// are more of those that call now and then.
     pub caller_for: Duration,
     /// By how much clocks may differ before anything is known of them. Default 2 s: what NTP keeps, and to
     /// spare. A first report may be older by as much than it is taken for.
@@ -86,10 +86,9 @@ pub struct SharedConfig {
     pub period_min: Duration,
     /// Longest time between two probes; a probe that is late by as much may be anyone's. Default 60 s.
     pub period_max: Duration,
-    /// Longest time between two probes that one caller's word makes; beyond, a second one is asked soon, and the
-    /// first one's turn comes as much later than the others' begin.
-    /// Default 8 s: longer, and a liar keeps out longer what is well; shorter, and what is ill gets more
-    /// probes.
+    /// Longest time between two probes that one caller's word makes; beyond, a second one is asked soon,
+    /// and the first one's turn comes as much later than the others' begin. Default 8 s: longer, and a liar
+    /// keeps out longer what is well; shorter, and what is ill gets more probes.
     pub period_doubted: Duration,
     /// How long it is one caller's turn to probe; then it is the next one's. Default 500 ms.
     pub turn: Duration,

@@ -39,7 +39,7 @@ pub enum Admission {
     },
 }
 
-/// A call that tries an instance, of one breaker: its end alone decides.
+/// A call that tries an instance, of one breaker: its end decides, and that of no call besides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Trial(u32);
 
@@ -147,6 +147,8 @@ pub struct Breaker {
     unreached_in_row: u16,
     /// The last call that tried.
     trial: Trial,
+    /// The first one since it opened; another follows it when it takes long.
+    first_trial: Trial,
     /// Whether calls have had nowhere else to go since it opened.
     was_needed: bool,
 }
@@ -191,16 +193,17 @@ impl Breaker {
             failed_in_row: 0,
             unreached_in_row: 0,
             trial: Trial(0),
+            first_trial: Trial(0),
             was_needed: false,
         }
     }
 
     /// A call has ended, which began with that `trial` if with any.
     pub fn handle_outcome(&mut self, now: Moment, trial: Option<Trial>, outcome: Outcome) {
-        let is_trial = trial == Some(self.trial) && matches!(self.phase, Phase::Probing { .. });
+        let is_trial = trial.is_some_and(|trial| self.is_trying(trial));
         if !outcome.is_evidence() {
             if let Phase::Probing { until, .. } = self.phase
-                && is_trial
+                && trial == Some(self.trial)
             {
                 self.phase = Phase::Open { until }; // it tried nothing: another may
             }
@@ -267,9 +270,18 @@ impl Breaker {
         } else if matches!(self.phase, Phase::Open { .. }) {
             self.event = Some(BreakerEvent::HalfOpened);
         }
-        self.phase = Phase::Probing { since: now, until };
         self.trial = Trial(self.trial.0.wrapping_add(1));
+        if matches!(self.phase, Phase::Open { .. }) {
+            self.first_trial = self.trial;
+        }
+        self.phase = Phase::Probing { since: now, until };
         Some(self.trial)
+    }
+
+    /// Whether it is one of those that try now: also one that has taken so long that another followed.
+    fn is_trying(&self, trial: Trial) -> bool {
+        let after_first = |of: Trial| of.0.wrapping_sub(self.first_trial.0);
+        matches!(self.phase, Phase::Probing { .. }) && after_first(trial) <= after_first(self.trial)
     }
 
     /// In the field's words. A ramp that is over is closed from the next outcome on.
@@ -514,6 +526,25 @@ mod tests {
         breaker.end(now + Duration::from_secs(10), Success);
         assert_eq!(breaker.state(), BreakerState::Closed);
         assert_eq!(breaker.poll_event(), Some(BreakerEvent::Closed));
+    }
+
+    #[test]
+    fn trial_that_fails_after_another_has_begun_doubles_the_pause_all_the_same() {
+        let (mut breaker, mut now) = after(&[Failed; 5]);
+        for doubled in 0..4 {
+            let until = refused_until(&breaker, now);
+            let pause = (until - now).as_millis();
+            assert!((500 << doubled..=1_000 << doubled).contains(&pause), "{doubled}: {pause} ms");
+            let first = breaker.begin_probe(until);
+            let second = breaker.begin_probe(until + PROBE_PATIENCE);
+            assert!(first.is_some() && second.is_some());
+            now = until + 2 * PROBE_PATIENCE;
+            breaker.handle_outcome(now, first, Failed);
+            assert_eq!(breaker.state(), BreakerState::Open);
+            let ended = breaker.clone();
+            breaker.handle_outcome(now + PROBE_PATIENCE / 2, second, Failed);
+            assert_eq!(refused_until(&breaker, now), refused_until(&ended, now), "it began before");
+        }
     }
 
     #[test]

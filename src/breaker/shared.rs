@@ -9,13 +9,15 @@
 //!    the first of these failures say so, once. Nobody's failures began long before it first told of them.
 //! 3. After the time for rebuttal, which is longer when somebody objects, it is *ejected* if the pooled
 //!    share of failures of all who spoke reaches the ratio; few samples of each count, so that nobody's
-//!    voice is louder for being busy. Where a quorum objects and another instance is accused, too, it is load.
-//! 4. Who condemns most of the members that it calls, and two at least, counts nothing. When more than half of a service is accused, the
-//!    service is failing, and nobody is ejected. The last instance is never ejected.
+//!    voice is louder for being busy. Where a quorum objects and another instance is accused, too, it is
+//!    load.
+//! 4. Who condemns most of the members that it calls, and two at least, counts nothing. When more than
+//!    half of a service is accused, the service is failing, and nobody is ejected. The last instance is
+//!    never ejected.
 //! 5. An ejected instance is tried by one caller per period; whose turn it is follows from a hash, and the
-//!    agent in front of it lets no more than one pass. A success of one whose turn has come puts it on a ramp, a
-//!    failure that is told by the one whose turn it was doubles the period. To make it a long one takes the same word of a
-//!    second caller, who looks soon.
+//!    agent in front of it lets no more than one pass. A success of one whose turn has come puts it on a
+//!    ramp, a failure of one whose turn has come doubles the period. To make it a long one takes the same
+//!    word of a second caller, who looks soon.
 //! 6. Panic, while more than half of a service are ejected: readers ignore these verdicts.
 //!
 //! Once a quorum accuses, others keep quiet, and while a service fails as a whole a quorum says so twice a
@@ -252,6 +254,7 @@ impl SharedBreaker {
             self.own.windows.insert(key.clone(), seen);
             touched.push(key);
         }
+        self.forget_futile(now);
         self.renew_own(now);
         for key in touched {
             self.judge(now, &key);
@@ -268,7 +271,7 @@ impl SharedBreaker {
         let unknown = || Skew::new(self.config.clock_tolerance);
         let skew = self.clocks.entry(from).or_insert_with(unknown);
         let told = observations.signed_at_ms.map(|signed| skew.age(wall_ms, signed));
-        let mut report = Report::heard(now, told, self.config.window, observations);
+        let mut report = Report::heard(now, told, self.config.caller_for, observations);
         let calls = report.calls.clone();
         let keys: Vec<_> = report.windows.keys().cloned().collect();
         let before = self.unhear(from);

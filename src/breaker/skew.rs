@@ -7,19 +7,25 @@
 //!
 //! A clock that is ahead is understood from its first report on, one that is behind by more than that
 //! after [`LAGS`]; until then what it says looks older than it is, and counts the less. Both are
-//! clocks that do not step while their agents run; that of a machine which slept is behind. An owner that lies about the time makes its words look
-//! older, or as fresh as it could sign them any time.
+//! clocks that do not step while their agents run; that of a machine which slept is behind. An owner
+//! that lies about the time makes its words look older, or as fresh as it could sign them any time.
 
 use std::time::Duration;
 
 /// Lags that are kept. A partition or a restart holds one report of a member back, perhaps two.
 const LAGS: usize = 3;
 
+/// Of reports that arrive within this time of one another only the first tells of the clocks: an agent
+/// that did not run for a while finds many that waited for it.
+const BURST_MS: u64 = 500;
+
 /// What is known of another member's clock.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Skew {
     /// In milliseconds, the newest last.
     lags: [i64; LAGS],
+    /// When the newest of them was measured.
+    measured_at_ms: Option<u64>,
     /// When the last report was signed: the same one may be read again, and then tells nothing new.
     signed_at_ms: Option<u64>,
 }
@@ -28,7 +34,7 @@ impl Skew {
     /// Of a member that has not been heard yet.
     pub(super) fn new(tolerance: Duration) -> Self {
         let lag = i64::try_from(tolerance.as_millis()).unwrap_or(i64::MAX);
-        Self { lags: [lag; LAGS], signed_at_ms: None }
+        Self { lags: [lag; LAGS], measured_at_ms: None, signed_at_ms: None }
     }
 
     /// The age of a report that has just arrived. Both times are in milliseconds since 1970, each on its
@@ -37,9 +43,11 @@ impl Skew {
         let millis = |time: u64| i64::try_from(time).unwrap_or(i64::MAX);
         let lag = millis(now_ms) - millis(signed_at_ms); // of two that are not negative
         let least = self.lags.iter().fold(lag, |least, one| least.min(*one));
-        if self.signed_at_ms.replace(signed_at_ms) != Some(signed_at_ms) {
+        let is_new = self.signed_at_ms.replace(signed_at_ms) != Some(signed_at_ms);
+        if is_new && self.measured_at_ms.is_none_or(|at| now_ms.abs_diff(at) >= BURST_MS) {
             self.lags.rotate_left(1);
             self.lags[LAGS - 1] = lag;
+            self.measured_at_ms = Some(now_ms);
         }
         Duration::from_millis(lag.abs_diff(least))
     }
@@ -83,8 +91,17 @@ mod tests {
 
     #[test]
     fn two_late_reports_in_a_row_do_not_make_each_other_fresh() {
-        let ages = ages(0, &[(0, 600_000), (300_000, 600_100), (600_200, 600_210)]);
-        assert_eq!(ages, [598_000, 298_100, 0]);
+        let ages = ages(0, &[(0, 600_000), (300_000, 600_600), (601_200, 601_210)]);
+        assert_eq!(ages, [598_000, 298_600, 0]);
+    }
+
+    #[test]
+    fn reports_that_waited_for_an_agent_which_did_not_run_do_not_make_each_other_fresh() {
+        let before = (-3..0).map(|number| (number * 1_000, number * 1_000 + 20));
+        let waited = (0..20).map(|number| (number * 1_000, 20_000 + number));
+        let ages = ages(0, &before.chain(waited).collect::<Vec<_>>());
+        let late = ages[3..].iter().zip(0..).map(|(age, number)| age + 999 * number);
+        assert!(late.clone().all(|sum| (19_900..=20_000).contains(&sum)), "{ages:?}");
     }
 
     #[test]
@@ -97,9 +114,10 @@ mod tests {
     fn clock_that_has_stepped_between_two_runs_is_understood_again() {
         let mut known = Skew::new(TOLERANCE);
         let hour = HOUR as u64;
-        (0..3).for_each(|at| assert_eq!(known.age(hour + at, hour + at).as_millis(), 0));
-        assert_eq!(known.age(hour + 10, hour + 30_010).as_millis(), 0, "30 s forward: at once");
-        let back = (0..4).map(|at| known.age(hour + 20 + at, hour + 20 + at).as_millis());
+        let secs = |number: u64| hour + number * 1_000;
+        (0..3).for_each(|at| assert_eq!(known.age(secs(at), secs(at)).as_millis(), 0));
+        assert_eq!(known.age(secs(10), secs(40)).as_millis(), 0, "30 s forward: at once");
+        let back = (20..24).map(|at| known.age(secs(at), secs(at)).as_millis());
         assert_eq!(back.collect::<Vec<_>>(), [30_000, 30_000, 30_000, 0], "back: with the fourth");
     }
 

@@ -199,6 +199,39 @@ fn success_of_one_probe_begins_the_ramp_and_relapse_doubles_the_period() {
 }
 
 #[test]
+fn probe_that_hangs_counts_although_it_fails_after_its_turn_and_from_when_it_failed() {
+    let mut shared = accused_by(8);
+    pass(&mut shared, 1_000, 3_500);
+    assert!(is_ejected(&shared));
+    let callers: Vec<_> = (1..=20).map(member).collect();
+    let first = (1..=20).find(|one| turn::place(member(*one), &key(200), 2, &callers) == Some(0));
+    let Verdict::Ejected(before) = shared.verdict(&key(200)) else { panic!() };
+    let mut late = word(1, 1);
+    (late.windows[0].first_failure_age_ms, late.windows[0].last_failure_age_ms) =
+        (Some(700), Some(700));
+    hear(&mut shared, 9_000, first.unwrap(), &late);
+    let Verdict::Ejected(after) = shared.verdict(&key(200)) else { panic!() };
+    assert_eq!((before.period, after.period), (Duration::from_secs(1), Duration::from_secs(2)));
+    assert_eq!(after.tried_at, millis(8_300));
+}
+
+#[test]
+fn agent_in_front_takes_any_success_for_one_that_passed_its_gate() {
+    for (id, is_back) in [(255, false), (200, true)] {
+        let mut shared = SharedBreaker::new(SharedConfig::default(), member(id), 0, 1);
+        for server in 200..203 {
+            shared.set_instances(Moment::START, member(server), [("web".parse().unwrap(), web())]);
+        }
+        (1..=2).for_each(|caller| hear(&mut shared, 1_000, caller, &word(3, 3)));
+        pass(&mut shared, 1_000, 1_420);
+        assert!(is_ejected(&shared));
+        // To it the turn of whoever has called may seem to be still to come.
+        hear(&mut shared, 2_430, by_turn(2)[1], &word(1, 0));
+        assert_eq!(!is_ejected(&shared), is_back, "at {id}");
+    }
+}
+
+#[test]
 fn caller_that_accused_before_says_so_again_when_a_call_of_the_ramp_fails() {
     let mut shared = node(3);
     for server in 200..203 {
@@ -274,8 +307,8 @@ fn gate_lets_one_call_a_period_pass_and_whoever_has_nobody_else() {
     let passed: Vec<_> = (1_420..4_420).step_by(10).filter(|at| passes(*at, false)).collect();
     assert_eq!(passed.len(), 3, "{passed:?} with a period of {:?}", ejection.period);
     assert!(!passes(4_420, false) && passes(4_420, true), "who has nobody else passes");
-    assert!(!passes(passed[2] + 1_000, false), "and has tried it for all");
-    assert!(passes(5_420, false));
+    assert!(passes(passed[2] + 1_000, false), "and takes no probe from the others");
+    assert!(!passes(5_420, false));
 }
 
 #[test]

@@ -104,12 +104,6 @@ impl Turn {
         let since = at.as_nanos().checked_sub(self.from.as_nanos())?;
         Some(Duration::from_nanos(since % every)) // for each pick: not by u128
     }
-
-    /// Whether a call that ended then may have been made in it; both ends give way by `slack`.
-    pub(super) fn covers(&self, ended_at: Moment, slack: Duration) -> bool {
-        let age = self.age_at(ended_at + slack);
-        age.is_some_and(|age| age < self.length + slack * 2)
-    }
 }
 
 impl Ejection {
@@ -142,13 +136,13 @@ pub struct ProbeGate {
 
 impl ProbeGate {
     /// Whether a call that arrives now passes, which it always does if its caller `insists` for want of
-    /// anybody else. Counts it: the instance is tried by it.
+    /// anybody else. That one is no probe: it asks whatever comes of it, and takes no other's turn.
     pub fn passes(&mut self, now: Moment, ejection: &Ejection, insists: bool) -> bool {
         let last_at = self.passed_at.unwrap_or(ejection.since).max(ejection.since);
-        let passes = insists || now.since(last_at) >= ejection.period;
-        if passes {
+        let is_probe = !insists && now.since(last_at) >= ejection.period;
+        if is_probe {
             self.passed_at = Some(now);
         }
-        passes
+        insists || is_probe
     }
 }

@@ -193,16 +193,23 @@ impl SharedBreaker {
             let all = self.words(key).filter(|(_, report)| !report.condemns());
             all.filter_map(|(member, report)| Some((member, *report.windows.get(key)?)))
         };
-        // By the word of whose turn has come, though its probe may end after it: else who vouches for what
-        // is ill would put it back each time.
+        // By the word of whose turn has come, though its probe may end long after it: else who vouches for
+        // what is ill would put it back each time, and one liar could keep it out for ever.
+        let first_turn_at = tried_at + case.period(&self.config);
         let may_tell = |member, at: Moment| {
+            if at + TURN_SLACK < first_turn_at {
+                return false; // before anybody's turn: whose it was need not be worked out
+            }
             let turn = self.turn_of(member, key, case, tried_at);
             turn.is_some_and(|turn| at + TURN_SLACK >= turn.from)
                 || at >= self.anyone_at(case, tried_at)
         };
+        // What has reached an own instance has passed its gate, whoever's turn others take it for.
         let is_back = |member, seen: &Seen| {
             seen.is_well_after(probed_from)
-                && seen.last_success_at.is_some_and(|at| may_tell(member, at))
+                && seen
+                    .last_success_at
+                    .is_some_and(|at| key.member == self.id || may_tell(member, at))
         };
         let well = said().find(|(by, seen)| is_back(*by, seen));
         if let Some((by, _)) = well {
@@ -211,26 +218,18 @@ impl SharedBreaker {
             let (is_witness, failed_for) = (by == self.id, None);
             return Step::To(Case { stage, is_witness, failed_for, ..*case });
         }
-        // Of a probe that failed only its caller can tell: else one liar could keep it out for ever.
-        let first_turn_at = tried_at + case.period(&self.config);
-        let has_probed = |member, at: Moment| {
-            if at + TURN_SLACK < first_turn_at {
-                return false; // before anybody's turn: whose it was need not be worked out
-            }
-            let turn = self.turn_of(member, key, case, tried_at);
-            turn.is_some_and(|turn| turn.covers(at, TURN_SLACK))
-                || at >= self.anyone_at(case, tried_at)
+        let mut failed = said().filter_map(|(by, seen)| Some((by, seen.last_failure_at?)));
+        let Some((by, tried_at)) = failed.find(|(by, at)| may_tell(*by, *at)) else {
+            return Step::Stay;
         };
-        let failed =
-            said().find(|(by, seen)| seen.last_failure_at.is_some_and(|at| has_probed(*by, at)));
-        let Some((by, _)) = failed else { return Step::Stay };
         // And for a long pause it takes the word of another, who looks soon: one that lies delays little.
         let is_short = case.period(&self.config) * 2 <= self.config.period_doubted;
         let (relapses, failed_for) = match case.failed_for {
             None if !is_short && !self.is_alone(key) => (case.relapses, Some(by)),
             _ => (case.relapses + 1, None),
         };
-        let stage = Stage::Ejected { since, tried_at: now, grounds: Arc::clone(grounds) };
+        // As its caller tells it, and not as it was heard: nodes that hear it late agree on the next turns.
+        let stage = Stage::Ejected { since, tried_at, grounds: Arc::clone(grounds) };
         Step::To(Case { stage, relapses, failed_for, ..*case })
     }
 

@@ -92,6 +92,10 @@ impl SharedBreaker {
                 *at = now;
             }
         }
+    }
+
+    /// Those of long ago count no more.
+    pub(super) fn forget_futile(&mut self, now: Moment) {
         let care_for = self.config.care_for;
         self.voice.futile.retain(|_, (_, at)| now.since(*at) < care_for);
     }
