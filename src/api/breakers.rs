@@ -131,7 +131,8 @@ fn own_word(state: &ApiState, outlook: &Outlook<'_>, at: usize) -> Option<Breake
     let until = breaker.opened.filter(|_| breaker.state == BreakerState::Open);
     let since = match breaker.state {
         BreakerState::Closed => {
-            breaker.window.first_failure_age.or(breaker.window.last_failure_age)
+            let of_stretch = window.first_failure_age.or(window.last_failure_age);
+            report.failed.map(|failed| failed.first_age).or(of_stretch)
         }
         _ => breaker.since.map(|since| now.since(since)),
     };

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use super::{ApiState, CallView, views};
 use crate::balancer::{Balance, WHOLE, slow_start};
-use crate::breaker::{BreakerState, Grounds, Verdict, Window};
+use crate::breaker::{BreakerState, FailedCalls, Grounds, Verdict, Window};
 use crate::mesh::{Endpoint, EndpointState, Rotation, ServiceView, Snapshot};
 use crate::model::{Moment, ServiceName};
-use crate::proxy::{Cost, EndpointReport, FailedCalls, Opened, cost_min};
+use crate::proxy::{Cost, EndpointReport, Opened, cost_min};
 
 /// What an operator is told of the instances of a service that fails as a whole.
 pub(super) const FAILS_AS_A_WHOLE: &str =
@@ -161,9 +161,7 @@ impl<'a> Outlook<'a> {
             (Verdict::Probing { since, .. }, Standing::Probing, _) => Some(*since),
             (_, Standing::EjectedHere | Standing::Probing, _) => by_own,
             (_, Standing::Avoided, _) => {
-                let window = breaker.map(|breaker| breaker.window)?;
-                let age = window.first_failure_age.or(window.last_failure_age);
-                return age;
+                return self.report(at).failed.map(|failed| failed.first_age);
             }
             (.., Rotation::In { since }) => since.max(by_own),
             (.., Rotation::Lost { at }) => Some(at),
@@ -263,10 +261,10 @@ impl<'a> Outlook<'a> {
         let ago = |age: Duration| format!("{} s ago", age.as_secs());
         let window = report.breaker.map(|breaker| breaker.window).unwrap_or_default();
         match (report.failed, window) {
-            (Some(FailedCalls { count: 1, last_age }), _) => {
+            (Some(FailedCalls { count: 1, last_age, .. }), _) => {
                 format!("its last call failed {}", ago(last_age))
             }
-            (Some(FailedCalls { count, last_age }), _) => {
+            (Some(FailedCalls { count, last_age, .. }), _) => {
                 format!("its last {count} calls failed, the last {}", ago(last_age))
             }
             (None, Window { failures, samples, last_failure_age: Some(age), .. }) => {

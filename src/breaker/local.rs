@@ -43,6 +43,17 @@ pub enum Admission {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Trial(u32);
 
+/// Calls that failed one after the other until now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FailedCalls {
+    /// How many.
+    pub count: u16,
+    /// How long ago the first one ended.
+    pub first_age: Duration,
+    /// How long ago the last one did.
+    pub last_age: Duration,
+}
+
 /// The state of a breaker, in the field's words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum BreakerState {
@@ -144,6 +155,8 @@ pub struct Breaker {
     connect_errors: u16,
     samples_min: u16,
     failed_in_row: u16,
+    /// When the first of these ended.
+    failing_since: Moment,
     unreached_in_row: u16,
     /// The last call that tried.
     trial: Trial,
@@ -191,6 +204,7 @@ impl Breaker {
             connect_errors: config.connect_errors.max(1),
             samples_min: config.samples_min,
             failed_in_row: 0,
+            failing_since: Moment::START,
             unreached_in_row: 0,
             trial: Trial(0),
             first_trial: Trial(0),
@@ -302,11 +316,14 @@ impl Breaker {
         self.event.take()
     }
 
-    /// Failures one after the other until now, and how long ago the last one was; `None` after a success
-    /// and before the first failure.
-    pub fn failed_in_row(&self, now: Moment) -> Option<(u16, Duration)> {
+    /// Failures one after the other until now; `None` after a success and before the first failure.
+    pub fn failed_in_row(&self, now: Moment) -> Option<FailedCalls> {
         let last_at = self.last_failure_at.filter(|_| self.failed_in_row > 0)?;
-        Some((self.failed_in_row, now.since(last_at)))
+        Some(FailedCalls {
+            count: self.failed_in_row,
+            first_age: now.since(self.failing_since),
+            last_age: now.since(last_at),
+        })
     }
 
     /// What was seen lately, for the others in the mesh.
@@ -340,6 +357,9 @@ impl Breaker {
         self.counts.add(now, is_failure);
         let window = self.counts.window();
         self.stretch = Stretch::after(self.stretch, now, is_failure, self.ratio, window);
+        if self.failed_in_row == 0 {
+            self.failing_since = now;
+        }
         self.failed_in_row = if is_failure { self.failed_in_row.saturating_add(1) } else { 0 };
         self.unreached_in_row = match outcome {
             Outcome::Unreached => self.unreached_in_row.saturating_add(1),
@@ -526,6 +546,18 @@ mod tests {
         breaker.end(now + Duration::from_secs(10), Success);
         assert_eq!(breaker.state(), BreakerState::Closed);
         assert_eq!(breaker.poll_event(), Some(BreakerEvent::Closed));
+    }
+
+    #[test]
+    fn calls_that_fail_one_after_the_other_are_told_since_the_first_however_far_apart() {
+        let mut breaker = Breaker::new(&BreakerConfig::default(), 1);
+        let secs = |number| Moment::START + Duration::from_secs(number);
+        [(1, Failed), (2, Success), (10, Failed), (25, Failed), (40, Failed)]
+            .into_iter()
+            .for_each(|(at, outcome)| breaker.end(secs(at), outcome));
+        let failed = breaker.failed_in_row(secs(50)).unwrap();
+        let [first_age, last_age] = [40, 10].map(Duration::from_secs);
+        assert_eq!(failed, FailedCalls { count: 3, first_age, last_age });
     }
 
     #[test]

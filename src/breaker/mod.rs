@@ -18,7 +18,7 @@ mod window;
 
 pub use config::{BreakerConfig, SharedConfig};
 pub use grounds::{Grounds, Testimony, TestimonyWeight};
-pub use local::{Admission, Breaker, BreakerEvent, BreakerState, Trial, Trip};
+pub use local::{Admission, Breaker, BreakerEvent, BreakerState, FailedCalls, Trial, Trip};
 pub use report::{InstanceKey, OwnWindow};
 pub use shared::{InstanceChange, SharedBreaker, SharedEvent};
 pub use verdict::{Ejection, ProbeGate, Turn, Verdict};

@@ -105,7 +105,7 @@ pub enum DialError {
     #[error("its agent refused the call")]
     Refused,
     /// The instance, its agent or this one has too much to do. Fault: load.
-    #[error("too many connections are open")]
+    #[error("as many connections or requests are open as are allowed")]
     Overflow,
     /// All callers together hold that the instance fails, and its agent keeps calls from it. Fault: the
     /// instance.

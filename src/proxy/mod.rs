@@ -42,8 +42,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 pub use board::{
-    Boards, BreakerReport, Choice, Cost, EndpointReport, FailedCalls, Opened, Picked, Preview,
-    Tried, cost_min,
+    Boards, BreakerReport, Choice, Cost, EndpointReport, Opened, Picked, Preview, Tried, cost_min,
 };
 pub use checker::{
     CHECK_INTERVALS, CHECK_TIMEOUTS, CHECKS_MAX, CheckError, CheckReport, CheckSpec, CheckedAs,

@@ -44,7 +44,7 @@ pub(super) use picked::Counted;
 pub use picked::{Picked, Tried};
 pub use preview::Preview;
 pub use service::{Choice, cost_min};
-pub use slot::{BreakerReport, Cost, EndpointReport, FailedCalls, Opened};
+pub use slot::{BreakerReport, Cost, EndpointReport, Opened};
 
 /// Who is to be avoided for a while.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,8 +8,8 @@ use parking_lot::Mutex;
 
 use crate::balancer::{Balance, Load, Others, PeakEwma, Rank, Stance, WHOLE};
 use crate::breaker::{
-    Admission, Breaker, BreakerConfig, BreakerEvent, BreakerState, Ejection, InstanceKey,
-    OwnWindow, Trial, Trip, Verdict, Window,
+    Admission, Breaker, BreakerConfig, BreakerEvent, BreakerState, Ejection, FailedCalls,
+    InstanceKey, OwnWindow, Trial, Trip, Verdict, Window,
 };
 use crate::mesh::Endpoint;
 use crate::model::{Moment, Outcome, ServiceName};
@@ -99,15 +99,6 @@ pub struct Cost {
 
 /// How long calls that failed are shown where none came after them.
 const FAILED_FOR: Duration = Duration::from_secs(60);
-
-/// Calls of this member that failed one after the other until now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FailedCalls {
-    /// How many.
-    pub count: u16,
-    /// How long ago the last one was.
-    pub last_age: Duration,
-}
 
 /// How a breaker opened, after it had last been closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -374,14 +365,14 @@ impl Slot {
             window: standing.breaker.window(now),
         };
         let in_row = standing.breaker.failed_in_row(now);
-        let in_row = in_row.filter(|(_, last_age)| *last_age < FAILED_FOR);
+        let in_row = in_row.filter(|failed| failed.last_age < FAILED_FOR);
         EndpointReport {
             in_flight: self.in_flight(),
             calls: self.calls(),
             under_way: self.gauge.under_way(),
             latency: standing.cost.latency_at(now),
             breaker: Some(breaker),
-            failed: in_row.map(|(count, last_age)| FailedCalls { count, last_age }),
+            failed: in_row,
             is_crowded: self.others.is_crowd(now),
             cost: Cost {
                 whole: nanos(standing.cost.cost_at(now)),
@@ -398,7 +389,7 @@ impl Standing {
         match event {
             BreakerEvent::Opened { trip, until } => {
                 let window = self.breaker.window(now);
-                let in_row = self.breaker.failed_in_row(now).map_or(0, |(count, _)| count);
+                let in_row = self.breaker.failed_in_row(now).map_or(0, |failed| failed.count);
                 // A relapse is more of the same: what began it, and when, stays.
                 let opened = match self.opened {
                     Some(opened) if trip == Trip::Relapse => {
