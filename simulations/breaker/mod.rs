@@ -479,6 +479,8 @@ fn recovering_instance_gets_one_probe_a_period_and_then_no_more_than_its_share()
     );
     let chance = 1.0 + 3.0 / (25.0 * runs.len() as f64).sqrt();
     assert!(shares.iter().all(|share| *share <= 1.1 * chance), "{shares:.2?}");
+    // After its ramp of 10 s it has its share again.
+    assert!(shares[12..20].iter().all(|share| *share >= 0.8), "{shares:.2?}");
 }
 
 /// A probe that is due goes with its prober's next call, among however many instances.
