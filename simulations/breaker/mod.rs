@@ -208,7 +208,8 @@ fn lies(liars: usize) -> impl Iterator<Item = (String, Vec<Kind>)> {
     })
 }
 
-/// Ejections at single callers in 40 s of each seed, by what the liars do.
+/// Ejections at single callers in 40 s of each seed, by what the liars do. The promise speaks of 100 seeds,
+/// which the step `liars` of `.ci/run --long` makes.
 fn ejected_by_liars(name: &str, liars: usize, answer: Behaviour) {
     let mut harm = Vec::new();
     for (what, liars) in lies(liars) {
