@@ -1,8 +1,8 @@
 //! Whole meshes of pure nodes in virtual time on a hostile network.
 //!
 //! The same seed gives the same run. `MURMESH_SEED=7` repeats one run, `MURMESH_SEEDS=20` makes each
-//! scenario run with 20 seeds (otherwise 2, and 1 with over 64 members). Each scenario prints a line with its figures
-//! (`cargo test --test simulations -- --nocapture`).
+//! scenario run with 20 seeds (otherwise 2, and 1 with over 64 members). Each scenario prints a line with
+//! its figures (`cargo test --test simulations -- --nocapture`).
 
 #![allow(clippy::expect_used)] // a simulation that cannot go on has failed
 

@@ -236,6 +236,8 @@ fn assert_none_failed(what: &str, calls: &[Call], rate: u32, lasted: Duration) {
     assert!(calls.len() as f64 > 0.8 * offered, "{} of {offered:.0} offered", calls.len());
 }
 
+/// Requests a second. The promise speaks of 500: `.ci/run --long` makes them, with agents of the release
+/// build (`MURMESH_LONG=1 cargo test --release`).
 fn rate() -> u32 {
     sized(200, 500)
 }

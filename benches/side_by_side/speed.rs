@@ -126,7 +126,11 @@ pub(crate) const HTTP: Course = Course {
             Limit::at_most("CPU per request of Envoy's, 64", 1.0 / 3.0, many(cpu, "envoy")),
             Limit::at_most("CPU per request of nginx's, 64", 0.6, many(cpu, "nginx")),
             Limit::at_most("CPU per request of our byte tunnel's, 64", 1.6, many(cpu, BYTES)),
-            Limit::at_least("requests/s without the breaker, 64", 0.95, many(rate, UNWATCHED)),
+            Limit::at_least(
+                "requests/s without the breaker, metrics on, 64",
+                0.95,
+                many(rate, UNWATCHED),
+            ),
             Limit::at_most("p50 of Envoy's, 1", 0.5, samples.ratio(HTTP_ONE, p50, "envoy")),
         ]
     },

@@ -21,7 +21,8 @@ pub(crate) const MURMESH: &str = "murmesh";
 /// murmesh that carries the same requests as bytes.
 pub(crate) const TUNNEL: &str = "murmesh, tcp";
 
-/// murmesh that watches nobody: no breaker of its own, and nothing told to others or heard of them.
+/// murmesh that watches nobody: no breaker of its own, and nothing told to others or heard of them. Its
+/// metrics are on, as they always are, so that their cost is in both.
 pub(crate) const UNWATCHED: &str = "murmesh, no breaker";
 
 /// How long a way may take until it answers.

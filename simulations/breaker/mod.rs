@@ -210,11 +210,14 @@ fn instance_that_hangs_is_probed_less_and_less() {
 
 #[test]
 fn caller_with_a_broken_network_ejects_nothing() {
+    let name = "caller_with_a_broken_network_ejects_nothing";
     for broken in [1, 2] {
         let mut setting = Setting::new(well);
         setting.callers[..broken].fill(Kind::Broken);
-        let run = run(&setting, Way::Shared, 1);
-        assert_eq!((run.ejected.len(), run.honest_failed), (0, 0), "{broken} of 50");
+        with_enough_seeds(20, name, |seed| {
+            let run = run(&setting, Way::Shared, seed);
+            assert_eq!((run.ejected.len(), run.honest_failed), (0, 0), "{broken} of 50");
+        });
     }
 }
 
@@ -226,7 +229,8 @@ fn lies(liars: usize) -> impl Iterator<Item = (String, Vec<Kind>)> {
     })
 }
 
-/// Ejections at single callers in 40 s of each seed, by what the liars do.
+/// Ejections at single callers in 40 s of each seed, by what the liars do. The promise speaks of 100 seeds,
+/// which the step `liars` of `.ci/run --long` makes.
 fn ejected_by_liars(name: &str, liars: usize, answer: Behaviour) {
     let mut harm = Vec::new();
     for (what, liars) in lies(liars) {
@@ -384,12 +388,15 @@ fn callers_that_know_one_instance_are_believed_when_many_of_them_agree() {
 
 #[test]
 fn last_instance_is_never_ejected() {
+    let name = "last_instance_is_never_ejected";
     let one = Setting { instances: 1, ..Setting::new(dies) };
-    assert_eq!(run(&one, Way::Shared, 1).ejected, []);
     let two = Setting { instances: 2, ..Setting::new(two_die_in_turn) };
-    let run = run(&two, Way::Shared, 1);
-    assert!(run.ejected.iter().any(|(.., instance)| *instance == 0));
-    assert!(run.ejected.iter().all(|(.., instance)| *instance == 0), "{:?}", run.ejected);
+    with_enough_seeds(20, name, |seed| {
+        assert_eq!(run(&one, Way::Shared, seed).ejected, []);
+        let run = run(&two, Way::Shared, seed);
+        assert!(run.ejected.iter().any(|(.., instance)| *instance == 0));
+        assert!(run.ejected.iter().all(|(.., instance)| *instance == 0), "{:?}", run.ejected);
+    });
 }
 
 #[test]
@@ -494,6 +501,8 @@ fn recovering_instance_gets_one_probe_a_period_and_then_no_more_than_its_share()
     );
     let chance = 1.0 + 3.0 / (25.0 * runs.len() as f64).sqrt();
     assert!(shares.iter().all(|share| *share <= 1.1 * chance), "{shares:.2?}");
+    // After its ramp of 10 s it has its share again.
+    assert!(shares[12..20].iter().all(|share| *share >= 0.8), "{shares:.2?}");
 }
 
 /// A probe that is due goes with its prober's next call, among however many instances.

@@ -10,6 +10,9 @@ use super::{
 
 const SEEDS: u64 = 4;
 
+/// Few overloads eject anything, and those that do eject much: four seeds would choose by chance.
+const OVERLOADS: u64 = 20;
+
 /// A value that a threshold is set to.
 type Change<'c> = &'c dyn Fn(&mut Setting);
 
@@ -41,9 +44,13 @@ const fn millis(millis: u64) -> Duration {
     Duration::from_millis(millis)
 }
 
-fn runs(mut setting: Setting, way: Way, change: Change<'_>) -> Vec<Run> {
+fn runs(setting: Setting, way: Way, change: Change<'_>) -> Vec<Run> {
+    runs_of(SEEDS, setting, way, change)
+}
+
+fn runs_of(seeds: u64, mut setting: Setting, way: Way, change: Change<'_>) -> Vec<Run> {
     change(&mut setting);
-    (1..=SEEDS).map(|seed| run(&setting, way, seed)).collect()
+    (1..=seeds).map(|seed| run(&setting, way, seed)).collect()
 }
 
 /// A mean of the runs, and a sum of them.
@@ -56,7 +63,11 @@ fn failed(setting: Setting, way: Way, change: Change<'_>) -> f64 {
 }
 
 fn ejected(setting: Setting, change: Change<'_>) -> f64 {
-    runs(setting, Way::Shared, change).iter().map(|run| run.ejected.len() as f64).sum()
+    ejections(&runs(setting, Way::Shared, change))
+}
+
+fn ejections(runs: &[Run]) -> f64 {
+    runs.iter().map(|run| run.ejected.len() as f64).sum()
 }
 
 fn long(seconds: u64, setting: Setting) -> Setting {
@@ -78,8 +89,9 @@ const ZONE: Figure =
     ("4 of 10: failed", |change| failed(long(30, Setting::new(zone_is_lost)), Way::Shared, change));
 const FLAPS: Figure =
     ("flaps: failed", |change| failed(long(60, Setting::new(flaps)), Way::Shared, change));
-const OVERLOAD: Figure =
-    ("overload: ejections", |change| ejected(long(40, among_20(&[], overload)), change));
+const OVERLOAD: Figure = ("20 overloads: ejections", |change| {
+    ejections(&runs_of(OVERLOADS, long(40, among_20(&[], overload)), Way::Shared, change))
+});
 const ALL_FAIL: Figure =
     ("all fail: ejections", |change| ejected(long(45, among_20(&[], all_die_and_return)), change));
 const LIARS: Figure = ("3 liars of 20: ejections", |change| {

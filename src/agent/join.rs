@@ -65,8 +65,8 @@ pub enum JoinError {
 }
 
 /// Joins the mesh of a token. Repeated for the same mesh: unchanged, unless this machine has left, nobody
-/// vouches for it any more, the others refused it, or its memory of the mesh is damaged: then it is let in again, under its old key. For another mesh:
-/// refused.
+/// vouches for it any more, the others refused it, or its memory of the mesh is damaged: then it is let in
+/// again, under its old key. For another mesh: refused.
 pub async fn join(options: JoinOptions) -> Result<JoinReport, JoinError> {
     let token: Token = options.token.parse()?;
     let dir = DataDir::new(options.data_dir);

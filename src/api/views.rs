@@ -297,8 +297,8 @@ pub(super) fn members(state: &ApiState) -> Vec<Member> {
     rows
 }
 
-/// A member that is gone for long or was forgotten is hidden from listings, and only from those: its records and the
-/// attempts to reach it stay.
+/// A member that is gone for long or was forgotten is hidden from listings, and only from those: its records
+/// and the attempts to reach it stay.
 pub(crate) fn is_shown(state: &ApiState, view: &MemberView, now: Moment) -> bool {
     let is_gone = matches!(view.state, MemberState::Down | MemberState::Left);
     let is_recent = || now.since(view.changed_at) <= state.effective.load().forget_after;

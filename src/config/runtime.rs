@@ -1,5 +1,6 @@
 //! The two files that murmesh writes for itself into the data directory: `node.toml` (what `init` and
-//! `join` were told) and `runtime.toml` (what the CLI and the API exposed and opened). Replaced whole, by rename.
+//! `join` were told) and `runtime.toml` (what the CLI and the API exposed and opened). Replaced whole, by
+//! rename.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;

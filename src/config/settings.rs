@@ -53,7 +53,8 @@ pub struct Settings {
     /// Where the UDP socket is bound.
     pub mesh: Setting<SocketAddr>,
     /// Where others reach it, by address or by a name that is looked up again and again; the default
-    /// route's address when nobody said, with port 0 while the port is not known. `None` when this machine has no route either.
+    /// route's address when nobody said, with port 0 while the port is not known. `None` when this machine
+    /// has no route either.
     pub advertise: Setting<Option<Seed>>,
     /// Where the API listens; a default that is taken gives way to any free port.
     pub api: Setting<SocketAddr>,

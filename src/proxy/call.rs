@@ -93,8 +93,7 @@ impl Call {
 
     /// How it ended. Only the first word counts. A failure while this agent did not run says nothing.
     pub(super) fn judge(&self, outcome: Outcome) {
-        if !self.is_judged.load(Ordering::Relaxed) {
-            self.is_judged.store(true, Ordering::Relaxed);
+        if !self.is_judged.swap(true, Ordering::Relaxed) {
             let is_ours = outcome.is_failure() && !self.slept(self.boards.now()).is_zero();
             let outcome = if is_ours { Outcome::Unknown } else { outcome };
             self.boards.settle(&self.picked, self.trial, outcome);

@@ -95,8 +95,8 @@ pub(super) struct Leftover {
     pub(super) has_ended: bool,
 }
 
-/// Carries bytes between a local socket and a tunnel, `left` first. `Ok` when both directions ended and the far
-/// agent may still be reading the last bytes; everything else resets on drop. `call` is judged by what
+/// Carries bytes between a local socket and a tunnel, `left` first. `Ok` when both directions ended and the
+/// far agent may still be reading the last bytes; everything else resets on drop. `call` is judged by what
 /// comes out of the tunnel first.
 pub(super) async fn carry(
     local: &mut LocalSocket,

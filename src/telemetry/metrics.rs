@@ -575,7 +575,7 @@ fn sorted(text: &str) -> String {
     let mut lines: Vec<_> = text.lines().collect();
     for series in lines.chunk_by_mut(|a, b| a.starts_with('#') == b.starts_with('#')) {
         if !series[0].starts_with('#') {
-            series.sort_by(|a, b| labels(a).cmp(labels(b)));
+            series.sort_by_cached_key(|line| labels(line));
         }
     }
     lines.iter().flat_map(|line| [*line, "\n"]).collect()

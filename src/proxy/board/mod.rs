@@ -2,8 +2,9 @@
 //! trouble. One object for each, found by its place in the service's view.
 //!
 //! The [`Board`] of a service is made from the mesh's view of it, again with the first call after that
-//! has changed; the objects are kept. So a pick takes no lock but that of the two or three endpoints it
-//! looks at, and allocates nothing.
+//! has changed; the objects are kept. So a pick allocates nothing, and locks the random generator of all
+//! services to its end and, one by one, the endpoints that it looks at, mostly two or three. All picks are
+//! made on the proxy's one thread: none waits for another.
 
 mod news;
 mod picked;

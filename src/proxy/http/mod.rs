@@ -1,9 +1,10 @@
 //! HTTP: a decision for each request, not only for each connection.
 //!
 //! The caller's agent reads requests ([`downstream`], behind the [`gate`]), says where each goes
-//! ([`client`]), picks an instance for it ([`exchange`], [`asking`]) and writes them anew on a connection to it ([`upstream`]); the agent in front of the
-//! instance carries bytes. Connections to instances rest in a [`pool`] between requests. What an
-//! application sees was parsed once, and what the mesh itself has to say is in [`answer`].
+//! ([`client`]), picks an instance for it ([`exchange`], [`asking`]) and writes them anew on a connection
+//! to it ([`upstream`]); the agent in front of the instance carries bytes. Connections to instances rest in
+//! a [`pool`] between requests. What an application sees was parsed once, and what the mesh itself has to
+//! say is in [`answer`].
 
 mod acceptance;
 mod answer;
