@@ -167,7 +167,9 @@ impl SharedBreaker {
         if !credible.is_carried(&self.config) || !is_plain || !self.may_eject(service, key) {
             return Step::Stay;
         }
-        Step::To(self.eject(now, key, case, &credible))
+        // All see the quorum at about the same time, and some believe it later than others: turns are
+        // counted from what all share.
+        Step::To(self.eject(now, since + self.config.rebuttal_min, key, case, &credible))
     }
 
     fn judge_ejected(
@@ -197,7 +199,7 @@ impl SharedBreaker {
         // what is ill would put it back each time, and one liar could keep it out for ever.
         let first_turn_at = tried_at + case.period(&self.config);
         let may_tell = |member, at: Moment| {
-            if at + TURN_SLACK < first_turn_at {
+            if at + TURN_SLACK < first_turn_at || at < since {
                 return false; // before anybody's turn: whose it was need not be worked out
             }
             let turn = self.turn_of(member, key, case, tried_at);
@@ -280,7 +282,7 @@ impl SharedBreaker {
         if let Some(grounds) = grounds
             && self.may_eject(service, key)
         {
-            return Step::To(self.eject(now, key, case, &grounds));
+            return Step::To(self.eject(now, now, key, case, &grounds));
         }
         if now.since(since) < self.config.ramp {
             return Step::Stay;
@@ -301,10 +303,17 @@ impl SharedBreaker {
         }
     }
 
-    fn eject(&mut self, now: Moment, key: &InstanceKey, case: &Case, grounds: &Grounds) -> Case {
+    fn eject(
+        &mut self,
+        now: Moment,
+        tried_at: Moment,
+        key: &InstanceKey,
+        case: &Case,
+        grounds: &Grounds,
+    ) -> Case {
         let grounds = self.told(now, key, grounds, Bench::Credible);
         self.tell(key, InstanceChange::Ejected(Arc::clone(&grounds)));
-        let stage = Stage::Ejected { since: now, tried_at: now, grounds };
+        let stage = Stage::Ejected { since: now, tried_at, grounds };
         Case { stage, relapses: case.relapses + 1, failed_for: None, ..*case }
     }
 
