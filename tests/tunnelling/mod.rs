@@ -125,11 +125,12 @@ async fn call_is_served_while_one_of_very_many_instances_lives() {
     let _turn = beside_others();
     let [a, b, c] = three().await;
     c.serve(&[("web", "web", named_server("c").await)]);
-    let mut endpoints: Vec<_> =
-        (1..=40).map(|number| b.endpoint("web", &format!("gone-{number}"))).collect();
-    let (service, alive) = c.endpoint("web", "web");
-    endpoints.push((service, Endpoint { weight: Weight(1), ..alive })); // drawn late
-    a.sees(endpoints);
+    let weighing = |weight, (service, endpoint)| (service, Endpoint { weight, ..endpoint });
+    let gone = (1..=40).map(|number| b.endpoint("web", &format!("gone-{number}")));
+    let gone = gone.map(|one| weighing(Weight(u16::MAX), one));
+    // Of 100,000 such runs one draws it among the first.
+    let alive = weighing(Weight(1), c.endpoint("web", "web"));
+    a.sees(gone.chain([alive]).collect::<Vec<_>>());
     assert_eq!(ask(a.upstream("web").await, b"!").await.unwrap(), b"c!");
     assert!(b.metrics.refused(Door::mesh, "not_served") > 8, "the others were asked before");
 }
