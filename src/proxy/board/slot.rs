@@ -80,7 +80,7 @@ pub struct EndpointReport {
     pub latency: Option<Duration>,
     /// Of this caller; `None` where it has not called the service.
     pub breaker: Option<BreakerReport>,
-    /// The calls that failed last, if the very last one did and that was within [`FAILED_FOR`].
+    /// The calls that failed last, if the very last one did and that was within a minute.
     pub failed: Option<FailedCalls>,
     /// Whether others keep it far busier than the rest.
     pub is_crowded: bool,
