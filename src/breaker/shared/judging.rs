@@ -11,7 +11,7 @@ use crate::breaker::report::{Report, Seen};
 use crate::breaker::{Grounds, InstanceKey, SharedConfig, Turn, turn};
 use crate::model::{MemberId, Moment, ServiceName};
 
-/// By how much two members' clocks of a turn differ, and how long a call in it may take.
+/// By how much two members may differ on when a turn begins.
 const TURN_SLACK: Duration = Duration::from_millis(250);
 
 /// Instances that the word of a failing service names.
