@@ -28,7 +28,11 @@ mod tests {
 
     #[test]
     fn whoever_slips_is_told_all_words_and_the_nearest() {
-        assert_eq!(nearest("nmae", ["to", "name"]), Some("name"), "two letters swapped are one slip");
+        assert_eq!(
+            nearest("nmae", ["to", "name"]),
+            Some("name"),
+            "two letters swapped are one slip"
+        );
         let known = ["mesh", "local", "off"];
         let told = expected_one_of("mash", &known);
         assert_eq!(told, "expected mesh, local or off; did you mean 'mesh'?");
