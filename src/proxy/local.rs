@@ -8,10 +8,12 @@
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use futures_util::FutureExt;
@@ -20,7 +22,7 @@ use rustix::net::{RecvFlags, recv};
 use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixStream, tcp, unix};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::ingress::Ingress;
 use super::pipe::{Pipe, PipeReader, PipeWriter};
@@ -38,6 +40,9 @@ const ARENA_LEN: usize = 64 * 1024;
 const READ_LEN_MIN: usize = 8 * 1024;
 /// Connections that the kernel holds for us to accept.
 const BACKLOG: u32 = 4_096;
+/// After how long a listener on this machine whose queue is full is asked again: first, and at last.
+const PAUSE_MIN: Duration = Duration::from_millis(20);
+const PAUSE_MAX: Duration = Duration::from_millis(100);
 
 thread_local! {
     /// Where this thread reads into. What is read is split off and shared, so a socket that rests
@@ -75,7 +80,7 @@ impl LocalSocket {
                 Stream::Boxed(machine.connect(*address).await?, None)
             }
             (Target::Tcp(address), None) => {
-                let stream = TcpStream::connect(address).await?;
+                let stream = dial(*address).await?;
                 // Where nobody listens, the kernel may give us the very port that we dial, and
                 // then connects us with ourselves.
                 if stream.local_addr()? == *address {
@@ -84,7 +89,7 @@ impl LocalSocket {
                 }
                 Stream::Tcp(stream)
             }
-            (Target::Unix(path), _) => Stream::Unix(UnixStream::connect(path).await?),
+            (Target::Unix(path), _) => Stream::Unix(dial_unix(path).await?),
         }))
     }
 
@@ -365,6 +370,34 @@ async fn patiently<T>(
     }
 }
 
+/// Connects to `address`. A listener on this machine answers at once, or its queue is full and it
+/// says nothing: then the kernel would ask again after a second, which a burst of calls to an
+/// application with a short queue would wait.
+async fn dial(address: SocketAddr) -> io::Result<TcpStream> {
+    if !address.ip().is_loopback() {
+        return TcpStream::connect(address).await;
+    }
+    let mut pause = PAUSE_MIN;
+    loop {
+        if let Ok(connected) = timeout(pause, TcpStream::connect(address)).await {
+            return connected;
+        }
+        pause = (pause * 2).min(PAUSE_MAX);
+    }
+}
+
+/// Connects to the listener at `path`, which says so when its queue is full.
+async fn dial_unix(path: &Path) -> io::Result<UnixStream> {
+    let mut pause = PAUSE_MIN;
+    loop {
+        match UnixStream::connect(path).await {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => sleep(pause).await,
+            connected => return connected,
+        }
+        pause = (pause * 2).min(PAUSE_MAX);
+    }
+}
+
 /// Where local clients, or applications behind us, connect.
 pub(super) enum LocalListener {
     Tcp(TcpListener),
@@ -451,5 +484,34 @@ mod tests {
         let ((), heard) = tokio::join!(write, read);
         assert!(heard == sent, "{} of {} bytes", heard.len(), sent.len());
         assert_eq!(stalls.len(), 0);
+    }
+
+    /// Connections that a listener of this queue takes before somebody accepts: the kernel has one more
+    /// than it was asked for.
+    const QUEUE: u32 = 1;
+
+    #[tokio::test]
+    async fn whoever_finds_the_queue_of_an_instance_full_connects_as_soon_as_there_is_room() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        let unix = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        rustix::net::listen(&unix, QUEUE as i32).unwrap();
+        let tcp = TcpSocket::new_v4().unwrap();
+        tcp.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let tcp = tcp.listen(QUEUE).unwrap();
+        for target in [Target::Tcp(tcp.local_addr().unwrap()), Target::Unix(path)] {
+            let connect = || LocalSocket::connect(&target);
+            let _queued = [connect().await.unwrap(), connect().await.unwrap()];
+            let mut late = Box::pin(connect());
+            let early = timeout(Duration::from_millis(150), &mut late).await;
+            assert!(early.is_err(), "{target} had no room");
+            match &target {
+                Target::Tcp(_) => drop(tcp.accept().await.unwrap()),
+                Target::Unix(_) => drop(unix.accept().unwrap()),
+            }
+            // The kernel asks again a second after the first time.
+            let connected = timeout(Duration::from_millis(500), late).await;
+            assert!(connected.is_ok_and(|socket| socket.is_ok()), "{target}");
+        }
     }
 }
