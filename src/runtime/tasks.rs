@@ -158,6 +158,12 @@ pub enum ThreadError {
     Panicked(&'static str),
 }
 
+/// Sockets that a thread turns to before what it did for them is sent: quinn writes its datagrams once
+/// all woken tasks have run, and meanwhile the peer, on another core, would have nothing to do. With
+/// fewer, datagrams are shorter and cost more: 16 took 3 to 6 % more CPU for each request of 64 clients
+/// than tokio's 1,024, 32 took as much and carried a tenth more requests of HTTP.
+const IO_EVENTS_MAX: usize = 32;
+
 /// A named thread with a single-threaded tokio runtime of its own, running one main future.
 #[derive(Debug)]
 pub struct Thread {
@@ -180,8 +186,11 @@ impl Thread {
             return Ok(Self::start_here(name, shutdown, main));
         }
         let failed = |error| ThreadError::Start { name, error };
-        let runtime =
-            tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .max_io_events_per_tick(IO_EVENTS_MAX)
+            .build()
+            .map_err(failed)?;
         let (done, ended) = oneshot::channel();
         thread::Builder::new()
             .name(name.to_owned())
