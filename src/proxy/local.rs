@@ -30,6 +30,7 @@ use super::stalls::{STALL_AFTER, Stalls, WriteError};
 use crate::model::Target;
 use crate::runtime::UnixSocket;
 use crate::runtime::machine::{self, ByteListener, ByteStream};
+use crate::runtime::polling;
 
 /// Chunks that one write takes at most.
 pub(super) const CHUNKS_MAX: usize = 16;
@@ -238,13 +239,14 @@ impl LocalReader<'_> {
             arena.reserve(ARENA_LEN);
         }
         let mut space = (&mut *arena).limit(len_max);
-        ready!(match &mut self.0 {
+        let len = ready!(match &mut self.0 {
             ReadHalf::Tcp(half) => pin!(half.read_buf(&mut space)).poll(cx),
             ReadHalf::Unix(half) => pin!(half.read_buf(&mut space)).poll(cx),
             ReadHalf::Pipe(half) => pin!(half.read_buf(&mut space)).poll(cx),
             ReadHalf::Boxed(half) => pin!(half.read_buf(&mut space)).poll(cx),
             ReadHalf::Whole(stream) => pin!(stream.read_buf(&mut space)).poll(cx),
         })?;
+        polling::note_arrival(len);
         Poll::Ready(Ok(arena.split().freeze()))
     }
 }
@@ -342,7 +344,10 @@ impl LocalWriter<'_> {
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = ready!(match &mut self.0 {
-            WriteHalf::Tcp(half) => Pin::new(half).poll_write_vectored(cx, slices),
+            WriteHalf::Tcp(half) => match slices {
+                [one] => Pin::new(half).poll_write(cx, one), // the kernel takes it at less cost
+                _ => Pin::new(half).poll_write_vectored(cx, slices),
+            },
             WriteHalf::Unix(half) => Pin::new(half).poll_write_vectored(cx, slices),
             WriteHalf::Pipe(half) => Pin::new(half).poll_write_vectored(cx, slices),
             WriteHalf::Boxed(half) => Pin::new(half).poll_write_vectored(cx, slices),

@@ -5,6 +5,7 @@ pub mod clock;
 pub mod entropy;
 pub mod limits;
 pub mod machine;
+pub mod polling;
 pub mod reach;
 mod shutdown;
 mod tasks;

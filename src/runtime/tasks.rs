@@ -17,7 +17,7 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, error, error_span};
 
-use super::{Shutdown, Stage, machine};
+use super::{Shutdown, Stage, machine, polling};
 
 /// Tasks with one owner. Dropping the last clone of the group cancels them.
 #[derive(Clone, Debug)]
@@ -186,11 +186,11 @@ impl Thread {
             return Ok(Self::start_here(name, shutdown, main));
         }
         let failed = |error| ThreadError::Start { name, error };
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .max_io_events_per_tick(IO_EVENTS_MAX)
-            .build()
-            .map_err(failed)?;
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        polling::attach(&mut builder);
+        let runtime =
+            builder.enable_all().max_io_events_per_tick(IO_EVENTS_MAX).build().map_err(failed)?;
+        runtime.spawn(polling::be_nudged()); // ends with its runtime
         let (done, ended) = oneshot::channel();
         thread::Builder::new()
             .name(name.to_owned())

@@ -16,7 +16,7 @@ use tokio::io::unix::AsyncFd;
 use tracing::{info, warn};
 
 use super::path::PAYLOAD_LEN_MAX;
-use crate::runtime::{entropy, machine};
+use crate::runtime::{entropy, machine, polling};
 
 /// Longest that the kernel takes or hands out in one call, segments together.
 const CALL_LEN_MAX: usize = PAYLOAD_LEN_MAX as usize;
@@ -157,6 +157,9 @@ impl AsyncUdpSocket for Port {
                 // Said inside, where no readiness that comes meanwhile is forgotten.
                 if batches < batches_max { Err(ErrorKind::WouldBlock.into()) } else { Ok(()) }
             });
+            if let Some(batches) = received {
+                polling::note_arrival(metas[..batches].iter().map(|meta| meta.len).sum());
+            }
             match (received, outcome) {
                 (Some(batches), _) if can_join => {
                     return Poll::Ready(Ok(spread(buffers, metas, batches)));
