@@ -595,6 +595,7 @@ impl<'a> World<'a> {
             key: key(instance),
             service: self.service.clone(),
             window: one.breakers[instance].window(now),
+            turned_away_at: None,
         });
         let windows: Vec<_> = windows.collect();
         one.shared.handle_windows(now, windows);

@@ -48,6 +48,7 @@ impl Called {
                 key: self.key(*server),
                 service: "web".parse().expect("a name"),
                 window: *window,
+                turned_away_at: None,
             })
             .collect();
         self.world.at(caller, |mesh, now| mesh.handle_windows(now, windows));

@@ -24,6 +24,8 @@ pub struct OwnWindow {
     pub service: ServiceName,
     /// As [`Breaker::window`](super::Breaker::window) has it now.
     pub window: Window,
+    /// When the agent in front of it first turned a call away since one was taken.
+    pub turned_away_at: Option<Moment>,
 }
 
 /// What one caller saw of one instance. Moments are on this node's clock.

@@ -133,6 +133,9 @@ pub struct SharedBreaker {
     served: BTreeMap<MemberId, BTreeMap<InstanceId, ServiceName>>,
     /// This node's own calls, and when each window was given. Bounded by `served`.
     own: Report,
+    /// Since when the agent in front of an instance turns this node's calls away, against which this node
+    /// holds nothing. Bounded by `served`.
+    turned_away: BTreeMap<InstanceKey, Moment>,
     /// When this node called a service last. Bounded by `services`, and what has gone of late.
     called_at: BTreeMap<ServiceName, Moment>,
     /// Who calls a service, this node included. Bounded by what all reports say.
@@ -190,6 +193,7 @@ impl SharedBreaker {
             services: BTreeMap::new(),
             served: BTreeMap::new(),
             own: Report::default(),
+            turned_away: BTreeMap::new(),
             called_at: BTreeMap::new(),
             callers: BTreeMap::new(),
             reports: BTreeMap::new(),
@@ -244,9 +248,14 @@ impl SharedBreaker {
     /// each time all instances that were called since.
     pub fn handle_windows(&mut self, now: Moment, windows: impl IntoIterator<Item = OwnWindow>) {
         let mut touched = Vec::new();
-        for OwnWindow { key, service, window } in windows {
+        for OwnWindow { key, service, window, turned_away_at } in windows {
             if self.service_of(&key) != Some(&service) {
                 continue; // it has gone meanwhile
+            }
+            if let Some(at) = turned_away_at
+                && !self.cases.get(&key).is_some_and(Case::is_ejected)
+            {
+                self.turned_away.entry(key.clone()).or_insert(at);
             }
             let seen = Seen::of(now, &window);
             self.called_at.insert(service, now);
@@ -467,6 +476,7 @@ impl SharedBreaker {
         let known = self.served.get_mut(&key.member);
         let Some(service) = known.and_then(|known| known.remove(&key.instance)) else { return };
         self.own.windows.remove(key);
+        self.turned_away.remove(key);
         self.voice.forget(key);
         self.weighed.remove(key);
         self.is_changed |= self.cases.remove(key).is_some();

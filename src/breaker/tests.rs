@@ -232,6 +232,25 @@ fn agent_in_front_takes_any_success_for_one_that_passed_its_gate() {
 }
 
 #[test]
+fn caller_that_knows_of_no_ejection_tells_the_agent_that_does_of_the_call_that_it_let_pass() {
+    let mut shared = node(3);
+    let none = Window { last_success_age: None, ..window(0, 0) };
+    let turned_away =
+        |at, window| OwnWindow { turned_away_at: Some(millis(at)), ..own_window(200, window) };
+    shared.handle_windows(millis(1_000), [turned_away(900, none)]);
+    assert!(said(&mut shared, 1_000, 5_000).iter().all(|word| word.windows.is_empty()));
+    // One passes, and others meet the gate again before its agent has heard of that.
+    shared.handle_windows(millis(6_000), [turned_away(6_005, window(1, 0))]);
+    let told = said(&mut shared, 6_000, 8_000);
+    assert_eq!(told.iter().map(|word| word.windows.len()).sum::<usize>(), 1, "{told:?}");
+    shared.handle_windows(millis(8_100), [turned_away(8_050, none)]);
+    hear(&mut shared, 9_000, 1, &word(1, 0));
+    own(&mut shared, 9_500, 200, "web", window(1, 0));
+    let told = said(&mut shared, 9_500, 12_000);
+    assert!(told.iter().all(|word| word.windows.is_empty()), "another has said it: {told:?}");
+}
+
+#[test]
 fn caller_that_accused_before_says_so_again_when_a_call_of_the_ramp_fails() {
     let mut shared = node(3);
     for server in 200..203 {
@@ -374,10 +393,7 @@ fn report_of_own_calls_is_due_at_once_and_then_no_more_often_than_it_may() {
         };
         let well = Window { samples: 5, last_success_age: age, ..Window::default() };
         let windows = [(200, failing), (201, well), (202, well)];
-        shared.handle_windows(
-            now,
-            windows.map(|(server, window)| OwnWindow { key: key(server), service: web(), window }),
-        );
+        shared.handle_windows(now, windows.map(|(server, window)| own_window(server, window)));
         while let Some(observations) = shared.poll_report(now) {
             assert_eq!(observations.windows.len(), 1, "at {at} ms");
             reports += 1;
@@ -481,9 +497,14 @@ fn window(samples: u16, failures: u16) -> Window {
     }
 }
 
+fn own_window(server: u8, window: Window) -> OwnWindow {
+    OwnWindow { key: key(server), service: web(), window, turned_away_at: None }
+}
+
 fn own(shared: &mut SharedBreaker, at: u64, server: u8, service: &str, window: Window) {
     let service = service.parse().unwrap();
-    shared.handle_windows(millis(at), [OwnWindow { key: key(server), service, window }]);
+    let own = OwnWindow { service, ..own_window(server, window) };
+    shared.handle_windows(millis(at), [own]);
 }
 
 /// What a node says in this time.
@@ -545,7 +566,10 @@ fn machine_that_fails_with_all_that_it_serves_is_one_experience() {
     for name in ["api", "web"] {
         let key = InstanceKey { member: member(200), instance: name.parse().unwrap() };
         let service = name.parse().unwrap();
-        shared.handle_windows(millis(1_000), [OwnWindow { key, service, window: window(3, 3) }]);
+        shared.handle_windows(
+            millis(1_000),
+            [OwnWindow { key, service, window: window(3, 3), turned_away_at: None }],
+        );
     }
     let reports = said(&mut shared, 1_000, 3_000);
     let word = reports.last().unwrap();

@@ -209,6 +209,7 @@ impl<'a> Search<'a> {
     /// Nothing of the call reached this instance, for this reason.
     pub(super) fn note_not_taken(&mut self, call: &Call, reason: DialError) {
         if reason == DialError::Ejected {
+            call.picked().slot().note_turned_away(self.outbound.clock.now());
             self.turned_away = Some(call.picked().clone());
         }
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::{SharedBreaker, Weighed};
 use crate::breaker::case::{Case, Stage};
-use crate::breaker::report::Seen;
+use crate::breaker::report::{Report, Seen};
 use crate::breaker::{Grounds, InstanceKey, turn};
 use crate::model::{Moment, Observations, ServiceName};
 
@@ -57,6 +57,8 @@ impl SharedBreaker {
         self.voice.tokens -= 1;
         let windows = said.iter().map(|(key, seen)| seen.observed(now, key)).collect();
         let keys: Vec<_> = said.keys().cloned().collect();
+        self.turned_away
+            .retain(|key, since| !said.get(key).is_some_and(|seen| seen.is_well_after(*since)));
         self.voice.said = said;
         self.voice.said_calls = self.own.calls.clone();
         self.voice.has_condemned = self.own.condemns();
@@ -134,6 +136,9 @@ impl SharedBreaker {
                     }
                 };
         }
+        if self.is_awaited(key, seen) {
+            return true;
+        }
         let Some(case) = case else { return false };
         match &case.stage {
             Stage::Ejected { since, .. } => seen.is_well_after(*since),
@@ -141,6 +146,19 @@ impl SharedBreaker {
             Stage::Watched { .. } if was_said => true,
             _ => self.objects(key, seen, was_said),
         }
+    }
+
+    /// Whether the agent in front of the instance holds an ejection of which this node knows nothing, for
+    /// all who had made it were gone for a while or have begun anew, and lets a call pass now and then: it
+    /// is to hear of the first that has succeeded.
+    fn is_awaited(&self, key: &InstanceKey, seen: &Seen) -> bool {
+        self.turned_away.get(key).is_some_and(|since| {
+            let mut others = self.words(key).filter(|(member, _)| *member != self.id);
+            let has_said = |report: &Report| {
+                report.windows.get(key).is_some_and(|seen| seen.is_well_after(*since))
+            };
+            seen.is_well_after(*since) && !others.any(|(_, report)| has_said(report))
+        })
     }
 
     /// Whether it has seen success since the first failure of those who accuse, whatever this node
@@ -185,7 +203,9 @@ impl SharedBreaker {
         let is_dated = self.weighed.get(key).is_some_and(|Weighed { ever, .. }| {
             ever.has_quorum(&self.config) && said.last_success_at <= Some(ever.first_failure_at)
         });
-        is_back || is_dated
+        let is_awaited = self.is_awaited(key, seen)
+            && said.last_success_at <= self.turned_away.get(key).copied();
+        is_back || is_dated || is_awaited
     }
 
     /// Whether its service fails as a whole.

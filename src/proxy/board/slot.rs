@@ -45,6 +45,9 @@ pub(in crate::proxy) struct Slot {
     was_absent: AtomicBool,
     /// When it first took a call again after that, in nanoseconds; 0 when it never was.
     returned_at: AtomicU64,
+    /// When its agent turned a call away, for the mesh has ejected it, as the first since it took one; 0
+    /// when it did not.
+    turned_away_at: AtomicU64,
     pub(super) standing: Mutex<Standing>,
 }
 
@@ -171,6 +174,7 @@ impl Slot {
             is_news: AtomicBool::new(false),
             was_absent: AtomicBool::new(false),
             returned_at: AtomicU64::new(0),
+            turned_away_at: AtomicU64::new(0),
             standing: Mutex::new(Standing {
                 cost: PeakEwma::default(),
                 breaker: Breaker::new(config, seed),
@@ -199,6 +203,13 @@ impl Slot {
     /// Nobody listens where it is: it restarts, or has no check that says so.
     pub(in crate::proxy) fn note_absent(&self) {
         self.was_absent.store(true, Ordering::Relaxed);
+    }
+
+    /// Its agent turned a call away, for the mesh has ejected it.
+    pub(in crate::proxy) fn note_turned_away(&self, now: Moment) {
+        let at = now.as_nanos().max(1);
+        let _ = self.turned_away_at.compare_exchange(0, at, Ordering::Relaxed, Ordering::Relaxed);
+        self.is_news.store(true, Ordering::Relaxed);
     }
 
     /// It took a call: what was before is over, and who had been absent is new.
@@ -285,6 +296,9 @@ impl Slot {
             key: self.key.clone(),
             service: self.service.clone(),
             window: self.standing.lock().breaker.window(now),
+            turned_away_at: Some(self.turned_away_at.swap(0, Ordering::Relaxed))
+                .filter(|at| *at > 0)
+                .map(Moment::from_nanos),
         })
     }
 
