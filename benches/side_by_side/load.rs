@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional_with_sizes};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 
@@ -24,6 +24,8 @@ const HTTP_ANSWER: &str = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n
     server: bench\r\ncontent-length: 100\r\n\r\n\
     {\"name\":\"01234567890123456789012345678901234567890123456789012345678901234567890123456789012345678\"}";
 const BULK_CHUNK_LEN: usize = 128 * 1024;
+/// What a forwarder reads at once: a few messages.
+const FORWARD_LEN: usize = 4 * 1024;
 /// Connections that a client opens at the same time: fewer than any backlog holds.
 const OPENING_MAX: usize = 64;
 /// First byte of a connection.
@@ -67,6 +69,24 @@ pub(crate) async fn serve() -> io::Result<()> {
     loop {
         let (stream, _) = listener.accept().await?;
         tasks.spawn(answer(stream));
+        while tasks.try_join_next().is_some() {}
+    }
+}
+
+/// Carries bytes to `target` and back, on a port of its own choice, which it prints: one hop and no TLS,
+/// the least that a proxy of connections can do.
+pub(crate) async fn forward(target: SocketAddr) -> io::Result<()> {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    println!("{}", listener.local_addr()?);
+    let mut tasks = JoinSet::new();
+    loop {
+        let (mut client, _) = listener.accept().await?;
+        tasks.spawn(async move {
+            let mut server = TcpStream::connect(target).await?;
+            client.set_nodelay(true)?;
+            server.set_nodelay(true)?;
+            copy_bidirectional_with_sizes(&mut client, &mut server, FORWARD_LEN, FORWARD_LEN).await
+        });
         while tasks.try_join_next().is_some() {}
     }
 }

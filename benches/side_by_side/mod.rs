@@ -29,6 +29,7 @@ pub(crate) fn run(usual: &[&str]) -> Result<(), Box<dyn Error>> {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match arguments[..] {
         ["--role", "server"] => on_one_thread(load::serve()),
+        ["--role", "forward", target] => on_one_thread(load::forward(target.parse()?)),
         ["--role", "load", kind, target, millis] => {
             let kind: Kind = serde_json::from_str(kind)?;
             let time = Duration::from_millis(millis.parse()?);

@@ -143,9 +143,22 @@ impl Drop for Place {
 
 /// A server of the load, at the address that it chose.
 pub(crate) fn server(place: &Place) -> Result<(Process, SocketAddr), Box<dyn Error>> {
+    listening(place, &["--role", "server"])
+}
+
+/// What forwards to `target`, and where it listens.
+pub(crate) fn forwarder(
+    place: &Place,
+    target: SocketAddr,
+) -> Result<(Process, SocketAddr), Box<dyn Error>> {
+    listening(place, &["--role", "forward", &target.to_string()])
+}
+
+/// This program in another role, and the address that it prints.
+fn listening(place: &Place, role: &[&str]) -> Result<(Process, SocketAddr), Box<dyn Error>> {
     let mut command = place.command(std::env::current_exe()?);
-    let mut process = Process::spawn(command.args(["--role", "server"]).stdout(Stdio::piped()))?;
-    let stdout = process.0.stdout.take().ok_or("server without output")?;
+    let mut process = Process::spawn(command.args(role).stdout(Stdio::piped()))?;
+    let stdout = process.0.stdout.take().ok_or("nobody to say where it listens")?;
     let mut line = String::new();
     BufReader::new(stdout).read_line(&mut line)?;
     Ok((process, line.trim().parse()?))

@@ -10,7 +10,7 @@ use super::load::{Kind, Outcome};
 use super::plot::{self, Panel, Row};
 use super::process::{Client, machine_cpu_us};
 use super::proxies::{Carries, PROXIES, proxies};
-use super::ways::{DIRECT, Link, MURMESH, Stage, TUNNEL as BYTES, UNWATCHED, Way};
+use super::ways::{DIRECT, Link, MURMESH, ONE_HOP, Stage, TUNNEL as BYTES, UNWATCHED, Way};
 
 /// What is measured of which ways, and what must hold of it.
 pub(crate) struct Course {
@@ -224,10 +224,9 @@ impl Samples {
         of: fn(&Sample) -> f64,
         better: fn(f64, f64) -> f64,
     ) -> Option<f64> {
-        let others = self
-            .taken
-            .keys()
-            .filter(|(measured, way)| *measured == title && ![DIRECT, MURMESH].contains(way));
+        let others = self.taken.keys().filter(|(measured, way)| {
+            *measured == title && ![DIRECT, MURMESH, ONE_HOP].contains(way)
+        });
         let best = others.map(|(_, way)| self.of(title, way, of)).reduce(better);
         best.filter(|_| self.is_complete)
     }

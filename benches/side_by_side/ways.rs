@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use super::load::Kind;
 use super::process::{
-    Client, Place, Process, free_tcp, free_udp, log, server, succeed, target, until,
+    Client, Place, Process, forwarder, free_tcp, free_udp, log, server, succeed, target, until,
 };
 use super::proxies::{Carries, Proxy, Side};
 use super::strangers::{self, Identities};
@@ -18,6 +18,8 @@ use super::strangers::{self, Identities};
 /// The two that are always there.
 pub(crate) const DIRECT: &str = "direct";
 pub(crate) const MURMESH: &str = "murmesh";
+/// The least that can lie between: what any proxy of connections costs on this machine.
+pub(crate) const ONE_HOP: &str = "one hop, no TLS";
 /// murmesh that carries the same requests as bytes.
 pub(crate) const TUNNEL: &str = "murmesh, tcp";
 
@@ -72,6 +74,11 @@ impl Stage {
                 let way = Way::murmesh(&place, &directory, carries, backend, scope)?;
                 ways.push(Way { name, ..way });
             }
+        }
+        if carries == Carries::Bytes && place.is_here() {
+            let (agent, entry) = forwarder(&place, backend)?;
+            let (agents, apis) = (vec![agent], Vec::new());
+            ways.push(Way { name: ONE_HOP, entry, agents, apis });
         }
         for proxy in proxies.iter().filter(|proxy| link == Link::Loopback || proxy.name == "envoy")
         {
