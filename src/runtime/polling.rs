@@ -2,8 +2,8 @@
 //!
 //! Where the CPU is virtual, what a message costs most is that its receiver sleeps: its core stops, and
 //! is started again for every message, which took 15 of the 20 us that each hop of a request took on
-//! the machine of `docs/performance.md`. So a thread whose last [`SHORT_MIN`] rests were short, with
-//! little to do after each, polls its sockets for up to [`POLL_TIME_MAX`] before it sleeps, and lets
+//! the machine of `docs/performance.md`. So a thread whose last `SHORT_MIN` rests were short, with
+//! little to do after each, polls its sockets for up to `POLL_TIME_MAX` before it sleeps, and lets
 //! whoever wants the core go first at every turn. One poll that nothing comes of ends that, until as many
 //! short rests have been seen again: so what comes now and then costs nothing more. It is what KVM does
 //! for guests that halt (`halt_poll_ns`), inside one.
@@ -35,7 +35,7 @@ thread_local! {
     /// What came to this thread since it last began to rest.
     static ARRIVED: Cell<usize> = const { Cell::new(0) };
     static RESTS: Cell<Option<Rests>> = const { Cell::new(None) };
-    /// Wakes the task that [`be_nudged`].
+    /// Wakes the task that runs `be_nudged`.
     static NUDGED: Cell<Option<Waker>> = const { Cell::new(None) };
 }
 
@@ -75,7 +75,7 @@ impl Rests {
     }
 }
 
-/// The runtime that `builder` makes looks again before it sleeps, once [`be_nudged`] runs in it. Not where
+/// The runtime that `builder` makes looks again before it sleeps, once `be_nudged` runs in it. Not where
 /// this process has a quota of the cores: what were spent on nothing would be missing later.
 pub(super) fn attach(builder: &mut Builder) {
     let is_capped = match (available_parallelism(), sched_getaffinity(None)) {
