@@ -85,7 +85,7 @@ fn resting_connections_cost_10_kb_each_and_give_all_of_it_back() {
         (false, false) => (2_000, 12_000),
         (true, _) => (1_000, 40_000),
     };
-    if !raise_file_limit(2 * count + 1_000) {
+    if !raise_file_limit(count + 2_000) {
         return skip("this machine does not let us open so many files");
     }
     let (stage, _instances) = two();
