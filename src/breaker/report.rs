@@ -24,7 +24,8 @@ pub struct OwnWindow {
     pub service: ServiceName,
     /// As [`Breaker::window`](super::Breaker::window) has it now.
     pub window: Window,
-    /// When the agent in front of it first turned a call away since one was taken.
+    /// When the agent in front of it first turned a call away since the last
+    /// window; `None` when it did not.
     pub turned_away_at: Option<Moment>,
 }
 

@@ -1,7 +1,7 @@
 //! Looks for work a little longer before a thread sleeps, while that pays.
 //!
 //! Where the CPU is virtual, what a message costs most is that its receiver sleeps: its core stops, and
-//! is started again for every message, which took 15 of the 20 us that each hop of a request took on
+//! is started again for every message, which was half of the time of a request over one connection on
 //! the machine of `docs/performance.md`. So a thread whose last `SHORT_MIN` rests were short, with
 //! little to do after each, polls its sockets for up to `POLL_TIME_MAX` before it sleeps, and lets
 //! whoever wants the core go first at every turn. One poll that nothing comes of ends that, until as many

@@ -45,8 +45,8 @@ pub(in crate::proxy) struct Slot {
     was_absent: AtomicBool,
     /// When it first took a call again after that, in nanoseconds; 0 when it never was.
     returned_at: AtomicU64,
-    /// When its agent turned a call away, for the mesh has ejected it, as the first since it took one; 0
-    /// when it did not.
+    /// When its agent first turned a call away, for the mesh has ejected it, since the others were told of
+    /// calls; 0 when it did not.
     turned_away_at: AtomicU64,
     pub(super) standing: Mutex<Standing>,
 }
