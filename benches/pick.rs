@@ -73,7 +73,8 @@ fn main() -> ExitCode {
         let picked = boards.pick(&snapshot, &service, &choice, &Tried::default(), |_| false);
         let picked = picked.expect("an instance");
         let is_sick = picked.endpoint().port.is_multiple_of(3);
-        boards.settle(&picked, None, if is_sick { Outcome::Failed } else { Outcome::Success });
+        let outcome = if is_sick { Outcome::Failed } else { Outcome::Success };
+        boards.settle(boards.now(), &picked, None, outcome);
     }
     measure("peak_ewma, a third with an open breaker", &service, usual);
     if is_check && missed > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS }

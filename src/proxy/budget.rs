@@ -19,6 +19,7 @@ use parking_lot::Mutex;
 
 use super::limits::Share;
 use crate::model::{Moment, ServiceName};
+use crate::runtime::clock::Clock;
 
 /// Retries for each request, unless an entry says otherwise.
 const SHARE: f64 = 0.2;
@@ -44,7 +45,7 @@ impl Budgets {
         &self,
         service: &ServiceName,
         share: Option<Share>,
-        now: Moment,
+        clock: &Clock,
     ) -> Arc<RetryBudget> {
         let key = (service.clone(), share);
         let mut budgets = self.by_service.lock();
@@ -54,7 +55,8 @@ impl Budgets {
         if budgets.len() >= SERVICES_MAX {
             budgets.retain(|_, budget| Arc::strong_count(budget) > 1);
         }
-        let budget = Arc::new(RetryBudget::new(now, share.map_or(SHARE, Share::as_fraction)));
+        let budget =
+            Arc::new(RetryBudget::new(clock.now(), share.map_or(SHARE, Share::as_fraction)));
         budgets.insert(key, Arc::clone(&budget));
         budget
     }

@@ -21,6 +21,8 @@ pub(super) struct Call {
     asked_at: AtomicU64,
     is_answered: AtomicBool,
     is_judged: AtomicBool,
+    /// Where that was noted already.
+    ended_at: Option<Moment>,
     /// Whether its caller has nobody else.
     insists: bool,
     /// From being asked, after which no answer is the instance's fault.
@@ -38,7 +40,7 @@ impl Call {
     ) -> Self {
         let now = boards.now();
         picked.slot().enter(now);
-        let trial = boards.begin(&picked);
+        let trial = boards.begin(now, &picked);
         Self {
             boards: Arc::clone(boards),
             picked,
@@ -46,6 +48,7 @@ impl Call {
             asked_at: AtomicU64::new(0),
             is_answered: AtomicBool::new(false),
             is_judged: AtomicBool::new(false),
+            ended_at: None,
             insists,
             limit,
             slept_before: boards.slept(now),
@@ -72,14 +75,18 @@ impl Call {
         self.picked.slot().calls()
     }
 
-    /// The instance is asked from now on.
-    pub(super) fn ask(&self) {
-        self.asked_at.store(self.boards.now().as_nanos().max(1), Ordering::Relaxed);
+    /// The instance is asked from now on, which is returned.
+    pub(super) fn ask(&self) -> Moment {
+        let now = self.boards.now();
+        self.asked_at.store(now.as_nanos().max(1), Ordering::Relaxed);
+        now
     }
 
     /// Its answer begins, or its connection is there.
     pub(super) fn note_answer(&self) {
-        if let Some((now, waited)) = self.waited()
+        let now = self.boards.now();
+        self.picked.slot().note_taken(now);
+        if let Some(waited) = self.waited(now)
             && !self.is_answered.swap(true, Ordering::Relaxed)
         {
             self.picked.slot().note_latency(now, waited);
@@ -93,19 +100,30 @@ impl Call {
 
     /// How it ended. Only the first word counts. A failure while this agent did not run says nothing.
     pub(super) fn judge(&self, outcome: Outcome) {
-        if !self.is_judged.swap(true, Ordering::Relaxed) {
-            let is_ours = outcome.is_failure() && !self.slept(self.boards.now()).is_zero();
-            let outcome = if is_ours { Outcome::Unknown } else { outcome };
-            self.boards.settle(&self.picked, self.trial, outcome);
+        if !self.is_judged.load(Ordering::Relaxed) {
+            self.judge_at(self.boards.now(), outcome);
         }
     }
 
-    /// The time, and how long this agent has waited for the instance by then.
-    fn waited(&self) -> Option<(Moment, Duration)> {
+    /// It ends now, like this.
+    pub(super) fn end(mut self, now: Moment, outcome: Outcome) {
+        self.judge_at(now, outcome);
+        self.ended_at = Some(now);
+    }
+
+    fn judge_at(&self, now: Moment, outcome: Outcome) {
+        if !self.is_judged.swap(true, Ordering::Relaxed) {
+            let is_ours = outcome.is_failure() && !self.slept(now).is_zero();
+            let outcome = if is_ours { Outcome::Unknown } else { outcome };
+            self.boards.settle(now, &self.picked, self.trial, outcome);
+        }
+    }
+
+    /// How long this agent has waited for the instance by now.
+    fn waited(&self, now: Moment) -> Option<Duration> {
         let asked_at = self.asked_at.load(Ordering::Relaxed);
-        let now = self.boards.now();
         let since = now.since(Moment::from_nanos(asked_at));
-        (asked_at > 0).then(|| (now, since.saturating_sub(self.slept(now))))
+        (asked_at > 0).then(|| since.saturating_sub(self.slept(now)))
     }
 
     /// For how long this agent has not run since the call began.
@@ -116,12 +134,13 @@ impl Call {
 
 impl Drop for Call {
     fn drop(&mut self) {
-        self.picked.slot().leave(self.boards.now());
+        let now = self.ended_at.unwrap_or_else(|| self.boards.now());
+        self.picked.slot().leave(now);
         if self.is_judged.load(Ordering::Relaxed) {
             return;
         }
         let mut outcome = Outcome::Unknown;
-        if let Some((now, waited)) = self.waited()
+        if let Some(waited) = self.waited(now)
             && !self.is_answered.load(Ordering::Relaxed)
         {
             self.picked.slot().note_given_up(now, waited);
@@ -129,6 +148,6 @@ impl Drop for Call {
                 outcome = Outcome::Failed;
             }
         }
-        self.judge(outcome);
+        self.judge_at(now, outcome);
     }
 }

@@ -11,14 +11,17 @@ use std::mem;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::task::Poll;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
+use futures_util::poll;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::oneshot;
+use tokio::time::error::Elapsed;
 use tokio::time::timeout;
 use tracing::debug;
 
@@ -246,6 +249,18 @@ impl<'a> Search<'a> {
         }
     }
 
+    /// As [`next`](Self::next), within a limit on how long that may take.
+    pub(super) async fn next_within(
+        &mut self,
+        limit: Duration,
+    ) -> Result<Result<Dialled, NoEndpoint>, Elapsed> {
+        let mut next = pin!(self.next());
+        match poll!(next.as_mut()) {
+            Poll::Ready(next) => Ok(next), // without a timer
+            Poll::Pending => timeout(limit, next).await,
+        }
+    }
+
     fn is_dialling(&self) -> bool {
         self.dials.as_ref().is_some_and(|dials| !dials.is_empty())
     }
@@ -339,7 +354,7 @@ impl Outbound {
         let mut search = Search::new(self, &ask.service, choice, None);
         let mut last: Option<DialError> = None;
         let share = ask.options.limits.retry.budget;
-        let budget = self.budgets.of(&ask.service, share, self.clock.now());
+        let budget = self.budgets.of(&ask.service, share, &self.clock);
         budget.note_request();
         loop {
             let dialled = search.next().await;
@@ -367,7 +382,6 @@ impl Outbound {
             match route {
                 Ok(route) => {
                     call.note_answer();
-                    self.note_taken(&call);
                     return Ok(Connected { route, call });
                 }
                 Err(Setback::Next { reason, avoid }) => {
@@ -450,11 +464,6 @@ impl Outbound {
     /// New calls go elsewhere for so long, as the instance asked.
     pub(super) fn leave_alone(&self, call: &Call, time: Duration) {
         call.picked().slot().trouble.leave_alone(self.clock.now(), time);
-    }
-
-    /// It took a call.
-    pub(super) fn note_taken(&self, call: &Call) {
-        call.picked().slot().note_taken(self.clock.now());
     }
 
     /// Finds a way to the member of a call. The dial itself goes on when this is dropped.

@@ -135,7 +135,7 @@ impl Boards {
     }
 
     /// The time.
-    pub(super) fn now(&self) -> Moment {
+    pub fn now(&self) -> Moment {
         self.clock.now()
     }
 
@@ -185,24 +185,24 @@ impl Boards {
     }
 
     /// A call to this endpoint begins: with a trial if its end decides about the breaker.
-    pub(super) fn begin(&self, picked: &Picked) -> Option<Trial> {
+    pub(super) fn begin(&self, now: Moment, picked: &Picked) -> Option<Trial> {
         if picked.board.scope == Scope::Off {
             return None;
         }
-        let (trial, event) = picked.slot().begin(self.now(), &picked.endpoint().verdict);
+        let (trial, event) = picked.slot().begin(now, &picked.endpoint().verdict);
         self.tell(picked, event);
         trial
     }
 
     /// A call to this endpoint ended so, which began with that trial if with any.
-    pub fn settle(&self, picked: &Picked, trial: Option<Trial>, outcome: Outcome) {
+    pub fn settle(&self, now: Moment, picked: &Picked, trial: Option<Trial>, outcome: Outcome) {
         if picked.board.scope == Scope::Off {
             if outcome.is_failure() {
-                picked.slot().note_failure(self.now());
+                picked.slot().note_failure(now);
             }
             return;
         }
-        let (event, is_urgent) = picked.slot().note_outcome(self.now(), trial, outcome);
+        let (event, is_urgent) = picked.slot().note_outcome(now, trial, outcome);
         // Whoever calls an instance with success that others accuse is to say so, and how a probe ended.
         let is_wanted = matches!(picked.endpoint().verdict, Verdict::Accused | Verdict::Ejected(_));
         if is_urgent || is_wanted {

@@ -41,8 +41,9 @@ fn shares(boards: &Boards, snapshot: &Snapshot) -> BTreeMap<u8, u32> {
 fn call(boards: &Boards, snapshot: &Snapshot, number: usize, outcome: Outcome) {
     let board = boards.of(snapshot, &service()).unwrap();
     let picked = Picked { board, at: number };
-    let trial = boards.begin(&picked);
-    boards.settle(&picked, trial, outcome);
+    let now = boards.now();
+    let trial = boards.begin(now, &picked);
+    boards.settle(now, &picked, trial, outcome);
 }
 
 #[test]

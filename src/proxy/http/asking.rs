@@ -135,13 +135,13 @@ impl Question<'_> {
         let choice = self.outbox.choice;
         let mut search = Search::new(outbound, self.service, choice, fault_after);
         let (mut last, mut reached) = (None, 0);
-        let budget = outbound.budgets.of(self.service, limits.retry.budget, outbound.clock.now());
+        let budget = outbound.budgets.of(self.service, limits.retry.budget, &outbound.clock);
         budget.note_request();
         loop {
             if reached > 0 {
                 sleep(pause(reached, outbound.boards.jitter())).await;
             }
-            let dialled = match timeout(limits.timeout.connect(), search.next()).await {
+            let dialled = match search.next_within(limits.timeout.connect()).await {
                 Ok(Ok(dialled)) => dialled,
                 Ok(Err(_)) if reached > 0 => return Err(Reason::Lost),
                 Ok(Err(none)) => return Err(Reason::NotTaken(last.unwrap_or(none.into()))),
@@ -224,7 +224,6 @@ impl Question<'_> {
     fn note_answer(&self, Answer { response, call, .. }: &Answer) {
         let outbound = &self.http.outbound;
         call.note_answer();
-        outbound.note_taken(call);
         if let Some(outcome) = early_outcome(response, self.outbox.is_grpc) {
             call.judge(outcome);
         }
@@ -303,7 +302,7 @@ impl Question<'_> {
         };
         let endpoint = call.endpoint();
         let key = pool::key(self.service, endpoint);
-        call.ask();
+        let asked_at = call.ask();
         let asking = pin!(async {
             if call.picked().shares_connections()
                 && let Some(attempt) = self.ask_resting(endpoint, &key).await
@@ -323,7 +322,8 @@ impl Question<'_> {
                 pending::<()>().await;
             }
         };
-        let asking = pin!(timeout(self.options.limits.timeout.idle(), asking));
+        let end = asked_at + self.options.limits.timeout.idle();
+        let asking = pin!(timeout_at(self.http.outbound.clock.instant(end), asking));
         let attempt = tokio::select! {
             biased;
             outcome = asking => outcome.unwrap_or(Err(Miss::TimedOut)),

@@ -99,7 +99,6 @@ impl Carried {
     /// The response is whole. Its connection is kept when it is free for another.
     pub(super) fn end(self, upstream: Option<Kept>) {
         let now = self.http.outbound.clock.now();
-        self.call.judge(if self.is_grpc { Outcome::Failed } else { Outcome::Success });
         if let Some(mut kept) = upstream
             && kept.is_free()
         {
@@ -108,6 +107,7 @@ impl Carried {
                 false => kept.end(),
             }
         }
+        self.call.end(now, if self.is_grpc { Outcome::Failed } else { Outcome::Success });
         self.exchange.end(now);
         if let Some(noted) = self.noted {
             noted.end();
