@@ -4,11 +4,9 @@
 //! time asks the tunnel for bytes, under the lock of its connection, once more than there are any.
 
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::{Context, Poll};
 
-use futures_util::task::AtomicWaker;
+use super::wakes::Wakes;
 
 /// Runs both to their ends, or to the first error.
 pub(super) async fn try_both<A, B, E>(
@@ -33,41 +31,20 @@ pub(super) async fn try_both<A, B, E>(
 struct Half<'a, F, T> {
     future: Pin<&'a mut F>,
     output: Option<T>,
-    wakes: Arc<Wakes>,
-    waker: Waker,
-}
-
-/// Whether a half was woken since it was polled, and whose task it belongs to.
-#[derive(Default)]
-struct Wakes {
-    is_woken: AtomicBool,
-    task: AtomicWaker,
-}
-
-impl Wake for Wakes {
-    fn wake(self: Arc<Self>) {
-        self.wake_by_ref();
-    }
-
-    fn wake_by_ref(self: &Arc<Self>) {
-        self.is_woken.store(true, Ordering::Release);
-        self.task.wake();
-    }
+    wakes: Wakes,
 }
 
 impl<'a, F: Future<Output = Result<T, E>>, T, E> Half<'a, F, T> {
     fn new(future: Pin<&'a mut F>) -> Self {
-        let wakes = Arc::new(Wakes { is_woken: AtomicBool::new(true), ..Wakes::default() });
-        Self { future, output: None, waker: Waker::from(Arc::clone(&wakes)), wakes }
+        Self { future, output: None, wakes: Wakes::new() }
     }
 
     /// Keeps the output once it is there.
     fn poll(&mut self, cx: &Context<'_>) -> Result<(), E> {
         // First, so that a wake from now on reaches this task.
-        self.wakes.task.register(cx.waker());
-        if self.output.is_none() && self.wakes.is_woken.swap(false, Ordering::AcqRel) {
-            let cx = &mut Context::from_waker(&self.waker);
-            if let Poll::Ready(output) = self.future.as_mut().poll(cx) {
+        self.wakes.concern(cx.waker());
+        if self.output.is_none() && self.wakes.was_woken() {
+            if let Poll::Ready(output) = self.future.as_mut().poll(&mut self.wakes.context()) {
                 self.output = Some(output?);
             }
         }

@@ -27,6 +27,7 @@ mod tcp;
 mod traffic;
 mod trouble;
 mod turnstile;
+mod wakes;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

@@ -365,10 +365,16 @@ impl Download {
         if self.patience.is_over() {
             return Poll::Ready(Some(Err(BodyError::Late)));
         }
-        if let Some(upstream) = &mut self.upstream {
-            let _ = upstream.poll(cx); // what is over shows in the body
-        }
-        match Pin::new(&mut self.body).poll_frame(cx) {
+        let body = &mut self.body;
+        let frame = match &mut self.upstream {
+            None => Pin::new(body).poll_frame(cx),
+            Some(upstream) => match upstream.poll_for(cx, |cx| Pin::new(&mut *body).poll_frame(cx))
+            {
+                Poll::Ready(Some(frame)) => Poll::Ready(frame),
+                Poll::Ready(None) | Poll::Pending => Poll::Pending, // what is over shows in the body
+            },
+        };
+        match frame {
             Poll::Ready(Some(Ok(frame))) => {
                 self.patience.renew();
                 if let Some(carried) = &self.carried {

@@ -46,8 +46,8 @@ pub(super) struct Front {
     pub(super) gate: Gate,
     /// Why the last request is refused, once it is.
     pub(super) refused: Option<Malformed>,
-    /// Whoever waits for an upgrade to be answered before it reads on.
-    pub(super) reader: Option<Waker>,
+    /// Wakes whoever reads: what is held behind a request to upgrade may pass once that is declined.
+    pub(super) reader: Waker,
     pub(super) onward: Option<Onward>,
 }
 
@@ -72,7 +72,8 @@ type Unrouted = (Reason, Option<ServiceName>);
 
 impl Client {
     pub(super) fn new(http: Arc<Http>, site: Site, socket: &LocalSocket) -> Self {
-        let front = Front { gate: Gate::new(), refused: None, reader: None, onward: None };
+        let front =
+            Front { gate: Gate::new(), refused: None, reader: Waker::noop().clone(), onward: None };
         let address = socket.peer().and_then(ClientAddress::new);
         let in_flight = AtomicU32::new(0);
         let (is_answered, is_last) = (AtomicBool::new(false), AtomicBool::new(false));
@@ -120,9 +121,7 @@ impl Client {
         let mut front = self.front.lock();
         if asked_onward && front.onward.is_none() {
             front.gate.declined();
-            if let Some(reader) = front.reader.take() {
-                reader.wake();
-            }
+            front.reader.wake_by_ref();
         }
         response
     }
@@ -195,22 +194,21 @@ impl Client {
         if is_connect && !takes_connect {
             return Err(unrouted(Reason::NoTunnel));
         }
-        let authority = match head::authority(head) {
-            Ok(authority) => authority.host,
-            Err(_) if self.site.destination.is_fixed() && head.version == Version::HTTP_10 => "",
-            Err(malformed) => return Err(unrouted(Reason::Malformed(malformed))),
-        };
         let options = || Arc::clone(&self.site.options);
+        let host = || match head::authority(head) {
+            Ok(authority) => Ok(authority.host),
+            Err(malformed) => Err(unrouted(Reason::Malformed(malformed))),
+        };
         let route = match &self.site.destination {
             Destination::Service(service) => {
                 return Ok(Route { service: service.clone(), options: options() });
             }
             Destination::MeshName => {
-                let service = service_of(authority.as_bytes());
+                let service = service_of(host()?.as_bytes());
                 service.map(|service| Route { service, options: options() })
             }
             Destination::Public(hosts) | Destination::Redirect { hosts, .. } => {
-                hosts.find(authority).map(|(_, route)| route)
+                hosts.find(host()?).map(|(_, route)| route)
             }
         };
         let route = route.ok_or(unrouted(Reason::ForeignName))?;

@@ -21,6 +21,7 @@ use super::client::Client;
 use crate::model::Moment;
 use crate::proxy::local::LocalSocket;
 use crate::proxy::stalls::{STALL_AFTER, Stalls};
+use crate::proxy::wakes::Wakes;
 
 /// How long a client may take from the first to the last byte of a head.
 pub(super) const HEAD_TIME_MAX: Duration = Duration::from_secs(10);
@@ -41,6 +42,8 @@ pub(super) struct ClientIo {
     pub(super) ahead: Bytes,
     /// Whether what comes is HTTP/1.1, which has to pass the gate.
     is_gated: bool,
+    /// Of whoever reads: hyper looks for more than there is several times for each request.
+    wakes: Wakes,
     /// Since when the client has said neither more nor its end.
     quiet_since: Option<Moment>,
     pub(super) has_ended: bool,
@@ -58,15 +61,18 @@ impl ClientIo {
         begun: Bytes,
         is_gated: bool,
     ) -> Self {
-        let mut ahead = begun;
+        let (mut ahead, wakes) = (begun, Wakes::new());
         if is_gated {
-            client.front.lock().gate.handle_bytes(take(&mut ahead));
+            let mut front = client.front.lock();
+            front.gate.handle_bytes(take(&mut ahead));
+            front.reader = wakes.waker().clone();
         }
         Self {
             socket,
             client,
             ahead,
             is_gated,
+            wakes,
             quiet_since: None,
             has_ended: false,
             head_time: None,
@@ -76,6 +82,19 @@ impl ClientIo {
 
     /// Waits for what may pass. Empty at the end.
     fn poll_passed(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
+        self.wakes.concern(cx.waker());
+        if !self.wakes.was_woken() {
+            return Poll::Pending;
+        }
+        let waker = self.wakes.waker().clone();
+        let passed = self.poll_gate(&mut Context::from_waker(&waker));
+        if passed.is_ready() {
+            self.wakes.wake(); // there may be more
+        }
+        passed
+    }
+
+    fn poll_gate(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
         loop {
             if self.is_gated {
                 let mut front = self.client.front.lock();
@@ -94,7 +113,6 @@ impl ClientIo {
                     }
                 }
                 if !front.gate.wants_more() {
-                    front.reader = Some(cx.waker().clone());
                     return Poll::Pending;
                 }
             }

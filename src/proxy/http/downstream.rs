@@ -24,6 +24,7 @@ use super::client_io::{ClientIo, HEAD_TIME_MAX, READ_LEN_MAX};
 use super::onward::Onward;
 use super::{Http, Site};
 use crate::proxy::local::LocalSocket;
+use crate::proxy::wakes::Wakes;
 
 /// How long a connection may rest between requests: longer than any usual client keeps one, so that
 /// it is the client who closes it and no request crosses with that.
@@ -161,28 +162,29 @@ async fn serve_http1(client: Client, socket: LocalSocket, begun: Bytes) -> Optio
     let mut drained = pin!(draining.cancelled());
     let mut look = pin!(sleep(PARK_AFTER));
     let mut was_resting = false;
+    let aside = Wakes::new(); // of the two that end it, which most polls do not concern
     let ended = poll_fn(|cx| {
         loop {
             if let Poll::Ready(ended) = connection.poll_without_shutdown(cx) {
                 return Poll::Ready(ended);
             }
-            if is_parking {
+            aside.concern(cx.waker());
+            if is_parking || !aside.was_woken() {
                 return Poll::Pending;
             }
-            if drained.as_mut().poll(cx).is_ready() {
-                is_parking = true;
-                Pin::new(&mut connection).graceful_shutdown();
-                continue;
+            let cx = &mut aside.context();
+            if drained.as_mut().poll(cx).is_pending() {
+                ready!(look.as_mut().poll(cx));
+                aside.wake();
+                let is_resting = client.is_resting();
+                if !(is_resting && was_resting) {
+                    was_resting = is_resting;
+                    look.set(sleep(PARK_AFTER / 2));
+                    continue;
+                }
             }
-            ready!(look.as_mut().poll(cx));
-            let is_resting = client.is_resting();
-            if is_resting && was_resting {
-                is_parking = true;
-                Pin::new(&mut connection).graceful_shutdown(); // nothing is under way: it ends at once
-            } else {
-                was_resting = is_resting;
-                look.set(sleep(PARK_AFTER / 2));
-            }
+            is_parking = true;
+            Pin::new(&mut connection).graceful_shutdown(); // at once where nothing is under way
         }
     });
     let ended = ended.await;

@@ -99,8 +99,8 @@ impl Carried {
     /// The response is whole. Its connection is kept when it is free for another.
     pub(super) fn end(self, upstream: Option<Kept>) {
         let now = self.http.outbound.clock.now();
-        if let Some(mut kept) = upstream
-            && kept.is_free()
+        if let Some(kept) = upstream
+            && kept.is_idle()
         {
             match self.call.picked().shares_connections() {
                 true => self.http.pool.put(self.key, kept, now),

@@ -72,13 +72,6 @@ pub(super) enum Destination {
     Redirect { hosts: PublicHosts, port: u16 },
 }
 
-impl Destination {
-    /// Whether requests need not name it.
-    fn is_fixed(&self) -> bool {
-        matches!(self, Self::Service(_))
-    }
-}
-
 /// Serves HTTP clients.
 pub(super) struct Http {
     pub(super) outbound: Arc<Outbound>,

@@ -9,7 +9,7 @@ use std::io::{self, IoSlice};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
@@ -29,6 +29,7 @@ use crate::proxy::local::LocalSocket;
 use crate::proxy::stalls::Stalls;
 use crate::proxy::tcp::{Cut, Leftover, carry, carry_locally};
 use crate::proxy::traffic::Meter;
+use crate::proxy::wakes::Wakes;
 use crate::transport::tunnel::{Answer, Refusal, TunnelError, TunnelReader, TunnelWriter};
 
 /// What is read of an instance at once, and what may wait to be written to it.
@@ -51,6 +52,29 @@ pub(super) enum Way {
 }
 
 impl Way {
+    /// What the instance says next; empty at its end. Notes in `fate` what its agent says before.
+    fn poll_chunk(&mut self, cx: &mut Context<'_>, fate: &Fate) -> Poll<io::Result<Bytes>> {
+        match self {
+            Self::Local(socket) => socket.split().0.poll_read(cx, BUFFER_LEN_MAX),
+            Self::Tunnel { reader, is_open, .. } => {
+                if !*is_open {
+                    match ready!(reader.poll_answer(cx)).map_err(io_error)? {
+                        Answer::Accepted => {
+                            *is_open = true;
+                            fate.acceptance.accept();
+                        }
+                        Answer::Refused(refusal) => {
+                            *fate.refusal.lock() = Some(refusal);
+                            return Poll::Ready(Err(io::ErrorKind::ConnectionRefused.into()));
+                        }
+                    }
+                }
+                let chunk = ready!(reader.poll_chunk(cx, BUFFER_LEN_MAX)).map_err(io_error)?;
+                Poll::Ready(Ok(chunk.unwrap_or_default()))
+            }
+        }
+    }
+
     fn poll_write_slices(
         &mut self,
         cx: &mut Context<'_>,
@@ -144,6 +168,9 @@ impl Fate {
 /// A connection to an instance as hyper reads and writes it.
 pub(super) struct UpstreamIo {
     way: Way,
+    /// Of its reader: hyper looks for more than there is several times for each response, and each look
+    /// takes the lock of the tunnel's connection.
+    wakes: Wakes,
     fate: Arc<Fate>,
     /// Nothing more can be written. What the instance said before, or how it went, is still to be
     /// read: an upload that is refused early has an answer.
@@ -156,7 +183,7 @@ impl UpstreamIo {
             Way::Local(_) => true,
             Way::Tunnel { is_open, .. } => *is_open,
         };
-        Self { way, fate: Arc::new(Fate::new(is_accepted)), is_deaf: false }
+        Self { way, wakes: Wakes::new(), fate: Arc::new(Fate::new(is_accepted)), is_deaf: false }
     }
 
     /// How many bytes the instance was given at most; `None` when nobody knows.
@@ -204,25 +231,15 @@ impl UpstreamIo {
 
 impl Chunks for UpstreamIo {
     fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
-        match &mut self.way {
-            Way::Local(socket) => socket.split().0.poll_read(cx, BUFFER_LEN_MAX),
-            Way::Tunnel { reader, is_open, .. } => {
-                if !*is_open {
-                    match ready!(reader.poll_answer(cx)).map_err(io_error)? {
-                        Answer::Accepted => {
-                            *is_open = true;
-                            self.fate.acceptance.accept();
-                        }
-                        Answer::Refused(refusal) => {
-                            *self.fate.refusal.lock() = Some(refusal);
-                            return Poll::Ready(Err(io::ErrorKind::ConnectionRefused.into()));
-                        }
-                    }
-                }
-                let chunk = ready!(reader.poll_chunk(cx, BUFFER_LEN_MAX)).map_err(io_error)?;
-                Poll::Ready(Ok(chunk.unwrap_or_default()))
-            }
+        self.wakes.concern(cx.waker());
+        if !self.wakes.was_woken() {
+            return Poll::Pending;
         }
+        let chunk = self.way.poll_chunk(&mut self.wakes.context(), &self.fate);
+        if chunk.is_ready() {
+            self.wakes.wake(); // there may be more
+        }
+        chunk
     }
 
     fn poll_write_slices(
@@ -279,6 +296,8 @@ pub(super) struct Kept {
     /// In a box: it passes through many hands.
     connection: Box<http1::Connection<Chunked<UpstreamIo>, Upload>>,
     fate: Arc<Fate>,
+    /// Of the connection: most times that its exchange is polled, nothing has come on it.
+    wakes: Wakes,
     is_over: bool,
 }
 
@@ -292,7 +311,8 @@ impl Kept {
             .writev(true)
             .handshake(Chunked::new(io))
             .await?;
-        Ok(Self { sender, connection: Box::new(connection), fate, is_over: false })
+        let (connection, wakes) = (Box::new(connection), Wakes::new());
+        Ok(Self { sender, connection, fate, wakes, is_over: false })
     }
 
     /// Sends a request and waits for the head of its response.
@@ -305,15 +325,7 @@ impl Kept {
         let answer = self.sender.try_send_request(request);
         async move {
             let mut answer = pin!(answer);
-            let early = poll_fn(|cx| {
-                let is_over = self.poll(cx).is_ready();
-                match answer.as_mut().poll(cx) {
-                    Poll::Ready(answer) => Poll::Ready(Some(answer)),
-                    Poll::Pending if is_over => Poll::Ready(None),
-                    Poll::Pending => Poll::Pending,
-                }
-            });
-            let early = early.await;
+            let early = poll_fn(|cx| self.poll_for(cx, |cx| answer.as_mut().poll(cx))).await;
             if let Some(Ok(response)) = early {
                 return Ok((response, self));
             }
@@ -330,20 +342,50 @@ impl Kept {
         }
     }
 
-    /// Drives the connection. Ready once it is over; what it carried then speaks for itself.
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if !self.is_over {
-            self.is_over = self.connection.poll_without_shutdown(cx).is_ready();
+    /// Drives the connection until `wanted` is there, which comes on it. `None` when the connection is
+    /// over without.
+    pub(super) fn poll_for<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut wanted: impl FnMut(&mut Context<'_>) -> Poll<T>,
+    ) -> Poll<Option<T>> {
+        self.wakes.concern_nobody(); // what the two tell each other here is heard here
+        for _ in 0..2 {
+            if let Poll::Ready(wanted) = wanted(&mut self.wakes.context()) {
+                return Poll::Ready(Some(wanted));
+            }
+            if self.is_over {
+                return Poll::Ready(None);
+            }
+            if !self.wakes.was_woken() {
+                self.wakes.concern(cx.waker());
+                if !self.wakes.was_woken() {
+                    return Poll::Pending;
+                }
+            }
+            self.drive();
         }
-        if self.is_over { Poll::Ready(()) } else { Poll::Pending }
+        cx.waker().wake_by_ref(); // it has more to do, and others their turn
+        Poll::Pending
     }
 
-    /// Whether it can take another request: nothing is left of the last one, and the instance has not
-    /// closed it.
+    fn drive(&mut self) {
+        let connection = &mut self.connection;
+        self.is_over = connection.poll_without_shutdown(&mut self.wakes.context()).is_ready();
+    }
+
+    /// Whether nothing is left of the last exchange, as far as was read.
+    pub(super) fn is_idle(&self) -> bool {
+        !self.is_over && self.sender.is_ready()
+    }
+
+    /// Whether it can take another request: it is idle, and the instance has not closed it.
     pub(super) fn is_free(&mut self) -> bool {
-        // Whoever takes it drives it: nobody is to be woken until then.
-        let mut cx = Context::from_waker(Waker::noop());
-        self.poll(&mut cx).is_pending() && self.sender.is_ready()
+        self.wakes.concern_nobody(); // whoever takes it drives it
+        if !self.is_over && self.wakes.was_woken() {
+            self.drive();
+        }
+        self.is_idle()
     }
 
     /// Ends the connection while nothing is under way on it.
@@ -425,4 +467,50 @@ fn was_not_processed(error: &hyper::Error) -> bool {
         source = error.source();
     }
     false
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::Pin;
+
+    use http::header::HOST;
+    use hyper::body::Body;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+    use crate::proxy::pipe::pipe;
+
+    #[tokio::test]
+    async fn an_answer_wakes_its_task_once_and_what_hyper_tells_itself_does_not() {
+        let (near, mut far) = pipe();
+        let kept = Kept::new(Way::Local(LocalSocket::of_task(near))).await.unwrap();
+        let request = Request::get("/").header(HOST, "a").body(Upload::EMPTY).unwrap();
+        let mut send = pin!(kept.send(request));
+        // A task that only remembers whether it was woken.
+        let task = Wakes::new();
+        let poll = |send: Pin<&mut _>| {
+            assert!(task.was_woken());
+            Future::poll(send, &mut task.context())
+        };
+        assert!(poll(send.as_mut()).is_pending());
+        assert!(!task.was_woken(), "it was told nothing yet");
+        let mut said = [0; 64];
+        let len = far.read(&mut said).await.unwrap();
+        assert!(said[..len].starts_with(b"GET / HTTP/1.1\r\n"));
+        far.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.unwrap();
+        let Poll::Ready(Ok((response, mut kept))) = poll(send.as_mut()) else {
+            panic!("the answer is there");
+        };
+        let mut body = response.into_body();
+        let frame = poll_fn(|_| {
+            kept.poll_for(&mut task.context(), |cx| Pin::new(&mut body).poll_frame(cx))
+        });
+        let frame = frame.await.unwrap().unwrap().unwrap();
+        assert_eq!(frame.into_data().unwrap(), "ok");
+        assert!(!task.was_woken(), "all of it came with one wake");
+        assert!(kept.is_idle() && kept.is_free());
+        drop(far);
+        assert!(!task.was_woken(), "nobody uses it");
+        assert!(kept.is_idle() && !kept.is_free(), "that it was closed shows when it is taken");
+    }
 }
