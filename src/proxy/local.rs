@@ -39,6 +39,8 @@ pub(super) const CHUNKS_MAX: usize = 16;
 const ARENA_LEN: usize = 64 * 1024;
 /// A block with less space than this is given up: shorter reads cost more calls than they save.
 const READ_LEN_MIN: usize = 8 * 1024;
+/// Short slices are written as one: copying so few bytes costs less than a call with a list of them.
+const JOIN_LEN_MAX: usize = 4 * 1024;
 /// Connections that the kernel holds for us to accept.
 const BACKLOG: u32 = 4_096;
 /// After how long a listener on this machine whose queue is full is asked again: first, and at last.
@@ -49,6 +51,8 @@ thread_local! {
     /// Where this thread reads into. What is read is split off and shared, so a socket that rests
     /// owns no buffer.
     static ARENA: RefCell<BytesMut> = RefCell::new(BytesMut::new());
+    /// Where this thread joins what is written at once.
+    static JOINED: RefCell<Vec<u8>> = RefCell::new(Vec::with_capacity(JOIN_LEN_MAX));
 }
 
 enum Stream {
@@ -262,6 +266,10 @@ enum WriteHalf<'a> {
     Whole(&'a mut Box<dyn ByteStream>),
 }
 
+fn len(slices: &[IoSlice<'_>]) -> usize {
+    slices.iter().map(|slice| slice.len()).sum()
+}
+
 /// How many bytes are there to be read, up to one; 0 at the end.
 fn peek(socket: impl AsFd) -> Result<usize, Errno> {
     recv(socket, &mut [0; 1][..], RecvFlags::PEEK | RecvFlags::DONTWAIT).map(|(len, _)| len)
@@ -346,6 +354,11 @@ impl LocalWriter<'_> {
         let written = ready!(match &mut self.0 {
             WriteHalf::Tcp(half) => match slices {
                 [one] => Pin::new(half).poll_write(cx, one), // the kernel takes it at less cost
+                few if len(few) <= JOIN_LEN_MAX => JOINED.with_borrow_mut(|joined| {
+                    joined.clear();
+                    few.iter().for_each(|slice| joined.extend_from_slice(slice));
+                    Pin::new(half).poll_write(cx, joined)
+                }),
                 _ => Pin::new(half).poll_write_vectored(cx, slices),
             },
             WriteHalf::Unix(half) => Pin::new(half).poll_write_vectored(cx, slices),
@@ -375,6 +388,19 @@ async fn patiently<T>(
     }
 }
 
+/// A socket to bind to `address` or to connect there.
+///
+/// Within this machine there is no path to explore, and the algorithm of least work is the best: BBR,
+/// the default of many systems, sends by a timer.
+fn socket(address: SocketAddr) -> io::Result<TcpSocket> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    #[cfg(target_os = "linux")]
+    if address.ip().is_loopback() {
+        let _ = rustix::net::sockopt::set_tcp_congestion(&socket, "reno"); // where it is allowed
+    }
+    Ok(socket)
+}
+
 /// Connects to `address`. A listener on this machine answers at once, or its queue is full and it
 /// says nothing: then the kernel would ask again after a second, which a burst of calls to an
 /// application with a short queue would wait.
@@ -384,7 +410,8 @@ async fn dial(address: SocketAddr) -> io::Result<TcpStream> {
     }
     let mut pause = PAUSE_MIN;
     loop {
-        if let Ok(connected) = timeout(pause, TcpStream::connect(address)).await {
+        let socket = socket(address)?;
+        if let Ok(connected) = timeout(pause, socket.connect(address)).await {
             return connected;
         }
         pause = (pause * 2).min(PAUSE_MAX);
@@ -418,8 +445,7 @@ impl LocalListener {
                 Ok(Self::Simulated(machine.listen(*address).await?))
             }
             (Target::Tcp(address), None) => {
-                let socket =
-                    if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+                let socket = socket(*address)?;
                 socket.set_reuseaddr(true)?;
                 socket.bind(*address)?;
                 Ok(Self::Tcp(socket.listen(BACKLOG)?))
