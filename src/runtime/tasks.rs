@@ -71,7 +71,9 @@ impl TaskGroup {
     ) {
         let connection = Connection {
             name,
+            token: self.owner.0.clone(),
             cancelled: self.owner.0.clone().cancelled_owned(),
+            is_waiting: false,
             future: AssertUnwindSafe(future).catch_unwind(),
         };
         self.tracker.spawn(connection);
@@ -110,8 +112,10 @@ pin_project! {
     /// thousands of connections rest in tasks like this.
     struct Connection<F> {
         name: &'static str,
+        token: CancellationToken,
         #[pin]
         cancelled: WaitForCancellationFutureOwned,
+        is_waiting: bool,
         #[pin]
         future: CatchUnwind<AssertUnwindSafe<F>>,
     }
@@ -122,9 +126,11 @@ impl<F: Future<Output = ()>> Future for Connection<F> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.project();
-        if this.cancelled.poll(cx).is_ready() {
+        // Once is enough to be woken: a task's waker stays the same.
+        if (!*this.is_waiting || this.token.is_cancelled()) && this.cancelled.poll(cx).is_ready() {
             return Poll::Ready(());
         }
+        *this.is_waiting = true;
         if ready!(this.future.poll(cx)).is_err() {
             error!(task = this.name, "connection task panicked, its connection is lost");
         }
