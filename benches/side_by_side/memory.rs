@@ -99,8 +99,8 @@ fn tell(stage: &Stage, way: &Way, waves: usize) -> Result<Story, Box<dyn Error>>
     let mut story = Story { way: way.name, idle, open, waves: Vec::new() };
     for _ in 0..waves {
         let top = held(WAVE)?;
-        let _ = until_closed(way, &idle);
-        story.waves.push(Wave { top, after: usage(way)?, left: connections_open(way)? });
+        let after = until_closed(way, &idle).or_else(|_| usage(way))?;
+        story.waves.push(Wave { top, after, left: connections_open(way)? });
     }
     Ok(story)
 }
@@ -110,15 +110,17 @@ fn usage(way: &Way) -> Result<Both, Box<dyn Error>> {
     Ok([client.usage()?, server.usage()?])
 }
 
-/// Waits until no more descriptors are open than in the beginning.
-fn until_closed(way: &Way, idle: &Both) -> Result<(), Box<dyn Error>> {
+/// Waits until no more descriptors are open than in the beginning, and returns what the agents held then:
+/// asking them for their count of connections opens another one.
+fn until_closed(way: &Way, idle: &Both) -> Result<Both, Box<dyn Error>> {
     until("descriptors as in the beginning", CLOSING_MAX, || {
-        let is_closed = usage(way)?
+        let held = usage(way)?;
+        let is_closed = held
             .iter()
             .zip(idle)
             .all(|(now, then)| now.descriptors <= then.descriptors && now.threads <= then.threads);
         if is_closed && connections_open(way)?.unwrap_or(0.0) == 0.0 {
-            return Ok(());
+            return Ok(held);
         }
         Err("there are more".into())
     })
