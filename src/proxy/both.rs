@@ -43,10 +43,11 @@ impl<'a, F: Future<Output = Result<T, E>>, T, E> Half<'a, F, T> {
     fn poll(&mut self, cx: &Context<'_>) -> Result<(), E> {
         // First, so that a wake from now on reaches this task.
         self.wakes.concern(cx.waker());
-        if self.output.is_none() && self.wakes.was_woken() {
-            if let Poll::Ready(output) = self.future.as_mut().poll(&mut self.wakes.context()) {
-                self.output = Some(output?);
-            }
+        if self.output.is_none()
+            && self.wakes.was_woken()
+            && let Poll::Ready(output) = self.future.as_mut().poll(&mut self.wakes.context())
+        {
+            self.output = Some(output?);
         }
         Ok(())
     }

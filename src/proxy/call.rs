@@ -21,7 +21,7 @@ pub(super) struct Call {
     asked_at: AtomicU64,
     is_answered: AtomicBool,
     is_judged: AtomicBool,
-    /// Where that was noted already.
+    /// When it ended, where that was noted.
     ended_at: Option<Moment>,
     /// Whether its caller has nobody else.
     insists: bool,
@@ -82,7 +82,7 @@ impl Call {
         now
     }
 
-    /// Its answer begins, or its connection is there.
+    /// It was taken: its answer begins, or its connection is there. Trouble of before is over.
     pub(super) fn note_answer(&self) {
         let now = self.boards.now();
         self.picked.slot().note_taken(now);

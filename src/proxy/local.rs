@@ -390,8 +390,8 @@ async fn patiently<T>(
 
 /// A socket to bind to `address` or to connect there.
 ///
-/// Within this machine there is no path to explore, and the algorithm of least work is the best: BBR,
-/// the default of many systems, sends by a timer.
+/// On loopback there is no path to explore, and the congestion control of least work is the best: BBR,
+/// which some systems have for all, sends by a timer.
 fn socket(address: SocketAddr) -> io::Result<TcpSocket> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
     #[cfg(target_os = "linux")]

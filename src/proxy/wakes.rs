@@ -37,8 +37,8 @@ impl Wakes {
         Self { waker: Waker::from(Arc::clone(&shared)), shared }
     }
 
-    /// As if it was woken now.
-    pub(super) fn wake(&self) {
+    /// It is to be polled again, whether somebody wakes it or not. Wakes nobody itself.
+    pub(super) fn remember(&self) {
         self.shared.is_woken.store(true, Ordering::Release);
     }
 
@@ -52,13 +52,13 @@ impl Wakes {
         Context::from_waker(&self.waker)
     }
 
-    /// A wake from now on is one of this task. To be asked once more after it [was
-    /// woken](Self::was_woken): that may have been just before.
+    /// A wake from now on wakes this task, too. Ask whether the part [was woken](Self::was_woken) after
+    /// this: a wake just before it reached nobody.
     pub(super) fn concern(&self, task: &Waker) {
         self.shared.task.register(task);
     }
 
-    /// A wake from now on concerns nobody, until somebody asks.
+    /// A wake from now on is remembered, and wakes nobody.
     pub(super) fn concern_nobody(&self) {
         drop(self.shared.task.take());
     }

@@ -126,7 +126,7 @@ impl<F: Future<Output = ()>> Future for Connection<F> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.project();
-        // Once is enough to be woken: a task's waker stays the same.
+        // Once is enough to be woken: tokio gives a task one waker for its life.
         if (!*this.is_waiting || this.token.is_cancelled()) && this.cancelled.poll(cx).is_ready() {
             return Poll::Ready(());
         }

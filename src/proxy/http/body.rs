@@ -352,7 +352,7 @@ impl Download {
     /// All of it was handed on.
     fn end(&mut self, cx: &mut Context<'_>) {
         if let Some(carried) = self.carried.take() {
-            // Asked for once more, the end of the message is read, and its connection free again.
+            // Asked for once more, HTTP/2 reads the end of the message, and has room for another.
             let _ = Pin::new(&mut self.body).poll_frame(cx);
             carried.end(self.upstream.take());
         }

@@ -89,7 +89,7 @@ impl ClientIo {
         let waker = self.wakes.waker().clone();
         let passed = self.poll_gate(&mut Context::from_waker(&waker));
         if passed.is_ready() {
-            self.wakes.wake(); // there may be more
+            self.wakes.remember(); // there may be more
         }
         passed
     }

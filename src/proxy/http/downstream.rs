@@ -175,7 +175,7 @@ async fn serve_http1(client: Client, socket: LocalSocket, begun: Bytes) -> Optio
             let cx = &mut aside.context();
             if drained.as_mut().poll(cx).is_pending() {
                 ready!(look.as_mut().poll(cx));
-                aside.wake();
+                aside.remember();
                 let is_resting = client.is_resting();
                 if !(is_resting && was_resting) {
                     was_resting = is_resting;

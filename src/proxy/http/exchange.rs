@@ -96,7 +96,7 @@ impl Carried {
         self.call.judge(if is_its_fault { Outcome::Failed } else { Outcome::Unknown });
     }
 
-    /// The response is whole. Its connection is kept when it is free for another.
+    /// The response is whole. Its connection is kept when nothing is left of the exchange on it.
     pub(super) fn end(self, upstream: Option<Kept>) {
         let now = self.http.outbound.clock.now();
         if let Some(kept) = upstream

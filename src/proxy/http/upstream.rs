@@ -8,7 +8,7 @@ use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice};
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -113,6 +113,8 @@ pub(super) struct Fate {
     written: AtomicU64,
     /// Of those, how many before the last request.
     begun_at: AtomicU64,
+    /// Whether something waits to be written for which there was no room.
+    is_blocked: AtomicBool,
     /// Why its agent refused it.
     refusal: Mutex<Option<Refusal>>,
 }
@@ -123,6 +125,7 @@ impl Fate {
             acceptance: Arc::new(Acceptance::new(is_accepted)),
             written: AtomicU64::new(0),
             begun_at: AtomicU64::new(0),
+            is_blocked: AtomicBool::new(false),
             refusal: Mutex::new(None),
         }
     }
@@ -237,7 +240,7 @@ impl Chunks for UpstreamIo {
         }
         let chunk = self.way.poll_chunk(&mut self.wakes.context(), &self.fate);
         if chunk.is_ready() {
-            self.wakes.wake(); // there may be more
+            self.wakes.remember(); // there may be more
         }
         chunk
     }
@@ -248,7 +251,9 @@ impl Chunks for UpstreamIo {
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         if !self.is_deaf {
-            match ready!(self.way.poll_write_slices(cx, slices)) {
+            let outcome = self.way.poll_write_slices(cx, slices);
+            self.fate.is_blocked.store(outcome.is_pending(), Ordering::Relaxed);
+            match ready!(outcome) {
                 Ok(written) => {
                     self.fate.written.fetch_add(written as u64, Ordering::Relaxed);
                     return Poll::Ready(Ok(written));
@@ -362,8 +367,12 @@ impl Kept {
                 if !self.wakes.was_woken() {
                     return Poll::Pending;
                 }
+                self.wakes.concern_nobody();
             }
             self.drive();
+        }
+        if let Poll::Ready(wanted) = wanted(&mut self.wakes.context()) {
+            return Poll::Ready(Some(wanted));
         }
         cx.waker().wake_by_ref(); // it has more to do, and others their turn
         Poll::Pending
@@ -374,9 +383,11 @@ impl Kept {
         self.is_over = connection.poll_without_shutdown(&mut self.wakes.context()).is_ready();
     }
 
-    /// Whether nothing is left of the last exchange, as far as was read.
+    /// Whether nothing is left of the last exchange, as far as was read: neither a part of its response
+    /// nor of a request that was answered early.
     pub(super) fn is_idle(&self) -> bool {
-        !self.is_over && self.sender.is_ready()
+        let is_blocked = self.fate.is_blocked.load(Ordering::Relaxed);
+        !self.is_over && !is_blocked && self.sender.is_ready()
     }
 
     /// Whether it can take another request: it is idle, and the instance has not closed it.
