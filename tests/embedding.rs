@@ -16,7 +16,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::time::timeout;
 
-use crate::support::{SOON, beside_others};
+use crate::support::{SOON, beside_others, free_address};
 
 /// Longest wait for what should take milliseconds.
 const PATIENCE: Duration = SOON;
@@ -244,7 +244,7 @@ async fn dial_says_why_no_instance_took_the_call() {
     assert_eq!(near.pick(&unknown).unwrap_err(), NoEndpoint::UnknownService);
     assert_eq!(near.pick(echo).unwrap().member, far.id());
     // A target that nobody listens at.
-    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let closed = free_address();
     let dead: ServiceName = "dead".parse().unwrap();
     let spec = ExposeSpec::new(dead.clone(), Target::Tcp(closed)).unwrap();
     far.expose(spec.clone()).await.unwrap();
@@ -334,7 +334,7 @@ async fn start_that_fails_says_why_and_leaves_nothing_running() {
     assert!(matches!(held, StartError::Store(StoreError::Locked { .. })), "{held}");
 
     // The mesh port is taken: nothing is left of the API, which was bound before it.
-    let api = free().await;
+    let api = free_address();
     let founded = || settings(&dir, "b").with_api_port(api.port());
     let taken = Agent::found(founded().with_mesh(running.mesh_address())).await.map(drop);
     let taken = taken.unwrap_err();
@@ -353,7 +353,7 @@ async fn start_that_fails_says_why_and_leaves_nothing_running() {
 
     // The last thing of all fails: what ran by then is gone, ports, threads and lock.
     let holder = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let mesh = UdpSocket::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let mesh = free_address();
     let mut late = founded().with_mesh(mesh);
     late.socks.value = Some(holder.local_addr().unwrap());
     let error = Agent::start(late).await.map(drop).unwrap_err();
@@ -381,8 +381,4 @@ fn agent_and_its_streams_may_be_shared_between_threads() {
     is_shared::<Agent>();
     is_shared::<murmesh::MeshStream>();
     is_sent::<murmesh::Watch<usize>>();
-}
-
-async fn free() -> std::net::SocketAddr {
-    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
 }
