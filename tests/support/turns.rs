@@ -1,25 +1,34 @@
-//! Turns on the machine: who measures time has it alone, and all are served in the order they came.
+//! Turns on the machine: who measures time has it alone, and others share it, a few at a time.
+//!
+//! Tests of a kind are served one after the other, and the kinds in turn: while one kind has the machine the
+//! other waits, until nobody of the first is left. With more threads of tests than turns that many wait,
+//! and each change of kind, for which the machine must come to rest, serves several.
 
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::thread::available_parallelism;
 
 static MACHINE: Machine = Machine { line: Mutex::new(Line::new()), moved: Condvar::new() };
+
+/// Most tests wait for agents: two of them a core keep it busy.
+static SHARED_MAX: LazyLock<usize> =
+    LazyLock::new(|| 2 * available_parallelism().map_or(1, |cores| cores.get()));
 
 struct Machine {
     line: Mutex<Line>,
     moved: Condvar,
 }
 
-/// Tickets, as in a shop: a standard lock may let a late reader pass a writer that waits.
 struct Line {
-    next_ticket: u64,
-    /// Whose turn comes next.
-    called: u64,
-    /// How many have the machine now.
+    /// Whose time it is.
+    kind: Kind,
+    /// How many of that kind have the machine now.
     present: usize,
+    /// How many wait, by kind.
+    waiting: [usize; 2],
 }
 
 /// A turn on the machine, until it is dropped.
-pub struct Turn(Kind);
+pub struct Turn(());
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
@@ -39,7 +48,17 @@ pub fn alone() -> Turn {
 
 impl Line {
     const fn new() -> Self {
-        Self { next_ticket: 0, called: 0, present: 0 }
+        Self { kind: Kind::Shared, present: 0, waiting: [0; 2] }
+    }
+
+    /// Whether one more of this kind may have the machine now.
+    fn admits(&self, kind: Kind) -> bool {
+        let has_passed = self.present == 0 && self.waiting[self.kind as usize] == 0;
+        let room = match kind {
+            Kind::Shared => *SHARED_MAX,
+            Kind::Alone => 1,
+        };
+        (kind == self.kind || has_passed) && self.present < room
     }
 }
 
@@ -50,27 +69,20 @@ impl Machine {
 
     fn enter(&self, kind: Kind) -> Turn {
         let mut line = self.line();
-        let ticket = line.next_ticket;
-        line.next_ticket += 1;
-        while line.called != ticket || (kind == Kind::Alone && line.present > 0) {
+        line.waiting[kind as usize] += 1;
+        while !line.admits(kind) {
             line = self.moved.wait(line).unwrap_or_else(PoisonError::into_inner);
         }
+        line.waiting[kind as usize] -= 1;
+        line.kind = kind;
         line.present += 1;
-        if kind == Kind::Shared {
-            line.called += 1;
-            self.moved.notify_all();
-        }
-        Turn(kind)
+        Turn(())
     }
 }
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        let mut line = MACHINE.line();
-        line.present -= 1;
-        if self.0 == Kind::Alone {
-            line.called += 1; // nobody was called while it was alone
-        }
+        MACHINE.line().present -= 1;
         MACHINE.moved.notify_all();
     }
 }
