@@ -391,9 +391,10 @@ impl DataDir {
 
     /// Whether an agent runs with this directory, as far as this user may know. Changes nothing.
     pub fn is_locked(&self) -> bool {
+        let Ok(file) = File::open(self.file(LOCK)) else { return false };
+        let tried = DataDirLock { file };
         let shared = FlockOperation::NonBlockingLockShared;
-        File::open(self.file(LOCK))
-            .is_ok_and(|file| flock(&file, shared) == Err(rustix::io::Errno::WOULDBLOCK))
+        flock(&tried.file, shared) == Err(rustix::io::Errno::WOULDBLOCK)
     }
 
     /// Keeps every other agent away from this directory for as long as the lock lives.
@@ -407,7 +408,7 @@ impl DataDir {
             .open(&path)
             .map_err(|error| self.failed("open", LOCK, error))?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(DataDirLock { _file: file }),
+            Ok(()) => Ok(DataDirLock { file }),
             Err(rustix::io::Errno::WOULDBLOCK) => {
                 Err(StoreError::Locked { path: self.path.clone() })
             }
@@ -435,7 +436,15 @@ pub fn read_key(path: &Path) -> Result<Option<SecretKey>, StoreError> {
 /// Held while an agent runs.
 #[derive(Debug)]
 pub struct DataDirLock {
-    _file: File,
+    file: File,
+}
+
+impl Drop for DataDirLock {
+    /// The file's end would not do: a child that another thread is about to start has it open, too, for
+    /// as long as it takes to run the child's own program.
+    fn drop(&mut self) {
+        let _ = flock(&self.file, FlockOperation::Unlock);
+    }
 }
 
 /// What `init` was asked for.
@@ -566,7 +575,20 @@ mod tests {
         let dir = DataDir::new(temporary.path());
         let held = dir.lock().unwrap();
         assert!(matches!(dir.lock(), Err(StoreError::Locked { .. })));
+        assert!(dir.is_locked() && !DataDir::new(temporary.path().join("other")).is_locked());
+        drop(held);
+        assert!(!dir.is_locked());
+        dir.lock().unwrap();
+    }
+
+    #[test]
+    fn directory_is_free_at_once_although_a_child_was_just_made() {
+        let temporary = tempfile::tempdir().unwrap();
+        let dir = DataDir::new(temporary.path());
+        let held = dir.lock().unwrap();
+        let inherited = held.file.try_clone().unwrap(); // as a child has it until it runs its program
         drop(held);
         dir.lock().unwrap();
+        drop(inherited);
     }
 }
