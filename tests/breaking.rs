@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 
 use crate::support::backends::{Backend, Caller, Told, load, load_while, shares, wait_state};
 use crate::support::{
-    Agent, SOON, TestMesh, alone, beside_others, check, eventually, free_address, until, within,
+    Agent, SOON, TestMesh, alone, beside_others, calmly, check, eventually, free_address, until,
+    within,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -225,7 +226,7 @@ fn ejected_instance_gets_one_call_a_period_from_the_whole_mesh_and_then_a_growin
 
 #[test]
 fn instance_that_was_ill_for_15_s_is_in_use_at_every_caller_within_20_s_with_the_usual_balancer() {
-    let _turn = alone();
+    let _turn = calmly();
     let mesh = TestMesh::of(&["a", "b", "c", "d", "e"]);
     let backends = ["one", "two", "sick"].map(Backend::start);
     for (backend, name) in backends.iter().zip(["a", "b", "c"]) {

@@ -13,7 +13,8 @@ use tokio::time::{Instant, interval_at, timeout};
 
 use crate::http::instance::Instance;
 use crate::support::{
-    Agent, SOON, TestMesh, alone, beside_others, check, eventually, runtime, sized, until, within,
+    Agent, SOON, TestMesh, alone, beside_others, calmly, check, eventually, runtime, sized, until,
+    within,
 };
 
 /// The agents in front of instances; callers enter through `gate`, which is none of them.
@@ -391,7 +392,7 @@ fn an_agent_is_killed_and_requests_that_may_be_repeated_hardly_notice() {
 
 #[test]
 fn an_agent_that_stands_still_costs_the_calls_of_a_second_and_accuses_nobody_when_it_wakes() {
-    let _turn = alone();
+    let _turn = calmly();
     let stage = Stage::new(&["--idempotent", "GET *"]);
     let gets = Load::begin(stage.entry, "GET", rate() / 2);
     let posts = Load::begin(stage.entry, "POST", rate() / 2);

@@ -14,7 +14,7 @@ use murmesh::tls::{Plane, Token};
 use rustix::process::Signal;
 
 use crate::support::{
-    Agent, Kind, SOON, Server, TestMesh, alone, beside_others, check, enrol, eventually,
+    Agent, Kind, SOON, Server, TestMesh, beside_others, calmly, check, enrol, eventually,
     expect_echo, runtime, socks, until,
 };
 
@@ -307,7 +307,7 @@ impl rustls::client::danger::ServerCertVerifier for Anyone {
 
 #[test]
 fn a_member_restarted_after_sigkill_rejoins_from_disk_with_all_seeds_dead() {
-    let _turn = alone();
+    let _turn = calmly();
     let mesh = TestMesh::of(&["seed", "stays", "returns"]);
     let echo = Server::start(Kind::Echo);
     mesh.agent("stays").expose("echo", echo.address);

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 
 use crate::support::{
-    Agent, Kind, Network, SOON, Server, TestMesh, alone, check, eventually, sized, skip, until,
+    Agent, Kind, Network, SOON, Server, TestMesh, calmly, check, eventually, sized, skip, until,
     within,
 };
 
@@ -63,7 +63,7 @@ fn hosts(count: u8) -> Option<(Network, TestMesh)> {
 
 #[test]
 fn after_a_cut_every_record_is_readable_on_every_node_again() {
-    let _turn = alone();
+    let _turn = calmly();
     let Some((network, mesh)) = hosts(4) else { return };
     let names: Vec<_> = mesh.agents.iter().map(|agent| agent.name.as_str()).collect();
     // Nobody connects to it: it is only what the records are about.
@@ -97,7 +97,7 @@ fn after_a_cut_every_record_is_readable_on_every_node_again() {
 
 #[test]
 fn a_member_that_was_paused_comes_back_and_accuses_nobody() {
-    let _turn = alone();
+    let _turn = calmly();
     let mesh = TestMesh::of(&["n0", "n1", "n2", "n3"]);
     let paused = &mesh.agents[3];
     paused.signal(Signal::STOP);
@@ -119,7 +119,7 @@ fn a_member_that_was_paused_comes_back_and_accuses_nobody() {
 /// With all that QUIC, UDP, IP and Ethernet add to what the simulation counts.
 #[test]
 fn a_member_at_rest_sends_few_bytes() {
-    let _turn = alone();
+    let _turn = calmly();
     let (count, length) = (sized(4, 16), Duration::from_secs(sized(10, 60)));
     let Some((network, _mesh)) = hosts(count) else { return };
     // By then each has probed, and so connected to, each other, and asked five for the time.

@@ -9,7 +9,8 @@ use murmesh::tls::NodeCredentials;
 use murmesh::tls::store::DataDir;
 
 use crate::support::{
-    Agent, Kind, Server, TestMesh, alone, ask, check, enrol, eventually, sized, until,
+    Agent, Kind, Server, TestMesh, ask, beside_others, calmly, check, enrol, eventually, sized,
+    until,
 };
 use crate::surviving::{assert_no_lie_and_no_hang, failed, load};
 
@@ -66,7 +67,7 @@ fn degraded(agent: &Agent) -> Option<String> {
 /// The life of a mesh in short: leaves of 10 s in the short form, of a minute in the long one.
 #[test]
 fn every_member_renews_again_and_again_and_no_request_fails() {
-    let _turn = alone();
+    let _turn = calmly();
     let ttl = sized(10, 60);
     let names = ["issuer", "second", "server", "one", "two", "three"];
     let mesh = mesh_of(&names[..sized(4, 6)], ttl);
@@ -156,7 +157,7 @@ fn every_member_renews_again_and_again_and_no_request_fails() {
 
 #[test]
 fn a_mesh_without_its_issuer_lives_on_grace_says_so_and_recovers() {
-    let _turn = alone();
+    let _turn = beside_others();
     let mesh = mesh_of(&["issuer", "caller", "server"], 12);
     let [issuer, caller, server] = &mesh.agents[..] else { panic!("three agents") };
     let web = Server::start(Kind::Named("web".to_owned()));
@@ -201,7 +202,7 @@ fn a_mesh_without_its_issuer_lives_on_grace_says_so_and_recovers() {
 
 #[test]
 fn a_mesh_that_was_off_past_leaves_and_grace_forms_again_by_itself() {
-    let _turn = alone();
+    let _turn = beside_others();
     let mesh = mesh_of(&["issuer", "left", "right"], 5);
     let [issuer, left, right] = &mesh.agents[..] else { panic!("three agents") };
     mesh.agents.iter().for_each(Agent::stop);
@@ -236,7 +237,7 @@ fn a_mesh_that_was_off_past_leaves_and_grace_forms_again_by_itself() {
 
 #[test]
 fn a_newcomer_comes_in_long_after_the_first_leaves_have_ended() {
-    let _turn = alone();
+    let _turn = beside_others();
     let mut mesh = mesh_of(&["issuer", "old"], 5);
     let founded = on_disk(mesh.agent("issuer")).enrolled().issued_at;
     eventually("the issuer has renewed itself twice", SOON * 2, || {
@@ -253,7 +254,7 @@ fn a_newcomer_comes_in_long_after_the_first_leaves_have_ended() {
 
 #[test]
 fn certs_lists_who_proves_what_until_when() {
-    let _turn = alone();
+    let _turn = beside_others();
     let mesh = mesh_of(&["issuer", "member"], 3_600);
     let [_, member] = &mesh.agents[..] else { panic!("two agents") };
     let list = |arguments: &[&str]| -> Vec<serde_json::Value> {
@@ -301,7 +302,7 @@ fn issuer_of(agent: &Agent) -> String {
 
 #[test]
 fn a_second_issuer_takes_over_without_a_restart_and_the_first_may_go() {
-    let _turn = alone();
+    let _turn = beside_others();
     let mut mesh = mesh_of(&["first", "second", "third"], 20);
     let [first, second, third] = &mesh.agents[..] else { panic!("three agents") };
     let key = first.data_dir.join("root.key");
@@ -360,7 +361,7 @@ fn a_second_issuer_takes_over_without_a_restart_and_the_first_may_go() {
 
 #[test]
 fn a_grant_reaches_the_certificate_and_what_is_not_granted_is_nobodys_to_call() {
-    let _turn = alone();
+    let _turn = beside_others();
     let mesh = mesh_of(&["issuer", "member"], 3_600);
     let [issuer, member] = &mesh.agents[..] else { panic!("two agents") };
     let echo = Server::start(Kind::Echo);

@@ -52,7 +52,7 @@ fn upgrade_that_the_instance_does_not_want_is_an_ordinary_answer() {
     assert_eq!(client.hear(true).unwrap().text(), "web");
     assert_eq!(client.get("/").unwrap().text(), "web", "and requests follow");
     let asks = "GET / HTTP/1.1\r\nhost: web\r\nconnection: upgrade\r\nupgrade: shout/1\r\n\r\n";
-    client.say(&format!("{asks}GET / HTTP/1.1\r\nhost: web\r\n\r\n")).unwrap();
+    client.say(format!("{asks}GET / HTTP/1.1\r\nhost: web\r\n\r\n")).unwrap();
     for which in ["the first", "the one that was said before the first was answered"] {
         assert_eq!(client.hear(true).unwrap().text(), "web", "{which}");
     }

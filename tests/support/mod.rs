@@ -31,7 +31,7 @@ pub use programs::{Program, find, run_program};
 pub use python::python;
 pub use servers::{Kind, Server};
 pub use strangers::{Flooder, dial, leaf, nobody, showing, trusting};
-pub use turns::{alone, beside_others};
+pub use turns::{alone, beside_others, calmly};
 
 /// Whether the long forms of the tests are asked for (`MURMESH_LONG=1`).
 pub fn is_long() -> bool {
