@@ -6,6 +6,9 @@ mod limits;
 mod load;
 mod memory;
 mod plot;
+#[allow(clippy::panic, unreachable_pub)] // it is the tests', and as strict as they
+#[path = "../../tests/support/ports.rs"]
+mod ports;
 mod process;
 mod proxies;
 mod speed;

@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -263,12 +263,4 @@ pub(crate) fn log(name: &str) -> io::Result<fs::File> {
     let directory = target().join("bench/log");
     fs::create_dir_all(&directory)?;
     fs::File::create(directory.join(name))
-}
-
-pub(crate) fn free_tcp() -> io::Result<SocketAddr> {
-    TcpListener::bind("127.0.0.1:0")?.local_addr()
-}
-
-pub(crate) fn free_udp() -> io::Result<SocketAddr> {
-    UdpSocket::bind("127.0.0.1:0")?.local_addr()
 }

@@ -29,7 +29,8 @@ use rustls::{
 };
 
 use super::load::{KEEP, MESSAGE_LEN};
-use super::process::{free_udp, succeed, until};
+use super::ports::free_address;
+use super::process::{succeed, until};
 use super::proxies::NODE;
 use super::ways::Pair;
 
@@ -206,7 +207,7 @@ fn ask(stream: &mut (impl Read + Write)) -> io::Result<()> {
 /// Knocks at the server's agent of a mesh, as a member of another one and as nobody, who all know
 /// the words of this one.
 pub(crate) fn knock_at_murmesh(pair: &Pair<'_>) -> Fallible {
-    pair.join("c", free_udp()?)?;
+    pair.join("c", free_address())?;
     let member = credentials(&pair.directory.join("c"))?;
     let stranger = stranger(pair)?;
     for plane in [Plane::Gossip, Plane::Data] {

@@ -9,9 +9,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use super::load::Kind;
-use super::process::{
-    Client, Place, Process, forwarder, free_tcp, free_udp, log, server, succeed, target, until,
-};
+use super::ports::free_address;
+use super::process::{Client, Place, Process, forwarder, log, server, succeed, target, until};
 use super::proxies::{Carries, Proxy, Side};
 use super::strangers::{self, Identities};
 
@@ -143,7 +142,7 @@ impl Way {
         let directory = directory.join(proxy.name);
         fs::create_dir_all(&directory)?;
         let identities = Identities::new(&directory)?;
-        let (entry, between) = (free_tcp()?, free_tcp()?);
+        let (entry, between) = (free_address(), free_address());
         let start = |side, listen, connect| {
             Process::spawn(&mut proxy.command(place, &directory, carries, side, listen, connect)?)
         };
@@ -195,9 +194,9 @@ impl<'a> Pair<'a> {
             place,
             binary: binary()?,
             directory: directory.to_path_buf(),
-            entry: free_tcp()?,
-            mesh: [free_udp()?, free_udp()?],
-            api: [free_tcp()?, free_tcp()?],
+            entry: free_address(),
+            mesh: [free_address(), free_address()],
+            api: [free_address(), free_address()],
         };
         fs::create_dir_all(directory)?;
         succeed(pair.run("a", &["init"]).args(listen("a", pair.mesh[0])))?;

@@ -13,12 +13,9 @@ const RANGE: std::ops::Range<u16> = 10_000..32_000;
 /// A port free for TCP and UDP on loopback, never given twice by this process.
 pub fn free_port() -> u16 {
     let mut given = GIVEN.lock().unwrap_or_else(PoisonError::into_inner);
-    let span = u32::from(RANGE.end - RANGE.start);
     // Processes start at different places, so that two test runs on one machine rarely meet.
-    let start = std::process::id().wrapping_mul(7_919);
-    for step in 0..span {
-        let offset = start.wrapping_add(step) % span;
-        let port = RANGE.start + u16::try_from(offset).expect("offset is below the span, a u16");
+    let start = std::process::id() as usize * 7_919 % RANGE.len();
+    for port in RANGE.cycle().skip(start).take(RANGE.len()) {
         if given.contains(&port) {
             continue;
         }
