@@ -138,6 +138,7 @@ pub(super) async fn carry_while_instance_lasts(
 ) -> Result<(), Cut> {
     let (local_reader, local_writer) = local.split();
     let given = Given::new(work);
+    let unwanted = writer.unwanted();
     let (ended, is_stalled) = {
         let none = Leftover::default();
         let mut there = pin!(to_tunnel(local_reader, writer, none, carried, Some(&given)));
@@ -147,12 +148,17 @@ pub(super) async fn carry_while_instance_lasts(
             biased;
             ended = &mut there => (ended, false),
             ended = &mut back => match ended {
-                // The caller has said all; what the instance still says is carried.
+                // The caller has said all; what the instance still says is carried while it listens. One
+                // that gives back a connection that rested does not, and some instances never close theirs.
                 Ok(Ended::Well) => {
                     if given.is_unasked() {
                         work.settle(); // it has its answer, and the instance will close in a moment
                     }
-                    return there.await.map(|_| ());
+                    return tokio::select! {
+                        biased;
+                        ended = there => ended.map(drop),
+                        () = unwanted => Ok(()),
+                    };
                 }
                 // The instance reads no more, and may have said why before it closed.
                 Ok(Ended::Unwanted) => (there.await, false),

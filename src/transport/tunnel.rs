@@ -331,6 +331,12 @@ impl TunnelWriter {
         Pin::new(&mut self.inner).poll_write(cx, bytes).map_err(TunnelError::from)
     }
 
+    /// Returns when the peer wants no more of our bytes, or has all of them, or is gone.
+    pub fn unwanted(&self) -> impl Future<Output = ()> + Send + use<> {
+        let stopped = self.inner.stopped();
+        async move { drop(stopped.await) }
+    }
+
     /// How many of our bytes the instance was given at most, once its agent says that there will be no
     /// more; `None` when that will never be known. Cancel safe.
     pub async fn given(&self) -> Option<u64> {

@@ -1,12 +1,14 @@
 //! An agent that stops: what has begun ends, and nobody is cut.
 
+use std::io::{Read, Write};
+use std::net::TcpListener;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::process::Signal;
 
 use super::client::Client;
 use super::instance::Instance;
-use super::stage;
+use super::{Stage, stage};
 use crate::support::{SOON, TestMesh, beside_others, check, eventually};
 
 #[test]
@@ -84,4 +86,25 @@ fn agent_of_instances_stops_without_one_failed_request() {
     }
     let delivered: usize = instances.iter().map(|one| one.seen.deliveries().len()).sum();
     assert_eq!(delivered, served);
+}
+
+#[test]
+fn agent_stops_although_its_instance_never_closes_a_connection_that_rested() {
+    let _turn = beside_others();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        let mut for_ever = Vec::new();
+        for mut stream in listener.incoming().flatten() {
+            // Whoever only looks whether somebody is here says nothing.
+            if stream.read(&mut [0; 4096]).is_ok_and(|len| len > 0) {
+                stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").unwrap();
+            }
+            for_ever.push(stream);
+        }
+    });
+    let stage = Stage::of("http", &[address]);
+    assert_eq!(stage.client().get("/").unwrap().status, 200);
+    stage.b().signal(Signal::TERM);
+    assert_eq!(stage.b().wait_end(SOON).code(), Some(0), "it waited for nobody, and cut nobody");
 }
