@@ -10,6 +10,7 @@ host, port = entry.split(":")
 tcp = socket.create_connection((host, int(port)), timeout=30)
 connection = h2.connection.H2Connection()
 connection.initiate_connection()
+resets = []
 
 
 def begin(stream, method, path, fields=(), end=False):
@@ -20,6 +21,8 @@ def begin(stream, method, path, fields=(), end=False):
 
 def events():
     for event in connection.receive_data(tcp.recv(65536)):
+        if isinstance(event, h2.events.StreamReset):
+            resets.append(event.stream_id)
         if isinstance(event, h2.events.DataReceived):
             connection.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
         yield event
@@ -54,6 +57,20 @@ def answer(stream, upload=0):
 if what == "early":
     begin(1, "POST", "/early", [("content-length", "8000000")])
     print(*answer(1, 8_000_000))
+elif what == "refused":
+    # Refused by its head; half of the body is on its way then, and the other half comes after the answer.
+    begin(1, "POST", "/echo", [("x-murmesh-deadline-ms", "soon"), ("content-length", "60000")])
+    for is_last in (False, True):
+        for _ in range(3):
+            connection.send_data(1, b"u" * 10_000)
+        if is_last:
+            connection.end_stream(1)
+        tcp.sendall(connection.data_to_send())
+        if not is_last:
+            print(answer(1)[0])
+    begin(3, "GET", "/", end=True)
+    print(*answer(3))
+    print(resets)
 elif what == "cancel":
     # An upload of no known length that is given up in the middle.
     begin(1, "POST", "/echo", [("x-id", "cancelled")])

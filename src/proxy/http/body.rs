@@ -19,6 +19,7 @@ use super::client::Answering;
 use super::exchange::Carried;
 use super::head;
 use super::malformed::Malformed;
+use super::request_body::RequestBody;
 use super::upstream::Kept;
 
 /// Bytes of a request's body that are kept until its response begins, so that another instance can be
@@ -48,7 +49,7 @@ pub(super) enum BodyError {
 
 /// Whether nothing is missing of a body that says no more. hyper shows a body of HTTP/2 that was
 /// cancelled as one that has ended.
-fn is_whole(body: &Incoming, is_http2: bool) -> bool {
+fn is_whole(body: &impl Body, is_http2: bool) -> bool {
     !is_http2 || body.is_end_stream() || body.size_hint().exact() == Some(0)
 }
 
@@ -80,8 +81,7 @@ pub(super) struct Source {
 }
 
 struct Sourced {
-    body: Incoming,
-    is_http2: bool,
+    body: RequestBody,
     /// What was said so far; `None` once it is too much, or will not be needed.
     kept: Option<Vec<Piece>>,
     kept_len: usize,
@@ -96,14 +96,13 @@ struct Sourced {
 
 impl Source {
     /// `None` when there is no body.
-    pub(super) fn new(body: Incoming, is_http2: bool, idle_max: Duration) -> Option<Arc<Self>> {
+    pub(super) fn new(body: RequestBody, idle_max: Duration) -> Option<Arc<Self>> {
         if body.is_end_stream() {
             return None;
         }
         let hint = body.size_hint();
         let state = Sourced {
             body,
-            is_http2,
             kept: Some(Vec::new()),
             kept_len: 0,
             held: None,
@@ -189,7 +188,7 @@ impl Sourced {
             Poll::Ready(Some(Err(error))) => {
                 return self.fail(malformed(&error).map_or(BodyError::Cut, BodyError::Malformed));
             }
-            Poll::Ready(None) if !is_whole(&self.body, self.is_http2) => {
+            Poll::Ready(None) if !is_whole(&self.body, self.body.is_http2()) => {
                 return self.fail(BodyError::Cut);
             }
             Poll::Ready(None) => {

@@ -18,6 +18,7 @@ use super::head::{self, ClientAddress};
 use super::malformed::Malformed;
 use super::noted::Noted;
 use super::onward::Onward;
+use super::request_body::RequestBody;
 use super::{Destination, Http, Site, outside};
 use crate::model::{Protocol, ServiceName, service_of};
 use crate::proxy::ingress::{PublicHosts, Route};
@@ -108,7 +109,7 @@ impl Client {
                 let unrouted = (Reason::Malformed(malformed), None);
                 self.turn_away(unrouted, false, self.noted(None))
             }
-            None => self.answer(head, body).await,
+            None => self.answer(head, RequestBody::http1(body)).await,
         };
         let mut response = self.released(response);
         if let Outgoing::Relay(download) = response.body_mut() {
@@ -129,6 +130,7 @@ impl Client {
     pub(super) async fn answer_http2(&self, request: Request<Incoming>) -> Response<Outgoing> {
         let (head, body) = request.into_parts();
         let head = Box::new(head);
+        let body = RequestBody::http2(body, &self.http.tasks);
         let response = match head::check(&head) {
             Ok(()) => self.answer(head, body).await,
             Err(malformed) => {
@@ -147,7 +149,7 @@ impl Client {
         self.front.lock().refused.filter(|_| is_marker)
     }
 
-    async fn answer(&self, mut head: Box<Parts>, body: Incoming) -> Response<Outgoing> {
+    async fn answer(&self, mut head: Box<Parts>, body: RequestBody) -> Response<Outgoing> {
         let is_grpc = is_grpc(&head.headers);
         let noted = self.noted(Some(&head));
         if let Destination::Redirect { hosts, port } = &self.site.destination {

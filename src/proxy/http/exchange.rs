@@ -7,7 +7,6 @@ use http::header::{CONNECTION, HOST, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::uri::{PathAndQuery, Scheme};
 use http::{Response, StatusCode, Uri, Version};
-use hyper::body::Incoming;
 use tokio::time::Instant;
 
 use super::Http;
@@ -18,6 +17,7 @@ use super::head::{self, ClientAddress};
 use super::malformed::Malformed;
 use super::noted::Noted;
 use super::pool::{self, Key, Stream};
+use super::request_body::RequestBody;
 use super::upstream::{Kept, UpstreamIo};
 use crate::model::{Moment, Outcome, Protocol, ServiceName};
 use crate::proxy::call::Call;
@@ -37,7 +37,7 @@ pub(super) struct Asked<'a> {
     pub(super) client: Option<&'a ClientAddress>,
     /// In a box: it passes through many hands.
     pub(super) head: Box<Parts>,
-    pub(super) body: Incoming,
+    pub(super) body: RequestBody,
     pub(super) noted: Option<Box<Noted>>,
 }
 
@@ -156,7 +156,6 @@ impl Http {
         is_grpc: bool,
     ) -> Result<(Question<'a>, Option<HeaderValue>), Malformed> {
         let Asked { service, options, client, mut head, body, .. } = asked;
-        let is_http2 = head.version == Version::HTTP_2;
         let upgrade = head::upgrade(&head);
         head::forward_request(&mut head.headers, client, upgrade.clone())?;
         let deadline = deadline(&head.headers, options.limits.timeout.request)?;
@@ -165,7 +164,7 @@ impl Http {
         }
         let protocol = self.protocol(service).unwrap_or_default();
         self.address(&mut head, protocol, service)?;
-        let source = Source::new(body, is_http2, options.limits.timeout.idle());
+        let source = Source::new(body, options.limits.timeout.idle());
         if protocol == Protocol::Http && source.is_some() && head::may_overlook_body(&head.method) {
             head.headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }

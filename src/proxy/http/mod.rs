@@ -22,6 +22,7 @@ mod noted;
 mod onward;
 mod outside;
 mod pool;
+mod request_body;
 mod tasks;
 mod upstream;
 
