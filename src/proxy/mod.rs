@@ -14,6 +14,7 @@ mod http;
 mod inbound;
 mod ingress;
 mod instances;
+mod last_asked;
 mod limits;
 mod load;
 mod local;

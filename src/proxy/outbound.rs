@@ -31,6 +31,7 @@ use super::budget::{Budgets, RetryBudget};
 use super::call::Call;
 use super::dial::DialError;
 use super::instances::Instances;
+use super::last_asked::{LastAsked, of_whom};
 use super::local::{LocalReader, LocalSocket};
 use super::preamble::CalledBy;
 use super::socks;
@@ -132,15 +133,15 @@ pub(super) struct Outbound {
 #[derive(Debug)]
 enum Failure {
     /// No instance took the call.
-    NotTaken(DialError),
+    NotTaken(DialError, Option<LastAsked>),
     /// The client went away, or a loss that proves nothing.
     Cut(Cut),
 }
 
 /// Why one try did not connect.
 pub(super) enum Setback {
-    /// No byte reached the application: another instance may be tried.
-    Next { reason: DialError, avoid: Avoid },
+    /// No byte reached the application: another instance may be tried. What its agent `said` may be empty.
+    Next { reason: DialError, avoid: Avoid, said: String },
     /// The answer would be the same everywhere.
     Final(DialError),
     /// The client went away, or a loss that proves nothing.
@@ -275,7 +276,7 @@ impl Outbound {
         let connecting = Box::pin(self.connect(Some(&mut client), &ask, &mut prefix));
         let limit = ask.options.limits.timeout.connect();
         let connected = timeout(limit, connecting).await;
-        match connected.unwrap_or(Err(Failure::NotTaken(DialError::Timeout))) {
+        match connected.unwrap_or(Err(Failure::NotTaken(DialError::Timeout, None))) {
             Ok(connected) => {
                 let len = prefix.len;
                 drop(prefix); // it would pin its block for as long as the connection lives
@@ -287,17 +288,21 @@ impl Outbound {
 
     /// Connects to an instance for a client that says nothing before it is told so; then
     /// [`carry`](Self::carry) is what it waits for.
-    pub(super) async fn reach(&self, ask: &Ask) -> Result<Connected, DialError> {
+    pub(super) async fn reach(
+        &self,
+        ask: &Ask,
+    ) -> Result<Connected, (DialError, Option<LastAsked>)> {
         let mut prefix = Prefix::default();
         let limit = ask.options.limits.timeout.connect();
         let connecting = timeout(limit, self.connect(None, ask, &mut prefix)).await;
-        let error = match connecting.unwrap_or(Err(Failure::NotTaken(DialError::Timeout))) {
+        let timeout = Failure::NotTaken(DialError::Timeout, None);
+        let (error, last) = match connecting.unwrap_or(Err(timeout)) {
             Ok(connected) => return Ok(connected),
-            Err(Failure::NotTaken(error)) => error,
-            Err(Failure::Cut(_)) => DialError::Lost,
+            Err(Failure::NotTaken(error, last)) => (error, last),
+            Err(Failure::Cut(_)) => (DialError::Lost, None),
         };
-        self.note_refused(ask, error);
-        Err(error)
+        self.note_refused(ask, error, last.as_ref());
+        Err((error, last))
     }
 
     /// Why new calls had better not go to this endpoint: the last trouble with it, if that was a
@@ -352,17 +357,22 @@ impl Outbound {
     ) -> Result<Connected, Failure> {
         let choice = ask.options.balancing.choice(client.as_ref().and_then(|client| client.peer()));
         let mut search = Search::new(self, &ask.service, choice, None);
-        let mut last: Option<DialError> = None;
+        let mut last: Option<(DialError, LastAsked)> = None;
         let share = ask.options.limits.retry.budget;
         let budget = self.budgets.of(&ask.service, share, &self.clock);
         budget.note_request();
         loop {
-            let dialled = search.next().await;
-            let dialled = dialled.map_err(|none| Failure::NotTaken(last.unwrap_or(none.into())))?;
-            if let Some(reason) = last
-                && !self.may_retry(&budget, reason)
+            let dialled = match search.next().await {
+                Ok(dialled) => dialled,
+                Err(none) => {
+                    let (error, last) = last.unzip();
+                    return Err(Failure::NotTaken(error.unwrap_or(none.into()), last));
+                }
+            };
+            if let Some((reason, last)) = &last
+                && !self.may_retry(&budget, *reason)
             {
-                return Err(Failure::NotTaken(reason));
+                return Err(Failure::NotTaken(*reason, Some(last.clone())));
             }
             let Dialled { way, call } = dialled;
             call.ask();
@@ -384,12 +394,15 @@ impl Outbound {
                     call.note_answer();
                     return Ok(Connected { route, call });
                 }
-                Err(Setback::Next { reason, avoid }) => {
+                Err(Setback::Next { reason, avoid, said }) => {
                     search.note_not_taken(&call, reason);
                     self.avoid(&call, avoid, reason);
-                    last = Some(reason);
+                    last = Some((reason, LastAsked::that_said(call.endpoint(), said)));
                 }
-                Err(Setback::Final(reason)) => return Err(Failure::NotTaken(reason)),
+                Err(Setback::Final(reason)) => {
+                    let last = LastAsked::new(call.endpoint());
+                    return Err(Failure::NotTaken(reason, Some(last)));
+                }
                 Err(Setback::Cut(cut)) => {
                     if let Cut::Tunnel(_) = cut {
                         call.excuse();
@@ -570,20 +583,20 @@ impl Outbound {
     }
 
     async fn turn_away(&self, client: LocalSocket, ask: Ask, failure: Failure) {
-        let error = match failure {
-            Failure::NotTaken(error) => error,
+        let (error, last) = match failure {
+            Failure::NotTaken(error, last) => (error, last),
             Failure::Cut(cut) => {
                 return debug!(service = %ask.service, %cut, "cut before an answer");
             }
         };
-        self.note_refused(&ask, error);
+        self.note_refused(&ask, error, last.as_ref());
         ask.greeting.turn_away(client, error).await;
     }
 
-    fn note_refused(&self, ask: &Ask, error: DialError) {
+    fn note_refused(&self, ask: &Ask, error: DialError, last: Option<&LastAsked>) {
         let (service, reason) = (ask.service.as_str(), error.reason());
         self.metrics.count_refused(ask.greeting.door(), reason);
-        self.events.record(EventKind::ConnectionRefused, service, reason);
+        self.events.record(EventKind::ConnectionRefused, service, of_whom(reason, last));
     }
 }
 
@@ -624,7 +637,7 @@ async fn open(
             },
             () = link.silent(), if !is_silent => {
                 if sending.prefix.is_empty() && has_other() {
-                    return Err(Setback::Next { reason: DialError::Silent, avoid: Avoid::Member });
+                    return Err(Setback::next(DialError::Silent, Avoid::Member));
                 }
                 is_silent = true;
             }
@@ -634,14 +647,21 @@ async fn open(
         Ok(Answer::Accepted) => Ok(sending.left()),
         Ok(Answer::Refused(refusal)) => Err(refusal.into()),
         Err(_) if link.was_refused() || sending.prefix.is_empty() => {
-            Err(Setback::Next { reason: DialError::Lost, avoid: Avoid::Member })
+            Err(Setback::next(DialError::Lost, Avoid::Member))
         }
         Err(error) => Err(Setback::Cut(error.into())),
     }
 }
 
+impl Setback {
+    /// Another instance may be tried; nothing was said.
+    pub(super) const fn next(reason: DialError, avoid: Avoid) -> Self {
+        Self::Next { reason, avoid, said: String::new() }
+    }
+}
+
 impl From<Refusal> for Setback {
-    fn from(Refusal { code, .. }: Refusal) -> Self {
+    fn from(Refusal { code, reason: said }: Refusal) -> Self {
         if !code.is_retryable() {
             return Self::Final(code.into());
         }
@@ -649,13 +669,13 @@ impl From<Refusal> for Setback {
             RefusalCode::OVERFLOW => Avoid::Nobody, // one stream less changes that
             _ => Avoid::Instance,
         };
-        Self::Next { reason: code.into(), avoid }
+        Self::Next { reason: code.into(), avoid, said }
     }
 }
 
 impl From<transport::DialError> for Setback {
     fn from(error: transport::DialError) -> Self {
-        Self::Next { reason: error.into(), avoid: Avoid::Member }
+        Self::next(error.into(), Avoid::Member)
     }
 }
 
@@ -665,7 +685,7 @@ impl From<OpenError> for Setback {
             OpenError::Overflow => Avoid::Nobody,
             OpenError::Lost(_) => Avoid::Member,
         };
-        Self::Next { reason: error.into(), avoid }
+        Self::next(error.into(), avoid)
     }
 }
 

@@ -41,7 +41,7 @@ pub struct Access {
     pub door: Door,
     /// Which service was asked for; none when the host was no name of the mesh.
     pub service: Option<ServiceName>,
-    /// Whose instance answered; none when the mesh did.
+    /// Whose instance answered, or was asked last where the mesh answers; none when none was asked.
     pub node: Option<MemberName>,
     /// Which of its instances.
     pub instance: Option<InstanceId>,

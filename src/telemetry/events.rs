@@ -116,6 +116,8 @@ pub enum EventKind {
     BreakerClosed,
     /// No instance took a call.
     ConnectionRefused,
+    /// An instance was given a request, and gave no answer.
+    RequestFailed,
     /// A connection was cut on the way.
     StreamCut,
     /// A connection was given up because its reader took nothing.
@@ -167,6 +169,7 @@ impl EventKind {
                 | Self::EntryRefused
                 | Self::EntryQuarantined
                 | Self::ConnectionRefused
+                | Self::RequestFailed
                 | Self::StreamCut
                 | Self::StreamStalled
                 | Self::ConnectionRevoked

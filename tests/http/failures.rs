@@ -39,6 +39,61 @@ fn post_that_an_instance_read_before_it_went_is_delivered_once_and_answered_502(
 }
 
 #[test]
+fn failure_is_told_with_the_instance_and_with_what_its_agent_says() {
+    let _turn = beside_others();
+    let (stage, mut instance) = stage();
+    let told = |kind: &str| {
+        let events = stage.a().events(kind);
+        events.iter().map(|event| event["reason"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    let lost = stage.client().ask("POST", "/lose", "", b"pay 100").unwrap();
+    assert!(lost.text().starts_with("web: web-0 at b went away without an answer"), "{lost:?}");
+    assert_eq!(told("request_failed"), ["lost: web-0 at b"]);
+    instance.stop();
+    let refused = stage.client().get("/").unwrap();
+    assert_eq!(refused.header("x-murmesh-reason"), Some("unreachable"));
+    assert!(refused.text().contains("(web-0 at b: Connection refused"), "{refused:?}");
+    let refusals = told("connection_refused");
+    assert!(refusals[0].starts_with("unreachable: web-0 at b: Connection refused"), "{refusals:?}");
+}
+
+#[test]
+fn instance_that_does_not_speak_what_it_was_exposed_with_is_told_from_one_that_went_away() {
+    let _turn = beside_others();
+    for (protocol, says, missed) in [
+        ("h2", &b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n"[..], "HTTP/2"),
+        ("http", &b"\0\0\0\x04\0\0\0\0\0"[..], "HTTP/1.1"), // SETTINGS
+    ] {
+        let stage = Stage::of(protocol, &[says_the_same_to_all(says)]);
+        let answer = stage.client().ask("POST", "/", "", b"pay 100").unwrap();
+        assert_eq!((answer.status, answer.header("x-murmesh-reason")), (502, Some("lost")));
+        let hint = format!("web: web-0 at b did not answer in {missed}; it may have done");
+        assert!(answer.text().starts_with(&hint), "{answer:?}");
+        let events = stage.a().events("request_failed");
+        let reason = format!("lost: web-0 at b: it did not answer in {missed}");
+        assert_eq!(events[0]["reason"], reason, "{events:?}");
+    }
+}
+
+/// A server that answers whatever it is told with the same bytes.
+fn says_the_same_to_all(answer: &'static [u8]) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            std::thread::spawn(move || {
+                if stream.read(&mut [0; 4_096]).is_ok_and(|len| len > 0)
+                    && stream.write_all(answer).is_ok()
+                {
+                    let _ = io::copy(&mut stream, &mut io::sink()); // until the other side has enough
+                }
+            });
+        }
+    });
+    address
+}
+
+#[test]
 fn long_body_of_which_no_instance_had_a_byte_goes_to_the_one_that_takes_it() {
     let _turn = beside_others();
     let instance = Instance::start("web");

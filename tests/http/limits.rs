@@ -257,7 +257,8 @@ fn what_the_mesh_answers_is_written_down_also_where_no_request_can_be_read() {
     let caller = caller(&stage, &text);
     caller.wait_endpoints("web", 1);
     let cases = [
-        (entry, "GET / HTTP/1.1\r\n\r\n", Value::Null, Value::Null, 400, "malformed"),
+        (entry, "GET / HTTP/1.1\r\n\r\n", "GET".into(), Value::Null, 400, "malformed"),
+        (entry, "\x01\x02\r\n\r\n", Value::Null, Value::Null, 400, "malformed"),
         (
             entry,
             "GET /a HTTP/1.1\r\nhost: web\r\nconnection: host\r\n\r\n",
@@ -266,7 +267,7 @@ fn what_the_mesh_answers_is_written_down_also_where_no_request_can_be_read() {
             400,
             "malformed",
         ),
-        (entry, "GET /< HTTP/1.1\r\nhost: a\r\n\r\n", Value::Null, Value::Null, 400, "malformed"),
+        (entry, "GET /< HTTP/1.1\r\nhost: a\r\n\r\n", "GET".into(), Value::Null, 400, "malformed"),
         (
             entry,
             "CONNECT web.mesh:80 HTTP/1.1\r\nhost: web.mesh:80\r\nconnection: close\r\n\r\n",
@@ -298,6 +299,7 @@ fn what_the_mesh_answers_is_written_down_also_where_no_request_can_be_read() {
         let line = &lines()[number];
         let seen = [&line["method"], &line["service"], &line["status"], &line["reason"]];
         assert_eq!(seen, [&method, &service, &status.into(), &reason.into()], "{request}");
+        assert_eq!(line["bytes"], answer.body.len(), "{request}");
     }
     // What is no HTTP is counted as it is sent.
     let mut client = Client::to(gateway).unwrap();
@@ -307,8 +309,8 @@ fn what_the_mesh_answers_is_written_down_also_where_no_request_can_be_read() {
     let sent = client.rest().unwrap().len();
     assert!(sent > 0);
     drop(client);
-    eventually("it is written down", SOON, || check(lines().len() == 6, lines()));
-    let line = &lines()[5];
+    eventually("it is written down", SOON, || check(lines().len() == 7, lines()));
+    let line = &lines()[6];
     let seen = [&line["method"], &line["status"], &line["reason"], &line["bytes"]];
     assert_eq!(seen, [&"CONNECT".into(), &200.into(), &Value::Null, &sent.into()]);
 }
@@ -347,7 +349,7 @@ fn files_limit_what_a_request_may_take_and_say_where_it_is_written_down() {
     let seen = [&first["path"], &first["status"], &first["node"], &first["reason"]];
     assert_eq!(seen, [&Value::from("/echo"), &200.into(), &"b".into(), &Value::Null]);
     let seen = [&second["path"], &second["status"], &second["node"], &second["reason"]];
-    assert_eq!(seen, [&Value::from("/wait"), &504.into(), &Value::Null, &"deadline".into()]);
+    assert_eq!(seen, [&Value::from("/wait"), &504.into(), &"b".into(), &"deadline".into()]);
     assert!(second["duration_ms"].as_f64().unwrap() >= 400.0, "{second}");
     // Moved away, as log rotation does.
     fs::rename(&log, log.with_extension("1")).unwrap();

@@ -6,8 +6,11 @@ use http::{Response, StatusCode};
 
 use super::body::Outgoing;
 use super::malformed::Malformed;
-use crate::model::ServiceName;
+use super::noted::Noted;
+use crate::model::{Protocol, ServiceName};
 use crate::proxy::dial::DialError;
+use crate::proxy::last_asked::{LastAsked, of_whom};
+use crate::telemetry::EventKind;
 
 /// Why the mesh answers instead of an instance.
 pub(super) const REASON: HeaderName = HeaderName::from_static("x-murmesh-reason");
@@ -28,6 +31,8 @@ pub(super) enum Reason {
     NotTaken(DialError),
     /// An instance took it and went away without an answer. It may have done what was asked.
     Lost,
+    /// The same, and what it said instead is not of its protocol.
+    Unreadable(Protocol),
     /// An instance took it and said nothing for as long as its caller's limit allows.
     Timeout,
     /// The time that the caller gave it is over.
@@ -54,7 +59,7 @@ impl Reason {
                 DialError::Stopping => "draining",
                 error => error.reason(),
             },
-            Self::Lost => "lost",
+            Self::Lost | Self::Unreadable(_) => "lost",
             Self::Timeout => "timeout",
             Self::Deadline => "deadline",
             Self::Malformed(_) => "malformed",
@@ -95,22 +100,51 @@ impl Reason {
         matches!(self, Self::Malformed(_) | Self::BodyCut)
     }
 
+    /// What people are told of it as an event, if it is for them and not for the client alone.
+    pub(super) fn event(self, last: Option<&LastAsked>) -> Option<(EventKind, String)> {
+        let kind = match self {
+            Self::NotTaken(_) => EventKind::ConnectionRefused,
+            Self::Deadline if last.is_none() => EventKind::ConnectionRefused,
+            Self::Lost | Self::Unreadable(_) | Self::Timeout | Self::Deadline => {
+                EventKind::RequestFailed
+            }
+            _ => return None,
+        };
+        let mut told = of_whom(self.word(), last);
+        if let Self::Unreadable(protocol) = self {
+            told += &format!(": it did not answer in {}", wire_name(protocol));
+        }
+        Some((kind, told))
+    }
+
     /// What happened, for people.
-    fn text(self, service: Option<&ServiceName>) -> String {
+    fn text(self, service: Option<&ServiceName>, last: Option<&LastAsked>) -> String {
         let name = service.map_or("?", |service| service.as_str());
+        let instance = match last {
+            Some(last) => last.to_string(),
+            None => "the instance".to_owned(),
+        };
         match self {
             Self::NotTaken(error) => {
-                format!("{name}: {error}\ntry: murmesh endpoints {name}, murmesh events {name}\n")
-            }
-            Self::Lost => format!(
-                "{name}: the instance went away without an answer; it may have done what was asked\n\
-                 try: murmesh events {name}\n"
-            ),
-            Self::Timeout => {
+                let last = last.map(|last| format!(" ({last})")).unwrap_or_default();
                 format!(
-                    "{name}: the instance did not answer in time\ntry: murmesh endpoints {name}\n"
+                    "{name}: {error}{last}\n\
+                     try: murmesh endpoints {name}, murmesh events {name}\n"
                 )
             }
+            Self::Lost => format!(
+                "{name}: {instance} went away without an answer; it may have done what was asked\n\
+                 try: murmesh events {name}\n"
+            ),
+            Self::Unreadable(protocol) => format!(
+                "{name}: {instance} did not answer in {}; it may have done what was asked\n\
+                 try: murmesh services, which says as what {name} was exposed: --protocol http is \
+                 HTTP/1.1, h2 and grpc are HTTP/2\n",
+                wire_name(protocol)
+            ),
+            Self::Timeout => format!(
+                "{name}: {instance} did not answer in time\ntry: murmesh endpoints {name}\n"
+            ),
             Self::Deadline => format!("{name}: the time that the caller gave is over\n"),
             Self::Malformed(malformed) => format!("{malformed}\n"),
             Self::BodyCut => "the body of the request ended before its end\n".to_owned(),
@@ -126,35 +160,62 @@ impl Reason {
             ),
         }
     }
+}
 
-    /// The answer to a request with these headers.
-    pub(super) fn answer(self, service: Option<&ServiceName>, is_grpc: bool) -> Response<Outgoing> {
+/// That the mesh itself answers a request.
+pub(super) struct OwnAnswer<'a> {
+    pub(super) reason: Reason,
+    /// Which service was asked for, where that is known.
+    pub(super) service: Option<&'a ServiceName>,
+    /// Which instance was asked last, if any was.
+    pub(super) last: Option<&'a LastAsked>,
+    /// Whether the request is gRPC's.
+    pub(super) is_grpc: bool,
+}
+
+impl OwnAnswer<'_> {
+    /// What is sent, and what the access log says of it.
+    pub(super) fn response(self, mut noted: Option<Box<Noted>>) -> Response<Outgoing> {
+        let Self { reason, service, last, is_grpc } = self;
+        let status = if is_grpc { StatusCode::OK } else { reason.status() };
+        if let Some(noted) = &mut noted {
+            noted.refused(service, last, reason.status().as_u16(), reason.word());
+        }
+        let text = reason.text(service, last);
         let mut response = Response::new(Outgoing::EMPTY);
-        let text = self.text(service);
+        *response.status_mut() = status;
         let headers = response.headers_mut();
-        headers.insert(REASON, HeaderValue::from_static(self.word()));
+        headers.insert(REASON, HeaderValue::from_static(reason.word()));
         if let Some(service) = service.and_then(|name| HeaderValue::from_str(name.as_str()).ok()) {
             headers.insert(SERVICE, service);
         }
         if is_grpc {
             // "Trailers-Only": the status is where a client without a body looks for it.
             headers.insert(CONTENT_TYPE, HeaderValue::from_static(GRPC));
-            headers.insert(GRPC_STATUS, HeaderValue::from_static(self.grpc_status()));
+            headers.insert(GRPC_STATUS, HeaderValue::from_static(reason.grpc_status()));
             let message = text.lines().next().unwrap_or_default();
             let message = HeaderValue::from_str(message);
             headers.insert(GRPC_MESSAGE, message.unwrap_or(HeaderValue::from_static("refused")));
+            *response.body_mut() = Outgoing::Own { text: None, noted };
             return response;
         }
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-        if self.status() == StatusCode::SERVICE_UNAVAILABLE {
+        if status == StatusCode::SERVICE_UNAVAILABLE {
             headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
         }
-        if self.closes() {
+        if reason.closes() {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
-        *response.status_mut() = self.status();
-        *response.body_mut() = Outgoing::Own(Some(Bytes::from(text)));
+        *response.body_mut() = Outgoing::Own { text: Some(Bytes::from(text)), noted };
         response
+    }
+}
+
+/// What an instance that speaks `protocol` sends.
+fn wire_name(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::Http => "HTTP/1.1",
+        _ => "HTTP/2",
     }
 }
 

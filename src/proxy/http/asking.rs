@@ -11,6 +11,7 @@
 //! asked of a second instance beside the first.
 
 use std::future::pending;
+use std::mem;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
@@ -35,6 +36,7 @@ use crate::proxy::board::{Avoid, Choice};
 use crate::proxy::budget::RetryBudget;
 use crate::proxy::call::Call;
 use crate::proxy::dial::DialError;
+use crate::proxy::last_asked::LastAsked;
 use crate::proxy::outbound::{Dialled, Search, Setback, Way as Reach};
 use crate::runtime::clock;
 use crate::transport::Link;
@@ -71,6 +73,12 @@ pub(super) struct Answer {
     pub(super) link: Option<Arc<Link>>,
 }
 
+/// Why no instance answered, and which one was asked last.
+pub(super) struct Unanswerable {
+    pub(super) reason: Reason,
+    pub(super) last: Option<LastAsked>,
+}
+
 /// What one instance made of a request.
 type Attempt = Result<(Response<Incoming>, Option<Kept>, Option<Stream>), Miss>;
 
@@ -78,10 +86,10 @@ type Attempt = Result<(Response<Incoming>, Option<Kept>, Option<Stream>), Miss>;
 enum Miss {
     /// Nothing of the request reached it.
     NotTaken(Setback),
-    /// It may have had the request, which may be repeated.
-    Repeatable(DialError, Avoid),
+    /// It may have had the request, which may be repeated; `answer` is for the case that nobody is left.
+    Repeatable { reason: DialError, avoid: Avoid, answer: Reason },
     /// It may have had the request, which may not be repeated.
-    Lost,
+    Lost(Reason),
     /// It said nothing for too long.
     TimedOut,
 }
@@ -93,13 +101,21 @@ impl Miss {
         is_link_open
             && match self {
                 // It took the connection and closed it unread.
-                Self::NotTaken(Setback::Next { reason, avoid }) => {
+                Self::NotTaken(Setback::Next { reason, avoid, .. }) => {
                     (*reason, *avoid) == (DialError::Lost, Avoid::Member)
                 }
-                Self::NotTaken(Setback::Cut(_)) | Self::Lost | Self::TimedOut => true,
+                Self::NotTaken(Setback::Cut(_)) | Self::Lost(_) | Self::TimedOut => true,
                 Self::NotTaken(Setback::Final(_)) => false,
-                Self::Repeatable(_, avoid) => *avoid == Avoid::Instance,
+                Self::Repeatable { avoid, .. } => *avoid == Avoid::Instance,
             }
+    }
+
+    /// What the instance's agent said, if it did.
+    fn take_said(&mut self) -> String {
+        match self {
+            Self::NotTaken(Setback::Next { said, .. }) => mem::take(said),
+            _ => String::new(),
+        }
     }
 }
 
@@ -111,30 +127,40 @@ impl<T: Into<Setback>> From<T> for Miss {
 
 impl Question<'_> {
     /// Asks instances until one answers or its caller's time is over.
-    pub(super) async fn ask_in_time(&self) -> Result<Answer, Reason> {
-        match self.outbox.deadline {
-            None => self.ask().await,
-            Some(end) => timeout_at(end, self.ask()).await.unwrap_or(Err(Reason::Deadline)),
-        }
+    pub(super) async fn ask_in_time(&self) -> Result<Answer, Unanswerable> {
+        let mut last = None;
+        let answered = match self.outbox.deadline {
+            None => self.ask(&mut last).await,
+            Some(end) => {
+                let answered = timeout_at(end, self.ask(&mut last)).await;
+                answered.unwrap_or(Err(Reason::Deadline))
+            }
+        };
+        answered.map_err(|reason| Unanswerable { reason, last })
     }
 
     /// Asks instances until one answers.
-    async fn ask(&self) -> Result<Answer, Reason> {
+    async fn ask(&self, last: &mut Option<LastAsked>) -> Result<Answer, Reason> {
         let mut held = None;
-        let answered = self.ask_in_turn(&mut held).await;
+        let answered = self.ask_in_turn(&mut held, last).await;
         let answer = answered.or_else(|reason| held.ok_or(reason))?;
         self.note_answer(&answer);
         Ok(answer)
     }
 
     /// One instance after the other. An answer that is worth asking another one is `held` meanwhile.
-    async fn ask_in_turn(&self, held: &mut Option<Answer>) -> Result<Answer, Reason> {
+    async fn ask_in_turn(
+        &self,
+        held: &mut Option<Answer>,
+        last_asked: &mut Option<LastAsked>,
+    ) -> Result<Answer, Reason> {
         let (outbound, limits) = (&self.http.outbound, &self.options.limits);
         // That an entry lets its caller wait for less than this is not the instance's fault.
         let fault_after = limits.timeout.request.map(|limit| limit.0.mul_f64(0.9));
         let choice = self.outbox.choice;
         let mut search = Search::new(outbound, self.service, choice, fault_after);
         let (mut last, mut reached) = (None, 0);
+        let mut lost = Reason::Lost;
         let budget = outbound.budgets.of(self.service, limits.retry.budget, &outbound.clock);
         budget.note_request();
         loop {
@@ -143,7 +169,7 @@ impl Question<'_> {
             }
             let dialled = match search.next_within(limits.timeout.connect()).await {
                 Ok(Ok(dialled)) => dialled,
-                Ok(Err(_)) if reached > 0 => return Err(Reason::Lost),
+                Ok(Err(_)) if reached > 0 => return Err(lost),
                 Ok(Err(none)) => return Err(Reason::NotTaken(last.unwrap_or(none.into()))),
                 Err(_) => return Err(Reason::NotTaken(DialError::Timeout)),
             };
@@ -151,7 +177,10 @@ impl Question<'_> {
                 && !outbound.may_retry(&budget, reason)
             {
                 let is_lost = reached > 0;
-                return Err(if is_lost { Reason::Lost } else { Reason::NotTaken(reason) });
+                return Err(if is_lost { lost } else { Reason::NotTaken(reason) });
+            }
+            if self.outbox.deadline.is_some() {
+                *last_asked = Some(LastAsked::new(dialled.call.endpoint()));
             }
             // It was the less busy of two.
             if dialled.call.count() > IN_FLIGHT_MAX {
@@ -175,6 +204,10 @@ impl Question<'_> {
                 return Err(reason);
             }
             let Dialled { call, way } = dialled;
+            let attempt = attempt.map_err(|mut miss| {
+                *last_asked = Some(LastAsked::that_said(call.endpoint(), miss.take_said()));
+                miss
+            });
             match attempt {
                 Ok((response, kept, stream)) => {
                     let outcome = early_outcome(&response, self.outbox.is_grpc);
@@ -193,7 +226,7 @@ impl Question<'_> {
                     last = Some(DialError::Lost);
                     reached += 1;
                 }
-                Err(Miss::NotTaken(Setback::Next { reason, avoid })) => {
+                Err(Miss::NotTaken(Setback::Next { reason, avoid, .. })) => {
                     if reached == 0 {
                         search.note_not_taken(&call, reason); // else it has an answer, or had its try
                     }
@@ -203,18 +236,19 @@ impl Question<'_> {
                         return Err(Reason::NotTaken(reason));
                     }
                 }
-                Err(Miss::Repeatable(reason, avoid)) => {
+                Err(Miss::Repeatable { reason, avoid, answer }) => {
                     outbound.avoid(&call, avoid, reason);
-                    last = Some(reason);
+                    (last, lost) = (Some(reason), answer);
                     reached += 1;
                     if reached >= limits.retry.tries() || outbound.is_failing(self.service) {
-                        return Err(Reason::Lost);
+                        return Err(lost);
                     }
                 }
                 Err(Miss::NotTaken(Setback::Final(reason))) => {
                     return Err(Reason::NotTaken(reason));
                 }
-                Err(Miss::NotTaken(Setback::Cut(_)) | Miss::Lost) => return Err(Reason::Lost),
+                Err(Miss::NotTaken(Setback::Cut(_))) => return Err(Reason::Lost),
+                Err(Miss::Lost(answer)) => return Err(answer),
                 Err(Miss::TimedOut) => return Err(Reason::Timeout),
             }
         }
@@ -327,7 +361,10 @@ impl Question<'_> {
         let attempt = tokio::select! {
             biased;
             outcome = asking => outcome.unwrap_or(Err(Miss::TimedOut)),
-            () = silent => return Err(Miss::Repeatable(DialError::Silent, Avoid::Member)),
+            () = silent => {
+                let (reason, avoid) = (DialError::Silent, Avoid::Member);
+                return Err(Miss::Repeatable { reason, avoid, answer: Reason::Lost });
+            }
         };
         let is_link_open = link.is_none_or(|link| link.is_open());
         match (&attempt, link) {
@@ -418,9 +455,9 @@ impl Outbox {
     /// has gone to say it again.
     fn request(&self) -> Result<Request<Upload>, Setback> {
         let body = match &self.source {
-            Some(source) => source
-                .attempt()
-                .ok_or(Setback::Next { reason: DialError::Lost, avoid: Avoid::Nobody })?,
+            Some(source) => {
+                source.attempt().ok_or(Setback::next(DialError::Lost, Avoid::Nobody))?
+            }
             None => Upload::EMPTY,
         };
         let mut head = Parts::clone(&self.head);
@@ -452,19 +489,25 @@ impl Outbox {
 
     /// What follows from how an attempt on `endpoint` ended.
     fn judge<T>(&self, endpoint: &Endpoint, outcome: Result<T, Unanswered>) -> Result<T, Miss> {
-        outcome.map_err(|unanswered| match unanswered {
-            Unanswered::Refused(refusal) => refusal.into(),
-            Unanswered::Unsent => lost().into(),
-            Unanswered::Unknown if self.may_repeat(endpoint) => {
-                Miss::Repeatable(DialError::Lost, Avoid::Instance)
+        let answer = match outcome {
+            Ok(response) => return Ok(response),
+            Err(Unanswered::Refused(refusal)) => return Err(refusal.into()),
+            Err(Unanswered::Unsent) => return Err(lost().into()),
+            Err(Unanswered::Unknown) => Reason::Lost,
+            Err(Unanswered::Unreadable) => Reason::Unreadable(self.protocol),
+        };
+        Err(match self.may_repeat(endpoint) {
+            true => {
+                let (reason, avoid) = (DialError::Lost, Avoid::Instance);
+                Miss::Repeatable { reason, avoid, answer }
             }
-            Unanswered::Unknown => Miss::Lost,
+            false => Miss::Lost(answer),
         })
     }
 }
 
 fn lost() -> Setback {
-    Setback::Next { reason: DialError::Lost, avoid: Avoid::Member }
+    Setback::next(DialError::Lost, Avoid::Member)
 }
 
 /// What the head of a response says of its instance; `None` where the rest is still to say it. Faults

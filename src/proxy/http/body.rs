@@ -5,6 +5,7 @@ use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ use super::client::Answering;
 use super::exchange::Carried;
 use super::head;
 use super::malformed::Malformed;
+use super::noted::Noted;
 use super::request_body::RequestBody;
 use super::upstream::Kept;
 
@@ -281,13 +283,17 @@ impl Body for Upload {
 
 /// The body of an answer: the mesh's own, or an instance's.
 pub(super) enum Outgoing {
-    Own(Option<Bytes>),
+    /// What is still to be sent, and what the access log says once it was.
+    Own {
+        text: Option<Bytes>,
+        noted: Option<Box<Noted>>,
+    },
     Relay(Box<Download>),
 }
 
 impl Outgoing {
     /// No body.
-    pub(super) const EMPTY: Self = Self::Own(None);
+    pub(super) const EMPTY: Self = Self::Own { text: None, noted: None };
 
     /// The body of a response that comes on `upstream`, if that is for this exchange alone.
     pub(super) fn relay(
@@ -314,22 +320,28 @@ impl Body for Outgoing {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match &mut *self {
-            Self::Own(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Self::Own { text, noted } => {
+                let text = text.take();
+                if let (Some(text), Some(noted)) = (&text, noted) {
+                    noted.bytes().fetch_add(text.len() as u64, Ordering::Relaxed);
+                }
+                Poll::Ready(text.map(|text| Ok(Frame::data(text))))
+            }
             Self::Relay(download) => download.poll_frame(cx),
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match self {
-            Self::Own(bytes) => bytes.is_none(),
+            Self::Own { text, .. } => text.is_none(),
             Self::Relay(download) => download.body.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Self::Own(bytes) => {
-                SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
+            Self::Own { text, .. } => {
+                SizeHint::with_exact(text.as_ref().map_or(0, |text| text.len() as u64))
             }
             Self::Relay(download) => download.body.size_hint(),
         }

@@ -10,13 +10,13 @@ use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use parking_lot::Mutex;
 
-use super::answer::{Reason, is_grpc};
+use super::answer::{OwnAnswer, Reason, is_grpc};
 use super::body::Outgoing;
 use super::exchange::Asked;
 use super::gate::Gate;
 use super::head::{self, ClientAddress};
 use super::malformed::Malformed;
-use super::noted::Noted;
+use super::noted::{Noted, RequestLine};
 use super::onward::Onward;
 use super::request_body::RequestBody;
 use super::{Destination, Http, Site, outside};
@@ -106,8 +106,9 @@ impl Client {
         let asked_to_end = is_last(head.version, &head.headers);
         let response = match self.refusal(&head) {
             Some(malformed) => {
+                let line = RequestLine::of_refused(self.front.lock().gate.refused_line());
                 let unrouted = (Reason::Malformed(malformed), None);
-                self.turn_away(unrouted, false, self.noted(None))
+                self.turn_away(unrouted, false, self.noted(|| line))
             }
             None => self.answer(head, RequestBody::http1(body)).await,
         };
@@ -135,7 +136,8 @@ impl Client {
             Ok(()) => self.answer(head, body).await,
             Err(malformed) => {
                 let unrouted = (Reason::Malformed(malformed), None);
-                self.turn_away(unrouted, is_grpc(&head.headers), self.noted(Some(&head)))
+                let noted = self.noted(|| RequestLine::of(&head));
+                self.turn_away(unrouted, is_grpc(&head.headers), noted)
             }
         };
         self.released(response)
@@ -151,7 +153,7 @@ impl Client {
 
     async fn answer(&self, mut head: Box<Parts>, body: RequestBody) -> Response<Outgoing> {
         let is_grpc = is_grpc(&head.headers);
-        let noted = self.noted(Some(&head));
+        let noted = self.noted(|| RequestLine::of(&head));
         if let Destination::Redirect { hosts, port } = &self.site.destination {
             return self.redirect(&head, hosts, *port, noted);
         }
@@ -180,10 +182,10 @@ impl Client {
     }
 
     /// What the access log is to say of a request, if there is one.
-    fn noted(&self, head: Option<&Parts>) -> Option<Box<Noted>> {
+    fn noted(&self, line: impl FnOnce() -> RequestLine) -> Option<Box<Noted>> {
         let (door, clock) = (self.site.door, self.http.outbound.clock);
         let log = self.http.log.clone()?;
-        Some(Box::new(Noted::new(log, clock, door, head)))
+        Some(Box::new(Noted::new(log, clock, door, line())))
     }
 
     /// Where a request goes, or why it goes nowhere.
@@ -228,7 +230,7 @@ impl Client {
         head: &Parts,
         hosts: &PublicHosts,
         port: u16,
-        noted: Option<Box<Noted>>,
+        mut noted: Option<Box<Noted>>,
     ) -> Response<Outgoing> {
         let host = match head::authority(head) {
             Ok(authority) => hosts.find(authority.host),
@@ -238,12 +240,13 @@ impl Client {
         };
         let moved = host
             .and_then(|(host, route)| Some((route.service, outside::redirect(&host, port, head)?)));
-        let Some((service, moved)) = moved else {
+        let Some((service, mut moved)) = moved else {
             return self.turn_away((Reason::ForeignName, None), false, noted);
         };
-        if let Some(noted) = noted {
-            noted.refused(Some(&service), moved.status().as_u16(), "redirect");
+        if let Some(noted) = &mut noted {
+            noted.refused(Some(&service), None, moved.status().as_u16(), "redirect");
         }
+        *moved.body_mut() = Outgoing::Own { text: None, noted };
         moved
     }
 
@@ -270,12 +273,10 @@ impl Client {
                 self.front.lock().onward = Some(Onward::Tunnel(ask, connected, noted));
                 Response::new(Outgoing::EMPTY)
             }
-            Err(error) => {
-                let reason = Reason::NotTaken(error);
-                if let Some(noted) = noted {
-                    noted.refused(Some(&ask.service), reason.status().as_u16(), reason.word());
-                }
-                reason.answer(Some(&ask.service), false)
+            Err((error, last)) => {
+                let (reason, service) = (Reason::NotTaken(error), Some(&ask.service));
+                let answer = OwnAnswer { reason, service, last: last.as_ref(), is_grpc: false };
+                answer.response(noted)
             }
         }
     }
@@ -287,12 +288,9 @@ impl Client {
         is_grpc: bool,
         noted: Option<Box<Noted>>,
     ) -> Response<Outgoing> {
-        if let Some(noted) = noted {
-            let status = reason.status().as_u16();
-            noted.refused(service.as_ref(), status, reason.word());
-        }
         self.http.outbound.metrics.count_refused(self.site.door, reason.word());
-        reason.answer(service.as_ref(), is_grpc)
+        let answer = OwnAnswer { reason, service: service.as_ref(), last: None, is_grpc };
+        answer.response(noted)
     }
 }
 

@@ -10,8 +10,8 @@ use http::{Response, StatusCode, Uri, Version};
 use tokio::time::Instant;
 
 use super::Http;
-use super::answer::{NODE, Reason, is_grpc};
-use super::asking::{Answer, Outbox, Question, grpc_outcome};
+use super::answer::{NODE, OwnAnswer, Reason, is_grpc};
+use super::asking::{Answer, Outbox, Question, Unanswerable, grpc_outcome};
 use super::body::{Outgoing, Patience, Source};
 use super::head::{self, ClientAddress};
 use super::malformed::Malformed;
@@ -23,7 +23,7 @@ use crate::model::{Moment, Outcome, Protocol, ServiceName};
 use crate::proxy::call::Call;
 use crate::proxy::traffic::{Exchange, Meter};
 use crate::proxy::{EntryOptions, Span};
-use crate::telemetry::{Counter, Direction, Door, EventKind};
+use crate::telemetry::{Counter, Direction, Door};
 use crate::transport::Link;
 
 /// The caller's member, as its agent says. What the certificate proves is in PROXY protocol's header.
@@ -128,25 +128,19 @@ impl Http {
         let (service, door) = (asked.service, asked.door);
         let is_grpc = is_grpc(&asked.head.headers);
         let (noted, begun_at) = (asked.noted.take(), self.outbound.clock.now());
-        let reason = match self.prepare(asked, is_grpc) {
+        let Unanswerable { reason, last } = match self.prepare(asked, is_grpc) {
             Ok((question, upgrade)) => match question.ask_in_time().await {
                 Ok(answer) => return self.relay(&question, answer, begun_at, noted, upgrade),
-                Err(reason) => {
-                    self.outbound.events.record(
-                        EventKind::ConnectionRefused,
-                        service,
-                        reason.word(),
-                    );
-                    reason
-                }
+                Err(unanswerable) => unanswerable,
             },
-            Err(malformed) => Reason::Malformed(malformed),
+            Err(malformed) => Unanswerable { reason: Reason::Malformed(malformed), last: None },
         };
-        self.outbound.metrics.count_refused(door, reason.word());
-        if let Some(noted) = noted {
-            noted.refused(Some(service), reason.status().as_u16(), reason.word());
+        if let Some((kind, told)) = reason.event(last.as_ref()) {
+            self.outbound.events.record(kind, service, told);
         }
-        Answered { response: reason.answer(Some(service), is_grpc), switched: None }
+        self.outbound.metrics.count_refused(door, reason.word());
+        let answer = OwnAnswer { reason, service: Some(service), last: last.as_ref(), is_grpc };
+        Answered { response: answer.response(noted), switched: None }
     }
 
     /// Makes of what a client asks what an instance is asked, and says what it is to upgrade to.

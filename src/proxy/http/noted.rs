@@ -3,11 +3,40 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use http::request::Parts;
+use http::uri::PathAndQuery;
+use http::{Method, Uri};
 
 use crate::mesh::Endpoint;
 use crate::model::{Moment, ServiceName};
+use crate::proxy::last_asked::LastAsked;
 use crate::runtime::clock::{self, Clock};
 use crate::telemetry::{Access, AccessLog, Door};
+
+/// What a request asks for, as far as that can be read.
+pub(super) struct RequestLine {
+    method: Option<Method>,
+    path: Option<PathAndQuery>,
+}
+
+impl RequestLine {
+    pub(super) fn of(head: &Parts) -> Self {
+        Self { method: Some(head.method.clone()), path: head.uri.path_and_query().cloned() }
+    }
+
+    /// Of HTTP/1.1, in a head that was refused.
+    pub(super) fn of_refused(line: &[u8]) -> Self {
+        let mut words = line.split(|byte| *byte == b' ');
+        let (method, target) = (words.next(), words.next());
+        let uri = target.and_then(|target| Uri::try_from(target).ok());
+        let has_version = words.next().is_some_and(|word| word.starts_with(b"HTTP/"));
+        Self {
+            method: method
+                .filter(|_| has_version)
+                .and_then(|method| Method::from_bytes(method).ok()),
+            path: uri.filter(|_| has_version).and_then(|uri| uri.into_parts().path_and_query),
+        }
+    }
+}
 
 /// A request under way. Written down when it is dropped; without [`Noted::end`] its response was cut.
 pub(super) struct Noted {
@@ -20,16 +49,16 @@ pub(super) struct Noted {
 }
 
 impl Noted {
-    /// A request that has just come. Without a head it is one that cannot be read.
-    pub(super) fn new(log: AccessLog, clock: Clock, door: Door, head: Option<&Parts>) -> Self {
+    /// A request that has just come.
+    pub(super) fn new(log: AccessLog, clock: Clock, door: Door, line: RequestLine) -> Self {
         let access = Access {
             at_ms: clock::unix_millis(),
             door,
             service: None,
             node: None,
             instance: None,
-            method: head.map(|head| head.method.clone()),
-            path: head.and_then(|head| head.uri.path_and_query().cloned()),
+            method: line.method,
+            path: line.path,
             status: 0,
             reason: Some("cut"),
             bytes: 0,
@@ -53,15 +82,18 @@ impl Noted {
         &self.bytes
     }
 
-    /// The mesh answers.
+    /// The mesh answers, for this reason; `last` is the instance that was asked last.
     pub(super) fn refused(
-        mut self,
+        &mut self,
         service: Option<&ServiceName>,
+        last: Option<&LastAsked>,
         status: u16,
         reason: &'static str,
     ) {
         if let Some(access) = &mut self.access {
             access.service = service.cloned();
+            access.node = last.map(|last| last.node.clone());
+            access.instance = last.map(|last| last.instance.clone());
             access.status = status;
             access.reason = Some(reason);
         }
@@ -81,6 +113,27 @@ impl Drop for Noted {
             access.bytes = self.bytes.load(Ordering::Relaxed);
             access.duration = self.clock.now().since(self.begun_at);
             self.log.record(access);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn request_line_of_a_refused_head_is_read_as_far_as_it_is_one() {
+        let read = |line: &str| {
+            let RequestLine { method, path } = RequestLine::of_refused(line.as_bytes());
+            (method.map(|method| method.to_string()), path.map(|path| path.to_string()))
+        };
+        let both = |method: &str, path: &str| (Some(method.to_owned()), Some(path.to_owned()));
+        assert_eq!(read("GET /a?b HTTP/1.1"), both("GET", "/a?b"));
+        assert_eq!(read("POST http://web.mesh/a HTTP/1.1"), both("POST", "/a"));
+        assert_eq!(read("G\u{e4}T / HTTP/1.1"), (None, Some("/".to_owned())));
+        assert_eq!(read("GET a\tb HTTP/1.1").1, None);
+        for junk in ["", " ", "GET /", "password", "\u{1b}[31m x y"] {
+            assert_eq!(read(junk), (None, None), "{junk}");
         }
     }
 }

@@ -36,7 +36,7 @@ pub(super) fn release(response: &mut Response<Outgoing>) {
     }
     // Instances' answers have lost this header: whatever has it is the mesh's own.
     let Some(reason) = response.headers().get(REASON).cloned() else { return };
-    if let Outgoing::Own(Some(text)) = response.body_mut() {
+    if let Outgoing::Own { text: Some(text), .. } = response.body_mut() {
         *text = Bytes::copy_from_slice(&[reason.as_bytes(), b"\n"].concat());
     }
     if let Some(message) = response.headers_mut().get_mut(GRPC_MESSAGE) {

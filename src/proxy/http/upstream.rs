@@ -158,6 +158,7 @@ impl Fate {
         }
         match io.given().await {
             Some(given) if given <= begun_at => Unanswered::Unsent,
+            _ if error.error().is_parse() => Unanswered::Unreadable,
             _ => Unanswered::Unknown,
         }
     }
@@ -293,6 +294,8 @@ pub(super) enum Unanswered {
     Refused(Refusal),
     /// The instance may have it.
     Unknown,
+    /// The same, and what it says is not of its protocol.
+    Unreadable,
 }
 
 /// A connection of HTTP/1.1 that one exchange has for itself.
@@ -459,25 +462,39 @@ impl Shared {
         if is_refused || error.take_message().is_some() || was_not_processed(error.error()) {
             return Err(self.fate.unsent());
         }
-        Err(Unanswered::Unknown)
+        Err(match is_unreadable(error.error()) {
+            true => Unanswered::Unreadable,
+            false => Unanswered::Unknown,
+        })
     }
+}
+
+/// Whether what the instance says is no HTTP/2.
+fn is_unreadable(error: &hyper::Error) -> bool {
+    h2_error(error).is_some_and(|error| error.is_library())
 }
 
 /// Whether the instance says that it has not begun with the request (RFC 9113, section 8.7).
 fn was_not_processed(error: &hyper::Error) -> bool {
+    h2_error(error).is_some_and(|error| {
+        // A server that stops says up to which request it has gone. Those behind learn it as the end of
+        // the connection without an error; those before as what ends the connection then.
+        let has_stopped =
+            error.is_go_away() && error.is_remote() && error.reason() == Some(h2::Reason::NO_ERROR);
+        has_stopped || error.reason() == Some(h2::Reason::REFUSED_STREAM)
+    })
+}
+
+/// What of HTTP/2 an error is about.
+fn h2_error(error: &hyper::Error) -> Option<&h2::Error> {
     let mut source = std::error::Error::source(error);
     while let Some(error) = source {
-        if let Some(error) = error.downcast_ref::<h2::Error>() {
-            // A server that stops says up to which request it has gone. Those behind learn it as the
-            // end of the connection without an error; those before as what ends the connection then.
-            let has_stopped = error.is_go_away()
-                && error.is_remote()
-                && error.reason() == Some(h2::Reason::NO_ERROR);
-            return has_stopped || error.reason() == Some(h2::Reason::REFUSED_STREAM);
+        if let Some(error) = error.downcast_ref() {
+            return Some(error);
         }
         source = error.source();
     }
-    false
+    None
 }
 
 #[cfg(test)]

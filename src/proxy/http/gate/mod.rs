@@ -50,6 +50,8 @@ pub(super) struct Gate {
     kept: BytesMut,
     /// What came after that.
     came: Bytes,
+    /// The first line of the head that was refused.
+    refused_line: Bytes,
 }
 
 impl Gate {
@@ -57,7 +59,8 @@ impl Gate {
     pub(super) fn new() -> Self {
         let framing =
             Framing { state: State::Head { is_after_empty_line: false }, then: Then::Head };
-        Self { framing, kept: BytesMut::new(), came: Bytes::new() }
+        let (kept, came, refused_line) = Default::default();
+        Self { framing, kept, came, refused_line }
     }
 
     /// Takes what came from the client, in any pieces.
@@ -89,7 +92,13 @@ impl Gate {
                 Stop::Skip(len) => self.came.advance(len),
                 Stop::Undecided if is_kept => {}
                 Stop::Undecided => self.kept.extend_from_slice(&take(&mut self.came)),
-                Stop::Refused => (self.kept, self.came) = Default::default(),
+                Stop::Refused => {
+                    if !self.has_refused_body() {
+                        let refused = if is_kept { &self.kept[..] } else { &self.came[..] };
+                        self.refused_line = Bytes::copy_from_slice(first_line(refused));
+                    }
+                    (self.kept, self.came) = Default::default();
+                }
             }
             if self.kept.is_empty() {
                 self.kept = BytesMut::new(); // an idle connection owns no buffer
@@ -147,6 +156,11 @@ impl Gate {
     /// Whether what was refused belongs to a request whose head has passed.
     pub(super) fn has_refused_body(&self) -> bool {
         matches!(self.framing.state, State::Refused { in_body: true, .. })
+    }
+
+    /// Of a head that was refused, the first line as far as it came: 8 KiB at most.
+    pub(super) fn refused_line(&self) -> &[u8] {
+        &self.refused_line
     }
 
     /// Continues what is kept with what came, as far as judging it can need.
@@ -315,6 +329,12 @@ fn take_up_to(left: &mut u64, bytes: &[u8]) -> usize {
     let len = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len());
     *left -= len as u64;
     len
+}
+
+fn first_line(bytes: &[u8]) -> &[u8] {
+    let bytes = &bytes[..bytes.len().min(REQUEST_LINE_LEN_MAX)];
+    let line = &bytes[..memchr(b'\n', bytes).unwrap_or(bytes.len())];
+    line.strip_suffix(b"\r").unwrap_or(line)
 }
 
 /// Where the head ends that these bytes begin with, once its end is here.

@@ -47,6 +47,27 @@ const UPGRADE: &[u8] =
     b"GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n";
 
 #[test]
+fn first_line_of_a_head_that_is_refused_can_still_be_read() {
+    let line = |pieces: &[&'static [u8]]| {
+        let mut gate = Gate::new();
+        let refused = pieces.iter().any(|piece| {
+            gate.handle_bytes(Bytes::from_static(piece));
+            drained(&mut gate).is_err()
+        });
+        assert!(refused);
+        gate.refused_line().to_vec()
+    };
+    let two_hosts = b"GET /a?b HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n";
+    assert_eq!(line(&[two_hosts]), b"GET /a?b HTTP/1.1");
+    assert_eq!(line(&[&two_hosts[..5], &two_hosts[5..]]), b"GET /a?b HTTP/1.1");
+    assert_eq!(line(&[GET.as_bytes(), two_hosts]), b"GET /a?b HTTP/1.1", "the second request");
+    assert_eq!(line(&[b"GET / HTTP/1.1\nHost: a\n\n"]), b"GET / HTTP/1.1");
+    assert_eq!(line(&[&[b'a'; 10_000]]).len(), 8 * 1024);
+    let chunked = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n";
+    assert_eq!(line(&[chunked]), b"", "its head was well");
+}
+
+#[test]
 fn what_is_usual_passes_unchanged() {
     for usual in [
         GET.to_owned(),
