@@ -544,6 +544,12 @@ fn an_instance_that_calls_avoid_after_one_failure_is_told_in_the_same_words_by_e
     assert_eq!(warned.code, Some(1), "{warned:#?}");
     let told = &warned.stdout;
     assert!(has_warned(told) && told.contains("murmesh endpoints web"), "{warned:#?}");
+    // The other one answers, but slowly: calls go there all the same.
+    backends[0].manners.delay_ms.store(600, Relaxed);
+    assert_eq!(caller.get("").unwrap().0, 200);
+    let row = endpoint(a, "sick");
+    let reason = row["reason"].as_str().unwrap();
+    assert!(reason.starts_with("avoided here: its last 2 calls failed"), "{row}");
 }
 
 #[test]

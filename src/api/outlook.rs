@@ -76,6 +76,8 @@ pub(super) struct Outlook<'a> {
     calls: Vec<CallView>,
     /// Of the cheapest that takes calls; `None` where calls do not go by cost.
     least_cost: Option<Duration>,
+    /// The same among those whose last calls did not fail.
+    least_well_cost: Option<Duration>,
     now: Moment,
 }
 
@@ -90,10 +92,16 @@ impl<'a> Outlook<'a> {
             );
             endpoint.state == EndpointState::Ready && endpoint.weight.0 > 0 && !is_out
         };
-        let willing = view.endpoints().iter().zip(&calls).filter(takes_calls);
-        let costs = willing.map(|(_, calls)| cost(view, calls).whole);
-        let least_cost = costs.min().filter(|_| goes_by_cost(state, &view.name));
-        Self { state, snapshot, view, calls, least_cost, now: state.clock.now() }
+        let (mut least_cost, mut least_well_cost) = (None, None);
+        if goes_by_cost(state, &view.name) {
+            let willing = view.endpoints().iter().zip(&calls).filter(takes_calls);
+            let willing = willing.map(|(_, calls)| calls);
+            let cost = |calls: &CallView| cost(view, calls).whole;
+            least_cost = willing.clone().map(cost).min();
+            least_well_cost = willing.filter(|calls| !has_failed(&calls.report)).map(cost).min();
+        }
+        let now = state.clock.now();
+        Self { state, snapshot, view, calls, least_cost, least_well_cost, now }
     }
 
     /// The instances with their places, by name and then by node.
@@ -121,6 +129,7 @@ impl<'a> Outlook<'a> {
     pub(super) fn standing(&self, at: usize) -> Standing {
         match Standing::by_breakers(self.endpoint(at), self.report(at)) {
             Standing::Clear if self.is_costly(at) && self.is_penalized(at) => Standing::Avoided,
+            Standing::Clear if self.fails_here(at) && self.has_better(at) => Standing::Avoided,
             standing => standing,
         }
     }
@@ -275,8 +284,13 @@ impl<'a> Outlook<'a> {
     }
 
     fn fails_here(&self, at: usize) -> bool {
-        self.endpoint(at).state == EndpointState::Ready
-            && self.report(at).failed.is_some_and(|failed| failed.count >= FAILS_MIN)
+        self.endpoint(at).state == EndpointState::Ready && has_failed(self.report(at))
+    }
+
+    /// Whether calls go to one that does not fail here, because it costs less, however slow it is.
+    fn has_better(&self, at: usize) -> bool {
+        let cost = cost(self.view, &self.calls[at]).whole;
+        self.least_well_cost.is_some_and(|least| least < cost)
     }
 
     /// Whether calls go elsewhere because it costs so much more than the cheapest.
@@ -307,6 +321,11 @@ impl<'a> Outlook<'a> {
             millis(least)
         ))
     }
+}
+
+/// Whether the last calls to an instance failed.
+fn has_failed(report: &EndpointReport) -> bool {
+    report.failed.is_some_and(|failed| failed.count >= FAILS_MIN)
 }
 
 /// What calls to an instance cost, as they are balanced: what is cheap costs the same.
