@@ -65,17 +65,17 @@ impl Ingress {
                 });
                 let Some((look, now)) = looked.await else { return };
                 before = now;
-                note(look, &certificates, &events);
+                note(look, &events);
             }
         }
     }
 }
 
-fn note(look: Look, certificates: &PublicCertificates, events: &EventLog) {
+fn note(look: Look, events: &EventLog) {
     match look {
         Look::Same | Look::Changing => {}
-        Look::Renewed => {
-            for certificate in &certificates.used().certificates {
+        Look::Renewed(new) => {
+            for certificate in new {
                 let (path, names) =
                     (certificate.files.cert.display(), certificate.names.join(", "));
                 info!(%path, names, "public certificate in use");

@@ -316,7 +316,7 @@ impl<'a> Outlook<'a> {
         let latency = self.report(at).latency.filter(|_| is_slow)?;
         let millis = |time: Duration| (time.as_secs_f64() * 1e3).ceil();
         Some(format!(
-            "slow here: its answers took up to {} ms, others take {}",
+            "slow here: its answers took up to {} ms, others take {} ms",
             millis(latency),
             millis(least)
         ))

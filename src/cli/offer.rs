@@ -205,7 +205,18 @@ async fn list_exposed(client: &Client, listing: Listing) -> Outcome {
 }
 
 fn exposed_table(rows: &[ExposeSpec]) -> String {
-    let head = ["ID", "SERVICE", "TO", "PORT", "PROTOCOL", "WEIGHT", "LIMITS", "TAGS", "HEALTH"];
+    let head = [
+        "ID",
+        "SERVICE",
+        "TO",
+        "PORT",
+        "PROTOCOL",
+        "WEIGHT",
+        "LIMITS",
+        "TAGS",
+        "HEALTH",
+        "IDEMPOTENT",
+    ];
     let mut grid = Grid::new(head);
     for spec in rows {
         let checks: Vec<_> = spec.checks.iter().map(CheckSpec::details).collect();
@@ -213,6 +224,7 @@ fn exposed_table(rows: &[ExposeSpec]) -> String {
         let limits = [("soft", soft), ("hard", hard)];
         let limits = limits.map(|(word, limit)| limit.map(|limit| format!("{word} {limit}")));
         let limits: Vec<_> = limits.into_iter().flatten().collect();
+        let idempotent: Vec<_> = spec.idempotent.iter().map(RequestPattern::as_str).collect();
         grid.row([
             cell(&spec.id),
             cell(&spec.service),
@@ -223,6 +235,7 @@ fn exposed_table(rows: &[ExposeSpec]) -> String {
             cell(or_dash(&limits.join(", "))),
             cell(or_dash(&spec.tags.join(","))),
             cell(or_dash(&checks.join("; "))),
+            cell(or_dash(&idempotent.join(", "))),
         ]);
     }
     grid.finish(&[3, 5])

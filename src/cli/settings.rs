@@ -1,6 +1,7 @@
 //! `validate`, `config dump`: what the agent reads, and what holds.
 
 use std::path::PathBuf;
+use std::slice;
 
 use clap::{Args, Subcommand};
 use serde_json::Value;
@@ -10,7 +11,8 @@ use super::client::Client;
 use super::exit::{Exit, Failure, Outcome};
 use super::output::{Drawing, Grid, Listing, cell, line, show};
 use crate::api::SettingView;
-use crate::config::{ConfigError, validate as validate_file};
+use crate::config::validate as validate_file;
+use crate::tls::public::load;
 
 /// Arguments of `validate`.
 #[derive(Debug, Args)]
@@ -29,16 +31,19 @@ pub(super) enum ConfigVerb {
     },
 }
 
-/// Checks a file and tells all its faults.
+/// Checks a file and tells all its faults, also those of the certificates that it names.
 pub(super) fn validate(args: &ValidateArgs) -> Outcome {
-    match validate_file(&args.file) {
-        Ok(_) => {
-            line(format_args!("{} is valid", args.file.display()))?;
-            Ok(Exit::Ok)
-        }
-        Err(error @ ConfigError::Unreadable { .. }) => Err(Failure::failed(error)),
-        Err(error) => Err(Failure::failed(error)),
+    let settings = validate_file(&args.file).map_err(Failure::failed)?;
+    let certificates = &settings.certificates.value;
+    let faults = certificates.iter().filter_map(|one| load(slice::from_ref(one)).err());
+    let faults: Vec<_> = faults.map(|fault| fault.to_string()).collect();
+    if !faults.is_empty() {
+        let file = args.file.display();
+        let faults = faults.join("\n  ");
+        return Err(Failure::failed(format!("{file}: gateway.certificates:\n  {faults}")));
     }
+    line(format_args!("{} is valid", args.file.display()))?;
+    Ok(Exit::Ok)
 }
 
 /// Shows what holds.

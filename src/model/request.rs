@@ -19,7 +19,7 @@ pub struct RequestPattern(Arc<str>);
 /// A text that is no pattern. Fault: whoever wrote it; nothing changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "'{text}' is no pattern of requests: expected a method or *, a space and a path, such as \"GET /static/*\" or \"GET *\""
+    "'{text}' is no pattern of requests: expected a method in capital letters or *, a space and a path, such as \"GET /static/*\" or \"GET *\""
 )]
 pub struct PatternError {
     /// As written, cut where it is long.
@@ -143,7 +143,7 @@ mod tests {
     fn what_is_no_pattern_says_what_is_expected() {
         for bad in ["", "GET", "GET ", " /", "get /", "GET x", "GET /a b", "GET /ä", "GET /a?b"] {
             let error = RequestPattern::try_new(bad).unwrap_err().to_string();
-            assert!(error.contains("expected a method or *"), "{bad}: {error}");
+            assert!(error.contains("expected a method in capital letters or *"), "{bad}: {error}");
         }
         assert!(RequestPattern::try_new(&format!("GET /{}", "x".repeat(300))).is_err());
     }

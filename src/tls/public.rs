@@ -93,8 +93,8 @@ pub enum Look {
     Same,
     /// They were being written a moment ago: look again.
     Changing,
-    /// What they say now is in use.
-    Renewed,
+    /// What they say now is in use; these were not before.
+    Renewed(Vec<PublicCertificate>),
     /// They are broken, and those of before stay in use. Told once for each state of the files.
     Refused(PublicError),
 }
@@ -129,8 +129,14 @@ impl PublicCertificates {
         }
         match load(files) {
             Ok(loaded) => {
+                let before = self.used();
+                let is_new = |one: &&PublicCertificate| {
+                    let chain = &one.key.cert;
+                    before.certificates.iter().all(|before| before.key.cert != *chain)
+                };
+                let new = loaded.certificates.iter().filter(is_new).cloned().collect();
                 self.replace(loaded);
-                Look::Renewed
+                Look::Renewed(new)
             }
             Err(error) => {
                 *self.refused.lock() = Refused { stamps: now, fault: Some(error.clone()) };

@@ -81,7 +81,11 @@ pub enum StoreError {
         wanted: String,
     },
     /// Trying again is safe once that one has ended.
-    #[error("another agent is running with {} (its lock is held)", path.display())]
+    #[error(
+        "another agent is running with {} (its lock is held); one that was told to stop ends when its \
+         connections have, within 30 s",
+        path.display()
+    )]
     Locked {
         /// Which file or directory.
         path: PathBuf,
