@@ -540,16 +540,16 @@ fn an_instance_that_calls_avoid_after_one_failure_is_told_in_the_same_words_by_e
         let _ = caller.get("");
         check(a.get("/v1/mesh/services")[0]["failing_here"] == 1, endpoint(a, "sick"))
     });
-    let warned = a.run(&["check"]);
-    assert_eq!(warned.code, Some(1), "{warned:#?}");
-    let told = &warned.stdout;
-    assert!(has_warned(told) && told.contains("murmesh endpoints web"), "{warned:#?}");
     // The other one answers, but slowly: calls go there all the same.
-    backends[0].manners.delay_ms.store(600, Relaxed);
+    backends[0].manners.delay_ms.store(450, Relaxed);
     assert_eq!(caller.get("").unwrap().0, 200);
     let row = endpoint(a, "sick");
     let reason = row["reason"].as_str().unwrap();
     assert!(reason.starts_with("avoided here: its last 2 calls failed"), "{row}");
+    let warned = a.run(&["check"]);
+    assert_eq!(warned.code, Some(1), "{warned:#?}");
+    let told = &warned.stdout;
+    assert!(has_warned(told) && told.contains("murmesh endpoints web"), "{warned:#?}");
 }
 
 #[test]

@@ -82,6 +82,13 @@ impl Call {
         now
     }
 
+    /// Until `moment` it was not the instance that was waited for, but its caller.
+    pub(super) fn ask_from(&self, moment: Moment) {
+        if self.asked_at.load(Ordering::Relaxed) > 0 {
+            self.asked_at.fetch_max(moment.as_nanos(), Ordering::Relaxed);
+        }
+    }
+
     /// It was taken: its answer begins, or its connection is there. Trouble of before is over.
     pub(super) fn note_answer(&self) {
         let now = self.boards.now();

@@ -1,30 +1,43 @@
 //! Which instance was asked last, of a call that nobody took or that has no answer.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use crate::mesh::Endpoint;
 use crate::model::{InstanceId, MemberName};
 
-/// The instance that a call came to last, and what the agent in front of it said, if it did.
+/// Letters of what was said that are kept.
+const SAID_LEN_MAX: usize = 120;
+
+/// The instance that a call came to last, and why it did not answer, as far as that was said.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct LastAsked {
     pub(super) node: MemberName,
     pub(super) instance: InstanceId,
-    /// Empty when nothing was said.
+    /// By its agent or by a library; empty when nothing was said.
     said: String,
 }
 
 impl LastAsked {
     /// Of one that has said nothing.
     pub(super) fn new(endpoint: &Endpoint) -> Self {
-        Self::that_said(endpoint, String::new())
+        Self::that_said(endpoint, "")
     }
 
-    /// Of one whose agent said why it does not take the call.
-    pub(super) fn that_said(endpoint: &Endpoint, mut said: String) -> Self {
-        said.retain(|letter| !letter.is_control()); // a peer's word, for people's terminals
+    /// Of one of which this was said. Whoever said it may mean ill, and people's terminals show it.
+    pub(super) fn that_said(endpoint: &Endpoint, said: &str) -> Self {
         let (node, instance) = (endpoint.member_name.clone(), endpoint.instance.clone());
+        let is_plain = |letter: &char| letter.is_ascii_graphic() || *letter == ' ';
+        let said = said.chars().filter(is_plain).take(SAID_LEN_MAX).collect();
         Self { node, instance, said }
+    }
+
+    /// For an event.
+    pub(super) fn fields(&self) -> BTreeMap<String, String> {
+        let instance = ("instance".to_owned(), self.instance.to_string());
+        let node = ("node".to_owned(), self.node.to_string());
+        let said = ("said".to_owned(), self.said.clone());
+        [instance, node, said].into_iter().filter(|(_, value)| !value.is_empty()).collect()
     }
 }
 
@@ -35,13 +48,5 @@ impl fmt::Display for LastAsked {
             true => Ok(()),
             false => write!(f, ": {}", self.said),
         }
-    }
-}
-
-/// A word, and of whom it is said.
-pub(super) fn of_whom(word: &str, last: Option<&LastAsked>) -> String {
-    match last {
-        Some(last) => format!("{word}: {last}"),
-        None => word.to_owned(),
     }
 }

@@ -31,7 +31,7 @@ use super::budget::{Budgets, RetryBudget};
 use super::call::Call;
 use super::dial::DialError;
 use super::instances::Instances;
-use super::last_asked::{LastAsked, of_whom};
+use super::last_asked::LastAsked;
 use super::local::{LocalReader, LocalSocket};
 use super::preamble::CalledBy;
 use super::socks;
@@ -142,8 +142,8 @@ enum Failure {
 pub(super) enum Setback {
     /// No byte reached the application: another instance may be tried. What its agent `said` may be empty.
     Next { reason: DialError, avoid: Avoid, said: String },
-    /// The answer would be the same everywhere.
-    Final(DialError),
+    /// The answer would be the same everywhere. What its agent `said` may be empty.
+    Final { reason: DialError, said: String },
     /// The client went away, or a loss that proves nothing.
     Cut(Cut),
 }
@@ -397,10 +397,10 @@ impl Outbound {
                 Err(Setback::Next { reason, avoid, said }) => {
                     search.note_not_taken(&call, reason);
                     self.avoid(&call, avoid, reason);
-                    last = Some((reason, LastAsked::that_said(call.endpoint(), said)));
+                    last = Some((reason, LastAsked::that_said(call.endpoint(), &said)));
                 }
-                Err(Setback::Final(reason)) => {
-                    let last = LastAsked::new(call.endpoint());
+                Err(Setback::Final { reason, said }) => {
+                    let last = LastAsked::that_said(call.endpoint(), &said);
                     return Err(Failure::NotTaken(reason, Some(last)));
                 }
                 Err(Setback::Cut(cut)) => {
@@ -533,7 +533,7 @@ impl Outbound {
             mode: Mode::SPLICE,
             insists: call.insists(),
         };
-        let header = header.encode().map_err(|_| Setback::Final(DialError::Unsupported))?;
+        let header = header.encode().map_err(|_| Setback::unsupported())?;
         let (mut writer, mut reader) = link.open().await?;
         let client = client.map(|client| client.split().0);
         let sending = Sending { prefix, unsent: header, next: 0 };
@@ -596,7 +596,8 @@ impl Outbound {
     fn note_refused(&self, ask: &Ask, error: DialError, last: Option<&LastAsked>) {
         let (service, reason) = (ask.service.as_str(), error.reason());
         self.metrics.count_refused(ask.greeting.door(), reason);
-        self.events.record(EventKind::ConnectionRefused, service, of_whom(reason, last));
+        let fields = last.map(LastAsked::fields).unwrap_or_default();
+        self.events.record_with(EventKind::ConnectionRefused, service, reason, fields);
     }
 }
 
@@ -658,12 +659,17 @@ impl Setback {
     pub(super) const fn next(reason: DialError, avoid: Avoid) -> Self {
         Self::Next { reason, avoid, said: String::new() }
     }
+
+    /// What is asked for cannot be said to any agent.
+    pub(super) const fn unsupported() -> Self {
+        Self::Final { reason: DialError::Unsupported, said: String::new() }
+    }
 }
 
 impl From<Refusal> for Setback {
     fn from(Refusal { code, reason: said }: Refusal) -> Self {
         if !code.is_retryable() {
-            return Self::Final(code.into());
+            return Self::Final { reason: code.into(), said };
         }
         let avoid = match code {
             RefusalCode::OVERFLOW => Avoid::Nobody, // one stream less changes that

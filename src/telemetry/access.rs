@@ -51,7 +51,7 @@ pub struct Access {
     pub path: Option<PathAndQuery>,
     /// Of the response.
     pub status: u16,
-    /// Why the mesh answered, or `cut` when the response did not come to its end.
+    /// Why the mesh answered, or `cut` and `client_gone` when the response did not come to its end.
     pub reason: Option<&'static str>,
     /// That the client was sent: of the response's body, or of what came after it where client and
     /// instance went on to speak something else.

@@ -116,7 +116,7 @@ pub enum EventKind {
     BreakerClosed,
     /// No instance took a call.
     ConnectionRefused,
-    /// An instance was given a request, and gave no answer.
+    /// An instance was asked, and gave no answer, or not all of it.
     RequestFailed,
     /// A connection was cut on the way.
     StreamCut,

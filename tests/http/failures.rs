@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
+use serde_json::Value;
 
 use super::client::Client;
 use super::instance::{Instance, Manners, Seen, sum};
@@ -38,23 +39,55 @@ fn post_that_an_instance_read_before_it_went_is_delivered_once_and_answered_502(
     assert_eq!(stage.a().metric("murmesh_retries_total", &[]), 0.0);
 }
 
+/// What `a` tells of failures, newest last: kind, word, and of whom what is said.
+fn told(stage: &Stage, kind: &str) -> Vec<[String; 3]> {
+    let events = stage.a().events(kind);
+    let tell = |event: &Value| {
+        let field = |name: &str| event["fields"][name].as_str().unwrap_or_default().to_owned();
+        let whom = format!("{} at {}", field("instance"), field("node"));
+        [event["reason"].as_str().unwrap().to_owned(), whom, field("said")]
+    };
+    events.iter().map(tell).collect()
+}
+
 #[test]
 fn failure_is_told_with_the_instance_and_with_what_its_agent_says() {
     let _turn = beside_others();
     let (stage, mut instance) = stage();
-    let told = |kind: &str| {
-        let events = stage.a().events(kind);
-        events.iter().map(|event| event["reason"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
-    };
     let lost = stage.client().ask("POST", "/lose", "", b"pay 100").unwrap();
-    assert!(lost.text().starts_with("web: web-0 at b went away without an answer"), "{lost:?}");
-    assert_eq!(told("request_failed"), ["lost: web-0 at b"]);
+    assert!(lost.text().starts_with("web: no answer of web-0 at b; it may have"), "{lost:?}");
+    assert_eq!(told(&stage, "request_failed"), [["lost", "web-0 at b", ""]]);
+    assert!(stage.client().get("/cut-chunked").is_err());
+    assert_eq!(told(&stage, "request_failed")[1], ["cut", "web-0 at b", ""]);
     instance.stop();
     let refused = stage.client().get("/").unwrap();
     assert_eq!(refused.header("x-murmesh-reason"), Some("unreachable"));
     assert!(refused.text().contains("(web-0 at b: Connection refused"), "{refused:?}");
-    let refusals = told("connection_refused");
-    assert!(refusals[0].starts_with("unreachable: web-0 at b: Connection refused"), "{refusals:?}");
+    let refusal = &told(&stage, "connection_refused")[0];
+    assert_eq!(refusal[..2], ["unreachable", "web-0 at b"]);
+    assert!(refusal[2].starts_with("Connection refused"), "{refusal:?}");
+}
+
+#[test]
+fn instance_that_may_have_had_a_request_is_named_and_not_the_next_one_that_did_not_take_it() {
+    let _turn = beside_others();
+    let takes_and_goes = says_the_same_to_all(b"");
+    let stage = Stage::of("http", &[takes_and_goes, free_address()]);
+    let addresses = [takes_and_goes, free_address()];
+    for (number, address) in addresses.iter().enumerate() {
+        let (id, to) = (format!("web-{number}"), address.to_string());
+        let expose = ["expose", "web", &to, "--id", &id, "--protocol", "http"];
+        stage.b().run(&[&expose[..], &["--idempotent", "GET *"]].concat()).ok();
+    }
+    eventually("the caller knows it", SOON, || {
+        let routes = stage.a().get("/v1/mesh/routes?service=web&method=GET&path=/");
+        check(routes[0]["repeatable"] == true, routes)
+    });
+    for _ in 0..5 {
+        let answer = stage.client().get("/").unwrap();
+        assert_eq!(answer.header("x-murmesh-reason"), Some("lost"), "{answer:?}");
+        assert!(answer.text().starts_with("web: no answer of web-0 at b; it may"), "{answer:?}");
+    }
 }
 
 #[test]
@@ -67,15 +100,15 @@ fn instance_that_does_not_speak_what_it_was_exposed_with_is_told_from_one_that_w
         let stage = Stage::of(protocol, &[says_the_same_to_all(says)]);
         let answer = stage.client().ask("POST", "/", "", b"pay 100").unwrap();
         assert_eq!((answer.status, answer.header("x-murmesh-reason")), (502, Some("lost")));
-        let hint = format!("web: web-0 at b did not answer in {missed}; it may have done");
+        let hint = format!("web: no sound {missed} of web-0 at b: ");
         assert!(answer.text().starts_with(&hint), "{answer:?}");
-        let events = stage.a().events("request_failed");
-        let reason = format!("lost: web-0 at b: it did not answer in {missed}");
-        assert_eq!(events[0]["reason"], reason, "{events:?}");
+        let [word, whom, said] = &told(&stage, "request_failed")[0];
+        assert_eq!([word.as_str(), whom.as_str()], ["lost", "web-0 at b"]);
+        assert!(!said.is_empty());
     }
 }
 
-/// A server that answers whatever it is told with the same bytes.
+/// A server that answers whatever it is told with the same bytes; where there are none it goes.
 fn says_the_same_to_all(answer: &'static [u8]) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -84,6 +117,7 @@ fn says_the_same_to_all(answer: &'static [u8]) -> SocketAddr {
             std::thread::spawn(move || {
                 if stream.read(&mut [0; 4_096]).is_ok_and(|len| len > 0)
                     && stream.write_all(answer).is_ok()
+                    && !answer.is_empty()
                 {
                     let _ = io::copy(&mut stream, &mut io::sink()); // until the other side has enough
                 }

@@ -70,6 +70,8 @@ elif what == "refused":
             print(answer(1)[0])
     begin(3, "GET", "/", end=True)
     print(*answer(3))
+    begin(5, "HEAD", "/", [("x-murmesh-deadline-ms", "soon")], end=True)
+    print(*answer(5), end="|\n")
     print(resets)
 elif what == "cancel":
     # An upload of no known length that is given up in the middle.

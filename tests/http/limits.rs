@@ -440,3 +440,45 @@ fn calls_that_an_agent_slept_through_are_no_fault_of_their_instance() {
         check(opened == 1, opened)
     });
 }
+
+#[test]
+fn what_a_client_does_to_its_own_request_counts_against_no_instance() {
+    let _turn = beside_others();
+    let (stage, _instance) = stage();
+    let heads = ["transfer-encoding: chunked\r\n\r\nzz\r\n", "content-length: 30\r\n\r\nabc"];
+    for number in 0..8 {
+        let mut client = stage.client();
+        client.say(format!("POST /echo HTTP/1.1\r\nhost: web\r\n{}", heads[number % 2])).unwrap();
+        client.end().unwrap();
+        let answer = client.hear(true).unwrap();
+        assert_eq!(answer.status, 400, "{answer:?}");
+    }
+    let row = &stage.a().get("/v1/mesh/endpoints/web")[0];
+    assert_eq!((&row["state"], &row["avoided"]), (&"ready".into(), &false.into()), "{row}");
+    assert_eq!(stage.a().events("breaker_opened").len(), 0);
+    assert_eq!(stage.a().events("request_failed").len(), 0);
+    assert_eq!(stage.client().get("/").unwrap().status, 200);
+}
+
+#[test]
+fn time_that_a_client_takes_for_its_body_is_neither_the_instance_s_nor_over_after_the_idle_limit() {
+    let _turn = beside_others();
+    let instance = Instance::start("web");
+    let stage = Stage::of("http", &[instance.address]);
+    let entry = free_address();
+    let text = format!(
+        "[[upstream]]\nservice = \"web\"\nlisten = \"{entry}\"\ntimeout = {{ idle = \"400ms\" }}\n"
+    );
+    let caller = caller(&stage, &text);
+    caller.wait_endpoints("web", 1);
+    let mut client = Client::to(entry).unwrap();
+    client.say("POST /echo HTTP/1.1\r\nhost: web\r\ncontent-length: 10\r\n\r\n").unwrap();
+    for _ in 0..10 {
+        until(Instant::now() + Duration::from_millis(100));
+        client.say("b").unwrap();
+    }
+    let answer = client.hear(true).unwrap();
+    assert_eq!(answer.status, 200, "{answer:?}");
+    let row = &caller.get("/v1/mesh/endpoints/web")[0];
+    assert!(row["latency_ms"].as_f64().is_none_or(|latency| latency < 500.0), "{row}");
+}

@@ -339,7 +339,7 @@ fn client_of_http_2_hears_an_early_no_and_sees_cuts_and_its_own_cut_is_one_at_th
     let entry = stage.entry.to_string();
     let call = |what| run_python(&python, H2_CLIENT, &[what, &entry]);
     assert_eq!(call("early"), "413 too large\n");
-    assert_eq!(call("refused"), "400\n200 web\n[]\n", "a refusal that no reset follows");
+    assert_eq!(call("refused"), "400\n200 web\n400 |\n[]\n", "a refusal that no reset follows");
     assert_eq!(call("cut"), "None\n");
     assert_eq!(call("cancel"), "200 web\n200 web\n");
     eventually("no connection is in use at the instance", SOON, || {

@@ -9,7 +9,7 @@ use super::malformed::Malformed;
 use super::noted::Noted;
 use crate::model::{Protocol, ServiceName};
 use crate::proxy::dial::DialError;
-use crate::proxy::last_asked::{LastAsked, of_whom};
+use crate::proxy::last_asked::LastAsked;
 use crate::telemetry::EventKind;
 
 /// Why the mesh answers instead of an instance.
@@ -100,21 +100,16 @@ impl Reason {
         matches!(self, Self::Malformed(_) | Self::BodyCut)
     }
 
-    /// What people are told of it as an event, if it is for them and not for the client alone.
-    pub(super) fn event(self, last: Option<&LastAsked>) -> Option<(EventKind, String)> {
-        let kind = match self {
-            Self::NotTaken(_) => EventKind::ConnectionRefused,
-            Self::Deadline if last.is_none() => EventKind::ConnectionRefused,
+    /// As what kind of event people are told of it, if it is not for the client alone.
+    pub(super) fn event(self, last: Option<&LastAsked>) -> Option<EventKind> {
+        match self {
+            Self::NotTaken(_) => Some(EventKind::ConnectionRefused),
+            Self::Deadline if last.is_none() => Some(EventKind::ConnectionRefused),
             Self::Lost | Self::Unreadable(_) | Self::Timeout | Self::Deadline => {
-                EventKind::RequestFailed
+                Some(EventKind::RequestFailed)
             }
-            _ => return None,
-        };
-        let mut told = of_whom(self.word(), last);
-        if let Self::Unreadable(protocol) = self {
-            told += &format!(": it did not answer in {}", wire_name(protocol));
+            _ => None,
         }
-        Some((kind, told))
     }
 
     /// What happened, for people.
@@ -133,19 +128,26 @@ impl Reason {
                 )
             }
             Self::Lost => format!(
-                "{name}: {instance} went away without an answer; it may have done what was asked\n\
+                "{name}: no answer of {instance}; it may have done what was asked\n\
                  try: murmesh events {name}\n"
             ),
             Self::Unreadable(protocol) => format!(
-                "{name}: {instance} did not answer in {}; it may have done what was asked\n\
-                 try: murmesh services, which says as what {name} was exposed: --protocol http is \
-                 HTTP/1.1, h2 and grpc are HTTP/2\n",
+                "{name}: no sound {} of {instance}; it may have done what was asked\n\
+                 try: murmesh services, where {name} has its protocol: http is HTTP/1.1, h2 and grpc \
+                 are HTTP/2\n",
                 wire_name(protocol)
             ),
-            Self::Timeout => format!(
-                "{name}: {instance} did not answer in time\ntry: murmesh endpoints {name}\n"
-            ),
-            Self::Deadline => format!("{name}: the time that the caller gave is over\n"),
+            Self::Timeout => {
+                format!("{name}: no answer in time of {instance}\ntry: murmesh endpoints {name}\n")
+            }
+            Self::Deadline => {
+                let last = last.map(|last| format!(", without an answer of {last}"));
+                let last = last.unwrap_or_default();
+                format!(
+                    "{name}: the time that the caller gave is over{last}\n\
+                     try: murmesh endpoints {name}\n"
+                )
+            }
             Self::Malformed(malformed) => format!("{malformed}\n"),
             Self::BodyCut => "the body of the request ended before its end\n".to_owned(),
             Self::ForeignName => "the host of this request is no name of this mesh\n\
@@ -193,9 +195,7 @@ impl OwnAnswer<'_> {
             // "Trailers-Only": the status is where a client without a body looks for it.
             headers.insert(CONTENT_TYPE, HeaderValue::from_static(GRPC));
             headers.insert(GRPC_STATUS, HeaderValue::from_static(reason.grpc_status()));
-            let message = text.lines().next().unwrap_or_default();
-            let message = HeaderValue::from_str(message);
-            headers.insert(GRPC_MESSAGE, message.unwrap_or(HeaderValue::from_static("refused")));
+            headers.insert(GRPC_MESSAGE, grpc_message(text.lines().next().unwrap_or_default()));
             *response.body_mut() = Outgoing::Own { text: None, noted };
             return response;
         }
@@ -209,6 +209,18 @@ impl OwnAnswer<'_> {
         *response.body_mut() = Outgoing::Own { text: Some(Bytes::from(text)), noted };
         response
     }
+}
+
+/// A message as gRPC has it: percent-encoded (PROTOCOL-HTTP2, "Status-Message").
+fn grpc_message(text: &str) -> HeaderValue {
+    let mut encoded = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b'%' | ..b' ' | 0x7f.. => encoded += &format!("%{byte:02X}"),
+            _ => encoded.push(char::from(byte)),
+        }
+    }
+    HeaderValue::try_from(encoded).unwrap_or(HeaderValue::from_static("refused"))
 }
 
 /// What an instance that speaks `protocol` sends.
@@ -225,4 +237,15 @@ pub(super) fn is_grpc(headers: &HeaderMap) -> bool {
     kind.is_some_and(|kind| {
         kind.strip_prefix(GRPC).is_some_and(|rest| rest.is_empty() || rest.starts_with(['+', ';']))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_of_grpc_are_percent_encoded() {
+        assert_eq!(grpc_message("web: no answer of web-0"), "web: no answer of web-0");
+        assert_eq!(grpc_message("100%\n\u{e4}"), "100%25%0A%C3%A4");
+    }
 }

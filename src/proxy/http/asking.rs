@@ -11,7 +11,6 @@
 //! asked of a second instance beside the first.
 
 use std::future::pending;
-use std::mem;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
@@ -27,6 +26,7 @@ use super::Http;
 use super::answer::{GRPC_STATUS, Reason};
 use super::body::{BodyError, Source, Upload};
 use super::head::DEADLINE;
+use super::noted::Noted;
 use super::pool::{self, Key, Stream};
 use super::upstream::{Kept, Shared, Unanswered, Way};
 use crate::mesh::Endpoint;
@@ -79,6 +79,13 @@ pub(super) struct Unanswerable {
     pub(super) last: Option<LastAsked>,
 }
 
+impl Unanswerable {
+    /// Nobody took the request, and it is nobody's in particular.
+    const fn not_taken(error: DialError) -> Self {
+        Self { reason: Reason::NotTaken(error), last: None }
+    }
+}
+
 /// What one instance made of a request.
 type Attempt = Result<(Response<Incoming>, Option<Kept>, Option<Stream>), Miss>;
 
@@ -86,12 +93,25 @@ type Attempt = Result<(Response<Incoming>, Option<Kept>, Option<Stream>), Miss>;
 enum Miss {
     /// Nothing of the request reached it.
     NotTaken(Setback),
-    /// It may have had the request, which may be repeated; `answer` is for the case that nobody is left.
-    Repeatable { reason: DialError, avoid: Avoid, answer: Reason },
+    /// It may have had the request, which may be repeated.
+    Repeatable { reason: DialError, avoid: Avoid, lost: Lost },
     /// It may have had the request, which may not be repeated.
-    Lost(Reason),
+    Lost(Lost),
     /// It said nothing for too long.
     TimedOut,
+}
+
+/// What the caller is told of a request that an instance may have had, and why.
+struct Lost {
+    reason: Reason,
+    why: String,
+}
+
+impl Lost {
+    /// Nothing more is known.
+    const fn new() -> Self {
+        Self { reason: Reason::Lost, why: String::new() }
+    }
 }
 
 impl Miss {
@@ -105,16 +125,29 @@ impl Miss {
                     (*reason, *avoid) == (DialError::Lost, Avoid::Member)
                 }
                 Self::NotTaken(Setback::Cut(_)) | Self::Lost(_) | Self::TimedOut => true,
-                Self::NotTaken(Setback::Final(_)) => false,
+                Self::NotTaken(Setback::Final { .. }) => false,
                 Self::Repeatable { avoid, .. } => *avoid == Avoid::Instance,
             }
     }
 
-    /// What the instance's agent said, if it did.
-    fn take_said(&mut self) -> String {
+    /// What the caller hears when nobody else is asked.
+    fn answer(&self) -> Reason {
         match self {
-            Self::NotTaken(Setback::Next { said, .. }) => mem::take(said),
-            _ => String::new(),
+            Self::NotTaken(Setback::Next { reason, .. } | Setback::Final { reason, .. }) => {
+                Reason::NotTaken(*reason)
+            }
+            Self::NotTaken(Setback::Cut(_)) => Reason::Lost,
+            Self::Repeatable { lost, .. } | Self::Lost(lost) => lost.reason,
+            Self::TimedOut => Reason::Timeout,
+        }
+    }
+
+    /// What is said of it, if anything.
+    fn said(&self) -> &str {
+        match self {
+            Self::NotTaken(Setback::Next { said, .. } | Setback::Final { said, .. }) => said,
+            Self::Repeatable { lost, .. } | Self::Lost(lost) => &lost.why,
+            Self::NotTaken(Setback::Cut(_)) | Self::TimedOut => "",
         }
     }
 }
@@ -127,40 +160,45 @@ impl<T: Into<Setback>> From<T> for Miss {
 
 impl Question<'_> {
     /// Asks instances until one answers or its caller's time is over.
-    pub(super) async fn ask_in_time(&self) -> Result<Answer, Unanswerable> {
-        let mut last = None;
-        let answered = match self.outbox.deadline {
-            None => self.ask(&mut last).await,
-            Some(end) => {
-                let answered = timeout_at(end, self.ask(&mut last)).await;
-                answered.unwrap_or(Err(Reason::Deadline))
-            }
-        };
-        answered.map_err(|reason| Unanswerable { reason, last })
+    pub(super) async fn ask_in_time(
+        &self,
+        noted: &mut Option<Box<Noted>>,
+    ) -> Result<Answer, Unanswerable> {
+        let Some(end) = self.outbox.deadline else { return self.ask(noted, &mut None).await };
+        let mut asked = None;
+        let answered = timeout_at(end, self.ask(noted, &mut asked)).await;
+        answered.unwrap_or(Err(Unanswerable { reason: Reason::Deadline, last: asked }))
     }
 
     /// Asks instances until one answers.
-    async fn ask(&self, last: &mut Option<LastAsked>) -> Result<Answer, Reason> {
+    async fn ask(
+        &self,
+        noted: &mut Option<Box<Noted>>,
+        asked: &mut Option<LastAsked>,
+    ) -> Result<Answer, Unanswerable> {
         let mut held = None;
-        let answered = self.ask_in_turn(&mut held, last).await;
-        let answer = answered.or_else(|reason| held.ok_or(reason))?;
+        let answered = self.ask_in_turn(&mut held, noted, asked).await;
+        let answer = answered.or_else(|unanswerable| held.ok_or(unanswerable))?;
         self.note_answer(&answer);
         Ok(answer)
     }
 
-    /// One instance after the other. An answer that is worth asking another one is `held` meanwhile.
+    /// One instance after the other. An answer that is worth asking another one is `held` meanwhile, and
+    /// whoever is being asked is in `noted` and `asked`.
     async fn ask_in_turn(
         &self,
         held: &mut Option<Answer>,
-        last_asked: &mut Option<LastAsked>,
-    ) -> Result<Answer, Reason> {
+        noted: &mut Option<Box<Noted>>,
+        asked: &mut Option<LastAsked>,
+    ) -> Result<Answer, Unanswerable> {
         let (outbound, limits) = (&self.http.outbound, &self.options.limits);
         // That an entry lets its caller wait for less than this is not the instance's fault.
         let fault_after = limits.timeout.request.map(|limit| limit.0.mul_f64(0.9));
         let choice = self.outbox.choice;
         let mut search = Search::new(outbound, self.service, choice, fault_after);
         let (mut last, mut reached) = (None, 0);
-        let mut lost = Reason::Lost;
+        // What is told when nobody is left: of the one that may have had the request, where there is one.
+        let mut setback: Option<Unanswerable> = None;
         let budget = outbound.budgets.of(self.service, limits.retry.budget, &outbound.clock);
         budget.note_request();
         loop {
@@ -169,24 +207,29 @@ impl Question<'_> {
             }
             let dialled = match search.next_within(limits.timeout.connect()).await {
                 Ok(Ok(dialled)) => dialled,
-                Ok(Err(_)) if reached > 0 => return Err(lost),
-                Ok(Err(none)) => return Err(Reason::NotTaken(last.unwrap_or(none.into()))),
-                Err(_) => return Err(Reason::NotTaken(DialError::Timeout)),
+                Ok(Err(none)) => {
+                    return Err(setback.unwrap_or(Unanswerable::not_taken(none.into())));
+                }
+                Err(_) => return Err(Unanswerable::not_taken(DialError::Timeout)),
             };
             if let Some(reason) = last
                 && !outbound.may_retry(&budget, reason)
             {
-                let is_lost = reached > 0;
-                return Err(if is_lost { lost } else { Reason::NotTaken(reason) });
+                return Err(setback.unwrap_or(Unanswerable::not_taken(reason)));
             }
-            if self.outbox.deadline.is_some() {
-                *last_asked = Some(LastAsked::new(dialled.call.endpoint()));
-            }
+            let endpoint = dialled.call.endpoint();
             // It was the less busy of two.
             if dialled.call.count() > IN_FLIGHT_MAX {
-                return Err(Reason::NotTaken(DialError::Overflow));
+                let last = Some(LastAsked::new(endpoint));
+                return Err(Unanswerable { reason: Reason::NotTaken(DialError::Overflow), last });
             }
-            let (dialled, attempt) = match self.hedge_after(dialled.call.endpoint()) {
+            if let Some(noted) = noted {
+                noted.asked(endpoint);
+            }
+            if self.outbox.deadline.is_some() {
+                *asked = Some(LastAsked::new(endpoint));
+            }
+            let (dialled, attempt) = match self.hedge_after(endpoint) {
                 None => {
                     let has_other = || outbound.has_better(self.service, &choice, &search.tried);
                     let attempt = self.ask_one(&dialled, has_other).await;
@@ -198,16 +241,16 @@ impl Question<'_> {
                 let result = if attempt.is_ok() { "success" } else { "failure" };
                 outbound.metrics.count_retry(result);
             }
-            if attempt.is_err()
+            let Dialled { call, way } = dialled;
+            let unanswerable = |reason, miss: &Miss| {
+                let last = Some(LastAsked::that_said(call.endpoint(), miss.said()));
+                Unanswerable { reason, last }
+            };
+            if let Err(miss) = &attempt
                 && let Some(reason) = self.outbox.failure()
             {
-                return Err(reason);
+                return Err(unanswerable(reason, miss));
             }
-            let Dialled { call, way } = dialled;
-            let attempt = attempt.map_err(|mut miss| {
-                *last_asked = Some(LastAsked::that_said(call.endpoint(), miss.take_said()));
-                miss
-            });
             match attempt {
                 Ok((response, kept, stream)) => {
                     let outcome = early_outcome(&response, self.outbox.is_grpc);
@@ -224,32 +267,39 @@ impl Question<'_> {
                     self.note_answer(&answer);
                     *held = Some(answer);
                     last = Some(DialError::Lost);
-                    reached += 1;
+                    reached += 1; // what is told is what it answered
                 }
-                Err(Miss::NotTaken(Setback::Next { reason, avoid, .. })) => {
-                    if reached == 0 {
-                        search.note_not_taken(&call, reason); // else it has an answer, or had its try
+                Err(miss) => {
+                    let mut told = unanswerable(miss.answer(), &miss);
+                    // One that was asked before may have had the request: that goes first.
+                    if let (Miss::NotTaken(_), true) = (&miss, reached > 0) {
+                        told = setback.take().unwrap_or(told);
                     }
-                    outbound.avoid(&call, avoid, reason);
-                    last = Some(reason);
-                    if !self.outbox.is_whole() {
-                        return Err(Reason::NotTaken(reason));
+                    match miss {
+                        Miss::NotTaken(Setback::Next { reason, avoid, .. }) => {
+                            if reached == 0 {
+                                // Else it has an answer, or had its try.
+                                search.note_not_taken(&call, reason);
+                            }
+                            outbound.avoid(&call, avoid, reason);
+                            last = Some(reason);
+                            if !self.outbox.is_whole() {
+                                return Err(told);
+                            }
+                        }
+                        Miss::Repeatable { reason, avoid, .. } => {
+                            outbound.avoid(&call, avoid, reason);
+                            last = Some(reason);
+                            reached += 1;
+                            if reached >= limits.retry.tries() || outbound.is_failing(self.service)
+                            {
+                                return Err(told);
+                            }
+                        }
+                        _ => return Err(told),
                     }
+                    setback = Some(told);
                 }
-                Err(Miss::Repeatable { reason, avoid, answer }) => {
-                    outbound.avoid(&call, avoid, reason);
-                    (last, lost) = (Some(reason), answer);
-                    reached += 1;
-                    if reached >= limits.retry.tries() || outbound.is_failing(self.service) {
-                        return Err(lost);
-                    }
-                }
-                Err(Miss::NotTaken(Setback::Final(reason))) => {
-                    return Err(Reason::NotTaken(reason));
-                }
-                Err(Miss::NotTaken(Setback::Cut(_))) => return Err(Reason::Lost),
-                Err(Miss::Lost(answer)) => return Err(answer),
-                Err(Miss::TimedOut) => return Err(Reason::Timeout),
             }
         }
     }
@@ -337,7 +387,8 @@ impl Question<'_> {
         let endpoint = call.endpoint();
         let key = pool::key(self.service, endpoint);
         let asked_at = call.ask();
-        let asking = pin!(async {
+        let _turns = Turns { call, source: self.outbox.source.as_deref() };
+        let mut asking = pin!(async {
             if call.picked().shares_connections()
                 && let Some(attempt) = self.ask_resting(endpoint, &key).await
             {
@@ -356,20 +407,34 @@ impl Question<'_> {
                 pending::<()>().await;
             }
         };
-        let end = asked_at + self.options.limits.timeout.idle();
-        let asking = pin!(timeout_at(self.http.outbound.clock.instant(end), asking));
+        let limited = pin!(async {
+            let mut waited_since = asked_at;
+            loop {
+                let end = waited_since + self.options.limits.timeout.idle();
+                let end = self.http.outbound.clock.instant(end);
+                if let Ok(attempt) = timeout_at(end, asking.as_mut()).await {
+                    return attempt;
+                }
+                // An upload may take longer than that.
+                let source = self.outbox.source.as_ref();
+                match source.map(|source| source.client_s_turn_until()) {
+                    Some(later) if later > waited_since => waited_since = later,
+                    _ => return Err(Miss::TimedOut),
+                }
+            }
+        });
         let attempt = tokio::select! {
             biased;
-            outcome = asking => outcome.unwrap_or(Err(Miss::TimedOut)),
+            attempt = limited => attempt,
             () = silent => {
                 let (reason, avoid) = (DialError::Silent, Avoid::Member);
-                return Err(Miss::Repeatable { reason, avoid, answer: Reason::Lost });
+                return Err(Miss::Repeatable { reason, avoid, lost: Lost::new() });
             }
         };
         let is_link_open = link.is_none_or(|link| link.is_open());
         match (&attempt, link) {
             (Ok(_), Some(link)) => link.note_answer(),
-            (Err(_), _) if !is_link_open => call.excuse(),
+            (Err(_), _) if !is_link_open || self.outbox.failure().is_some() => call.excuse(),
             (Err(miss), _) if miss.is_fault(is_link_open) => call.judge(Outcome::Failed),
             _ => {}
         }
@@ -431,10 +496,24 @@ impl Question<'_> {
             mode: if protocol == Protocol::Http { Mode::HTTP1 } else { Mode::HTTP2 },
             insists: call.insists(),
         };
-        let header = header.encode().map_err(|_| Setback::Final(DialError::Unsupported))?;
+        let header = header.encode().map_err(|_| Setback::unsupported())?;
         let (writer, mut reader) = link.open().await?;
         reader.end_as_said_of(&writer);
         Ok(Way::Tunnel { writer, reader, header, is_open: false })
+    }
+}
+
+/// Takes from the time that a call has waited for its instance that in which its client was waited for.
+struct Turns<'a> {
+    call: &'a Call,
+    source: Option<&'a Source>,
+}
+
+impl Drop for Turns<'_> {
+    fn drop(&mut self) {
+        if let Some(source) = self.source {
+            self.call.ask_from(source.client_s_turn_until());
+        }
     }
 }
 
@@ -489,19 +568,20 @@ impl Outbox {
 
     /// What follows from how an attempt on `endpoint` ended.
     fn judge<T>(&self, endpoint: &Endpoint, outcome: Result<T, Unanswered>) -> Result<T, Miss> {
-        let answer = match outcome {
+        let (why, is_unreadable) = match outcome {
             Ok(response) => return Ok(response),
             Err(Unanswered::Refused(refusal)) => return Err(refusal.into()),
             Err(Unanswered::Unsent) => return Err(lost().into()),
-            Err(Unanswered::Unknown) => Reason::Lost,
-            Err(Unanswered::Unreadable) => Reason::Unreadable(self.protocol),
+            Err(Unanswered::Unknown { why, is_unreadable }) => (why, is_unreadable),
         };
+        let reason = if is_unreadable { Reason::Unreadable(self.protocol) } else { Reason::Lost };
+        let lost = Lost { reason, why };
         Err(match self.may_repeat(endpoint) {
             true => {
                 let (reason, avoid) = (DialError::Lost, Avoid::Instance);
-                Miss::Repeatable { reason, avoid, answer }
+                Miss::Repeatable { reason, avoid, lost }
             }
-            false => Miss::Lost(answer),
+            false => Miss::Lost(lost),
         })
     }
 }

@@ -23,6 +23,8 @@ use super::malformed::Malformed;
 use super::noted::Noted;
 use super::request_body::RequestBody;
 use super::upstream::Kept;
+use crate::model::Moment;
+use crate::runtime::clock::Clock;
 
 /// Bytes of a request's body that are kept until its response begins, so that another instance can be
 /// asked; of a longer one nothing is. No more are said before the agent of the instance has taken the
@@ -94,11 +96,16 @@ struct Sourced {
     failure: Option<BodyError>,
     attempt: u32,
     patience: Patience,
+    clock: Clock,
+    /// Whether the client is waited for.
+    is_awaited: bool,
+    /// When the client last said something.
+    said_at: Moment,
 }
 
 impl Source {
     /// `None` when there is no body.
-    pub(super) fn new(body: RequestBody, idle_max: Duration) -> Option<Arc<Self>> {
+    pub(super) fn new(body: RequestBody, idle_max: Duration, clock: Clock) -> Option<Arc<Self>> {
         if body.is_end_stream() {
             return None;
         }
@@ -112,8 +119,17 @@ impl Source {
             failure: None,
             attempt: 0,
             patience: Patience::new(idle_max, None),
+            clock,
+            is_awaited: false,
+            said_at: clock.now(),
         };
         Some(Arc::new(Self { state: Mutex::new(state), hint }))
+    }
+
+    /// Until when it was the client's turn to say something, and not the instance's: now, where it is.
+    pub(super) fn client_s_turn_until(&self) -> Moment {
+        let state = self.state.lock();
+        if state.is_awaited { state.clock.now() } else { state.said_at }
     }
 
     /// The body from its beginning, as long as it can still be said from there. Those that were given
@@ -185,7 +201,12 @@ impl Sourced {
         if self.has_ended {
             return Poll::Ready(None);
         }
-        let frame = match Pin::new(&mut self.body).poll_frame(cx) {
+        let frame = Pin::new(&mut self.body).poll_frame(cx);
+        self.is_awaited = frame.is_pending();
+        if !self.is_awaited {
+            self.said_at = self.clock.now();
+        }
+        let frame = match frame {
             Poll::Ready(Some(Ok(frame))) => frame,
             Poll::Ready(Some(Err(error))) => {
                 return self.fail(malformed(&error).map_or(BodyError::Cut, BodyError::Malformed));
@@ -419,7 +440,7 @@ impl Download {
 
     /// The instance does not say the rest.
     fn fail(&mut self, error: BodyError) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        if let Some(carried) = &self.carried {
+        if let Some(carried) = &mut self.carried {
             carried.cut();
         }
         Poll::Ready(Some(Err(error)))

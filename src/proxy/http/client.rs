@@ -132,7 +132,8 @@ impl Client {
         let (head, body) = request.into_parts();
         let head = Box::new(head);
         let body = RequestBody::http2(body, &self.http.tasks);
-        let response = match head::check(&head) {
+        let is_head = head.method == Method::HEAD;
+        let mut response = match head::check(&head) {
             Ok(()) => self.answer(head, body).await,
             Err(malformed) => {
                 let unrouted = (Reason::Malformed(malformed), None);
@@ -140,6 +141,9 @@ impl Client {
                 self.turn_away(unrouted, is_grpc(&head.headers), noted)
             }
         };
+        if let (Outgoing::Own { text, .. }, true) = (response.body_mut(), is_head) {
+            *text = None; // hyper leaves it out for HTTP/1.1 only
+        }
         self.released(response)
     }
 
@@ -264,11 +268,14 @@ impl Client {
         Route { service, options }: Route,
         mut noted: Option<Box<Noted>>,
     ) -> Response<Outgoing> {
+        if let Some(noted) = &mut noted {
+            noted.is_for(&service);
+        }
         let ask = Ask { service, options, greeting: Greeting::Tunnel };
         match Box::pin(self.http.outbound.reach(&ask)).await {
             Ok(connected) => {
                 if let Some(noted) = &mut noted {
-                    noted.answered(&ask.service, connected.endpoint(), StatusCode::OK.as_u16());
+                    noted.answered(connected.endpoint(), StatusCode::OK.as_u16());
                 }
                 self.front.lock().onward = Some(Onward::Tunnel(ask, connected, noted));
                 Response::new(Outgoing::EMPTY)

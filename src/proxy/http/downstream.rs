@@ -35,7 +35,7 @@ const PARK_AFTER: Duration = Duration::from_millis(500);
 const BUFFER_LEN_MAX: usize = 64 * 1024;
 /// After an answer that ends the connection the client may still be sending; were its bytes not
 /// read, the system would take the answer back. Many clients read it only once they have said all.
-pub(super) const LINGER_TIME_MAX: Duration = Duration::from_secs(5);
+const LINGER_TIME_MAX: Duration = Duration::from_secs(5);
 /// What a client of HTTP/2 begins with (RFC 9113, section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Requests at a time on one connection of HTTP/2.

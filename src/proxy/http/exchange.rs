@@ -21,9 +21,10 @@ use super::request_body::RequestBody;
 use super::upstream::{Kept, UpstreamIo};
 use crate::model::{Moment, Outcome, Protocol, ServiceName};
 use crate::proxy::call::Call;
+use crate::proxy::last_asked::LastAsked;
 use crate::proxy::traffic::{Exchange, Meter};
 use crate::proxy::{EntryOptions, Span};
-use crate::telemetry::{Counter, Direction, Door};
+use crate::telemetry::{Counter, Direction, Door, EventKind};
 use crate::transport::Link;
 
 /// The caller's member, as its agent says. What the certificate proves is in PROXY protocol's header.
@@ -65,6 +66,8 @@ pub(super) struct Carried {
     exchange: Exchange,
     bytes: Counter,
     call: Call,
+    /// What the client sends.
+    source: Option<Arc<Source>>,
     /// To the agent of the instance; `None` where that is this one.
     link: Option<Arc<Link>>,
     /// Whether its status comes last, as gRPC has it.
@@ -91,7 +94,17 @@ impl Carried {
     }
 
     /// The instance did not say the rest of the response.
-    pub(super) fn cut(&self) {
+    pub(super) fn cut(&mut self) {
+        if self.source.as_ref().is_some_and(|source| source.failure().is_some()) {
+            return self.call.judge(Outcome::Unknown); // the client has cut its request
+        }
+        if let Some(noted) = &mut self.noted {
+            noted.cut();
+        }
+        let endpoint = self.call.endpoint();
+        let fields = LastAsked::new(endpoint).fields();
+        let events = &self.http.outbound.events;
+        events.record_with(EventKind::RequestFailed, &self.key.0, "cut", fields);
         let is_its_fault = self.link.as_ref().is_none_or(|link| link.is_open());
         self.call.judge(if is_its_fault { Outcome::Failed } else { Outcome::Unknown });
     }
@@ -127,16 +140,20 @@ impl Http {
     pub(super) async fn exchange(self: &Arc<Self>, mut asked: Asked<'_>) -> Answered {
         let (service, door) = (asked.service, asked.door);
         let is_grpc = is_grpc(&asked.head.headers);
-        let (noted, begun_at) = (asked.noted.take(), self.outbound.clock.now());
+        let (mut noted, begun_at) = (asked.noted.take(), self.outbound.clock.now());
+        if let Some(noted) = &mut noted {
+            noted.is_for(service);
+        }
         let Unanswerable { reason, last } = match self.prepare(asked, is_grpc) {
-            Ok((question, upgrade)) => match question.ask_in_time().await {
+            Ok((question, upgrade)) => match question.ask_in_time(&mut noted).await {
                 Ok(answer) => return self.relay(&question, answer, begun_at, noted, upgrade),
                 Err(unanswerable) => unanswerable,
             },
             Err(malformed) => Unanswerable { reason: Reason::Malformed(malformed), last: None },
         };
-        if let Some((kind, told)) = reason.event(last.as_ref()) {
-            self.outbound.events.record(kind, service, told);
+        if let Some(kind) = reason.event(last.as_ref()) {
+            let fields = last.as_ref().map(LastAsked::fields).unwrap_or_default();
+            self.outbound.events.record_with(kind, service, reason.word(), fields);
         }
         self.outbound.metrics.count_refused(door, reason.word());
         let answer = OwnAnswer { reason, service: Some(service), last: last.as_ref(), is_grpc };
@@ -158,7 +175,7 @@ impl Http {
         }
         let protocol = self.protocol(service).unwrap_or_default();
         self.address(&mut head, protocol, service)?;
-        let source = Source::new(body, options.limits.timeout.idle());
+        let source = Source::new(body, options.limits.timeout.idle(), self.outbound.clock);
         if protocol == Protocol::Http && source.is_some() && head::may_overlook_body(&head.method) {
             head.headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
@@ -184,7 +201,7 @@ impl Http {
         let Answer { mut response, kept, stream, call, link } = answer;
         let (status, endpoint) = (response.status(), call.endpoint());
         if let Some(noted) = &mut noted {
-            noted.answered(service, endpoint, status.as_u16());
+            noted.answered(endpoint, status.as_u16());
         }
         let (peer, name) = (endpoint.member, &endpoint.member_name);
         let node = HeaderValue::from_str(name.as_str()).ok();
@@ -196,6 +213,7 @@ impl Http {
             bytes: traffic.bytes,
             key: pool::key(service, endpoint),
             call,
+            source: outbox.source.clone(),
             link,
             is_grpc: outbox.is_grpc,
             _stream: stream,

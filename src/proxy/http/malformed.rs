@@ -40,7 +40,7 @@ pub(super) enum Malformed {
 }
 
 impl Malformed {
-    /// The word for metrics, events and the answer.
+    /// The word of the answer.
     pub(super) const fn reason(self) -> &'static str {
         self.words().0
     }
@@ -87,7 +87,7 @@ impl Malformed {
             }
             Self::SeveralLengths => ("several_lengths", "several Content-Length headers"),
             Self::ContentLength => {
-                ("content_length", "its Content-Length is no decimal number below 2^63")
+                ("content_length", "its Content-Length is not a plain decimal number below 2^63")
             }
             Self::TransferEncoding => {
                 ("transfer_encoding", "its Transfer-Encoding is not chunked, once")
@@ -117,9 +117,10 @@ impl Malformed {
                 "connection",
                 "its Connection header is no list of tokens, or names one that others rely on",
             ),
-            Self::Deadline => {
-                ("deadline", "its x-murmesh-deadline-ms is not one whole number of milliseconds")
-            }
+            Self::Deadline => (
+                "deadline",
+                "its x-murmesh-deadline-ms is not one whole number of milliseconds from 0 to 2^64 - 1",
+            ),
         }
     }
 }

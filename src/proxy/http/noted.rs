@@ -38,7 +38,8 @@ impl RequestLine {
     }
 }
 
-/// A request under way. Written down when it is dropped; without [`Noted::end`] its response was cut.
+/// A request under way. Written down when it is dropped: without [`Noted::end`] and without another word its
+/// client has gone before its response was whole.
 pub(super) struct Noted {
     log: AccessLog,
     clock: Clock,
@@ -60,20 +61,40 @@ impl Noted {
             method: line.method,
             path: line.path,
             status: 0,
-            reason: Some("cut"),
+            reason: Some("client_gone"),
             bytes: 0,
             duration: Default::default(),
         };
         Self { log, clock, begun_at: clock.now(), bytes: AtomicU64::new(0), access: Some(access) }
     }
 
-    /// An instance answers.
-    pub(super) fn answered(&mut self, service: &ServiceName, endpoint: &Endpoint, status: u16) {
+    /// Where it goes is known.
+    pub(super) fn is_for(&mut self, service: &ServiceName) {
         if let Some(access) = &mut self.access {
             access.service = Some(service.clone());
+        }
+    }
+
+    /// An instance is asked.
+    pub(super) fn asked(&mut self, endpoint: &Endpoint) {
+        if let Some(access) = &mut self.access {
             access.node = Some(endpoint.member_name.clone());
             access.instance = Some(endpoint.instance.clone());
+        }
+    }
+
+    /// An instance answers.
+    pub(super) fn answered(&mut self, endpoint: &Endpoint, status: u16) {
+        self.asked(endpoint);
+        if let Some(access) = &mut self.access {
             access.status = status;
+        }
+    }
+
+    /// The instance has cut its answer.
+    pub(super) fn cut(&mut self) {
+        if let Some(access) = &mut self.access {
+            access.reason = Some("cut");
         }
     }
 

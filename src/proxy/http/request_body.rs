@@ -3,18 +3,21 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::runtime::Handle;
 use tokio::time::timeout;
 
-use super::downstream::{LINGER_TIME_MAX, STREAM_WINDOW};
+use super::downstream::STREAM_WINDOW;
 use super::tasks::Tasks;
 
 /// So much is still heard of a body that nobody wants: what may be on its way. A client that has more to
 /// say is better told to stop.
 const REST_LEN_MAX: usize = STREAM_WINDOW as usize;
+/// For so long: a stream that is listened to counts among those that its connection may have.
+const REST_TIME_MAX: Duration = Duration::from_secs(2);
 
 /// A request's body.
 ///
@@ -36,9 +39,11 @@ impl RequestBody {
 
     /// Of a request of HTTP/2. What is not wanted of it is heard in `listeners`.
     pub(super) fn http2(body: Incoming, listeners: &Tasks) -> Self {
-        Self { body: Some(body), listeners: Some(listeners.clone()) }
+        let listeners = (!body.is_end_stream()).then(|| listeners.clone());
+        Self { body: Some(body), listeners }
     }
 
+    /// Whether it is of HTTP/2, unless there is none.
     pub(super) fn is_http2(&self) -> bool {
         self.listeners.is_some()
     }
@@ -69,15 +74,15 @@ impl Body for RequestBody {
 
 impl Drop for RequestBody {
     fn drop(&mut self) {
-        if self.is_end_stream() {
+        let (Some(body), Some(listeners)) = (self.body.take(), &self.listeners) else { return };
+        if body.is_end_stream() {
             return;
         }
-        let (Some(body), Some(listeners)) = (self.body.take(), &self.listeners) else { return };
         let mut rest = Rest { body, len: 0 };
         let is_over = Pin::new(&mut rest).poll(&mut Context::from_waker(Waker::noop())).is_ready();
         if !is_over && Handle::try_current().is_ok() {
             listeners.spawn("rest of a request", async move {
-                let _ = timeout(LINGER_TIME_MAX, rest).await; // it had its time
+                let _ = timeout(REST_TIME_MAX, rest).await; // it had its time
             });
         }
     }

@@ -158,8 +158,11 @@ impl Fate {
         }
         match io.given().await {
             Some(given) if given <= begun_at => Unanswered::Unsent,
-            _ if error.error().is_parse() => Unanswered::Unreadable,
-            _ => Unanswered::Unknown,
+            _ => {
+                let is_unreadable = error.error().is_parse();
+                let why = if is_unreadable { error.error().to_string() } else { String::new() };
+                Unanswered::Unknown { why, is_unreadable }
+            }
         }
     }
 
@@ -293,9 +296,12 @@ pub(super) enum Unanswered {
     /// The instance's agent refused the connection: no byte reached the instance.
     Refused(Refusal),
     /// The instance may have it.
-    Unknown,
-    /// The same, and what it says is not of its protocol.
-    Unreadable,
+    Unknown {
+        /// What its connection tells of that; may be empty.
+        why: String,
+        /// Whether what it said instead of an answer cannot be read.
+        is_unreadable: bool,
+    },
 }
 
 /// A connection of HTTP/1.1 that one exchange has for itself.
@@ -344,7 +350,8 @@ impl Kept {
                 None => answer.await,
             };
             match late {
-                Ok(_) => Err(Unanswered::Unknown), // cannot be: nothing could have come
+                // Cannot be: nothing could have come.
+                Ok(_) => Err(Unanswered::Unknown { why: String::new(), is_unreadable: false }),
                 Err(error) => Err(Box::pin(fate.why_unanswered(begun_at, error, io)).await),
             }
         }
@@ -462,16 +469,14 @@ impl Shared {
         if is_refused || error.take_message().is_some() || was_not_processed(error.error()) {
             return Err(self.fate.unsent());
         }
-        Err(match is_unreadable(error.error()) {
-            true => Unanswered::Unreadable,
-            false => Unanswered::Unknown,
-        })
+        let error = h2_error(error.error());
+        let why = error.map(ToString::to_string).unwrap_or_default();
+        // What this side of the connection ended, for it cannot read it.
+        let is_unreadable = error.is_some_and(|error| {
+            error.is_library() && error.reason() != Some(h2::Reason::ENHANCE_YOUR_CALM)
+        });
+        Err(Unanswered::Unknown { why, is_unreadable })
     }
-}
-
-/// Whether what the instance says is no HTTP/2.
-fn is_unreadable(error: &hyper::Error) -> bool {
-    h2_error(error).is_some_and(|error| error.is_library())
 }
 
 /// Whether the instance says that it has not begun with the request (RFC 9113, section 8.7).
