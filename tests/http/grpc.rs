@@ -1,9 +1,10 @@
 //! gRPC with a client and a server in another language.
 
 use std::path::PathBuf;
+use std::process::Command;
 
-use super::{PythonServer, Stage, run_python};
-use crate::support::{SOON, beside_others, check, eventually, python};
+use super::{H2, H2_CLIENT, PythonServer, Stage, run_python};
+use crate::support::{Program, SOON, beside_others, check, eventually, python};
 
 const SERVER: &str = include_str!("grpc_server.py");
 const CLIENT: &str = include_str!("grpc_client.py");
@@ -23,7 +24,7 @@ impl Grpc {
 
     /// Servers that were given these arguments, too.
     fn with(names: &[&str], more: &[&str]) -> Option<Self> {
-        let python = python(&["grpcio==1.76.0"])?;
+        let python = python(&["grpcio==1.76.0", H2])?;
         let home = tempfile::tempdir().expect("a directory");
         let start = |name: &&str| {
             PythonServer::start(&python, home.path(), SERVER, &[&[*name], more].concat())
@@ -61,6 +62,20 @@ fn deadline_and_cancellation_of_the_client_reach_the_server() {
     grpc.servers[0].wait_for("ended early");
     assert_eq!(grpc.call("cancel", &[]), "FIRST\nCANCELLED\n");
     grpc.servers[0].wait_for("both cut");
+}
+
+#[test]
+fn small_messages_that_a_client_does_not_read_end_no_call_and_delay_no_neighbour() {
+    let _turn = beside_others();
+    let Some(grpc) = Grpc::of(&["one"]) else { return };
+    let mut unread = Command::new(&grpc.python);
+    let entry = grpc.stage.entry.to_string();
+    unread.args(["-c", H2_CLIENT, "unread", &entry]);
+    let _unread = Program::start(&mut unread);
+    grpc.servers[0].wait_for("download 20000"); // what nobody takes is full by and by
+    assert_eq!(grpc.call("many", &["200"]), "200\n");
+    assert_eq!(grpc.stage.a().events("request_failed").len(), 0);
+    assert_eq!(grpc.stage.exchanges("failure"), 0.0);
 }
 
 #[test]

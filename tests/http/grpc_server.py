@@ -35,6 +35,8 @@ def unary(request, context):
 
 def download(request, context):
     for number in range(int(request)):
+        if number == 20_000:
+            log("download", number)
         yield b"%d" % number
 
 

@@ -87,6 +87,14 @@ elif what == "cancel":
 elif what == "cut":
     begin(1, "GET", "/cut-chunked", end=True)
     print(answer(1))
+elif what == "unread":
+    # A download of small messages of gRPC, of which only the first window is taken.
+    begin(1, "POST", "/test.Test/Download", [("content-type", "application/grpc"), ("te", "trailers")])
+    connection.send_data(1, b"\0\0\0\0\x06100000", end_stream=True)
+    tcp.sendall(connection.data_to_send())
+    tcp.settimeout(300)
+    while tcp.recv(65536):
+        pass
 elif what == "many":
     for number in range(int(sys.argv[3])):
         stream = 2 * number + 1

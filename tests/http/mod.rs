@@ -22,6 +22,10 @@ use crate::support::{
 use client::Client;
 use instance::Instance;
 
+/// A client of HTTP/2 that does what it is told, and what it needs.
+const H2_CLIENT: &str = include_str!("h2_client.py");
+const H2: &str = "h2==4.3.0";
+
 /// A caller's agent `a` with an entry, and `b` in front of the instances of the service `web`.
 struct Stage {
     mesh: TestMesh,

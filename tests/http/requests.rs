@@ -6,11 +6,8 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 
 use super::instance::{Instance, sum};
-use super::{Stage, curl, run_curl, run_python, stage};
+use super::{H2, H2_CLIENT, Stage, curl, run_curl, run_python, stage};
 use crate::support::{SOON, beside_others, check, eventually, python, until};
-
-const H2: &str = "h2==4.3.0";
-const H2_CLIENT: &str = include_str!("h2_client.py");
 
 #[test]
 fn bodies_of_known_length_and_chunked_arrive_whole_both_ways() {

@@ -25,6 +25,7 @@ use super::onward::Onward;
 use super::{Http, Site};
 use crate::proxy::local::LocalSocket;
 use crate::proxy::wakes::Wakes;
+use crate::telemetry::Door;
 
 /// How long a connection may rest between requests: longer than any usual client keeps one, so that
 /// it is the client who closes it and no request crosses with that.
@@ -40,9 +41,13 @@ const LINGER_TIME_MAX: Duration = Duration::from_secs(5);
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Requests at a time on one connection of HTTP/2.
 const STREAMS_MAX: u32 = 256;
-/// What a stream, and what a connection of HTTP/2 may have on its way to us, in bytes.
+/// What a stream of HTTP/2 may have on its way to us, in bytes.
 pub(super) const STREAM_WINDOW: u32 = 256 * 1024;
-const CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// The same of a connection: enough that streams whose instances read slowly delay no other. h2 allows small
+/// frames that wait half of it, at 256 bytes each, and ends the connection above that.
+const CONNECTION_WINDOW: u32 = 16 * 1024 * 1024;
+/// The same where anybody may connect: what that costs is theirs to choose.
+const PUBLIC_CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 const HEAD_LEN_MAX: u32 = 32 * 1024;
 /// How often a connection of HTTP/2 that rests is asked whether it lives, and how long it may take.
 const PING_PERIOD: Duration = Duration::from_secs(30);
@@ -90,6 +95,10 @@ impl Http {
     async fn serve_http2(self: Arc<Self>, socket: LocalSocket, site: Site, begun: Bytes) {
         let tasks = self.tasks.clone();
         let draining = self.draining.clone();
+        let window = match site.door {
+            Door::public => PUBLIC_CONNECTION_WINDOW,
+            _ => CONNECTION_WINDOW,
+        };
         let client = Arc::new(Client::new(self, site, &socket));
         let io = Chunked::new(ClientIo::new(socket, Arc::clone(&client), begun, false));
         let serve = service_fn(move |request| {
@@ -101,7 +110,7 @@ impl Http {
                 .timer(TokioTimer::new())
                 .max_concurrent_streams(STREAMS_MAX)
                 .initial_stream_window_size(STREAM_WINDOW)
-                .initial_connection_window_size(CONNECTION_WINDOW)
+                .initial_connection_window_size(window)
                 .max_header_list_size(HEAD_LEN_MAX)
                 .keep_alive_interval(PING_PERIOD)
                 .keep_alive_timeout(PING_TIME_MAX)

@@ -37,9 +37,11 @@ const BUFFER_LEN_MAX: usize = 64 * 1024;
 /// Of a response's head. It may have hyper's default of 100 fields: for any other number hyper takes
 /// memory for each response anew, which was 5 % of this agent's time.
 const HEAD_LEN_MAX: usize = 64 * 1024;
-/// What a stream, and what a connection of HTTP/2 may have on its way to us, in bytes.
+/// What a stream of HTTP/2 may have on its way to us, in bytes.
 const STREAM_WINDOW: u32 = 256 * 1024;
-const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
+/// The same of a connection. Streams bound what waits here, for neither may a stalled one delay its neighbours. h2 allows small frames
+/// that wait half of the connection's window, at 256 bytes each, and ends the connection above that.
+const CONNECTION_WINDOW: u32 = 128 * 1024 * 1024;
 /// How long it is waited for the word on how much an instance was given: it comes with the end.
 const GIVEN_TIME_MAX: Duration = Duration::from_secs(1);
 
