@@ -509,10 +509,18 @@ fn certificates_are_read_again_when_they_change_and_broken_ones_are_not_used() {
     let path = ingress.shop.key.display().to_string();
     let told = near.run(&["check"]).stdout;
     assert!(told.contains("public_certificates") && told.contains(&path), "{told}");
-    let invalid = near.run(&["validate", &ingress.config.display().to_string()]).fails(2);
-    assert!(invalid.contains(&path), "{invalid}");
+    let warned = near.run(&["validate", &ingress.config.display().to_string()]).fails(1);
+    assert!(warned.contains(&path) && warned.contains("shop.example.com"), "{warned}");
     let refused = near.run(&["reload"]);
     assert!(refused.code != Some(0) && refused.stderr.contains(&path), "{refused:?}");
+
+    near.stop();
+    near.start();
+    assert_eq!(near.events("public_certificate_refused").len(), 1, "it starts without it");
+    assert!(ingress.shown(&["-servername", "shop.example.com"]).is_err());
+    assert!(ingress.shown(&["-servername", "fast.example.org"]).is_ok(), "others are served");
+    let told = near.run(&["check"]).stdout;
+    assert!(told.contains("its hosts are not served"), "{told}");
 
     let next = ingress.authority.issue("shop.example.com", &ingress.shop);
     let text = fs::read_to_string(&ingress.config).unwrap();

@@ -1,5 +1,6 @@
 //! The public gateway's side of the agent: what it proves itself with, and what it leads to.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use crate::config::{PublicService, Settings};
 use crate::proxy::{PublicHosts, Route};
 use crate::runtime::blocking;
 use crate::telemetry::{EventKind, EventLog};
-use crate::tls::public::{CertificateFiles, Loaded, Look, PublicCertificates, load};
+use crate::tls::public::{CertificateFiles, Loaded, Look, PublicCertificates, load, load_sound};
 
 /// How often files are looked at. What has changed is read at the next look that finds it at rest.
 const LOOK_PERIOD: Duration = Duration::from_secs(2);
@@ -39,15 +40,36 @@ impl Ingress {
         loaded.map_err(|error| ControlError::Invalid(error.to_string()))
     }
 
+    /// Begins with what of it can be used: a machine that starts while a certificate is broken had better
+    /// serve everything else. The broken ones are read again when their files change.
+    pub(super) async fn begin(&self, settings: &Settings, events: &EventLog) {
+        let files = settings.certificates.value.clone();
+        let (loaded, faults) = blocking(move || load_sound(&files)).await.unwrap_or_default();
+        for fault in &faults {
+            warn!(error = %fault, "a public certificate is broken, and not in use");
+            events.record(EventKind::PublicCertificateRefused, fault.path.display(), &fault.fault);
+        }
+        self.publish(settings, &loaded);
+        self.certificates.begin(loaded, faults.into_iter().next());
+    }
+
     /// From now on these hold.
     pub(super) fn set(&self, settings: &Settings, loaded: Loaded) {
+        self.publish(settings, &loaded);
+        self.certificates.replace(loaded);
+    }
+
+    fn publish(&self, settings: &Settings, loaded: &Loaded) {
         let publics = settings.publics.iter().map(|public| &public.value);
         let hosts = publics.flat_map(|PublicService { service, hosts, options }| {
             let route = Route { service: service.clone(), options: Arc::new(options.clone()) };
             hosts.iter().map(move |host| (host.clone(), route.clone()))
         });
-        self.hosts.set(hosts.collect());
-        self.certificates.replace(loaded);
+        let hosts: BTreeMap<_, _> = hosts.collect();
+        for host in hosts.keys().filter(|host| !loaded.has(host)) {
+            warn!(host, "no public certificate is for this host: its clients are refused");
+        }
+        self.hosts.set(hosts);
         self.files.send_replace(settings.certificates.value.clone());
     }
 

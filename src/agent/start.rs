@@ -388,7 +388,7 @@ impl Agent {
         };
         let certificates = Arc::<PublicCertificates>::default();
         open_settings(&mut controller, &settings, &data.proxy).await?;
-        open_public(&mut controller, &settings, &data.proxy, &certificates).await?;
+        open_public(&mut controller, &settings, &data.proxy, &certificates, &events).await?;
         if let Some(ingress) = &controller.ingress {
             tasks.spawn("watch public certificates", ingress.watch(events.clone()));
         }
@@ -596,13 +596,12 @@ async fn open_public(
     settings: &Settings,
     proxy: &Proxy,
     certificates: &Arc<PublicCertificates>,
+    events: &EventLog,
 ) -> Result<(), StartError> {
     let Settings { public, redirect, .. } = settings;
     let Some(listen) = public.value else { return Ok(()) };
     let ingress = Ingress::new(Arc::clone(certificates));
-    let loaded = Ingress::read(settings).await;
-    let origin = &settings.certificates.origin;
-    ingress.set(settings, loaded.map_err(failed("gateway.certificates".into(), origin))?);
+    ingress.begin(settings, events).await;
     let invalid = |error: proxy::EntryError| ControlError::Invalid(error.to_string());
     let tls = Arc::clone(certificates).server_config()?;
     let opened = proxy.open_public(listen.into(), ingress.hosts.clone(), tls).await;

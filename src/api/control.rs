@@ -408,6 +408,9 @@ impl ExposeSpec {
         if self.idempotent.len() > REQUESTS_MAX {
             return Err(SpecError::Idempotent(self.idempotent.len()));
         }
+        if self.protocol == Protocol::Tcp && !self.idempotent.is_empty() {
+            return Err(SpecError::NoRequests);
+        }
         if self.checks.len() > CHECKS_MAX {
             return Err(SpecError::Checks(self.checks.len()));
         }
@@ -536,6 +539,11 @@ pub enum SpecError {
     /// There are this many.
     #[error("{0} patterns of idempotent requests are too many, at most {REQUESTS_MAX} are allowed")]
     Idempotent(usize),
+    /// Of TCP, which has none.
+    #[error(
+        "idempotent means requests, and protocol 'tcp' has none: say --protocol http, h2 or grpc, too"
+    )]
+    NoRequests,
     /// There are this many.
     #[error("{0} checks are too many, at most {CHECKS_MAX} are allowed")]
     Checks(usize),

@@ -388,6 +388,15 @@ async fn list_routes(
     if request.is_none() && (query.method.is_some() || query.path.is_some()) {
         return Err(Refusal::malformed("expected a method and a path, or neither"));
     }
+    if let Some((method, path)) = request {
+        let is_method = !method.is_empty() && method.bytes().all(|byte| byte.is_ascii_uppercase());
+        if !is_method || !path.starts_with('/') {
+            return Err(Refusal::malformed(format!(
+                "'{method} {path}' is no request: expected a method in capital letters and a path from / \
+                 on, such as GET /items"
+            )));
+        }
+    }
     Ok(Json(calls::routes(&state, service.as_ref(), request)).into_response())
 }
 

@@ -1,7 +1,6 @@
 //! `validate`, `config dump`: what the agent reads, and what holds.
 
-use std::path::PathBuf;
-use std::slice;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use serde_json::Value;
@@ -9,10 +8,12 @@ use serde_json::Value;
 use super::Global;
 use super::client::Client;
 use super::exit::{Exit, Failure, Outcome};
-use super::output::{Drawing, Grid, Listing, cell, line, show};
+use super::output::{Drawing, Grid, Listing, cell, line, note, show};
 use crate::api::SettingView;
-use crate::config::validate as validate_file;
-use crate::tls::public::load;
+use crate::config::{Setting, Settings, validate as validate_file};
+use crate::runtime::clock::unix_millis;
+use crate::telemetry::AccessTarget;
+use crate::tls::public::load_sound;
 
 /// Arguments of `validate`.
 #[derive(Debug, Args)]
@@ -31,19 +32,43 @@ pub(super) enum ConfigVerb {
     },
 }
 
-/// Checks a file and tells all its faults, also those of the certificates that it names.
+/// Checks a file and tells all its faults; what it names and this machine does not have is only warned of.
 pub(super) fn validate(args: &ValidateArgs) -> Outcome {
     let settings = validate_file(&args.file).map_err(Failure::failed)?;
-    let certificates = &settings.certificates.value;
-    let faults = certificates.iter().filter_map(|one| load(slice::from_ref(one)).err());
-    let faults: Vec<_> = faults.map(|fault| fault.to_string()).collect();
-    if !faults.is_empty() {
-        let file = args.file.display();
-        let faults = faults.join("\n  ");
-        return Err(Failure::failed(format!("{file}: gateway.certificates:\n  {faults}")));
-    }
     line(format_args!("{} is valid", args.file.display()))?;
-    Ok(Exit::Ok)
+    let missing = missing(&settings);
+    for warning in &missing {
+        note(format_args!("on this machine: {warning}"));
+    }
+    Ok(if missing.is_empty() { Exit::Ok } else { Exit::Warning })
+}
+
+/// What an agent on this machine would start without, or not start without.
+fn missing(settings: &Settings) -> Vec<String> {
+    let Setting { value: files, origin } = &settings.certificates;
+    let (loaded, faults) = load_sound(files);
+    let mut missing: Vec<_> =
+        faults.iter().map(|fault| format!("gateway.certificates ({origin}): {fault}")).collect();
+    let now = unix_millis() / 1_000;
+    for ended in loaded.certificates.iter().filter(|one| one.not_after <= now) {
+        let path = ended.files.cert.display();
+        missing.push(format!("gateway.certificates ({origin}): {path}: has ended"));
+    }
+    for Setting { value, origin } in &settings.publics {
+        let bare = value.hosts.iter().filter(|host| !loaded.has(host));
+        missing.extend(bare.map(|host| {
+            format!("upstream.hosts ({origin}): no certificate is for {host}, so its clients are refused")
+        }));
+    }
+    let Setting { value: log, origin } = &settings.access_log;
+    if let Some(AccessTarget::File(path)) = log
+        && !path.parent().is_some_and(Path::is_dir)
+    {
+        let path = path.display();
+        missing
+            .push(format!("telemetry.access_log ({origin}): {path}: its directory is not there"));
+    }
+    missing
 }
 
 /// Shows what holds.

@@ -93,7 +93,7 @@ pub enum Look {
     Same,
     /// They were being written a moment ago: look again.
     Changing,
-    /// What they say now is in use; these were not before.
+    /// What they say now is in use; these were not before, or were refused.
     Renewed(Vec<PublicCertificate>),
     /// They are broken, and those of before stay in use. Told once for each state of the files.
     Refused(PublicError),
@@ -116,6 +116,12 @@ impl PublicCertificates {
         *self.refused.lock() = Refused::default();
     }
 
+    /// From the start on these are in use, and what is wrong with others is told.
+    pub fn begin(&self, loaded: Loaded, fault: Option<PublicError>) {
+        self.used.store(Arc::new(loaded));
+        *self.refused.lock() = Refused { stamps: Vec::new(), fault };
+    }
+
     /// Looks at the files again, and reads them when they have changed and rest: `before` is how they
     /// were at the last look. Blocks for the disk.
     pub fn look(&self, files: &[CertificateFiles], before: &mut Option<Stamps>) -> Look {
@@ -134,7 +140,14 @@ impl PublicCertificates {
                     let chain = &one.key.cert;
                     before.certificates.iter().all(|before| before.key.cert != *chain)
                 };
-                let new = loaded.certificates.iter().filter(is_new).cloned().collect();
+                // What was refused before is told of once it is well, also where it is as it was before that.
+                let refused = self.fault().map(|fault| fault.path);
+                let was_refused = |one: &&PublicCertificate| {
+                    let files = &one.files;
+                    refused.as_ref().is_some_and(|path| [&files.cert, &files.key].contains(&path))
+                };
+                let is_told = |one: &&PublicCertificate| is_new(one) || was_refused(one);
+                let new = loaded.certificates.iter().filter(is_told).cloned().collect();
                 self.replace(loaded);
                 Look::Renewed(new)
             }
@@ -194,7 +207,14 @@ impl PublicCertificate {
         let key = PrivateKeyDer::from_pem_file(&files.key);
         let key = key.map_err(|fault| error(&files.key, &pem(fault)))?;
         let key = CertifiedKey::from_der(chain, key, &default_provider()).map_err(|fault| {
-            error(&files.key, &format!("no key for {}: {fault}", files.cert.display()))
+            let cert = files.cert.display();
+            error(
+                &files.key,
+                &match fault {
+                    rustls::Error::InconsistentKeys(_) => format!("is not the key of {cert}"),
+                    other => format!("no key for {cert}: {other}"),
+                },
+            )
         })?;
         let (_, parsed) = X509Certificate::from_der(&first).map_err(|error| cert(&error))?;
         let names = parsed.subject_alternative_name().ok().flatten();
@@ -228,6 +248,28 @@ pub fn load(files: &[CertificateFiles]) -> Result<Loaded, PublicError> {
     let stamps = stamps(files); // before: what changes meanwhile is read again
     let certificates = files.iter().map(PublicCertificate::read).collect::<Result<_, _>>()?;
     Ok(Loaded { certificates, stamps })
+}
+
+/// As [`load`], without those that cannot be used, and what is wrong with them.
+pub fn load_sound(files: &[CertificateFiles]) -> (Loaded, Vec<PublicError>) {
+    let stamps = stamps(files);
+    let (mut certificates, mut faults) = (Vec::new(), Vec::new());
+    for read in files.iter().map(PublicCertificate::read) {
+        match read {
+            Ok(certificate) => certificates.push(certificate),
+            Err(fault) => faults.push(fault),
+        }
+    }
+    (Loaded { certificates, stamps }, faults)
+}
+
+impl Loaded {
+    /// Whether a client that asks for `host` is shown a certificate.
+    pub fn has(&self, host: &str) -> bool {
+        let wildcard = host.split_once('.').map(|(_, rest)| format!("*.{rest}"));
+        let has = |name: &str| self.certificates.iter().any(|certificate| certificate.has(name));
+        has(host) || wildcard.is_some_and(|name| has(&name))
+    }
 }
 
 fn stamps(files: &[CertificateFiles]) -> Vec<Stamp> {

@@ -375,6 +375,10 @@ fn ping_and_routes_say_who_takes_a_call_and_what_becomes_of_it() {
     assert!(a.run(&["routes"]).ok().contains("a decision for each request"));
     a.run(&["ping", "nobody"]).fails(1);
     a.run(&["routes", "web", "GET"]).fails(64);
+    for request in [["get", "/items/7"], ["GET", "items/7"]] {
+        let told = a.run(&[&["routes", "web"][..], &request].concat()).fails(64);
+        assert!(told.contains("is no request"), "{told}");
+    }
     instance.stop();
     let told = a.run(&["ping", "web"]);
     assert!(told.stdout.contains("unreachable"), "{told:?}");

@@ -22,6 +22,7 @@ use crate::model::{EntryKind, MemberRecord, MemberState, Target};
 use crate::runtime::reach::obstacle;
 use crate::runtime::{blocking, clock};
 use crate::telemetry::Metrics;
+use crate::tls::public::PublicCertificate;
 use crate::tls::store::DataDir;
 use crate::transport::Endpoint;
 use crate::transport::enrolment::renewal::{Door, ask_time};
@@ -319,12 +320,17 @@ fn issuers(snapshot: &Snapshot) -> Check {
 fn public(state: &ApiState, now: u64) -> Option<Check> {
     const ID: &str = "public_certificates";
     let used = state.certificates.used();
+    if let Some(error) = state.certificates.fault() {
+        let fix = format!("put {} right", error.path.display());
+        let is_in_use =
+            |one: &PublicCertificate| [&one.files.cert, &one.files.key].contains(&&error.path);
+        return Some(match used.certificates.iter().any(is_in_use) {
+            true => Check::warn(ID, format!("{error}; the certificate of before is in use"), fix),
+            false => Check::fail(ID, format!("{error}; its hosts are not served"), fix),
+        });
+    }
     let soonest = used.certificates.iter().min_by_key(|certificate| certificate.not_after)?;
     let (path, count) = (soonest.files.cert.display(), used.certificates.len());
-    if let Some(error) = state.certificates.fault() {
-        let message = format!("{error}; the certificate of before is in use");
-        return Some(Check::warn(ID, message, format!("put {} right", error.path.display())));
-    }
     let fix = format!("renew {path}; it is read as soon as it changes");
     Some(match soonest.not_after.checked_sub(now) {
         None => Check::fail(ID, format!("{path} has ended"), fix),
