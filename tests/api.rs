@@ -377,7 +377,7 @@ async fn listings_have_the_promised_shape() {
         {
             "name": "web", "protocol": "tcp", "instances": 2, "ready": 1,
             "ejected": 0, "ejected_here": 0, "avoided": 0, "failing_here": 0, "failing": false,
-            "panic": false,
+            "panic": false, "mixed_protocols": false,
         }
     ]);
     assert_eq!(services, expected);

@@ -13,7 +13,7 @@ use crate::config::{PublicService, Settings};
 use crate::proxy::{PublicHosts, Route};
 use crate::runtime::blocking;
 use crate::telemetry::{EventKind, EventLog};
-use crate::tls::public::{CertificateFiles, Loaded, Look, PublicCertificates, load, load_sound};
+use crate::tls::public::{CertificateFiles, Loaded, Look, News, PublicCertificates, load};
 
 /// How often files are looked at. What has changed is read at the next look that finds it at rest.
 const LOOK_PERIOD: Duration = Duration::from_secs(2);
@@ -43,14 +43,11 @@ impl Ingress {
     /// Begins with what of it can be used: a machine that starts while a certificate is broken had better
     /// serve everything else. The broken ones are read again when their files change.
     pub(super) async fn begin(&self, settings: &Settings, events: &EventLog) {
-        let files = settings.certificates.value.clone();
-        let (loaded, faults) = blocking(move || load_sound(&files)).await.unwrap_or_default();
-        for fault in &faults {
-            warn!(error = %fault, "a public certificate is broken, and not in use");
-            events.record(EventKind::PublicCertificateRefused, fault.path.display(), &fault.fault);
+        let (files, of) = (settings.certificates.value.clone(), Arc::clone(&self.certificates));
+        if let Some(news) = blocking(move || of.read(&files)).await {
+            note(News { renewed: Vec::new(), ..news }, events);
         }
-        self.publish(settings, &loaded);
-        self.certificates.begin(loaded, faults.into_iter().next());
+        self.publish(settings, &self.certificates.used());
     }
 
     /// From now on these hold.
@@ -87,26 +84,22 @@ impl Ingress {
                 });
                 let Some((look, now)) = looked.await else { return };
                 before = now;
-                note(look, &events);
+                if let Look::Read(news) = look {
+                    note(news, &events);
+                }
             }
         }
     }
 }
 
-fn note(look: Look, events: &EventLog) {
-    match look {
-        Look::Same | Look::Changing => {}
-        Look::Renewed(new) => {
-            for certificate in new {
-                let (path, names) =
-                    (certificate.files.cert.display(), certificate.names.join(", "));
-                info!(%path, names, "public certificate in use");
-                events.record(EventKind::PublicCertificateRenewed, path, format!("for {names}"));
-            }
-        }
-        Look::Refused(error) => {
-            warn!(%error, "a public certificate is broken, that of before stays in use");
-            events.record(EventKind::PublicCertificateRefused, error.path.display(), &error.fault);
-        }
+fn note(News { renewed, refused }: News, events: &EventLog) {
+    for certificate in renewed {
+        let (path, names) = (certificate.files.cert.display(), certificate.names.join(", "));
+        info!(%path, names, "public certificate in use");
+        events.record(EventKind::PublicCertificateRenewed, path, format!("for {names}"));
+    }
+    for error in refused {
+        warn!(%error, "a public certificate is broken; that of before stays in use, if there was one");
+        events.record(EventKind::PublicCertificateRefused, error.path.display(), &error.fault);
     }
 }

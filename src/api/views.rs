@@ -77,6 +77,9 @@ pub struct Service {
     /// Whether so much of it is ejected that all of it is called again.
     #[serde(default)]
     pub panic: bool,
+    /// Whether instances were exposed with another protocol: they are called with this one, too.
+    #[serde(default)]
+    pub mixed_protocols: bool,
 }
 
 /// One instance of a service.
@@ -371,6 +374,7 @@ fn service(state: &ApiState, snapshot: &Snapshot, view: &ServiceView) -> Service
         failing_here,
         failing: view.is_failing,
         panic: view.is_panic,
+        mixed_protocols: view.is_mixed,
     }
 }
 

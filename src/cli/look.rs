@@ -135,7 +135,13 @@ fn used(row: &Service) -> usize {
 /// What an operator should know of a service beside its numbers; empty when all is well.
 fn service_note(row: &Service) -> String {
     let trouble = trouble(row).map(|(word, means)| format!("{word}: {means}"));
-    let notes: Vec<_> = trouble.into_iter().chain(out_of_use(row)).collect();
+    let mixed = row.mixed_protocols.then(|| {
+        format!(
+            "some instances are exposed with another protocol, and called as {} all the same",
+            row.protocol
+        )
+    });
+    let notes: Vec<_> = trouble.into_iter().chain(out_of_use(row)).chain(mixed).collect();
     notes.join("; ")
 }
 

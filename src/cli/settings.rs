@@ -13,7 +13,7 @@ use crate::api::SettingView;
 use crate::config::{Setting, Settings, validate as validate_file};
 use crate::runtime::clock::unix_millis;
 use crate::telemetry::AccessTarget;
-use crate::tls::public::load_sound;
+use crate::tls::public::PublicCertificates;
 
 /// Arguments of `validate`.
 #[derive(Debug, Args)]
@@ -46,7 +46,9 @@ pub(super) fn validate(args: &ValidateArgs) -> Outcome {
 /// What an agent on this machine would start without, or not start without.
 fn missing(settings: &Settings) -> Vec<String> {
     let Setting { value: files, origin } = &settings.certificates;
-    let (loaded, faults) = load_sound(files);
+    let certificates = PublicCertificates::default();
+    let faults = certificates.read(files).refused;
+    let loaded = certificates.used();
     let mut missing: Vec<_> =
         faults.iter().map(|fault| format!("gateway.certificates ({origin}): {fault}")).collect();
     let now = unix_millis() / 1_000;

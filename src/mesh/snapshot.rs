@@ -105,6 +105,8 @@ pub struct ServiceView {
     pub name: ServiceName,
     /// As declared by its first endpoint.
     pub protocol: Protocol,
+    /// Whether others declare another one: they are called as if they did not.
+    pub is_mixed: bool,
     /// Whether more than half of it fails: nothing of it is ejected, and retries help nobody.
     pub is_failing: bool,
     /// Whether so much of it is ejected that verdicts are to be ignored.
@@ -137,10 +139,11 @@ impl ServiceView {
         let has_other = !places().all(|at| is_ejected(&at));
         let since = places().map(|at| endpoints[at].rotation.since());
         let in_rotation_since = since.min().flatten(); // `None` is least
-        let (is_failing, is_panic) = (false, false);
+        let (is_mixed, is_failing, is_panic) = (false, false, false);
         Self {
             name,
             protocol,
+            is_mixed,
             is_failing,
             is_panic,
             in_rotation_since,

@@ -182,7 +182,7 @@ impl Mesh {
     /// The mesh as seen from here.
     pub fn snapshot(&self) -> Snapshot {
         let mut snapshot = Snapshot::default();
-        let mut services: BTreeMap<ServiceName, (Protocol, Vec<Endpoint>)> = BTreeMap::new();
+        let mut services: BTreeMap<ServiceName, (Protocol, bool, Vec<Endpoint>)> = BTreeMap::new();
         for (id, record, version) in self.catalogue.records() {
             if id != self.id && self.catalogue.is_replaced(id) {
                 continue; // its machine is here under another key
@@ -196,14 +196,17 @@ impl Mesh {
             for instance in record.instances.iter().filter(is_allowed) {
                 let endpoint = self.endpoint(id, record, instance, &known);
                 let service = services.entry(instance.service.clone());
-                let (_, endpoints) = service.or_insert((instance.protocol, Vec::new()));
+                let service = service.or_insert((instance.protocol, false, Vec::new()));
+                let (protocol, is_mixed, endpoints) = service;
+                *is_mixed |= instance.protocol != *protocol;
                 endpoints.push(endpoint);
             }
             let view = self.member_view(id, record, version, &known);
             snapshot.members.insert(id, Arc::new(view));
         }
-        let views = services.into_iter().map(|(name, (protocol, endpoints))| {
+        let views = services.into_iter().map(|(name, (protocol, is_mixed, endpoints))| {
             let mut view = ServiceView::new(name.clone(), protocol, endpoints);
+            view.is_mixed = is_mixed;
             view.is_failing = self.shared.is_failing(&name);
             view.is_panic = self.shared.is_panic(&name);
             (name, Arc::new(view))

@@ -2,9 +2,9 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
@@ -67,15 +67,9 @@ pub struct Loaded {
     stamps: Vec<Stamp>,
 }
 
-/// Tells one state of a file from another.
-type Stamp = Option<(SystemTime, u64)>;
-
-/// What is wrong with files that have changed.
-#[derive(Debug, Default)]
-struct Refused {
-    stamps: Vec<Stamp>,
-    fault: Option<PublicError>,
-}
+/// Tells one state of a file from another: when it changed, or what is said of it, in seconds and nanoseconds,
+/// and which file it is. A change of its rights alone may make it readable.
+type Stamp = Option<(i64, i64, u64)>;
 
 /// The certificates in use, replaced when their files change; by which one a client is greeted says
 /// the name that it asks for (SNI): that which has it, else the one with a wildcard for it. A client
@@ -83,7 +77,8 @@ struct Refused {
 #[derive(Debug, Default)]
 pub struct PublicCertificates {
     used: ArcSwap<Loaded>,
-    refused: Mutex<Refused>,
+    /// Why files are not in use as they are.
+    fault: Mutex<Option<PublicError>>,
 }
 
 /// What came of a look at the files.
@@ -93,10 +88,17 @@ pub enum Look {
     Same,
     /// They were being written a moment ago: look again.
     Changing,
-    /// What they say now is in use; these were not before, or were refused.
-    Renewed(Vec<PublicCertificate>),
-    /// They are broken, and those of before stay in use. Told once for each state of the files.
-    Refused(PublicError),
+    /// They were read.
+    Read(News),
+}
+
+/// What came of reading the files. Told once for each state of them.
+#[derive(Debug)]
+pub struct News {
+    /// In use from now on; they were not before, or were refused.
+    pub renewed: Vec<PublicCertificate>,
+    /// Broken. What the same files said before stays in use.
+    pub refused: Vec<PublicError>,
 }
 
 impl PublicCertificates {
@@ -107,19 +109,13 @@ impl PublicCertificates {
 
     /// Why files that have changed are not in use.
     pub fn fault(&self) -> Option<PublicError> {
-        self.refused.lock().fault.clone()
+        self.fault.lock().clone()
     }
 
     /// From now on these are in use.
     pub fn replace(&self, loaded: Loaded) {
         self.used.store(Arc::new(loaded));
-        *self.refused.lock() = Refused::default();
-    }
-
-    /// From the start on these are in use, and what is wrong with others is told.
-    pub fn begin(&self, loaded: Loaded, fault: Option<PublicError>) {
-        self.used.store(Arc::new(loaded));
-        *self.refused.lock() = Refused { stamps: Vec::new(), fault };
+        *self.fault.lock() = None;
     }
 
     /// Looks at the files again, and reads them when they have changed and rest: `before` is how they
@@ -127,35 +123,43 @@ impl PublicCertificates {
     pub fn look(&self, files: &[CertificateFiles], before: &mut Option<Stamps>) -> Look {
         let now = stamps(files);
         let is_settled = before.replace(Stamps(now.clone())).is_some_and(|last| last.0 == now);
-        if now == self.used.load().stamps || now == self.refused.lock().stamps {
+        if now == self.used.load().stamps {
             return Look::Same;
         }
         if !is_settled {
             return Look::Changing;
         }
-        match load(files) {
-            Ok(loaded) => {
-                let before = self.used();
-                let is_new = |one: &&PublicCertificate| {
-                    let chain = &one.key.cert;
-                    before.certificates.iter().all(|before| before.key.cert != *chain)
-                };
-                // What was refused before is told of once it is well, also where it is as it was before that.
-                let refused = self.fault().map(|fault| fault.path);
-                let was_refused = |one: &&PublicCertificate| {
-                    let files = &one.files;
-                    refused.as_ref().is_some_and(|path| [&files.cert, &files.key].contains(&path))
-                };
-                let is_told = |one: &&PublicCertificate| is_new(one) || was_refused(one);
-                let new = loaded.certificates.iter().filter(is_told).cloned().collect();
-                self.replace(loaded);
-                Look::Renewed(new)
-            }
-            Err(error) => {
-                *self.refused.lock() = Refused { stamps: now, fault: Some(error.clone()) };
-                Look::Refused(error)
+        Look::Read(self.read(files))
+    }
+
+    /// From now on those of `files` are in use that are sound; for one that is broken what its files said
+    /// before, if they did. Blocks for the disk.
+    pub fn read(&self, files: &[CertificateFiles]) -> News {
+        let stamps = stamps(files); // before: what changes meanwhile is read again
+        let (before, fault) = (self.used(), self.fault());
+        let was_refused = |files: &CertificateFiles| {
+            fault.as_ref().is_some_and(|fault| [&files.cert, &files.key].contains(&&fault.path))
+        };
+        let (mut certificates, mut renewed, mut refused) = (Vec::new(), Vec::new(), Vec::new());
+        for files in files {
+            let last = before.certificates.iter().find(|one| one.files == *files);
+            match PublicCertificate::read(files) {
+                Ok(now) => {
+                    let is_same = last.is_some_and(|last| last.key.cert == now.key.cert);
+                    if !is_same || was_refused(files) {
+                        renewed.push(now.clone());
+                    }
+                    certificates.push(now);
+                }
+                Err(fault) => {
+                    certificates.extend(last.cloned());
+                    refused.push(fault);
+                }
             }
         }
+        self.used.store(Arc::new(Loaded { certificates, stamps }));
+        *self.fault.lock() = refused.first().cloned();
+        News { renewed, refused }
     }
 
     /// The server's side of TLS 1.2 and 1.3 with these certificates, for HTTP/2 and HTTP/1.1.
@@ -250,19 +254,6 @@ pub fn load(files: &[CertificateFiles]) -> Result<Loaded, PublicError> {
     Ok(Loaded { certificates, stamps })
 }
 
-/// As [`load`], without those that cannot be used, and what is wrong with them.
-pub fn load_sound(files: &[CertificateFiles]) -> (Loaded, Vec<PublicError>) {
-    let stamps = stamps(files);
-    let (mut certificates, mut faults) = (Vec::new(), Vec::new());
-    for read in files.iter().map(PublicCertificate::read) {
-        match read {
-            Ok(certificate) => certificates.push(certificate),
-            Err(fault) => faults.push(fault),
-        }
-    }
-    (Loaded { certificates, stamps }, faults)
-}
-
 impl Loaded {
     /// Whether a client that asks for `host` is shown a certificate.
     pub fn has(&self, host: &str) -> bool {
@@ -275,7 +266,7 @@ impl Loaded {
 fn stamps(files: &[CertificateFiles]) -> Vec<Stamp> {
     let stamp = |path: &PathBuf| {
         let about = fs::metadata(path)?;
-        io::Result::Ok((about.modified()?, about.len()))
+        io::Result::Ok((about.ctime(), about.ctime_nsec(), about.ino()))
     };
     files.iter().flat_map(|files| [&files.cert, &files.key]).map(|path| stamp(path).ok()).collect()
 }

@@ -87,6 +87,12 @@ elif what == "cancel":
 elif what == "cut":
     begin(1, "GET", "/cut-chunked", end=True)
     print(answer(1))
+elif what == "open":
+    # A request that may go on for ever, as a stream of gRPC in both directions.
+    begin(1, "POST", "/")
+    connection.send_data(1, b"first")
+    tcp.sendall(connection.data_to_send())
+    print(answer(1)[0])
 elif what == "unread":
     # A download of small messages of gRPC, of which only the first window is taken.
     begin(1, "POST", "/test.Test/Download", [("content-type", "application/grpc"), ("te", "trailers")])

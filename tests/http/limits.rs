@@ -13,9 +13,9 @@ use serde_json::Value;
 
 use super::client::Client;
 use super::instance::Instance;
-use super::{Stage, stage};
+use super::{H2, H2_CLIENT, Stage, run_python, stage};
 use crate::support::{
-    Agent, SOON, TestMesh, beside_others, check, enrol, eventually, free_address, until,
+    Agent, SOON, TestMesh, beside_others, check, enrol, eventually, free_address, python, until,
 };
 
 /// What an instance does that has read a request.
@@ -446,6 +446,21 @@ fn calls_that_an_agent_slept_through_are_no_fault_of_their_instance() {
 }
 
 #[test]
+fn instances_of_a_service_that_differ_in_protocol_are_told() {
+    let _turn = beside_others();
+    let (stage, instance) = stage();
+    let to = instance.address.to_string();
+    stage.b().run(&["expose", "web", &to, "--id", "other", "--protocol", "h2"]).ok();
+    eventually("the services tell it", SOON, || {
+        let services = stage.a().get("/v1/mesh/services");
+        check(services[0]["mixed_protocols"] == true, services)
+    });
+    assert!(stage.a().run(&["services"]).ok().contains("with another protocol"));
+    let told = stage.a().run(&["check"]).stdout;
+    assert!(told.contains("instances have several protocols, of web"), "{told}");
+}
+
+#[test]
 fn what_a_client_does_to_its_own_request_counts_against_no_instance() {
     let _turn = beside_others();
     let (stage, _instance) = stage();
@@ -462,6 +477,22 @@ fn what_a_client_does_to_its_own_request_counts_against_no_instance() {
     assert_eq!(stage.a().events("breaker_opened").len(), 0);
     assert_eq!(stage.a().events("request_failed").len(), 0);
     assert_eq!(stage.client().get("/").unwrap().status, 200);
+}
+
+#[test]
+fn instance_that_says_nothing_to_a_request_that_stays_open_is_given_up_and_not_its_client() {
+    let _turn = beside_others();
+    let Some(python) = python(&[H2]) else { return };
+    let (address, _) = rude(Rude::Stays);
+    let stage = Stage::of("http", &[address]);
+    let entry = free_address();
+    let text = format!(
+        "[[upstream]]\nservice = \"web\"\nlisten = \"{entry}\"\ntimeout = {{ idle = \"400ms\" }}\n"
+    );
+    let caller = caller(&stage, &text);
+    caller.wait_endpoints("web", 1);
+    assert_eq!(run_python(&python, H2_CLIENT, &["open", &entry.to_string()]), "504\n");
+    assert_eq!(caller.events("request_failed")[0]["reason"], "timeout");
 }
 
 #[test]

@@ -429,11 +429,17 @@ fn names(snapshot: &Snapshot) -> Check {
 fn services(snapshot: &Snapshot) -> Check {
     let all = snapshot.services.keys();
     let without: Vec<_> = all.filter(|name| snapshot.ready(name).next().is_none()).collect();
-    match without.first() {
-        None => Check::pass("services", format!("{} served", snapshot.services.len())),
-        Some(first) => {
+    let mixed = snapshot.services.values().filter(|view| view.is_mixed);
+    let mixed: Vec<_> = mixed.map(|view| &view.name).collect();
+    match (without.first(), mixed.first()) {
+        (None, None) => Check::pass("services", format!("{} served", snapshot.services.len())),
+        (Some(first), _) => {
             let message = format!("no instance is ready of {}", listed(&without));
             Check::warn("services", message, format!("murmesh endpoints {first}"))
+        }
+        (None, Some(_)) => {
+            let message = format!("instances have several protocols, of {}", listed(&mixed));
+            Check::warn("services", message, "expose all of a service with one --protocol")
         }
     }
 }
@@ -569,6 +575,7 @@ mod tests {
             failing_here: 0,
             failing: false,
             panic: false,
+            mixed_protocols: false,
         };
         let all = |row: &Service| {
             [ejected(std::slice::from_ref(row)), failing(std::slice::from_ref(row))]

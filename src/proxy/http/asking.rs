@@ -24,7 +24,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::Http;
 use super::answer::{GRPC_STATUS, Reason};
-use super::body::{BodyError, Source, Upload};
+use super::body::{BodyError, Source, Turn, Upload};
 use super::head::DEADLINE;
 use super::noted::Noted;
 use super::pool::{self, Key, Stream};
@@ -97,8 +97,8 @@ enum Miss {
     Repeatable { reason: DialError, avoid: Avoid, lost: Lost },
     /// It may have had the request, which may not be repeated.
     Lost(Lost),
-    /// It said nothing for too long.
-    TimedOut,
+    /// It said nothing for too long. No fault where the client may have had to speak first.
+    TimedOut { is_fault: bool },
 }
 
 /// What the caller is told of a request that an instance may have had, and why.
@@ -124,7 +124,8 @@ impl Miss {
                 Self::NotTaken(Setback::Next { reason, avoid, .. }) => {
                     (*reason, *avoid) == (DialError::Lost, Avoid::Member)
                 }
-                Self::NotTaken(Setback::Cut(_)) | Self::Lost(_) | Self::TimedOut => true,
+                Self::TimedOut { is_fault } => *is_fault,
+                Self::NotTaken(Setback::Cut(_)) | Self::Lost(_) => true,
                 Self::NotTaken(Setback::Final { .. }) => false,
                 Self::Repeatable { avoid, .. } => *avoid == Avoid::Instance,
             }
@@ -138,7 +139,7 @@ impl Miss {
             }
             Self::NotTaken(Setback::Cut(_)) => Reason::Lost,
             Self::Repeatable { lost, .. } | Self::Lost(lost) => lost.reason,
-            Self::TimedOut => Reason::Timeout,
+            Self::TimedOut { .. } => Reason::Timeout,
         }
     }
 
@@ -147,7 +148,7 @@ impl Miss {
         match self {
             Self::NotTaken(Setback::Next { said, .. } | Setback::Final { said, .. }) => said,
             Self::Repeatable { lost, .. } | Self::Lost(lost) => &lost.why,
-            Self::NotTaken(Setback::Cut(_)) | Self::TimedOut => "",
+            Self::NotTaken(Setback::Cut(_)) | Self::TimedOut { .. } => "",
         }
     }
 }
@@ -210,7 +211,10 @@ impl Question<'_> {
                 Ok(Err(none)) => {
                     return Err(setback.unwrap_or(Unanswerable::not_taken(none.into())));
                 }
-                Err(_) => return Err(Unanswerable::not_taken(DialError::Timeout)),
+                Err(_) => {
+                    let late = Unanswerable::not_taken(DialError::Timeout);
+                    return Err(setback.filter(|_| reached > 0).unwrap_or(late));
+                }
             };
             if let Some(reason) = last
                 && !outbound.may_retry(&budget, reason)
@@ -221,7 +225,8 @@ impl Question<'_> {
             // It was the less busy of two.
             if dialled.call.count() > IN_FLIGHT_MAX {
                 let last = Some(LastAsked::new(endpoint));
-                return Err(Unanswerable { reason: Reason::NotTaken(DialError::Overflow), last });
+                let full = Unanswerable { reason: Reason::NotTaken(DialError::Overflow), last };
+                return Err(setback.filter(|_| reached > 0).unwrap_or(full));
             }
             if let Some(noted) = noted {
                 noted.asked(endpoint);
@@ -363,15 +368,13 @@ impl Question<'_> {
             }
             Either::Right((other, asking)) => (asking.await, other),
         };
-        match other {
-            Some((second, other @ Ok(_))) if attempt.is_err() => {
-                outbound.metrics.count_retry("success");
-                (second, other)
-            }
-            _ => {
-                outbound.metrics.count_retry("failure");
-                (first, attempt)
-            }
+        let has_other_answer = matches!(&other, Some((_, Ok(_)))) && attempt.is_err();
+        outbound.metrics.count_retry(if has_other_answer { "success" } else { "failure" });
+        match (attempt, other) {
+            (Err(_), Some((second, other @ Ok(_)))) => (second, other),
+            // What may have had the request says more than what had nothing of it.
+            (Err(Miss::NotTaken(_)), Some((second, other))) => (second, other),
+            (attempt, _) => (first, attempt),
         }
     }
 
@@ -415,12 +418,15 @@ impl Question<'_> {
                 if let Ok(attempt) = timeout_at(end, asking.as_mut()).await {
                     return attempt;
                 }
-                // An upload may take longer than that.
-                let source = self.outbox.source.as_ref();
-                match source.map(|source| source.client_s_turn_until()) {
-                    Some(later) if later > waited_since => waited_since = later,
-                    _ => return Err(Miss::TimedOut),
-                }
+                // An upload may take longer than that; a client that falls silent in it ends it.
+                waited_since = match self.outbox.source.as_ref().map(|source| source.turn()) {
+                    Some(Turn::Client) => self.http.outbound.clock.now(),
+                    Some(Turn::Either(since) | Turn::Instance(since)) if since > waited_since => {
+                        since
+                    }
+                    Some(Turn::Either(_)) => return Err(Miss::TimedOut { is_fault: false }),
+                    _ => return Err(Miss::TimedOut { is_fault: true }),
+                };
             }
         });
         let attempt = tokio::select! {
@@ -511,8 +517,10 @@ struct Turns<'a> {
 
 impl Drop for Turns<'_> {
     fn drop(&mut self) {
-        if let Some(source) = self.source {
-            self.call.ask_from(source.client_s_turn_until());
+        match self.source.map(Source::turn) {
+            None => {}
+            Some(Turn::Client) => self.call.excuse(), // it has not waited yet
+            Some(Turn::Either(since) | Turn::Instance(since)) => self.call.ask_from(since),
         }
     }
 }

@@ -4,8 +4,8 @@ use std::error::Error;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -57,6 +57,16 @@ fn is_whole(body: &impl Body, is_http2: bool) -> bool {
     !is_http2 || body.is_end_stream() || body.size_hint().exact() == Some(0)
 }
 
+/// Whose turn it is in an exchange, and since when.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// It owes more of the body.
+    Client,
+    /// Whoever has something to say.
+    Either(Moment),
+    Instance(Moment),
+}
+
 /// A piece of a body that can be said twice.
 #[derive(Clone)]
 enum Piece {
@@ -92,11 +102,14 @@ struct Sourced {
     /// Read, and more than can be kept: it waits until the connection was taken.
     held: Option<Frame<Bytes>>,
     has_ended: bool,
-    /// Why nothing more comes.
-    failure: Option<BodyError>,
+    /// Why nothing more comes, once that is so.
+    failure: Arc<OnceLock<BodyError>>,
     attempt: u32,
     patience: Patience,
     clock: Clock,
+    /// Whether the client has to say more. One of HTTP/2 that has not said how much may stay open for as
+    /// long as both sides talk.
+    is_owed: bool,
     /// Whether the client is waited for.
     is_awaited: bool,
     /// When the client last said something.
@@ -110,26 +123,32 @@ impl Source {
             return None;
         }
         let hint = body.size_hint();
+        let is_owed = !body.is_http2() || hint.exact().is_some();
         let state = Sourced {
             body,
             kept: Some(Vec::new()),
             kept_len: 0,
             held: None,
             has_ended: false,
-            failure: None,
+            failure: Arc::default(),
             attempt: 0,
             patience: Patience::new(idle_max, None),
             clock,
+            is_owed,
             is_awaited: false,
             said_at: clock.now(),
         };
         Some(Arc::new(Self { state: Mutex::new(state), hint }))
     }
 
-    /// Until when it was the client's turn to say something, and not the instance's: now, where it is.
-    pub(super) fn client_s_turn_until(&self) -> Moment {
+    /// Whose turn it is to say something.
+    pub(super) fn turn(&self) -> Turn {
         let state = self.state.lock();
-        if state.is_awaited { state.clock.now() } else { state.said_at }
+        match (state.is_awaited, state.is_owed) {
+            (true, true) => Turn::Client,
+            (true, false) => Turn::Either(state.said_at),
+            (false, _) => Turn::Instance(state.said_at),
+        }
     }
 
     /// The body from its beginning, as long as it can still be said from there. Those that were given
@@ -140,6 +159,7 @@ impl Source {
             return None;
         }
         state.attempt += 1;
+        state.is_awaited = false; // until somebody asks for it
         let (source, number) = (Arc::clone(self), state.attempt);
         Some(Upload(Some(Attempt { source, number, next: 0, acceptance: None })))
     }
@@ -156,13 +176,18 @@ impl Source {
 
     /// What is wrong with the client's side of it.
     pub(super) fn failure(&self) -> Option<BodyError> {
-        self.state.lock().failure
+        self.state.lock().failure.get().copied()
+    }
+
+    /// The same, also once it is gone.
+    pub(super) fn failure_to_come(&self) -> Arc<OnceLock<BodyError>> {
+        Arc::clone(&self.state.lock().failure)
     }
 }
 
 impl Sourced {
     fn can_repeat(&self) -> bool {
-        self.kept.is_some() && self.failure.is_none()
+        self.kept.is_some() && self.failure.get().is_none()
     }
 
     /// What is to be said next, on a connection of which `acceptance` tells whether it was taken.
@@ -195,7 +220,7 @@ impl Sourced {
 
     /// What the client says next.
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        if let Some(failure) = self.failure {
+        if let Some(failure) = self.failure.get().copied() {
             return Poll::Ready(Some(Err(failure)));
         }
         if self.has_ended {
@@ -218,6 +243,7 @@ impl Sourced {
                 self.has_ended = true;
                 return Poll::Ready(None);
             }
+            Poll::Pending if !self.is_owed => return Poll::Pending,
             Poll::Pending => {
                 ready!(self.patience.poll(cx));
                 return self.fail(BodyError::Idle);
@@ -233,7 +259,8 @@ impl Sourced {
     }
 
     fn fail(&mut self, failure: BodyError) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        self.failure = Some(failure);
+        self.is_awaited = false;
+        let failure = *self.failure.get_or_init(|| failure);
         Poll::Ready(Some(Err(failure)))
     }
 }
@@ -395,6 +422,9 @@ impl Download {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         if self.patience.is_over() {
+            if let Some(carried) = &mut self.carried {
+                carried.is_late();
+            }
             return Poll::Ready(Some(Err(BodyError::Late)));
         }
         let body = &mut self.body;

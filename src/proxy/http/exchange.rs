@@ -1,6 +1,6 @@
 //! One request and its response: what is said to the instance and to the client, and what is counted.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use http::header::{CONNECTION, HOST, HeaderMap, HeaderName, HeaderValue};
@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::Http;
 use super::answer::{NODE, OwnAnswer, Reason, is_grpc};
 use super::asking::{Answer, Outbox, Question, Unanswerable, grpc_outcome};
-use super::body::{Outgoing, Patience, Source};
+use super::body::{BodyError, Outgoing, Patience, Source};
 use super::head::{self, ClientAddress};
 use super::malformed::Malformed;
 use super::noted::Noted;
@@ -22,6 +22,7 @@ use super::upstream::{Kept, UpstreamIo};
 use crate::model::{Moment, Outcome, Protocol, ServiceName};
 use crate::proxy::call::Call;
 use crate::proxy::last_asked::LastAsked;
+use crate::proxy::tcp::Cut;
 use crate::proxy::traffic::{Exchange, Meter};
 use crate::proxy::{EntryOptions, Span};
 use crate::telemetry::{Counter, Direction, Door, EventKind};
@@ -66,8 +67,8 @@ pub(super) struct Carried {
     exchange: Exchange,
     bytes: Counter,
     call: Call,
-    /// What the client sends.
-    source: Option<Arc<Source>>,
+    /// What is wrong with what the client sends, if something is.
+    client_failure: Option<Arc<OnceLock<BodyError>>>,
     /// To the agent of the instance; `None` where that is this one.
     link: Option<Arc<Link>>,
     /// Whether its status comes last, as gRPC has it.
@@ -95,18 +96,27 @@ impl Carried {
 
     /// The instance did not say the rest of the response.
     pub(super) fn cut(&mut self) {
-        if self.source.as_ref().is_some_and(|source| source.failure().is_some()) {
+        if self.client_failure.as_ref().is_some_and(|failure| failure.get().is_some()) {
             return self.call.judge(Outcome::Unknown); // the client has cut its request
         }
-        if let Some(noted) = &mut self.noted {
-            noted.cut();
-        }
+        self.ended_by("cut");
         let endpoint = self.call.endpoint();
         let fields = LastAsked::new(endpoint).fields();
         let events = &self.http.outbound.events;
         events.record_with(EventKind::RequestFailed, &self.key.0, "cut", fields);
         let is_its_fault = self.link.as_ref().is_none_or(|link| link.is_open());
         self.call.judge(if is_its_fault { Outcome::Failed } else { Outcome::Unknown });
+    }
+
+    /// The time that the caller gave is over before the response is whole.
+    pub(super) fn is_late(&mut self) {
+        self.ended_by("deadline");
+    }
+
+    fn ended_by(&mut self, reason: &'static str) {
+        if let Some(noted) = &mut self.noted {
+            noted.ended_by(reason);
+        }
     }
 
     /// The response is whole. Its connection is kept when nothing is left of the exchange on it.
@@ -128,9 +138,11 @@ impl Carried {
     }
 
     /// An upgraded connection ended like this.
-    pub(super) fn end_switched(self, outcome: &Result<(), crate::proxy::tcp::Cut>) {
-        if outcome.is_ok() {
-            self.end(None);
+    pub(super) fn end_switched(mut self, outcome: &Result<(), Cut>) {
+        match outcome {
+            Ok(()) => self.end(None),
+            Err(Cut::Tunnel(_)) => self.ended_by("cut"),
+            Err(Cut::Local(_) | Cut::Stalled) => {} // as far as is known the client went
         }
     }
 }
@@ -213,7 +225,7 @@ impl Http {
             bytes: traffic.bytes,
             key: pool::key(service, endpoint),
             call,
-            source: outbox.source.clone(),
+            client_failure: outbox.source.as_ref().map(|source| source.failure_to_come()),
             link,
             is_grpc: outbox.is_grpc,
             _stream: stream,

@@ -91,10 +91,10 @@ impl Noted {
         }
     }
 
-    /// The instance has cut its answer.
-    pub(super) fn cut(&mut self) {
+    /// The response ends before it is whole, and not by its client.
+    pub(super) fn ended_by(&mut self, reason: &'static str) {
         if let Some(access) = &mut self.access {
-            access.reason = Some("cut");
+            access.reason = Some(reason);
         }
     }
 

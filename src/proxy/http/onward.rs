@@ -7,6 +7,7 @@ use super::exchange::Switched;
 use super::noted::Noted;
 use crate::proxy::local::LocalSocket;
 use crate::proxy::outbound::{Ask, Connected};
+use crate::proxy::tcp::Cut;
 
 /// What a connection goes on with after its last request.
 pub(super) enum Onward {
@@ -29,8 +30,10 @@ impl Onward {
                 let (len, connected) = (said.len(), connected.with_said(said));
                 let sent = noted.as_ref().map(|noted| noted.bytes());
                 let outcome = http.outbound.carry(socket, ask, connected, len, sent).await;
-                if let (Some(noted), Ok(())) = (noted, outcome) {
-                    noted.end();
+                match (noted, outcome) {
+                    (Some(noted), Ok(())) => noted.end(),
+                    (Some(mut noted), Err(Cut::Tunnel(_))) => noted.ended_by("cut"),
+                    _ => {}
                 }
             }
         }
