@@ -326,7 +326,10 @@ fn the_log_level_of_a_running_agent_changes_with_the_token_only() {
     let mesh = TestMesh::of(&["one"]);
     let one = &mesh.agents[0];
     assert_eq!(one.run(&["log-level"]).ok(), "info\n");
-    assert!(one.run(&["log-level", "nonsense=="]).fails(64).contains("nonsense"));
+    for nonsense in ["nonsense==", "loud"] {
+        let refused = one.run(&["log-level", nonsense]).fails(64);
+        assert!(refused.contains(nonsense) && refused.contains("warn"), "{refused}");
+    }
     one.run(&["log-level", "error"]).ok();
     one.expose("unseen", free_address());
     one.run(&["log-level", "info"]).ok();

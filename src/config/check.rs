@@ -7,8 +7,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tracing::level_filters::LevelFilter;
-
 use super::runtime::NodeFile;
 use super::settings::{DOMAIN, below_home};
 use super::{
@@ -16,7 +14,7 @@ use super::{
 };
 use crate::api::{ExposeSpec, UpstreamSpec};
 use crate::model::{MemberName, Protocol, ServiceName, Target, TargetError};
-use crate::telemetry::AccessTarget;
+use crate::telemetry::{self, AccessTarget};
 use crate::tls::store::{DataDir, StoreError};
 
 /// What flags and environment say, over every file. Values are checked by [`load`].
@@ -442,18 +440,10 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
     })
 }
 
-/// A log level or filter. The parser of filters takes a lone word that is no level for a module:
-/// `debg` would silence everything.
+/// A log level or filter.
 pub(super) fn log_filter(text: &str) -> Result<String, String> {
-    let is_level = |word: &str| !word.is_empty() && word.parse::<LevelFilter>().is_ok();
-    let is_part = |part: &str| match part.rsplit_once('=') {
-        Some((module, level)) => !module.is_empty() && is_level(level),
-        None => is_level(part),
-    };
-    match tracing_subscriber::EnvFilter::try_new(text) {
-        Ok(_) if text.split(',').all(is_part) => Ok(text.to_owned()),
-        _ => Err("expected a level (off, error, warn, info, debug, trace) or levels per module \
-                  (warn,murmesh=debug)"
-            .to_owned()),
+    match telemetry::check_filter(text) {
+        Ok(()) => Ok(text.to_owned()),
+        Err(expected) => Err(format!("expected {expected}")),
     }
 }

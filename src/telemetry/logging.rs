@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use tracing::error;
+use tracing::level_filters::LevelFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Registry, reload};
@@ -100,12 +101,12 @@ impl Write for Writer {
 #[derive(Debug, thiserror::Error)]
 pub enum LoggingError {
     /// Fault: whoever wrote the filter.
-    #[error("log filter '{filter}' is not understood: {error}")]
+    #[error("log filter '{filter}' is not understood: expected {expected}")]
     Filter {
         /// As written.
         filter: String,
-        /// Why.
-        error: String,
+        /// What would be.
+        expected: &'static str,
     },
     /// Another subscriber took its place.
     #[error("logging has ended")]
@@ -118,11 +119,27 @@ pub enum LoggingError {
     Thread(#[from] ThreadError),
 }
 
+/// Checks that this is a level (`info`) or levels per module (`warn,murmesh=debug`). The parser of filters
+/// takes a lone word that is no level for a module: `debg` would silence everything.
+///
+/// # Errors
+/// What is expected instead.
+pub fn check_filter(filter: &str) -> Result<(), &'static str> {
+    let is_level = |word: &str| !word.is_empty() && word.parse::<LevelFilter>().is_ok();
+    let is_part = |part: &str| match part.rsplit_once('=') {
+        Some((module, level)) => !module.is_empty() && is_level(level),
+        None => is_level(part),
+    };
+    let is_sound = EnvFilter::try_new(filter).is_ok() && filter.split(',').all(is_part);
+    is_sound.then_some(()).ok_or(
+        "a level (off, error, warn, info, debug, trace) or levels per module (warn,murmesh=debug)",
+    )
+}
+
 fn parse(filter: &str) -> Result<EnvFilter, LoggingError> {
-    EnvFilter::try_new(filter).map_err(|error| LoggingError::Filter {
-        filter: filter.to_owned(),
-        error: error.to_string(),
-    })
+    check_filter(filter)
+        .map_err(|expected| LoggingError::Filter { filter: filter.to_owned(), expected })?;
+    Ok(EnvFilter::new(filter))
 }
 
 /// Starts logging for this process. `filter` is a level (`info`) or per-module levels
