@@ -12,6 +12,20 @@ use crate::proxy::http::head::{
 };
 use crate::proxy::http::malformed::Malformed;
 
+/// What hyper takes anywhere in a target, by byte.
+static USUAL_IN_TARGETS: [bool; 256] = {
+    let mut usual = [false; 256];
+    let mut byte = 0;
+    while byte < usual.len() {
+        usual[byte] = matches!(
+            byte as u8,
+            b'!' | b'$'..=b';' | b'=' | b'?'..=b'[' | b']' | b'_' | b'a'..=b'z' | b'|' | b'~'
+        );
+        byte += 1;
+    }
+    usual
+};
+
 pub(super) struct Message {
     pub(super) body: Body,
     pub(super) is_upgrade: bool,
@@ -146,10 +160,7 @@ fn check_host(
 /// Whether hyper takes this for a target, too: what it does not take it refuses without a reason. That
 /// is little beside what no target has: `<`, `>` and a back-tick, and in a query a double quote.
 fn is_target(target: &str) -> bool {
-    let is_usual = |b| {
-        let lower = matches!(b, b'!' | b'$'..=b';' | b'=' | b'?'..=b'[');
-        lower || matches!(b, b']' | b'_' | b'a'..=b'z' | b'|' | b'~')
-    };
+    let is_usual = |b| USUAL_IN_TARGETS[usize::from(b)];
     let is_rare = || target.is_ascii() && !target.contains('#') && target.parse::<Uri>().is_ok();
     target.bytes().all(is_usual) || is_rare()
 }
