@@ -43,7 +43,9 @@ fn main() -> ExitCode {
     let mut measure = |name: &str, service: &ServiceName, choice: Choice| {
         let pick = |turn: u32| {
             let choice = Choice { hash: u64::from(turn) * 0x9e37_79b9_7f4a_7c15, ..choice };
-            let picked = boards.pick(&snapshot, service, &choice, &Tried::default(), |_| false);
+            let picked =
+                boards
+                    .pick(boards.now(), &snapshot, service, &choice, &Tried::default(), |_| false);
             black_box(picked).expect("an instance");
         };
         (0..PICKS).for_each(pick);
@@ -70,7 +72,8 @@ fn main() -> ExitCode {
     for round in 0..u64::from(INSTANCES) * 20 {
         // A third of them breaks; every breaker has seen calls.
         let choice = Choice { hash: round, ..choice(Balance::Random) };
-        let picked = boards.pick(&snapshot, &service, &choice, &Tried::default(), |_| false);
+        let picked =
+            boards.pick(boards.now(), &snapshot, &service, &choice, &Tried::default(), |_| false);
         let picked = picked.expect("an instance");
         let is_sick = picked.endpoint().port.is_multiple_of(3);
         let outcome = if is_sick { Outcome::Failed } else { Outcome::Success };

@@ -33,12 +33,12 @@ pub(super) struct Call {
 
 impl Call {
     pub(super) fn new(
+        now: Moment,
         boards: &Arc<Boards>,
         picked: Picked,
         insists: bool,
         limit: Option<Duration>,
     ) -> Self {
-        let now = boards.now();
         picked.slot().enter(now);
         let trial = boards.begin(now, &picked);
         Self {
@@ -75,11 +75,9 @@ impl Call {
         self.picked.slot().calls()
     }
 
-    /// The instance is asked from now on, which is returned.
-    pub(super) fn ask(&self) -> Moment {
-        let now = self.boards.now();
+    /// The instance is asked `now`.
+    pub(super) fn ask(&self, now: Moment) {
         self.asked_at.store(now.as_nanos().max(1), Ordering::Relaxed);
-        now
     }
 
     /// Until `moment` it was not the instance that was waited for, but its caller.

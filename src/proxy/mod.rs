@@ -312,7 +312,8 @@ impl Proxy {
     /// The instance that a call of `service` would go to first, now.
     pub fn pick(&self, service: &ServiceName) -> Result<mesh::Endpoint, NoEndpoint> {
         let outbound = self.outbound.upgrade().ok_or(NoEndpoint::NoEndpoints)?;
-        let picked = outbound.pick(service, &Choice::default(), &Tried::default())?;
+        let picked =
+            outbound.pick(outbound.clock.now(), service, &Choice::default(), &Tried::default())?;
         Ok(picked.endpoint().clone())
     }
 

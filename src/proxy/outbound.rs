@@ -39,7 +39,7 @@ use super::stalls::Stalls;
 use super::tcp::{Cut, Leftover, carry, carry_locally};
 use super::traffic::{Meter, Traffic};
 use crate::mesh::{Endpoint, NoEndpoint, Snapshot};
-use crate::model::{InstanceId, MemberId, Outcome, ServiceName};
+use crate::model::{InstanceId, MemberId, Moment, Outcome, ServiceName};
 use crate::runtime::clock::Clock;
 use crate::telemetry::{Direction, Door, EventKind, EventLog, Metrics};
 use crate::transport::tunnel::{
@@ -174,6 +174,8 @@ impl Way {
 pub(super) struct Dialled {
     pub(super) way: Result<Way, transport::DialError>,
     pub(super) call: Call,
+    /// When that was known.
+    pub(super) at: Moment,
 }
 
 /// A connected instance.
@@ -222,7 +224,8 @@ impl<'a> Search<'a> {
     /// waited for, and nothing allocated.
     pub(super) async fn next(&mut self) -> Result<Dialled, NoEndpoint> {
         loop {
-            let mut next = self.outbound.pick(self.service, &self.choice, &self.tried);
+            let now = self.outbound.clock.now();
+            let mut next = self.outbound.pick(now, self.service, &self.choice, &self.tried);
             let insists = next.is_err() && !self.is_dialling() && self.turned_away.is_some();
             if insists && let Some(picked) = self.turned_away.take() {
                 next = Ok(picked);
@@ -231,9 +234,9 @@ impl<'a> Search<'a> {
                 Ok(picked) => {
                     self.tried.add(&picked);
                     let standing = self.outbound.standing(picked.endpoint());
-                    let call = Call::new(&self.outbound.boards, picked, insists, self.limit);
+                    let call = Call::new(now, &self.outbound.boards, picked, insists, self.limit);
                     if let Some(way) = standing {
-                        return Ok(Dialled { way: Ok(way), call });
+                        return Ok(Dialled { way: Ok(way), call, at: now });
                     }
                     let dials = self.dials.get_or_insert_default();
                     dials.push(Box::pin(self.outbound.dial(call)));
@@ -312,15 +315,16 @@ impl Outbound {
         self.boards.trouble(endpoint).or_else(|| is_silent().then_some("silent"))
     }
 
-    /// The instance that takes the next call, among those that were not `tried`.
+    /// The instance that takes a call which begins `now`, among those that were not `tried`.
     pub(super) fn pick(
         &self,
+        now: Moment,
         service: &ServiceName,
         choice: &Choice,
         tried: &Tried,
     ) -> Result<Picked, NoEndpoint> {
         let is_silent = |member: &MemberId| *member != self.me && self.peers.is_silent(member);
-        self.boards.pick(&self.snapshot.load(), service, choice, tried, is_silent)
+        self.boards.pick(now, &self.snapshot.load(), service, choice, tried, is_silent)
     }
 
     /// Where calls that are balanced like this would go now.
@@ -335,7 +339,7 @@ impl Outbound {
 
     /// Whether there is an instance without trouble that was not `tried`.
     pub(super) fn has_better(&self, service: &ServiceName, choice: &Choice, tried: &Tried) -> bool {
-        let picked = self.pick(service, choice, tried);
+        let picked = self.pick(self.clock.now(), service, choice, tried);
         picked.is_ok_and(|picked| !picked.is_ejected() && self.trouble(picked.endpoint()).is_none())
     }
 
@@ -374,8 +378,8 @@ impl Outbound {
             {
                 return Err(Failure::NotTaken(*reason, Some(last.clone())));
             }
-            let Dialled { way, call } = dialled;
-            call.ask();
+            let Dialled { way, call, at } = dialled;
+            call.ask(at);
             let route = match way {
                 Ok(Way::Here) => self.connect_here(ask, &call, prefix).await,
                 Ok(Way::There(link)) => {
@@ -483,7 +487,7 @@ impl Outbound {
     async fn dial(&self, call: Call) -> Dialled {
         let endpoint = call.endpoint();
         let way = self.peers.link(endpoint.member, endpoint.address).await.map(Way::There);
-        Dialled { way, call }
+        Dialled { way, call, at: self.clock.now() }
     }
 
     /// An instance of this very member: no QUIC between.

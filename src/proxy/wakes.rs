@@ -63,6 +63,11 @@ impl Wakes {
         drop(self.shared.task.take());
     }
 
+    /// Whether the part is to be polled.
+    pub(super) fn is_woken(&self) -> bool {
+        self.shared.is_woken.load(Ordering::Acquire)
+    }
+
     /// Whether the part was woken since this was last asked.
     pub(super) fn was_woken(&self) -> bool {
         self.shared.is_woken.swap(false, Ordering::AcqRel)

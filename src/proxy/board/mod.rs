@@ -153,10 +153,11 @@ impl Boards {
         }
     }
 
-    /// The endpoint of `service` that takes the next call, among those that were not `tried`.
+    /// The endpoint of `service` that takes a call which begins `now`, among those that were not `tried`.
     /// `is_silent` says of a member whether it has fallen silent.
     pub fn pick(
         &self,
+        now: Moment,
         snapshot: &Snapshot,
         service: &ServiceName,
         choice: &Choice,
@@ -164,7 +165,7 @@ impl Boards {
         is_silent: impl Fn(&MemberId) -> bool,
     ) -> Result<Picked, NoEndpoint> {
         let board = self.of(snapshot, service)?;
-        let at = board.pick(choice, tried, self.now(), is_silent, &mut *self.rng.lock())?;
+        let at = board.pick(choice, tried, now, is_silent, &mut *self.rng.lock())?;
         Ok(Picked { board, at })
     }
 

@@ -24,7 +24,7 @@ fn snapshot(endpoints: Vec<Endpoint>) -> Snapshot {
 }
 
 fn pick(boards: &Boards, snapshot: &Snapshot, tried: &Tried) -> Result<Picked, NoEndpoint> {
-    boards.pick(snapshot, &service(), &Choice::default(), tried, |_| false)
+    boards.pick(boards.now(), snapshot, &service(), &Choice::default(), tried, |_| false)
 }
 
 /// How many of 1,000 picks go to each, by the number of its member.
@@ -234,7 +234,8 @@ fn table_is_kept_while_the_same_instances_are_ready() {
     let boards = boards();
     let choice = Choice { balance: Balance::Maglev, hash: 7, ..Choice::default() };
     let led = |snapshot: &Snapshot| {
-        let picked = boards.pick(snapshot, &service(), &choice, &Tried::default(), |_| false);
+        let picked =
+            boards.pick(boards.now(), snapshot, &service(), &choice, &Tried::default(), |_| false);
         let board = boards.of(snapshot, &service()).unwrap();
         (picked.unwrap().endpoint().member, Arc::clone(&board.table().made))
     };

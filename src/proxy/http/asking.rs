@@ -10,29 +10,29 @@
 //! for the case that no better one does. Where its caller wants that, a request that takes long is
 //! asked of a second instance beside the first.
 
-use std::future::pending;
-use std::pin::pin;
+use std::future::{Future, pending};
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use futures_util::future::{Either, select};
-use http::header::{HeaderMap, HeaderValue, RETRY_AFTER};
-use http::request::Parts;
-use http::{Request, Response, StatusCode};
+use http::header::{HeaderMap, RETRY_AFTER};
+use http::{Response, StatusCode};
 use hyper::body::Incoming;
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{sleep, timeout, timeout_at};
 
 use super::Http;
 use super::answer::{GRPC_STATUS, Reason};
-use super::body::{BodyError, Source, Turn, Upload};
-use super::head::DEADLINE;
+use super::body::{Source, Turn};
+use super::miss::{Lost, Miss, Unanswerable};
 use super::noted::Noted;
-use super::pool::{self, Key, Stream};
-use super::upstream::{Kept, Shared, Unanswered, Way};
+use super::outbox::Outbox;
+use super::pool::{self, Key, Whose};
+use super::upstream::{Brought, Kept, Shared, Unanswered, Way};
 use crate::mesh::Endpoint;
-use crate::model::{Outcome, Protocol, ServiceName};
+use crate::model::{Moment, Outcome, Protocol, ServiceName};
 use crate::proxy::EntryOptions;
-use crate::proxy::board::{Avoid, Choice};
+use crate::proxy::board::Avoid;
 use crate::proxy::budget::RetryBudget;
 use crate::proxy::call::Call;
 use crate::proxy::dial::DialError;
@@ -64,100 +64,14 @@ pub(super) struct Question<'a> {
 
 /// What an instance answered. Its body is still to come.
 pub(super) struct Answer {
-    pub(super) response: Response<Incoming>,
-    /// The connection that it comes on, where that is for this exchange alone.
-    pub(super) kept: Option<Kept>,
-    pub(super) stream: Option<Stream>,
+    pub(super) brought: Box<Brought>,
     pub(super) call: Call,
     /// To the agent of the instance; `None` where that is this one.
     pub(super) link: Option<Arc<Link>>,
 }
 
-/// Why no instance answered, and which one was asked last.
-pub(super) struct Unanswerable {
-    pub(super) reason: Reason,
-    pub(super) last: Option<LastAsked>,
-}
-
-impl Unanswerable {
-    /// Nobody took the request, and it is nobody's in particular.
-    const fn not_taken(error: DialError) -> Self {
-        Self { reason: Reason::NotTaken(error), last: None }
-    }
-}
-
-/// What one instance made of a request.
-type Attempt = Result<(Response<Incoming>, Option<Kept>, Option<Stream>), Miss>;
-
-/// Why one instance brought no response.
-enum Miss {
-    /// Nothing of the request reached it.
-    NotTaken(Setback),
-    /// It may have had the request, which may be repeated.
-    Repeatable { reason: DialError, avoid: Avoid, lost: Lost },
-    /// It may have had the request, which may not be repeated.
-    Lost(Lost),
-    /// It said nothing for too long. No fault where the client may have had to speak first.
-    TimedOut { is_fault: bool },
-}
-
-/// What the caller is told of a request that an instance may have had, and why.
-struct Lost {
-    reason: Reason,
-    why: String,
-}
-
-impl Lost {
-    /// Nothing more is known.
-    const fn new() -> Self {
-        Self { reason: Reason::Lost, why: String::new() }
-    }
-}
-
-impl Miss {
-    /// Whether it is the instance that failed. Not where its agent went away: then `is_link_open` is
-    /// false.
-    fn is_fault(&self, is_link_open: bool) -> bool {
-        is_link_open
-            && match self {
-                // It took the connection and closed it unread.
-                Self::NotTaken(Setback::Next { reason, avoid, .. }) => {
-                    (*reason, *avoid) == (DialError::Lost, Avoid::Member)
-                }
-                Self::TimedOut { is_fault } => *is_fault,
-                Self::NotTaken(Setback::Cut(_)) | Self::Lost(_) => true,
-                Self::NotTaken(Setback::Final { .. }) => false,
-                Self::Repeatable { avoid, .. } => *avoid == Avoid::Instance,
-            }
-    }
-
-    /// What the caller hears when nobody else is asked.
-    fn answer(&self) -> Reason {
-        match self {
-            Self::NotTaken(Setback::Next { reason, .. } | Setback::Final { reason, .. }) => {
-                Reason::NotTaken(*reason)
-            }
-            Self::NotTaken(Setback::Cut(_)) => Reason::Lost,
-            Self::Repeatable { lost, .. } | Self::Lost(lost) => lost.reason,
-            Self::TimedOut { .. } => Reason::Timeout,
-        }
-    }
-
-    /// What is said of it, if anything.
-    fn said(&self) -> &str {
-        match self {
-            Self::NotTaken(Setback::Next { said, .. } | Setback::Final { said, .. }) => said,
-            Self::Repeatable { lost, .. } | Self::Lost(lost) => &lost.why,
-            Self::NotTaken(Setback::Cut(_)) | Self::TimedOut { .. } => "",
-        }
-    }
-}
-
-impl<T: Into<Setback>> From<T> for Miss {
-    fn from(setback: T) -> Self {
-        Self::NotTaken(setback.into())
-    }
-}
+/// What one instance made of a request. Small: it passes through many hands.
+type Attempt = Result<Box<Brought>, Box<Miss>>;
 
 impl Question<'_> {
     /// Asks instances until one answers or its caller's time is over.
@@ -206,7 +120,7 @@ impl Question<'_> {
             if reached > 0 {
                 sleep(pause(reached, outbound.boards.jitter())).await;
             }
-            let dialled = match search.next_within(limits.timeout.connect()).await {
+            let mut dialled = match search.next_within(limits.timeout.connect()).await {
                 Ok(Ok(dialled)) => dialled,
                 Ok(Err(none)) => {
                     return Err(setback.unwrap_or(Unanswerable::not_taken(none.into())));
@@ -234,19 +148,23 @@ impl Question<'_> {
             if self.outbox.deadline.is_some() {
                 *asked = Some(LastAsked::new(endpoint));
             }
-            let (dialled, attempt) = match self.hedge_after(endpoint) {
+            let attempt = match self.hedge_after(endpoint) {
                 None => {
                     let has_other = || outbound.has_better(self.service, &choice, &search.tried);
-                    let attempt = self.ask_one(&dialled, has_other).await;
-                    (dialled, attempt)
+                    self.ask_one(&dialled, has_other).await
                 }
-                Some(after) => Box::pin(self.ask_two(dialled, after, &mut search, &budget)).await,
+                Some(after) => {
+                    let asking = Box::pin(self.ask_two(dialled, after, &mut search, &budget));
+                    let (answered, attempt) = asking.await;
+                    dialled = answered;
+                    attempt
+                }
             };
             if last.is_some() {
                 let result = if attempt.is_ok() { "success" } else { "failure" };
                 outbound.metrics.count_retry(result);
             }
-            let Dialled { call, way } = dialled;
+            let Dialled { call, way, .. } = dialled;
             let unanswerable = |reason, miss: &Miss| {
                 let last = Some(LastAsked::that_said(call.endpoint(), miss.said()));
                 Unanswerable { reason, last }
@@ -257,15 +175,15 @@ impl Question<'_> {
                 return Err(unanswerable(reason, miss));
             }
             match attempt {
-                Ok((response, kept, stream)) => {
-                    let outcome = early_outcome(&response, self.outbox.is_grpc);
+                Ok(brought) => {
+                    let outcome = early_outcome(&brought.response, self.outbox.is_grpc);
                     let is_worth_another = outcome == Some(Outcome::Failed)
                         && reached + 1 < limits.retry.tries()
                         && self.outbox.may_repeat(call.endpoint())
                         && !outbound.is_failing(self.service)
                         && outbound.has_better(self.service, &choice, &search.tried);
                     let link = way.ok().and_then(Reach::into_link);
-                    let answer = Answer { response, kept, stream, call, link };
+                    let answer = Answer { brought, call, link };
                     if !is_worth_another {
                         return Ok(answer);
                     }
@@ -277,10 +195,10 @@ impl Question<'_> {
                 Err(miss) => {
                     let mut told = unanswerable(miss.answer(), &miss);
                     // One that was asked before may have had the request: that goes first.
-                    if let (Miss::NotTaken(_), true) = (&miss, reached > 0) {
+                    if let (Miss::NotTaken(_), true) = (&*miss, reached > 0) {
                         told = setback.take().unwrap_or(told);
                     }
-                    match miss {
+                    match *miss {
                         Miss::NotTaken(Setback::Next { reason, avoid, .. }) => {
                             if reached == 0 {
                                 // Else it has an answer, or had its try.
@@ -310,8 +228,8 @@ impl Question<'_> {
     }
 
     /// What an answer says of its instance.
-    fn note_answer(&self, Answer { response, call, .. }: &Answer) {
-        let outbound = &self.http.outbound;
+    fn note_answer(&self, Answer { brought, call, .. }: &Answer) {
+        let (outbound, response) = (&self.http.outbound, &brought.response);
         call.note_answer();
         if let Some(outcome) = early_outcome(response, self.outbox.is_grpc) {
             call.judge(outcome);
@@ -373,7 +291,9 @@ impl Question<'_> {
         match (attempt, other) {
             (Err(_), Some((second, other @ Ok(_)))) => (second, other),
             // What may have had the request says more than what had nothing of it.
-            (Err(Miss::NotTaken(_)), Some((second, other))) => (second, other),
+            (Err(miss), Some((second, other))) if matches!(*miss, Miss::NotTaken(_)) => {
+                (second, other)
+            }
             (attempt, _) => (first, attempt),
         }
     }
@@ -381,7 +301,7 @@ impl Question<'_> {
     /// Asks one instance, first on a connection that is there. `has_other` says whether there is a
     /// better one than an agent that has fallen silent.
     async fn ask_one(&self, dialled: &Dialled, has_other: impl Fn() -> bool) -> Attempt {
-        let Dialled { way, call } = dialled;
+        let Dialled { way, call, at: asked_at } = dialled;
         let link = match way {
             Ok(Reach::Here) => None,
             Ok(Reach::There(link)) => Some(link),
@@ -389,53 +309,23 @@ impl Question<'_> {
         };
         let endpoint = call.endpoint();
         let key = pool::key(self.service, endpoint);
-        let asked_at = call.ask();
+        call.ask(*asked_at);
         let _turns = Turns { call, source: self.outbox.source.as_deref() };
-        let mut asking = pin!(async {
+        let asking = pin!(async {
             if call.picked().shares_connections()
                 && let Some(attempt) = self.ask_resting(endpoint, &key).await
             {
                 return attempt;
             }
             // In a box: it takes much room, and most requests find a connection that rests.
-            Box::pin(self.ask_anew(call, &key, link)).await
+            Box::pin(self.ask_anew(call, key, link)).await
         });
-        let silent = async {
-            match link {
-                Some(link) if self.outbox.may_repeat(endpoint) => link.silent().await,
-                _ => pending().await,
+        let attempt = match link {
+            Some(link) if self.outbox.may_repeat(endpoint) => {
+                let limited = self.within_idle(asking, *asked_at);
+                Box::pin(self.unless_silent(limited, link, call, has_other)).await
             }
-            call.excuse();
-            if !(self.outbox.is_whole() && has_other()) {
-                pending::<()>().await;
-            }
-        };
-        let limited = pin!(async {
-            let mut waited_since = asked_at;
-            loop {
-                let end = waited_since + self.options.limits.timeout.idle();
-                let end = self.http.outbound.clock.instant(end);
-                if let Ok(attempt) = timeout_at(end, asking.as_mut()).await {
-                    return attempt;
-                }
-                // An upload may take longer than that; a client that falls silent in it ends it.
-                waited_since = match self.outbox.source.as_ref().map(|source| source.turn()) {
-                    Some(Turn::Client) => self.http.outbound.clock.now(),
-                    Some(Turn::Either(since) | Turn::Instance(since)) if since > waited_since => {
-                        since
-                    }
-                    Some(Turn::Either(_)) => return Err(Miss::TimedOut { is_fault: false }),
-                    _ => return Err(Miss::TimedOut { is_fault: true }),
-                };
-            }
-        });
-        let attempt = tokio::select! {
-            biased;
-            attempt = limited => attempt,
-            () = silent => {
-                let (reason, avoid) = (DialError::Silent, Avoid::Member);
-                return Err(Miss::Repeatable { reason, avoid, lost: Lost::new() });
-            }
+            _ => self.within_idle(asking, *asked_at).await,
         };
         let is_link_open = link.is_none_or(|link| link.is_open());
         match (&attempt, link) {
@@ -447,43 +337,99 @@ impl Question<'_> {
         attempt
     }
 
+    /// What comes of an attempt that began at `asked_at`, as long as somebody says something.
+    async fn within_idle(
+        &self,
+        mut asking: Pin<&mut impl Future<Output = Attempt>>,
+        asked_at: Moment,
+    ) -> Attempt {
+        let mut waited_since = asked_at;
+        loop {
+            let end = waited_since + self.options.limits.timeout.idle();
+            let end = self.http.outbound.clock.instant(end);
+            if let Ok(attempt) = timeout_at(end, asking.as_mut()).await {
+                return attempt;
+            }
+            // An upload may take longer than that; a client that falls silent in it ends it.
+            waited_since = match self.outbox.source.as_ref().map(|source| source.turn()) {
+                Some(Turn::Client) => self.http.outbound.clock.now(),
+                Some(Turn::Either(since) | Turn::Instance(since)) if since > waited_since => since,
+                Some(Turn::Either(_)) => return Err(Box::new(Miss::TimedOut { is_fault: false })),
+                _ => return Err(Box::new(Miss::TimedOut { is_fault: true })),
+            };
+        }
+    }
+
+    /// What comes of an attempt that may be repeated, unless the instance's agent falls silent and there
+    /// is a better one.
+    async fn unless_silent(
+        &self,
+        attempt: impl Future<Output = Attempt>,
+        link: &Link,
+        call: &Call,
+        has_other: impl Fn() -> bool,
+    ) -> Attempt {
+        let silent = async {
+            link.silent().await;
+            call.excuse();
+            if !(self.outbox.is_whole() && has_other()) {
+                pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            biased;
+            attempt = attempt => attempt,
+            () = silent => {
+                let (reason, avoid) = (DialError::Silent, Avoid::Member);
+                Err(Box::new(Miss::Repeatable { reason, avoid, lost: Lost::new() }))
+            }
+        }
+    }
+
     /// Asks an instance on a connection that is there. `None` when there is none, or the instance had
     /// closed it.
     async fn ask_resting(&self, endpoint: &Endpoint, key: &Key) -> Option<Attempt> {
         let outcome = if self.outbox.protocol == Protocol::Http {
             let kept = self.http.pool.take(key)?;
-            match self.outbox.request() {
-                Ok(request) => kept.send(request).await.map(|(r, kept)| (r, Some(kept), None)),
+            let request = match self.outbox.request() {
+                Ok(request) => request,
                 Err(setback) => return Some(Err(setback.into())),
-            }
+            };
+            kept.send(request).await
         } else {
             let (shared, stream) = self.http.pool.share(key, self.http.outbound.clock.now())?;
-            match self.outbox.request() {
-                Ok(request) => shared.send(request).await.map(|r| (r, None, Some(stream))),
+            let request = match self.outbox.request() {
+                Ok(request) => request,
                 Err(setback) => return Some(Err(setback.into())),
-            }
+            };
+            shared.send(request, Some(stream)).await
         };
         match outcome {
+            Ok(brought) => Some(Ok(brought)),
             Err(Unanswered::Unsent) => None,
-            outcome => Some(self.outbox.judge(endpoint, outcome)),
+            Err(unanswered) => Some(Err(self.outbox.judge(endpoint, unanswered))),
         }
     }
 
     /// Asks an instance on a new connection.
-    async fn ask_anew(&self, call: &Call, key: &Key, link: Option<&Arc<Link>>) -> Attempt {
+    async fn ask_anew(&self, call: &Call, key: Key, link: Option<&Arc<Link>>) -> Attempt {
         let way = self.open(call, link).await?;
+        let member = &call.endpoint().member_name;
+        let whose = Arc::new(Whose::new(key, member, &self.http.outbound.traffic));
+        let lost = || Setback::next(DialError::Lost, Avoid::Member);
         let outcome = if self.outbox.protocol == Protocol::Http {
-            let kept = Kept::new(way).await.map_err(|_| lost())?;
-            kept.send(self.outbox.request()?).await.map(|(r, kept)| (r, Some(kept), None))
+            let kept = Kept::new(way, whose).await.map_err(|_| lost())?;
+            kept.send(self.outbox.request()?).await
         } else {
-            let shared = Shared::new(way, self.http.tasks.clone()).await.map_err(|_| lost())?;
+            let tasks = self.http.tasks.clone();
+            let shared = Shared::new(way, whose, tasks).await.map_err(|_| lost())?;
             let stream = call.picked().shares_connections().then(|| {
                 let now = self.http.outbound.clock.now();
-                self.http.pool.add(key.clone(), &shared, now)
+                self.http.pool.add(&shared, now)
             });
-            shared.send(self.outbox.request()?).await.map(|r| (r, None, stream))
+            shared.send(self.outbox.request()?, stream).await
         };
-        self.outbox.judge(call.endpoint(), outcome)
+        outcome.map_err(|unanswered| self.outbox.judge(call.endpoint(), unanswered))
     }
 
     /// Begins a new connection to an instance.
@@ -523,79 +469,6 @@ impl Drop for Turns<'_> {
             Some(Turn::Either(since) | Turn::Instance(since)) => self.call.ask_from(since),
         }
     }
-}
-
-/// A request as it can be said to several instances.
-pub(super) struct Outbox {
-    /// How it is balanced.
-    pub(super) choice: Choice,
-    pub(super) is_grpc: bool,
-    pub(super) head: Box<Parts>,
-    pub(super) source: Option<Arc<Source>>,
-    pub(super) protocol: Protocol,
-    /// When its caller's time is over.
-    pub(super) deadline: Option<Instant>,
-}
-
-impl Outbox {
-    /// The request for one attempt, with the time that is left now. An error when too much of its body
-    /// has gone to say it again.
-    fn request(&self) -> Result<Request<Upload>, Setback> {
-        let body = match &self.source {
-            Some(source) => {
-                source.attempt().ok_or(Setback::next(DialError::Lost, Avoid::Nobody))?
-            }
-            None => Upload::EMPTY,
-        };
-        let mut head = Parts::clone(&self.head);
-        if let Some(deadline) = self.deadline {
-            let left = deadline.saturating_duration_since(Instant::now()).as_millis();
-            let left = HeaderValue::from(u64::try_from(left).unwrap_or(u64::MAX));
-            head.headers.insert(DEADLINE, left);
-        }
-        Ok(Request::from_parts(head, body))
-    }
-
-    /// Whether it may be sent again although `endpoint` may have had it.
-    fn may_repeat(&self, endpoint: &Endpoint) -> bool {
-        endpoint.is_idempotent(self.head.method.as_str(), self.head.uri.path()) && self.is_whole()
-    }
-
-    /// Whether all of it can be said again.
-    fn is_whole(&self) -> bool {
-        self.source.as_ref().is_none_or(|source| source.can_repeat())
-    }
-
-    /// What is wrong with the client's side, if that is what failed.
-    fn failure(&self) -> Option<Reason> {
-        Some(match self.source.as_ref()?.failure()? {
-            BodyError::Malformed(malformed) => Reason::Malformed(malformed),
-            _ => Reason::BodyCut,
-        })
-    }
-
-    /// What follows from how an attempt on `endpoint` ended.
-    fn judge<T>(&self, endpoint: &Endpoint, outcome: Result<T, Unanswered>) -> Result<T, Miss> {
-        let (why, is_unreadable) = match outcome {
-            Ok(response) => return Ok(response),
-            Err(Unanswered::Refused(refusal)) => return Err(refusal.into()),
-            Err(Unanswered::Unsent) => return Err(lost().into()),
-            Err(Unanswered::Unknown { why, is_unreadable }) => (why, is_unreadable),
-        };
-        let reason = if is_unreadable { Reason::Unreadable(self.protocol) } else { Reason::Lost };
-        let lost = Lost { reason, why };
-        Err(match self.may_repeat(endpoint) {
-            true => {
-                let (reason, avoid) = (DialError::Lost, Avoid::Instance);
-                Miss::Repeatable { reason, avoid, lost }
-            }
-            false => Miss::Lost(lost),
-        })
-    }
-}
-
-fn lost() -> Setback {
-    Setback::next(DialError::Lost, Avoid::Member)
 }
 
 /// What the head of a response says of its instance; `None` where the rest is still to say it. Faults
@@ -647,6 +520,8 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
 
 #[cfg(test)]
 mod tests {
+    use http::HeaderValue;
+
     use super::*;
 
     #[test]

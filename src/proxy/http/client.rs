@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 
 use super::answer::{OwnAnswer, Reason, is_grpc};
 use super::body::Outgoing;
-use super::exchange::Asked;
+use super::exchange::{Answered, Asked};
 use super::gate::Gate;
 use super::head::{self, ClientAddress};
 use super::malformed::Malformed;
@@ -49,7 +49,7 @@ pub(super) struct Front {
     pub(super) refused: Option<Malformed>,
     /// Wakes whoever reads: what is held behind a request to upgrade may pass once that is declined.
     pub(super) reader: Waker,
-    pub(super) onward: Option<Onward>,
+    pub(super) onward: Option<Box<Onward>>,
 }
 
 /// One answer to a client of HTTP/1.1, from its request until all of it was handed on or nobody wants it.
@@ -102,7 +102,7 @@ impl Client {
         let answering = Answering::new(self);
         self.in_flight.fetch_add(1, Ordering::Relaxed);
         // Only then the gate waits; another one may have passed behind this request, and wait still.
-        let asked_onward = head.method == Method::CONNECT || head.headers.contains_key(UPGRADE);
+        let asked_onward = head.method == Method::CONNECT || head::has(&head.headers, &UPGRADE);
         let asked_to_end = is_last(head.version, &head.headers);
         let response = match self.refusal(&head) {
             Some(malformed) => {
@@ -149,10 +149,11 @@ impl Client {
 
     /// Why the head was refused for which this request stands.
     fn refusal(&self, head: &Parts) -> Option<Malformed> {
+        let refused = self.front.lock().refused?;
         let is_marker = head.uri == "/"
             && head.headers.len() == 1
             && head.headers.get("host").is_some_and(|host| host == "refused");
-        self.front.lock().refused.filter(|_| is_marker)
+        is_marker.then_some(refused)
     }
 
     async fn answer(&self, mut head: Box<Parts>, body: RequestBody) -> Response<Outgoing> {
@@ -178,11 +179,14 @@ impl Client {
             client: self.address.as_ref(),
             head,
             body,
+            is_grpc,
             noted,
         };
-        let answered = self.http.exchange(asked).await;
-        self.front.lock().onward = answered.switched.map(Onward::Upgraded);
-        answered.response
+        let Answered { response, onward } = self.http.exchange(asked).await;
+        if onward.is_some() {
+            self.front.lock().onward = onward;
+        }
+        response
     }
 
     /// What the access log is to say of a request, if there is one.
@@ -277,7 +281,7 @@ impl Client {
                 if let Some(noted) = &mut noted {
                     noted.answered(connected.endpoint(), StatusCode::OK.as_u16());
                 }
-                self.front.lock().onward = Some(Onward::Tunnel(ask, connected, noted));
+                self.front.lock().onward = Some(Box::new(Onward::Tunnel(ask, connected, noted)));
                 Response::new(Outgoing::EMPTY)
             }
             Err((error, last)) => {
@@ -308,6 +312,9 @@ fn is_last(version: Version, headers: &HeaderMap) -> bool {
 
 /// Whether `Connection` has this word.
 fn says(headers: &HeaderMap, word: &str) -> bool {
+    if !head::has(headers, &CONNECTION) {
+        return false;
+    }
     let values = headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
     values.flat_map(|value| value.split(',')).any(|said| said.trim().eq_ignore_ascii_case(word))
 }

@@ -12,7 +12,6 @@ use std::task::{Poll, ready};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use futures_util::future::BoxFuture;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioTimer;
@@ -156,10 +155,7 @@ async fn serve_http1(client: Client, socket: LocalSocket, begun: Bytes) -> Optio
         let client = Arc::clone(&answering);
         let (head, body) = request.into_parts();
         let head = Box::new(head);
-        // In a box of its own, which is there only while a request is under way.
-        let answer: BoxFuture<'static, _> =
-            Box::pin(async move { Ok::<_, Infallible>(client.answer_http1(head, body).await) });
-        answer
+        async move { Ok::<_, Infallible>(client.answer_http1(head, body).await) }
     });
     let mut connection = http1::Builder::new()
         .half_close(true)
@@ -174,7 +170,7 @@ async fn serve_http1(client: Client, socket: LocalSocket, begun: Bytes) -> Optio
     let aside = Wakes::new(); // of the two that end it, which most polls do not concern
     let ended = poll_fn(|cx| {
         loop {
-            if let Poll::Ready(ended) = connection.poll_without_shutdown(cx) {
+            if let Poll::Ready(ended) = Pin::new(&mut connection).poll(cx) {
                 return Poll::Ready(ended);
             }
             aside.concern(cx.waker());
@@ -205,7 +201,7 @@ async fn serve_http1(client: Client, socket: LocalSocket, begun: Bytes) -> Optio
         (front.onward.take(), front.refused, Bytes::from(unread))
     };
     if let Some(onward) = onward {
-        return Some(Next::Switch(socket, Box::new(onward), unread));
+        return Some(Next::Switch(socket, onward, unread));
     }
     if ended.is_err() {
         return None; // cut

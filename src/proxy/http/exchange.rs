@@ -5,27 +5,30 @@ use std::sync::{Arc, OnceLock};
 use bytes::Bytes;
 use http::header::{CONNECTION, HOST, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
-use http::uri::{PathAndQuery, Scheme};
+use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Response, StatusCode, Uri, Version};
 use tokio::time::Instant;
 
 use super::Http;
-use super::answer::{NODE, OwnAnswer, Reason, is_grpc};
-use super::asking::{Answer, Outbox, Question, Unanswerable, grpc_outcome};
+use super::answer::{NODE, OwnAnswer};
+use super::asking::{Answer, Question, grpc_outcome};
 use super::body::{BodyError, Outgoing, Patience, Source};
 use super::head::{self, ClientAddress};
 use super::malformed::Malformed;
+use super::miss::Unanswerable;
 use super::noted::Noted;
-use super::pool::{self, Key, Stream};
+use super::onward::Onward;
+use super::outbox::Outbox;
+use super::pool::{Stream, Whose};
 use super::request_body::RequestBody;
-use super::upstream::{Kept, UpstreamIo};
+use super::upstream::{Brought, Kept, UpstreamIo};
 use crate::model::{Moment, Outcome, Protocol, ServiceName};
 use crate::proxy::call::Call;
 use crate::proxy::last_asked::LastAsked;
 use crate::proxy::tcp::Cut;
 use crate::proxy::traffic::{Exchange, Meter};
 use crate::proxy::{EntryOptions, Span};
-use crate::telemetry::{Counter, Direction, Door, EventKind};
+use crate::telemetry::{Door, EventKind};
 use crate::transport::Link;
 
 /// The caller's member, as its agent says. What the certificate proves is in PROXY protocol's header.
@@ -40,6 +43,7 @@ pub(super) struct Asked<'a> {
     /// In a box: it passes through many hands.
     pub(super) head: Box<Parts>,
     pub(super) body: RequestBody,
+    pub(super) is_grpc: bool,
     pub(super) noted: Option<Box<Noted>>,
 }
 
@@ -47,7 +51,7 @@ pub(super) struct Asked<'a> {
 pub(super) struct Answered {
     pub(super) response: Response<Outgoing>,
     /// The connection itself, where both sides agreed to speak something else from here on.
-    pub(super) switched: Option<Switched>,
+    pub(super) onward: Option<Box<Onward>>,
 }
 
 /// What both sides go on with after an upgrade.
@@ -63,9 +67,8 @@ pub(super) struct Carried {
     http: Arc<Http>,
     /// What the access log is to say.
     noted: Option<Box<Noted>>,
-    key: Key,
+    whose: Arc<Whose>,
     exchange: Exchange,
-    bytes: Counter,
     call: Call,
     /// What is wrong with what the client sends, if something is.
     client_failure: Option<Arc<OnceLock<BodyError>>>,
@@ -84,7 +87,7 @@ impl Carried {
 
     /// Where its bytes are counted.
     pub(super) fn meter(&self) -> Meter<'_> {
-        Meter::new(&self.bytes, self.noted.as_ref().map(|noted| noted.bytes()))
+        Meter::new(&self.whose.traffic.bytes, self.noted.as_ref().map(|noted| noted.bytes()))
     }
 
     /// The trailers of the response.
@@ -103,7 +106,7 @@ impl Carried {
         let endpoint = self.call.endpoint();
         let fields = LastAsked::new(endpoint).fields();
         let events = &self.http.outbound.events;
-        events.record_with(EventKind::RequestFailed, &self.key.0, "cut", fields);
+        events.record_with(EventKind::RequestFailed, &self.whose.key.0, "cut", fields);
         let is_its_fault = self.link.as_ref().is_none_or(|link| link.is_open());
         self.call.judge(if is_its_fault { Outcome::Failed } else { Outcome::Unknown });
     }
@@ -126,7 +129,7 @@ impl Carried {
             && kept.is_idle()
         {
             match self.call.picked().shares_connections() {
-                true => self.http.pool.put(self.key, kept, now),
+                true => self.http.pool.put(kept, now),
                 false => kept.end(),
             }
         }
@@ -150,35 +153,47 @@ impl Carried {
 impl Http {
     /// Sends a request to an instance of its service and brings its response, or says why none comes.
     pub(super) async fn exchange(self: &Arc<Self>, mut asked: Asked<'_>) -> Answered {
-        let (service, door) = (asked.service, asked.door);
-        let is_grpc = is_grpc(&asked.head.headers);
+        let (service, door, is_grpc) = (asked.service, asked.door, asked.is_grpc);
         let (mut noted, begun_at) = (asked.noted.take(), self.outbound.clock.now());
         if let Some(noted) = &mut noted {
             noted.is_for(service);
         }
-        let Unanswerable { reason, last } = match self.prepare(asked, is_grpc) {
-            Ok((question, upgrade)) => match question.ask_in_time(&mut noted).await {
-                Ok(answer) => return self.relay(&question, answer, begun_at, noted, upgrade),
-                Err(unanswerable) => unanswerable,
-            },
-            Err(malformed) => Unanswerable { reason: Reason::Malformed(malformed), last: None },
+        let decline =
+            |unanswerable, noted| Self::decline(self, service, door, is_grpc, unanswerable, noted);
+        let (question, upgrade) = match self.prepare(asked) {
+            Ok(prepared) => prepared,
+            Err(malformed) => return decline(malformed.into(), noted),
         };
+        match question.ask_in_time(&mut noted).await {
+            Ok(answer) => self.relay(&question, answer, begun_at, noted, upgrade),
+            Err(unanswerable) => decline(unanswerable, noted),
+        }
+    }
+
+    /// Says why no instance's response comes.
+    fn decline(
+        &self,
+        service: &ServiceName,
+        door: Door,
+        is_grpc: bool,
+        Unanswerable { reason, last }: Unanswerable,
+        noted: Option<Box<Noted>>,
+    ) -> Answered {
         if let Some(kind) = reason.event(last.as_ref()) {
             let fields = last.as_ref().map(LastAsked::fields).unwrap_or_default();
             self.outbound.events.record_with(kind, service, reason.word(), fields);
         }
         self.outbound.metrics.count_refused(door, reason.word());
         let answer = OwnAnswer { reason, service: Some(service), last: last.as_ref(), is_grpc };
-        Answered { response: answer.response(noted), switched: None }
+        Answered { response: answer.response(noted), onward: None }
     }
 
     /// Makes of what a client asks what an instance is asked, and says what it is to upgrade to.
     fn prepare<'a>(
         &'a self,
         asked: Asked<'a>,
-        is_grpc: bool,
     ) -> Result<(Question<'a>, Option<HeaderValue>), Malformed> {
-        let Asked { service, options, client, mut head, body, .. } = asked;
+        let Asked { service, options, client, mut head, body, is_grpc, .. } = asked;
         let upgrade = head::upgrade(&head);
         head::forward_request(&mut head.headers, client, upgrade.clone())?;
         let deadline = deadline(&head.headers, options.limits.timeout.request)?;
@@ -206,24 +221,22 @@ impl Http {
         mut noted: Option<Box<Noted>>,
         upgrade: Option<HeaderValue>,
     ) -> Answered {
-        let Question { service, outbox, options, .. } = question;
+        let Question { outbox, options, .. } = question;
         if let Some(source) = &outbox.source {
             source.settle();
         }
-        let Answer { mut response, kept, stream, call, link } = answer;
+        let Answer { brought, call, link } = answer;
+        let Brought { mut response, whose, kept, stream } = *brought;
         let (status, endpoint) = (response.status(), call.endpoint());
         if let Some(noted) = &mut noted {
             noted.answered(endpoint, status.as_u16());
         }
-        let (peer, name) = (endpoint.member, &endpoint.member_name);
-        let node = HeaderValue::from_str(name.as_str()).ok();
-        let traffic = self.outbound.traffic.of(Direction::outbound, service, peer, name);
+        let node = whose.node.clone();
         let carried = Carried {
             http: Arc::clone(self),
             noted,
-            exchange: traffic.exchange(begun_at, status.as_u16()),
-            bytes: traffic.bytes,
-            key: pool::key(service, endpoint),
+            exchange: whose.traffic.exchange(begun_at, status.as_u16()),
+            whose,
             call,
             client_failure: outbox.source.as_ref().map(|source| source.failure_to_come()),
             link,
@@ -234,10 +247,11 @@ impl Http {
         let is_upgrade = switched_to.is_some();
         head::forward_response(response.headers_mut(), switched_to);
         let (head, body) = response.into_parts();
-        let (body, switched) = match kept {
+        let (body, onward) = match kept {
             Some(kept) if is_upgrade => {
                 let (io, said) = kept.into_io();
-                (Outgoing::EMPTY, Some(Switched { io, said, carried }))
+                let onward = Onward::Upgraded(Switched { io, said, carried });
+                (Outgoing::EMPTY, Some(Box::new(onward)))
             }
             kept => {
                 let patience = Patience::new(options.limits.timeout.idle(), outbox.deadline);
@@ -249,7 +263,7 @@ impl Http {
             response.headers_mut().insert(NODE, node);
         }
         *response.version_mut() = Version::HTTP_11;
-        Answered { response, switched }
+        Answered { response, onward }
     }
 
     /// Writes where the request goes as the instance's protocol says it.
@@ -259,31 +273,38 @@ impl Http {
         protocol: Protocol,
         service: &ServiceName,
     ) -> Result<(), Malformed> {
-        let path = head.uri.path_and_query().cloned();
-        let path = path.unwrap_or_else(|| PathAndQuery::from_static("/"));
         if !head.headers.contains_key(HOST) {
             // HTTP/2 says it in its target, HTTP/1.0 need not say it, and HTTP/1.1 always has one.
             let host = head.uri.authority().map_or(service.as_str(), |host| host.as_str());
             let host = HeaderValue::from_str(host).map_err(|_| Malformed::Host)?;
             head.headers.insert(HOST, host);
         }
-        let mut uri = http::uri::Parts::default();
         if protocol == Protocol::Http {
             head.version = Version::HTTP_11;
+            if head.uri.authority().is_some() {
+                head.uri = uri(&head.uri, None)?;
+            }
         } else {
             let host = head.headers.remove(HOST);
             let host = host.as_ref().and_then(|host| host.to_str().ok());
-            let authority = head.uri.authority().cloned();
-            uri.authority = authority.or_else(|| host?.parse().ok());
-            uri.scheme = Some(Scheme::HTTP);
+            let authority = head.uri.authority().cloned().or_else(|| host?.parse().ok());
+            head.uri = uri(&head.uri, Some(authority.ok_or(Malformed::Target)?))?;
             head.headers.remove(CONNECTION);
             head.version = Version::HTTP_2;
         }
-        uri.path_and_query = Some(path);
-        head.uri = Uri::from_parts(uri).map_err(|_| Malformed::Target)?;
         head.extensions = http::Extensions::new();
         Ok(())
     }
+}
+
+/// What of `target` is said to an instance: with where it is, as HTTP/2 has it, or without.
+fn uri(target: &Uri, authority: Option<Authority>) -> Result<Uri, Malformed> {
+    let mut uri = http::uri::Parts::default();
+    let path = target.path_and_query().cloned();
+    uri.path_and_query = Some(path.unwrap_or_else(|| PathAndQuery::from_static("/")));
+    uri.scheme = authority.as_ref().map(|_| Scheme::HTTP);
+    uri.authority = authority;
+    Uri::from_parts(uri).map_err(|_| Malformed::Target)
 }
 
 /// When the caller's time is over: its own word, or the entry's limit, whichever is nearer.

@@ -176,6 +176,9 @@ pub(super) fn check(parts: &Parts) -> Result<(), Malformed> {
 /// a list to choose from, a request with a body, and HTTP/2, which would carry requests past us
 /// unread.
 pub(super) fn upgrade(parts: &Parts) -> Option<HeaderValue> {
+    if !has(&parts.headers, &UPGRADE) {
+        return None;
+    }
     let has_length = parts.headers.get(CONTENT_LENGTH).is_some_and(|len| len != "0");
     if has_length || parts.headers.contains_key(TRANSFER_ENCODING) {
         return None;
@@ -193,6 +196,9 @@ pub(super) fn upgrade(parts: &Parts) -> Option<HeaderValue> {
 
 /// How much time the caller leaves, where it says so.
 pub(super) fn time_left(headers: &HeaderMap) -> Result<Option<Duration>, Malformed> {
+    if !has(headers, &DEADLINE) {
+        return Ok(None);
+    }
     let mut lines = headers.get_all(DEADLINE).iter();
     let Some(line) = lines.next() else { return Ok(None) };
     let is_number = line.as_bytes().iter().all(u8::is_ascii_digit) && lines.next().is_none();
@@ -234,16 +240,24 @@ pub(super) fn forward_request(
         }
         nominated.push(name);
     }
-    let wants_trailers = headers.get_all(TE).iter().any(|te| names(te, b"trailers"));
     nominated.extend(headers.keys().filter(|name| is_forged(name.as_str())).cloned());
     strip(headers, &nominated, upgrade);
-    headers.remove(TE);
-    if wants_trailers {
-        headers.insert(TE, HeaderValue::from_static("trailers"));
+    if has(headers, &TE) {
+        let wants_trailers = headers.get_all(TE).iter().any(|te| names(te, b"trailers"));
+        headers.remove(TE);
+        if wants_trailers {
+            headers.insert(TE, HeaderValue::from_static("trailers"));
+        }
     }
-    join(headers, COOKIE, b"; ", None); // RFC 9113 8.2.3: HTTP/2 splits it, HTTP/1.1 must not
-    if let Some(client) = client {
-        join(headers, FORWARDED_FOR, b", ", Some(&client.text));
+    if has(headers, &COOKIE) {
+        join(headers, COOKIE, b"; ", None); // RFC 9113 8.2.3: HTTP/2 splits it, HTTP/1.1 must not
+    }
+    match client {
+        Some(client) if has(headers, &FORWARDED_FOR) => {
+            join(headers, FORWARDED_FOR, b", ", Some(&client.text));
+        }
+        Some(client) => drop(headers.insert(FORWARDED_FOR, client.text.clone())),
+        None => {}
     }
     Ok(())
 }
@@ -257,7 +271,9 @@ pub(super) fn forward_response(headers: &mut HeaderMap, upgrade: Option<HeaderVa
         .filter(|name| !is_end_to_end(name.as_str()))
         .collect();
     strip(headers, &nominated, upgrade);
-    headers.remove(REASON);
+    if has(headers, &REASON) {
+        headers.remove(REASON);
+    }
 }
 
 /// Whether a request may have this trailer, in whatever case it is written.
@@ -307,9 +323,16 @@ fn is_dashed(name: &str, dashed: &str) -> bool {
     name.len() == dashed.len() && name.bytes().zip(dashed.bytes()).all(is_same)
 }
 
+/// Whether there is such a line. For names that few messages have: to look at all of a message's few
+/// names is cheaper than to look for one.
+pub(super) fn has(headers: &HeaderMap, name: &HeaderName) -> bool {
+    headers.keys().any(|own| own == name)
+}
+
 /// What the `Connection` lines list, without the white space around it.
 fn options(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
-    headers.get_all(CONNECTION).iter().flat_map(list)
+    let lines = has(headers, &CONNECTION).then(|| headers.get_all(CONNECTION).iter());
+    lines.into_iter().flatten().flat_map(list)
 }
 
 fn list(value: &HeaderValue) -> impl Iterator<Item = &[u8]> {
@@ -335,8 +358,9 @@ fn is_end_to_end(name: &str) -> bool {
 /// What only we say to applications, also as those see it that take `_` for `-`.
 fn is_forged(name: &str) -> bool {
     let begins = |prefix: &str| name.get(..prefix.len()).is_some_and(|it| is_dashed(it, prefix));
-    let is_lookalike = name.contains('_') && begins("x-forwarded-");
-    is_lookalike || (begins(OURS) && name != DEADLINE.as_str())
+    let is_lookalike = || begins("x-forwarded-") && name.contains('_');
+    let is_ours = || begins(OURS) && name != DEADLINE.as_str();
+    name.starts_with('x') && (is_lookalike() || is_ours()) // most names end here
 }
 
 fn strip(headers: &mut HeaderMap, nominated: &[HeaderName], upgrade: Option<HeaderValue>) {
@@ -353,14 +377,11 @@ fn strip(headers: &mut HeaderMap, nominated: &[HeaderName], upgrade: Option<Head
 
 /// Makes one line of all lines of `name` and of `last`.
 fn join(headers: &mut HeaderMap, name: HeaderName, separator: &[u8], last: Option<&HeaderValue>) {
-    let lines: Vec<_> = headers.get_all(&name).iter().chain(last).collect();
-    if let [] | [_] = lines[..] {
-        if let Some(last) = last.filter(|_| lines.len() == 1) {
-            headers.insert(name, last.clone());
-        }
+    let lines = headers.get_all(&name).iter().chain(last).map(HeaderValue::as_bytes);
+    let lines: Vec<_> = lines.collect();
+    if let [_] = lines[..] {
         return;
     }
-    let lines: Vec<_> = lines.into_iter().map(HeaderValue::as_bytes).collect();
     if let Ok(joined) = HeaderValue::from_bytes(&lines.join(separator)) {
         headers.insert(name, joined); // valid values, joined by valid bytes, always are one
     }

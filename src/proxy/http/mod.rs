@@ -2,7 +2,7 @@
 //!
 //! The caller's agent reads requests ([`downstream`], behind the [`gate`]), says where each goes
 //! ([`client`]), picks an instance for it ([`exchange`], [`asking`]) and writes them anew on a connection
-//! to it ([`upstream`]); the agent in front of the instance carries bytes. Connections to instances rest in
+//! to it ([`outbox`], [`upstream`]); the agent in front of the instance carries bytes. Connections to instances rest in
 //! a [`pool`] between requests. What an application sees was parsed once, and what the mesh itself has to
 //! say is in [`answer`].
 
@@ -18,8 +18,10 @@ mod exchange;
 mod gate;
 mod head;
 mod malformed;
+mod miss;
 mod noted;
 mod onward;
+mod outbox;
 mod outside;
 mod pool;
 mod request_body;

@@ -4,11 +4,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::HeaderValue;
 use parking_lot::Mutex;
 
 use super::upstream::{Kept, Shared};
 use crate::mesh::Endpoint;
-use crate::model::{InstanceId, MemberId, Moment, ServiceName};
+use crate::model::{InstanceId, MemberId, MemberName, Moment, ServiceName};
+use crate::proxy::traffic::{Counters, Traffic};
+use crate::telemetry::Direction;
 
 /// Whose connection: an instance, of a service.
 pub(super) type Key = (ServiceName, MemberId, InstanceId);
@@ -16,6 +19,22 @@ pub(super) type Key = (ServiceName, MemberId, InstanceId);
 /// Of this endpoint of `service`.
 pub(super) fn key(service: &ServiceName, endpoint: &Endpoint) -> Key {
     (service.clone(), endpoint.member, endpoint.instance.clone())
+}
+
+/// Whose a connection is, and where each exchange on it is counted.
+pub(super) struct Whose {
+    pub(super) key: Key,
+    /// The name of the instance's member, as a header says it.
+    pub(super) node: Option<HeaderValue>,
+    pub(super) traffic: Counters,
+}
+
+impl Whose {
+    pub(super) fn new(key: Key, member: &MemberName, traffic: &Traffic) -> Self {
+        let node = HeaderValue::from_str(member.as_str()).ok();
+        let traffic = traffic.of(Direction::outbound, &key.0, key.1, member);
+        Self { key, node, traffic }
+    }
 }
 
 /// How long a connection rests before it is ended. Servers close resting connections, and a request
@@ -65,9 +84,12 @@ impl Pool {
     }
 
     /// Keeps a connection for the next request.
-    pub(super) fn put(&self, key: Key, kept: Kept, now: Moment) {
+    pub(super) fn put(&self, kept: Kept, now: Moment) {
         let mut resting = self.resting.lock();
-        let connections = resting.entry(key).or_default();
+        let connections = match resting.get_mut(&kept.whose.key) {
+            Some(connections) => connections,
+            None => resting.entry(kept.whose.key.clone()).or_default(),
+        };
         if connections.len() < RESTING_MAX {
             connections.push(Resting { kept, since: now });
         } else {
@@ -88,10 +110,11 @@ impl Pool {
     }
 
     /// Shares a new connection with later exchanges; the first is the caller's.
-    pub(super) fn add(&self, key: Key, connection: &Shared, now: Moment) -> Stream {
+    pub(super) fn add(&self, connection: &Shared, now: Moment) -> Stream {
         let streams = Arc::<()>::default();
         let stream = Stream { _mark: Arc::clone(&streams) };
         let counted = Counted { connection: connection.clone(), streams, used_at: now };
+        let key = connection.whose.key.clone();
         self.shared.lock().entry(key).or_default().push(counted);
         stream
     }

@@ -24,6 +24,7 @@ use tokio::time::timeout;
 use super::acceptance::Acceptance;
 use super::body::Upload;
 use super::chunks::{Chunked, Chunks};
+use super::pool::{Stream, Whose};
 use super::tasks::Tasks;
 use crate::proxy::local::LocalSocket;
 use crate::proxy::stalls::Stalls;
@@ -107,7 +108,6 @@ impl Way {
 }
 
 /// What is known of a connection besides what it says.
-#[derive(Debug)]
 pub(super) struct Fate {
     /// Whether its agent has taken it.
     acceptance: Arc<Acceptance>,
@@ -119,6 +119,9 @@ pub(super) struct Fate {
     is_blocked: AtomicBool,
     /// Why its agent refused it.
     refusal: Mutex<Option<Refusal>>,
+    /// Of its reader: hyper looks for more than there is several times for each response, and each look
+    /// takes the lock of the tunnel's connection.
+    arrivals: Wakes,
 }
 
 impl Fate {
@@ -129,6 +132,7 @@ impl Fate {
             begun_at: AtomicU64::new(0),
             is_blocked: AtomicBool::new(false),
             refusal: Mutex::new(None),
+            arrivals: Wakes::new(),
         }
     }
 
@@ -177,9 +181,6 @@ impl Fate {
 /// A connection to an instance as hyper reads and writes it.
 pub(super) struct UpstreamIo {
     way: Way,
-    /// Of its reader: hyper looks for more than there is several times for each response, and each look
-    /// takes the lock of the tunnel's connection.
-    wakes: Wakes,
     fate: Arc<Fate>,
     /// Nothing more can be written. What the instance said before, or how it went, is still to be
     /// read: an upload that is refused early has an answer.
@@ -192,7 +193,7 @@ impl UpstreamIo {
             Way::Local(_) => true,
             Way::Tunnel { is_open, .. } => *is_open,
         };
-        Self { way, wakes: Wakes::new(), fate: Arc::new(Fate::new(is_accepted)), is_deaf: false }
+        Self { way, fate: Arc::new(Fate::new(is_accepted)), is_deaf: false }
     }
 
     /// How many bytes the instance was given at most; `None` when nobody knows.
@@ -240,13 +241,14 @@ impl UpstreamIo {
 
 impl Chunks for UpstreamIo {
     fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
-        self.wakes.concern(cx.waker());
-        if !self.wakes.was_woken() {
+        let arrivals = &self.fate.arrivals;
+        arrivals.concern(cx.waker());
+        if !arrivals.was_woken() {
             return Poll::Pending;
         }
-        let chunk = self.way.poll_chunk(&mut self.wakes.context(), &self.fate);
+        let chunk = self.way.poll_chunk(&mut arrivals.context(), &self.fate);
         if chunk.is_ready() {
-            self.wakes.remember(); // there may be more
+            arrivals.remember(); // there may be more
         }
         chunk
     }
@@ -306,8 +308,22 @@ pub(super) enum Unanswered {
     },
 }
 
+/// A response whose head has come, and on what the rest of it comes.
+pub(super) struct Brought {
+    pub(super) response: Response<Incoming>,
+    pub(super) whose: Arc<Whose>,
+    /// The connection, where that is for this exchange alone.
+    pub(super) kept: Option<Kept>,
+    /// A place on the connection, where that is shared.
+    pub(super) stream: Option<Stream>,
+}
+
+/// What hyper makes of a request.
+type Sent = Result<Response<Incoming>, TrySendError<Request<Upload>>>;
+
 /// A connection of HTTP/1.1 that one exchange has for itself.
 pub(super) struct Kept {
+    pub(super) whose: Arc<Whose>,
     sender: http1::SendRequest<Upload>,
     /// In a box: it passes through many hands.
     connection: Box<http1::Connection<Chunked<UpstreamIo>, Upload>>,
@@ -319,7 +335,7 @@ pub(super) struct Kept {
 
 impl Kept {
     /// A connection on which nothing was said yet.
-    pub(super) async fn new(way: Way) -> hyper::Result<Self> {
+    pub(super) async fn new(way: Way, whose: Arc<Whose>) -> hyper::Result<Self> {
         let io = UpstreamIo::new(way);
         let fate = Arc::clone(&io.fate);
         let (sender, connection) = http1::Builder::new()
@@ -328,34 +344,48 @@ impl Kept {
             .handshake(Chunked::new(io))
             .await?;
         let (connection, wakes) = (Box::new(connection), Wakes::new());
-        Ok(Self { sender, connection, fate, wakes, is_over: false })
+        Ok(Self { whose, sender, connection, fate, wakes, is_over: false })
     }
 
     /// Sends a request and waits for the head of its response.
     pub(super) fn send(
         mut self,
         mut request: Request<Upload>,
-    ) -> impl Future<Output = Result<(Response<Incoming>, Self), Unanswered>> {
+    ) -> impl Future<Output = Result<Box<Brought>, Unanswered>> {
         let begun_at = self.fate.begin();
         request.body_mut().wait_for(&self.fate.acceptance);
         let answer = self.sender.try_send_request(request);
         async move {
             let mut answer = pin!(answer);
             let early = poll_fn(|cx| self.poll_for(cx, |cx| answer.as_mut().poll(cx))).await;
-            if let Some(Ok(response)) = early {
-                return Ok((response, self));
+            match early {
+                Some(Ok(response)) => {
+                    let whose = Arc::clone(&self.whose);
+                    Ok(Box::new(Brought { response, whose, kept: Some(self), stream: None }))
+                }
+                // In a box: it takes much room, and happens seldom.
+                early => Err(Box::pin(self.why_unanswered(begun_at, early, answer)).await),
             }
-            let Self { connection, fate, .. } = self;
-            let io = connection.into_parts().io.connection; // whoever waits for it is told
-            let late = match early {
-                Some(answer) => answer,
-                None => answer.await,
-            };
-            match late {
-                // Cannot be: nothing could have come.
-                Ok(_) => Err(Unanswered::Unknown { why: String::new(), is_unreadable: false }),
-                Err(error) => Err(Box::pin(fate.why_unanswered(begun_at, error, io)).await),
-            }
+        }
+    }
+
+    /// What became of the last request, which began after `begun_at` bytes.
+    async fn why_unanswered(
+        self,
+        begun_at: u64,
+        early: Option<Sent>,
+        answer: impl Future<Output = Sent>,
+    ) -> Unanswered {
+        let Self { connection, fate, .. } = self;
+        let io = connection.into_parts().io.connection; // whoever waits for it is told
+        let late = match early {
+            Some(answer) => answer,
+            None => answer.await,
+        };
+        match late {
+            // Cannot be: nothing could have come.
+            Ok(_) => Unanswered::Unknown { why: String::new(), is_unreadable: false },
+            Err(error) => fate.why_unanswered(begun_at, error, io).await,
         }
     }
 
@@ -404,8 +434,8 @@ impl Kept {
 
     /// Whether it can take another request: it is idle, and the instance has not closed it.
     pub(super) fn is_free(&mut self) -> bool {
-        self.wakes.concern_nobody(); // whoever takes it drives it
-        if !self.is_over && self.wakes.was_woken() {
+        if !self.is_over && self.fate.arrivals.is_woken() {
+            self.wakes.concern_nobody(); // whoever takes it drives it
             self.drive();
         }
         self.is_idle()
@@ -427,13 +457,14 @@ impl Kept {
 /// A connection of HTTP/2 that all exchanges with an instance share. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Shared {
+    pub(super) whose: Arc<Whose>,
     sender: http2::SendRequest<Upload>,
     fate: Arc<Fate>,
 }
 
 impl Shared {
     /// A connection on which nothing was said yet, driven in `tasks`.
-    pub(super) async fn new(way: Way, tasks: Tasks) -> hyper::Result<Self> {
+    pub(super) async fn new(way: Way, whose: Arc<Whose>, tasks: Tasks) -> hyper::Result<Self> {
         let io = UpstreamIo::new(way);
         let fate = Arc::clone(&io.fate);
         let (sender, connection) = http2::Builder::new(tasks.clone())
@@ -446,7 +477,7 @@ impl Shared {
         tasks.spawn("http2 upstream", async move {
             let _ = connection.await; // its exchanges are told
         });
-        Ok(Self { sender, fate })
+        Ok(Self { whose, sender, fate })
     }
 
     /// Whether it takes another request.
@@ -454,22 +485,29 @@ impl Shared {
         !self.sender.is_closed()
     }
 
-    /// Sends a request and waits for the head of its response.
-    pub(super) async fn send(
+    /// Sends a request and waits for the head of its response, in a place on the connection.
+    pub(super) fn send(
         mut self,
         mut request: Request<Upload>,
-    ) -> Result<Response<Incoming>, Unanswered> {
+        stream: Option<Stream>,
+    ) -> impl Future<Output = Result<Box<Brought>, Unanswered>> {
         request.body_mut().wait_for(&self.fate.acceptance);
-        if self.sender.ready().await.is_err() {
-            return Err(self.fate.unsent());
+        let answer = self.sender.try_send_request(request);
+        async move {
+            match answer.await {
+                Ok(response) => {
+                    Ok(Box::new(Brought { response, whose: self.whose, kept: None, stream }))
+                }
+                Err(error) => Err(self.why_unanswered(error)),
+            }
         }
-        let mut error = match self.sender.try_send_request(request).await {
-            Ok(response) => return Ok(response),
-            Err(error) => error,
-        };
+    }
+
+    /// What became of a request that ended with `error`.
+    fn why_unanswered(&self, mut error: TrySendError<Request<Upload>>) -> Unanswered {
         let is_refused = self.fate.refusal.lock().is_some();
         if is_refused || error.take_message().is_some() || was_not_processed(error.error()) {
-            return Err(self.fate.unsent());
+            return self.fate.unsent();
         }
         let error = h2_error(error.error());
         let why = error.map(ToString::to_string).unwrap_or_default();
@@ -477,7 +515,7 @@ impl Shared {
         let is_unreadable = error.is_some_and(|error| {
             error.is_library() && error.reason() != Some(h2::Reason::ENHANCE_YOUR_CALM)
         });
-        Err(Unanswered::Unknown { why, is_unreadable })
+        Unanswered::Unknown { why, is_unreadable }
     }
 }
 
@@ -513,12 +551,18 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
+    use crate::model::MemberId;
     use crate::proxy::pipe::pipe;
+    use crate::proxy::traffic::Traffic;
+    use crate::telemetry::Metrics;
 
     #[tokio::test]
     async fn an_answer_wakes_its_task_once_and_what_hyper_tells_itself_does_not() {
         let (near, mut far) = pipe();
-        let kept = Kept::new(Way::Local(LocalSocket::of_task(near))).await.unwrap();
+        let key = ("web".parse().unwrap(), MemberId::from_bytes([1; 16]), "a".parse().unwrap());
+        let whose = Whose::new(key, &"b".parse().unwrap(), &Traffic::new(Metrics::new()));
+        let way = Way::Local(LocalSocket::of_task(near));
+        let kept = Kept::new(way, Arc::new(whose)).await.unwrap();
         let request = Request::get("/").header(HOST, "a").body(Upload::EMPTY).unwrap();
         let mut send = pin!(kept.send(request));
         // A task that only remembers whether it was woken.
@@ -533,9 +577,10 @@ mod tests {
         let len = far.read(&mut said).await.unwrap();
         assert!(said[..len].starts_with(b"GET / HTTP/1.1\r\n"));
         far.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.unwrap();
-        let Poll::Ready(Ok((response, mut kept))) = poll(send.as_mut()) else {
+        let Poll::Ready(Ok(brought)) = poll(send.as_mut()) else {
             panic!("the answer is there");
         };
+        let Brought { response, kept: Some(mut kept), .. } = *brought else { panic!("its own") };
         let mut body = response.into_body();
         let frame = poll_fn(|_| {
             kept.poll_for(&mut task.context(), |cx| Pin::new(&mut body).poll_frame(cx))
