@@ -75,9 +75,9 @@ impl Call {
         self.picked.slot().calls()
     }
 
-    /// The instance is asked `now`.
-    pub(super) fn ask(&self, now: Moment) {
-        self.asked_at.store(now.as_nanos().max(1), Ordering::Relaxed);
+    /// The instance is asked, since this moment.
+    pub(super) fn ask(&self, at: Moment) {
+        self.asked_at.store(at.as_nanos().max(1), Ordering::Relaxed);
     }
 
     /// Until `moment` it was not the instance that was waited for, but its caller.

@@ -119,27 +119,29 @@ pub enum LoggingError {
     Thread(#[from] ThreadError),
 }
 
-/// Checks that this is a level (`info`) or levels per module (`warn,murmesh=debug`). The parser of filters
-/// takes a lone word that is no level for a module: `debg` would silence everything.
+/// Checks that this is a level (`info`) or levels per module (`warn,murmesh=debug`).
 ///
 /// # Errors
 /// What is expected instead.
 pub fn check_filter(filter: &str) -> Result<(), &'static str> {
+    read(filter).map(|_| ())
+}
+
+/// The parser of filters takes a lone word that is no level for a module: `debg` would silence everything.
+fn read(filter: &str) -> Result<EnvFilter, &'static str> {
     let is_level = |word: &str| !word.is_empty() && word.parse::<LevelFilter>().is_ok();
     let is_part = |part: &str| match part.rsplit_once('=') {
         Some((module, level)) => !module.is_empty() && is_level(level),
         None => is_level(part),
     };
-    let is_sound = EnvFilter::try_new(filter).is_ok() && filter.split(',').all(is_part);
-    is_sound.then_some(()).ok_or(
+    let read = EnvFilter::try_new(filter).ok().filter(|_| filter.split(',').all(is_part));
+    read.ok_or(
         "a level (off, error, warn, info, debug, trace) or levels per module (warn,murmesh=debug)",
     )
 }
 
 fn parse(filter: &str) -> Result<EnvFilter, LoggingError> {
-    check_filter(filter)
-        .map_err(|expected| LoggingError::Filter { filter: filter.to_owned(), expected })?;
-    Ok(EnvFilter::new(filter))
+    read(filter).map_err(|expected| LoggingError::Filter { filter: filter.to_owned(), expected })
 }
 
 /// Starts logging for this process. `filter` is a level (`info`) or per-module levels

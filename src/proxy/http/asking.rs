@@ -27,8 +27,8 @@ use super::body::{Source, Turn};
 use super::miss::{Lost, Miss, Unanswerable};
 use super::noted::Noted;
 use super::outbox::Outbox;
-use super::pool::{self, Key, Whose};
 use super::upstream::{Brought, Kept, Shared, Unanswered, Way};
+use super::whose::{self, Key, Whose};
 use crate::mesh::Endpoint;
 use crate::model::{Moment, Outcome, Protocol, ServiceName};
 use crate::proxy::EntryOptions;
@@ -308,7 +308,7 @@ impl Question<'_> {
             Err(error) => return Err(error.clone().into()),
         };
         let endpoint = call.endpoint();
-        let key = pool::key(self.service, endpoint);
+        let key = whose::key(self.service, endpoint);
         call.ask(*asked_at);
         let _turns = Turns { call, source: self.outbox.source.as_deref() };
         let asking = pin!(async {
@@ -415,7 +415,7 @@ impl Question<'_> {
     async fn ask_anew(&self, call: &Call, key: Key, link: Option<&Arc<Link>>) -> Attempt {
         let way = self.open(call, link).await?;
         let member = &call.endpoint().member_name;
-        let whose = Arc::new(Whose::new(key, member, &self.http.outbound.traffic));
+        let whose = Arc::new(Whose::new(key, member));
         let lost = || Setback::next(DialError::Lost, Avoid::Member);
         let outcome = if self.outbox.protocol == Protocol::Http {
             let kept = Kept::new(way, whose).await.map_err(|_| lost())?;

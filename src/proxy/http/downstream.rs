@@ -155,6 +155,7 @@ async fn serve_http1(client: Client, socket: LocalSocket, begun: Bytes) -> Optio
         let client = Arc::clone(&answering);
         let (head, body) = request.into_parts();
         let head = Box::new(head);
+        // hyper keeps room for it as long as the connection is not parked.
         async move { Ok::<_, Infallible>(client.answer_http1(head, body).await) }
     });
     let mut connection = http1::Builder::new()

@@ -19,9 +19,10 @@ use super::miss::Unanswerable;
 use super::noted::Noted;
 use super::onward::Onward;
 use super::outbox::Outbox;
-use super::pool::{Stream, Whose};
+use super::pool::Stream;
 use super::request_body::RequestBody;
 use super::upstream::{Brought, Kept, UpstreamIo};
+use super::whose::Whose;
 use crate::model::{Moment, Outcome, Protocol, ServiceName};
 use crate::proxy::call::Call;
 use crate::proxy::last_asked::LastAsked;
@@ -87,7 +88,8 @@ impl Carried {
 
     /// Where its bytes are counted.
     pub(super) fn meter(&self) -> Meter<'_> {
-        Meter::new(&self.whose.traffic.bytes, self.noted.as_ref().map(|noted| noted.bytes()))
+        let counters = self.whose.counters(&self.http.outbound.traffic);
+        Meter::new(&counters.bytes, self.noted.as_ref().map(|noted| noted.bytes()))
     }
 
     /// The trailers of the response.
@@ -159,7 +161,7 @@ impl Http {
             noted.is_for(service);
         }
         let decline =
-            |unanswerable, noted| Self::decline(self, service, door, is_grpc, unanswerable, noted);
+            |unanswerable, noted| self.decline(service, door, is_grpc, unanswerable, noted);
         let (question, upgrade) = match self.prepare(asked) {
             Ok(prepared) => prepared,
             Err(malformed) => return decline(malformed.into(), noted),
@@ -235,7 +237,7 @@ impl Http {
         let carried = Carried {
             http: Arc::clone(self),
             noted,
-            exchange: whose.traffic.exchange(begun_at, status.as_u16()),
+            exchange: whose.counters(&self.outbound.traffic).exchange(begun_at, status.as_u16()),
             whose,
             call,
             client_failure: outbox.source.as_ref().map(|source| source.failure_to_come()),

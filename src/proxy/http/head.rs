@@ -375,7 +375,7 @@ fn strip(headers: &mut HeaderMap, nominated: &[HeaderName], upgrade: Option<Head
     }
 }
 
-/// Makes one line of all lines of `name` and of `last`.
+/// Makes one line of all lines of `name`, of which there is one at least, and of `last`.
 fn join(headers: &mut HeaderMap, name: HeaderName, separator: &[u8], last: Option<&HeaderValue>) {
     let lines = headers.get_all(&name).iter().chain(last).map(HeaderValue::as_bytes);
     let lines: Vec<_> = lines.collect();

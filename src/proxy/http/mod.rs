@@ -27,6 +27,7 @@ mod pool;
 mod request_body;
 mod tasks;
 mod upstream;
+mod whose;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};

@@ -4,38 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::HeaderValue;
 use parking_lot::Mutex;
 
 use super::upstream::{Kept, Shared};
-use crate::mesh::Endpoint;
-use crate::model::{InstanceId, MemberId, MemberName, Moment, ServiceName};
-use crate::proxy::traffic::{Counters, Traffic};
-use crate::telemetry::Direction;
-
-/// Whose connection: an instance, of a service.
-pub(super) type Key = (ServiceName, MemberId, InstanceId);
-
-/// Of this endpoint of `service`.
-pub(super) fn key(service: &ServiceName, endpoint: &Endpoint) -> Key {
-    (service.clone(), endpoint.member, endpoint.instance.clone())
-}
-
-/// Whose a connection is, and where each exchange on it is counted.
-pub(super) struct Whose {
-    pub(super) key: Key,
-    /// The name of the instance's member, as a header says it.
-    pub(super) node: Option<HeaderValue>,
-    pub(super) traffic: Counters,
-}
-
-impl Whose {
-    pub(super) fn new(key: Key, member: &MemberName, traffic: &Traffic) -> Self {
-        let node = HeaderValue::from_str(member.as_str()).ok();
-        let traffic = traffic.of(Direction::outbound, &key.0, key.1, member);
-        Self { key, node, traffic }
-    }
-}
+use super::whose::Key;
+use crate::model::Moment;
 
 /// How long a connection rests before it is ended. Servers close resting connections, and a request
 /// that crosses with that is lost: the shortest limit in common use is 5 s (Node.js), and a new

@@ -24,8 +24,9 @@ use tokio::time::timeout;
 use super::acceptance::Acceptance;
 use super::body::Upload;
 use super::chunks::{Chunked, Chunks};
-use super::pool::{Stream, Whose};
+use super::pool::Stream;
 use super::tasks::Tasks;
+use super::whose::Whose;
 use crate::proxy::local::LocalSocket;
 use crate::proxy::stalls::Stalls;
 use crate::proxy::tcp::{Cut, Leftover, carry, carry_locally};
@@ -435,7 +436,6 @@ impl Kept {
     /// Whether it can take another request: it is idle, and the instance has not closed it.
     pub(super) fn is_free(&mut self) -> bool {
         if !self.is_over && self.fate.arrivals.is_woken() {
-            self.wakes.concern_nobody(); // whoever takes it drives it
             self.drive();
         }
         self.is_idle()
@@ -553,14 +553,12 @@ mod tests {
     use super::*;
     use crate::model::MemberId;
     use crate::proxy::pipe::pipe;
-    use crate::proxy::traffic::Traffic;
-    use crate::telemetry::Metrics;
 
     #[tokio::test]
     async fn an_answer_wakes_its_task_once_and_what_hyper_tells_itself_does_not() {
         let (near, mut far) = pipe();
         let key = ("web".parse().unwrap(), MemberId::from_bytes([1; 16]), "a".parse().unwrap());
-        let whose = Whose::new(key, &"b".parse().unwrap(), &Traffic::new(Metrics::new()));
+        let whose = Whose::new(key, &"b".parse().unwrap());
         let way = Way::Local(LocalSocket::of_task(near));
         let kept = Kept::new(way, Arc::new(whose)).await.unwrap();
         let request = Request::get("/").header(HOST, "a").body(Upload::EMPTY).unwrap();
